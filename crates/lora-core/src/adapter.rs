@@ -1,0 +1,42 @@
+//! The update and top holes: what is trained beside the frozen weight.
+
+use std::fmt::Debug;
+
+use tch::Tensor;
+
+use crate::weight::{BaseWeight, master_kind};
+
+/// Whether dropout acts. An argument, never state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Dropout on.
+    Train,
+    /// Dropout off.
+    Eval,
+}
+
+/// A trainable map from a frozen `W [out, in]` to an effective `W' [out, in]`.
+///
+/// `effective` and `params` are enough for a new method to be right everywhere: training, merging, saving,
+/// composing. `forward` and `row_norms` are shortcuts, which the laws of `testkit` hold to the definition.
+pub trait Adapter: Debug + Send {
+    /// The definition: `W'` from `w [out, in]`, in w's dtype, differentiable in the parameters.
+    fn effective(&self, w: &Tensor) -> Tensor;
+
+    /// The trainable leaves, named as in the adapter file (`lora_A.weight`), f32 masters.
+    fn params(&self) -> Vec<(&'static str, &Tensor)>;
+
+    /// `x W'ᵀ`: `[.., in] -> [.., out]` in x's dtype.
+    fn forward(&self, x: &Tensor, base: &dyn BaseWeight, mode: Mode) -> Tensor {
+        let _ = mode;
+        x.linear(&self.effective(&base.dense(x.kind())), None::<Tensor>)
+    }
+
+    /// `‖W'ᵢ‖` of each row `[out]` in the master dtype, without gradient.
+    fn row_norms(&self, base: &dyn BaseWeight) -> Tensor {
+        tch::no_grad(|| {
+            let w = base.dense(master_kind(base.kind()));
+            self.effective(&w).square().sum_dim_intlist([1i64].as_slice(), false, None).sqrt()
+        })
+    }
+}

@@ -1,0 +1,288 @@
+//! Output that is there whole or not at all: whatever fails, whenever the process dies, the target is what it was.
+
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
+
+use crate::{Error, Result};
+
+/// Whether a file (a path inside the folder, such as `adapter_config.json`) is one that may be overwritten.
+pub type IsOurs = fn(&Path) -> bool;
+
+/// A folder being written beside its target, as `NAME.partial-PID-N`, that takes the target's place at
+/// [`commit`](Self::commit), in one step. Dropped before, it is deleted.
+#[derive(Debug)]
+pub struct OutputFolder {
+    target: PathBuf,
+    overwrite: bool,
+    is_ours: IsOurs,
+    staged: Staged,
+}
+
+impl OutputFolder {
+    /// Begins a folder that is to be `target`. A missing parent is made.
+    ///
+    /// # Errors
+    /// The target is a file, a link, `/`, or holds the current folder; is not empty and `overwrite` is not
+    /// set; or holds a file for which `is_ours` is false, which is never deleted.
+    pub fn create(target: &Path, overwrite: bool, is_ours: IsOurs) -> Result<Self> {
+        let (parent, target) = locate(target)?;
+        check_target(&target, overwrite, is_ours)?;
+        make_folder(&parent)?;
+        let staged = Staged::new(&target, |path| DirBuilder::new().create(path))?.0;
+        Ok(Self { target, overwrite, is_ours, staged })
+    }
+
+    /// The folder while it is being written.
+    pub fn path(&self) -> &Path {
+        &self.staged.path
+    }
+
+    /// Writes one new file, `name` being a path inside the folder; folders on the way are made.
+    ///
+    /// # Errors
+    /// `name` leads out of the folder or is there already; `fill` fails; the disk is full.
+    pub fn write_with(
+        &self,
+        name: impl AsRef<Path>,
+        fill: impl FnOnce(&mut File) -> Result<()>,
+    ) -> Result<()> {
+        let name = name.as_ref();
+        let inside = name.components().all(|part| matches!(part, Component::Normal(_)));
+        let shown = self.target.join(name);
+        if !inside || name.file_name().is_none() {
+            return Err(Error::usage("a file of a folder must lie in it").at(name.display()));
+        }
+        let path = self.path().join(name);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(|e| Error::io("make the folder of", &shown, e))?;
+        }
+        let file = OpenOptions::new().write(true).create_new(true).open(&path);
+        let mut file = file.map_err(|e| Error::io("create the file", &shown, e))?;
+        fill(&mut file).map_err(|e| e.at(shown.display()))
+    }
+
+    /// Writes one new file with these bytes, as [`write_with`](Self::write_with).
+    ///
+    /// # Errors
+    /// As [`write_with`](Self::write_with).
+    pub fn write(&self, name: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> Result<()> {
+        let shown = name.as_ref().to_owned();
+        self.write_with(name, |file| {
+            file.write_all(bytes.as_ref()).map_err(|e| Error::io("write", &shown, e))
+        })
+    }
+
+    /// Brings everything to disk and puts it in the target's place, in one step. What was there is deleted.
+    ///
+    /// # Errors
+    /// The disk is full or fails, or the target has become one that may not be overwritten; then the target is
+    /// what it was. Only when the last two steps fail (bringing the exchange itself to disk, deleting the old
+    /// folder) is the new one in place, and the error says so.
+    pub fn commit(mut self) -> Result<()> {
+        sync_all(&self.staged.path)?;
+        check_target(&self.target, self.overwrite, self.is_ours)?;
+        let exchanged = put_in_place(&self.staged.path, &self.target, self.overwrite)
+            .map_err(|e| Error::io("put the finished folder in place", &self.target, e))?;
+        self.staged.armed = false;
+        let done = |e: Error| e.at("the output is in place, but");
+        sync(self.target.parent().unwrap_or(Path::new("."))).map_err(done)?;
+        match exchanged {
+            true => fs::remove_dir_all(&self.staged.path)
+                .map_err(|e| done(Error::io("delete the folder it replaced", &self.staged.path, e))),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Writes one file whole or not at all, replacing a file that is there. A missing parent is made.
+///
+/// # Errors
+/// The target is a folder or a link, or the disk is full; the file is what it was.
+pub fn write_file(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
+    write_file_with(path, |file| file.write_all(bytes.as_ref()).map_err(|e| Error::io("write", path, e)))
+}
+
+/// As [`write_file`], with what `fill` writes.
+pub(crate) fn write_file_with(path: &Path, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
+    let (parent, path) = locate(path)?;
+    match fs::symlink_metadata(&path) {
+        Ok(there) if !there.is_file() => return Err(Error::usage("not a plain file").at(path.display())),
+        Ok(_) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => make_folder(&parent)?,
+        Err(e) => return Err(Error::io("look at", &path, e)),
+    }
+    let create = |staged: &Path| OpenOptions::new().write(true).create_new(true).open(staged);
+    let (mut staged, mut file) = Staged::new(&path, create)?;
+    fill(&mut file)?;
+    file.sync_all().map_err(|e| Error::io("bring to disk", &path, e))?;
+    fs::rename(&staged.path, &path).map_err(|e| Error::io("put the finished file in place", &path, e))?;
+    staged.armed = false;
+    sync(&parent)
+}
+
+/// A file or folder that is deleted on drop unless it has been put in place.
+#[derive(Debug)]
+struct Staged {
+    path: PathBuf,
+    armed: bool,
+}
+
+impl Staged {
+    /// Creates `NAME.partial-PID-N` beside `target` with the first N that is free.
+    fn new<T>(target: &Path, create: impl Fn(&Path) -> io::Result<T>) -> Result<(Self, T)> {
+        for n in 0_u64.. {
+            let mut name = target.file_name().map_or_else(OsString::new, OsString::from);
+            name.push(format!(".partial-{}-{n}", std::process::id()));
+            let path = target.with_file_name(name);
+            match create(&path) {
+                Ok(made) => return Ok((Self { path, armed: true }, made)),
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(Error::io("write beside it", target, e)),
+            }
+        }
+        Err(Error::internal("no name is free for a temporary file").at(target.display()))
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if self.armed {
+            // Nobody is left to tell; the name says what a remnant is.
+            let _ =
+                if self.path.is_dir() { fs::remove_dir_all(&self.path) } else { fs::remove_file(&self.path) };
+        }
+    }
+}
+
+/// The parent folder, and the target in it without a trailing slash, which would follow a link.
+fn locate(target: &Path) -> Result<(PathBuf, PathBuf)> {
+    let Some(name) = target.file_name() else {
+        return Err(Error::usage("not a name that output can have")
+            .at(format!("{:?}", target.display().to_string()))
+            .hint("name a file or folder, such as `my-adapter`"));
+    };
+    let parent = match target.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    let target = parent.join(name);
+    Ok((parent, target))
+}
+
+fn check_target(target: &Path, overwrite: bool, is_ours: IsOurs) -> Result<()> {
+    let place = target.display();
+    match fs::symlink_metadata(target) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Error::io("look at", target, e)),
+        Ok(there) if !there.is_dir() => {
+            return Err(Error::usage("not a folder, so it is left alone")
+                .at(place)
+                .hint("name another folder"));
+        }
+        Ok(_) => {}
+    }
+    let whole = fs::canonicalize(target).map_err(|e| Error::io("look at", target, e))?;
+    if std::env::current_dir().is_ok_and(|here| here.starts_with(&whole)) {
+        return Err(Error::usage("holds the current folder").at(place).hint("name another folder"));
+    }
+    let files = walk(target)?;
+    if !files.is_empty() && !overwrite {
+        return Err(Error::usage("is there already and not empty")
+            .at(place)
+            .hint("name another folder, or replace it with `--overwrite`"));
+    }
+    let foreign = files.iter().find(|(file, kind)| match kind {
+        kind if kind.is_dir() => false,
+        kind => !kind.is_file() || !is_ours(file),
+    });
+    match foreign {
+        Some((file, _)) => {
+            Err(Error::usage(format!("holds {:?}, which is not of this program's making", file))
+                .at(place)
+                .hint("move it elsewhere, or name another folder; nothing was changed"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Everything in a folder, as paths inside it, a folder before what it holds. Links are not followed.
+fn walk(root: &Path) -> Result<Vec<(PathBuf, fs::FileType)>> {
+    let mut found = Vec::new();
+    let mut folders = vec![PathBuf::new()];
+    while let Some(folder) = folders.pop() {
+        let list = |e| Error::io("list the folder", &root.join(&folder), e);
+        for entry in fs::read_dir(root.join(&folder)).map_err(list)? {
+            let entry = entry.map_err(list)?;
+            let kind = entry.file_type().map_err(list)?;
+            let inside = folder.join(entry.file_name());
+            if kind.is_dir() {
+                folders.push(inside.clone());
+            }
+            found.push((inside, kind));
+        }
+    }
+    Ok(found)
+}
+
+/// Makes a folder and those above it, each known to the disk.
+fn make_folder(folder: &Path) -> Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let parent = folder.parent().filter(|p| *p != Path::new("")).unwrap_or(Path::new("."));
+    if folder.file_name().is_some() {
+        make_folder(parent)?;
+    }
+    match fs::create_dir(folder) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => Ok(()),
+        made => made.map_err(|e| Error::io("make the folder", folder, e)),
+    }?;
+    sync(parent)
+}
+
+fn sync(path: &Path) -> Result<()> {
+    File::open(path).and_then(|f| f.sync_all()).map_err(|e| Error::io("bring to disk", path, e))
+}
+
+/// Every file, then every folder from the inside out.
+fn sync_all(root: &Path) -> Result<()> {
+    let (folders, files): (Vec<_>, Vec<_>) = walk(root)?.into_iter().partition(|(_, kind)| kind.is_dir());
+    for (inside, _) in files.iter().chain(folders.iter().rev()) {
+        sync(&root.join(inside))?;
+    }
+    sync(root)
+}
+
+/// Whether the old folder now lies at `staged`.
+fn put_in_place(staged: &Path, target: &Path, overwrite: bool) -> io::Result<bool> {
+    // Replaces nothing but an empty folder; a folder that has come there in the meantime stays.
+    match fs::rename(staged, target) {
+        Err(e) if overwrite && not_empty(&e) => {}
+        moved => return moved.map(|()| false),
+    }
+    match renameat_with(CWD, staged, CWD, target, RenameFlags::EXCHANGE) {
+        Ok(()) => return Ok(true),
+        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {}
+        Err(e) => return Err(e.into()),
+    }
+    // A file system without exchange: for a moment there is no target, but at all times a whole folder.
+    let mut aside = staged.as_os_str().to_owned();
+    aside.push("-old");
+    fs::rename(target, &aside)?;
+    if let Err(e) = fs::rename(staged, target) {
+        fs::rename(&aside, target)?;
+        return Err(e);
+    }
+    fs::rename(&aside, staged)?;
+    Ok(true)
+}
+
+/// File systems may say either.
+fn not_empty(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists)
+}

@@ -1,0 +1,45 @@
+//! The formula, and all that its variants share.
+//!
+//! ```text
+//! W' = top( storage(W) + scaling(alpha, r) * update ),     y = x W'ᵀ + b
+//! ```
+//!
+//! | hole | trait or type | default |
+//! |---|---|---|
+//! | storage | [`BaseWeight`] | [`Dense`] |
+//! | update | [`Adapter`] | [`LowRank`] |
+//! | scaling | `fn(alpha, r)` | `alpha / r` |
+//! | top | [`Adapter`] around one | nothing |
+//!
+//! A [`Variant`] fills one hole, a [`Recipe`] combines variants, a [`Linear`] is a frozen weight with adapters
+//! beside it, and [`Linears`] is a model seen as its linear layers. On disk an adapter is PEFT's folder
+//! ([`AdapterConfig`], [`load`], [`save`]).
+
+mod adapter;
+mod config;
+mod error;
+mod folder;
+mod linear;
+mod linears;
+mod low_rank;
+mod pairs;
+mod recipe;
+mod targets;
+mod tensors;
+#[cfg(feature = "testkit")]
+pub mod testkit;
+mod weight;
+
+pub use adapter::{Adapter, Mode};
+pub use config::{AdapterConfig, Init};
+pub use error::{Error, ErrorKind, Result};
+pub use folder::{IsOurs, OutputFolder, write_file};
+pub use linear::Linear;
+pub use linears::{
+    CONFIG_FILE, Linears, Param, WEIGHTS_FILE, activate, attach, detach, load, merge, params, save, unmerge,
+};
+pub use low_rank::LowRank;
+pub use recipe::{DENSE, LORA, LayerSpec, Part, Recipe, Variant};
+pub use targets::{Selection, Targets, compact_names};
+pub use tensors::{read_metadata, read_tensors, write_tensors, write_tensors_to};
+pub use weight::{BaseWeight, Dense, all_finite, master_kind, row_norms_sq};

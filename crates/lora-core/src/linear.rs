@@ -1,0 +1,153 @@
+//! `y = x W'ᵀ + b`: a frozen weight, a bias, and the adapters beside it.
+
+use tch::{Kind, Tensor};
+
+use crate::adapter::{Adapter, Mode};
+use crate::weight::{BaseWeight, Dense, all_finite, master_kind};
+use crate::{Error, Result};
+
+/// A linear layer whose weight is frozen. Any number of named adapters lie beside it, at most one is active.
+/// The bias stays outside the formula: no adapter scales it.
+#[derive(Debug)]
+pub struct Linear {
+    base: Box<dyn BaseWeight>,
+    bias: Option<Tensor>,
+    adapters: Vec<(String, Box<dyn Adapter>)>,
+    active: Option<usize>,
+    merged: Option<Dense>,
+}
+
+impl Linear {
+    /// A frozen layer; `bias [out]`.
+    pub fn new(base: Box<dyn BaseWeight>, bias: Option<Tensor>) -> Self {
+        Self { base, bias, adapters: Vec::new(), active: None, merged: None }
+    }
+
+    /// A frozen layer over `weight [out, in]` as it is.
+    pub fn dense(weight: Tensor, bias: Option<Tensor>) -> Self {
+        Self::new(Box::new(Dense::new(weight)), bias)
+    }
+
+    /// `[.., in] -> [.., out]`.
+    pub fn forward(&self, x: &Tensor, mode: Mode) -> Tensor {
+        let y = match (&self.merged, self.adapter()) {
+            (Some(merged), _) => merged.matmul(x),
+            (None, Some(adapter)) => adapter.forward(x, self.base.as_ref(), mode),
+            (None, None) => self.base.matmul(x),
+        };
+        match &self.bias {
+            Some(bias) => y + bias.to_kind(x.kind()),
+            None => y,
+        }
+    }
+
+    /// The frozen weight.
+    pub fn base(&self) -> &dyn BaseWeight {
+        self.base.as_ref()
+    }
+
+    /// The bias, if the layer has one.
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
+    /// The weight that `forward` multiplies with, if it is a constant: nothing trains here.
+    pub fn constant(&self) -> Option<&dyn BaseWeight> {
+        match (&self.merged, self.active) {
+            (Some(merged), _) => Some(merged),
+            (None, None) => Some(self.base.as_ref()),
+            (None, Some(_)) => None,
+        }
+    }
+
+    /// The active adapter.
+    pub fn adapter(&self) -> Option<&dyn Adapter> {
+        self.active.and_then(|i| self.adapters.get(i)).map(|(_, a)| a.as_ref())
+    }
+
+    /// The adapter of that name, active or not.
+    pub fn adapter_named(&self, name: &str) -> Option<&dyn Adapter> {
+        self.adapters.iter().find(|(n, _)| n == name).map(|(_, a)| a.as_ref())
+    }
+
+    /// Puts an adapter beside the weight and makes it the active one.
+    ///
+    /// # Errors
+    /// [`Error::usage`] if the name is taken, or the layer is merged.
+    pub fn attach(&mut self, name: &str, adapter: Box<dyn Adapter>) -> Result<()> {
+        self.refuse_merged("attach an adapter")?;
+        if self.adapter_named(name).is_some() {
+            return Err(Error::usage(format!("an adapter named `{name}` is attached already"))
+                .hint("choose another name, or detach that one first"));
+        }
+        self.adapters.push((name.to_owned(), adapter));
+        self.active = Some(self.adapters.len() - 1);
+        Ok(())
+    }
+
+    /// Takes the adapter of that name away, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::usage`] if the layer is merged.
+    pub fn detach(&mut self, name: &str) -> Result<Option<Box<dyn Adapter>>> {
+        self.refuse_merged("detach an adapter")?;
+        let Some(i) = self.adapters.iter().position(|(n, _)| n == name) else { return Ok(None) };
+        self.active = match self.active {
+            Some(a) if a == i => None,
+            Some(a) if a > i => Some(a - 1),
+            other => other,
+        };
+        Ok(Some(self.adapters.remove(i).1))
+    }
+
+    /// Switches to the adapter of that name; a layer that has none of that name, or `None`, is the bare base.
+    ///
+    /// # Errors
+    /// [`Error::usage`] if the layer is merged.
+    pub fn activate(&mut self, name: Option<&str>) -> Result<()> {
+        self.refuse_merged("switch adapters")?;
+        self.active = name.and_then(|name| self.adapters.iter().position(|(n, _)| n == name));
+        Ok(())
+    }
+
+    /// `W'` of the active adapter (W without one) in `kind`, computed in f32 (f64 for an f64 weight) and
+    /// rounded once.
+    pub fn effective(&self, kind: Kind) -> Tensor {
+        tch::no_grad(|| match self.adapter() {
+            Some(adapter) => {
+                let exact = master_kind(self.base.kind());
+                adapter.effective(&self.base.dense(exact)).to_kind(kind)
+            }
+            None => self.base.dense(kind),
+        })
+    }
+
+    /// Replaces the weight in use by `W'`, dense and in the base's dtype: the adapter then costs nothing. The
+    /// stored weight is kept aside untouched for [`Linear::unmerge`].
+    ///
+    /// # Errors
+    /// [`Error::non_finite`] if W' is not finite; the layer is then unchanged.
+    pub fn merge(&mut self) -> Result<()> {
+        if self.merged.is_none() && self.active.is_some() {
+            let w = self.effective(self.base.kind());
+            if !all_finite(&w) {
+                return Err(Error::non_finite("the merged weight is not finite")
+                    .hint("the adapter holds extreme values; `lora inspect` shows the norms"));
+            }
+            self.merged = Some(Dense::new(w));
+        }
+        Ok(())
+    }
+
+    /// Undoes [`Linear::merge`]: the very weight that was there before.
+    pub fn unmerge(&mut self) {
+        self.merged = None;
+    }
+
+    fn refuse_merged(&self, what: &str) -> Result<()> {
+        match self.merged {
+            Some(_) => Err(Error::usage(format!("cannot {what} while merged")).hint("unmerge first")),
+            None => Ok(()),
+        }
+    }
+}

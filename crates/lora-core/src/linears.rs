@@ -1,0 +1,253 @@
+//! A model, seen as its linear layers by name: attaching, switching, saving and loading adapters.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use tch::{Kind, Tensor};
+
+use crate::config::AdapterConfig;
+use crate::error::ErrorKind;
+use crate::linear::Linear;
+use crate::recipe::{Recipe, Variant};
+use crate::targets::compact_names;
+use crate::weight::all_finite;
+use crate::{Error, Result, Targets, tensors};
+
+/// What PEFT puts before a module's path.
+const PREFIX: &str = "base_model.model.";
+/// The two files of an adapter folder.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+/// The parameters of an adapter folder.
+pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+/// Anything with named linear layers. Names are those of the Hugging Face model
+/// (`model.layers.0.self_attn.q_proj`); the order is the model's own and does not change.
+pub trait Linears {
+    /// The layers and their names.
+    fn linears(&self) -> Vec<(String, &Linear)>;
+
+    /// The same, to change them.
+    fn linears_mut(&mut self) -> Vec<(String, &mut Linear)>;
+
+    /// The layer that makes logits: `all-linear` leaves it out.
+    fn output_head(&self) -> Option<&str> {
+        None
+    }
+}
+
+/// One trainable parameter of a model.
+#[derive(Debug)]
+pub struct Param {
+    /// The layer's name.
+    pub module: String,
+    /// Its name in the layer (`lora_A.weight`).
+    pub name: &'static str,
+    /// The leaf itself (shared, not copied).
+    pub tensor: Tensor,
+}
+
+impl Param {
+    /// Its name in the adapter file.
+    pub fn key(&self) -> String {
+        format!("{PREFIX}{}.{}", self.module, self.name)
+    }
+}
+
+/// Puts a fresh adapter named `name` beside every layer that `config` selects, and makes it active.
+/// Random numbers come from libtorch's generator: seed it first.
+///
+/// # Errors
+/// All of [`AdapterConfig::select`]'s, and what the recipe's variants refuse. Nothing is attached then.
+pub fn attach(model: &mut dyn Linears, name: &str, recipe: &Recipe, config: &AdapterConfig) -> Result<()> {
+    config.check()?;
+    let shapes: Vec<_> = model.linears().iter().map(|(n, l)| (n.clone(), l.base().shape())).collect();
+    let head = model.output_head().map(str::to_owned);
+    let chosen = config.select(&shapes, head.as_deref())?;
+    let chosen: BTreeMap<_, _> = chosen.into_iter().map(|s| (s.name.clone(), s)).collect();
+
+    let mut made = BTreeMap::new();
+    for (module, layer) in model.linears() {
+        if layer.adapter_named(name).is_some() {
+            return Err(Error::usage(format!("an adapter named `{name}` is attached already")).at(module));
+        }
+        if let Some(s) = chosen.get(&module) {
+            let adapter = recipe.adapter(layer.base(), s.r, s.alpha, config.lora_dropout, config.init);
+            let adapter = adapter.map_err(|e| e.at(&module))?;
+            made.insert(module, adapter);
+        }
+    }
+    activate(model, None)?;
+    for (module, layer) in model.linears_mut() {
+        if let Some(adapter) = made.remove(&module) {
+            layer.attach(name, adapter)?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the adapter of that name the active one everywhere, or none.
+///
+/// # Errors
+/// [`Error::usage`] if no layer has it, or the model is merged.
+pub fn activate(model: &mut dyn Linears, name: Option<&str>) -> Result<()> {
+    if let Some(name) = name
+        && !model.linears().iter().any(|(_, l)| l.adapter_named(name).is_some())
+    {
+        return Err(Error::usage(format!("no adapter named `{name}` is attached")));
+    }
+    model.linears_mut().into_iter().try_for_each(|(module, l)| l.activate(name).map_err(|e| e.at(module)))
+}
+
+/// Takes the adapter of that name away everywhere.
+///
+/// # Errors
+/// [`Error::usage`] if the model is merged.
+pub fn detach(model: &mut dyn Linears, name: &str) -> Result<()> {
+    model.linears_mut().into_iter().try_for_each(|(_, layer)| layer.detach(name).map(|_| ()))
+}
+
+/// The parameters of the adapter named `name`, in the model's order.
+pub fn params(model: &dyn Linears, name: &str) -> Vec<Param> {
+    let mut all = Vec::new();
+    for (module, layer) in model.linears() {
+        for (param, tensor) in layer.adapter_named(name).map(|a| a.params()).unwrap_or_default() {
+            all.push(Param { module: module.clone(), name: param, tensor: tensor.shallow_clone() });
+        }
+    }
+    all
+}
+
+/// Merges the active adapter into every layer. If one cannot be merged, none is.
+///
+/// # Errors
+/// Those of [`Linear::merge`].
+pub fn merge(model: &mut dyn Linears) -> Result<()> {
+    let mut failed = None;
+    for (module, layer) in model.linears_mut() {
+        if let Err(e) = layer.merge() {
+            failed = Some(e.at(module));
+            break;
+        }
+    }
+    match failed {
+        Some(e) => {
+            unmerge(model);
+            Err(e)
+        }
+        None => Ok(()),
+    }
+}
+
+/// Undoes [`merge`], to the very weights.
+pub fn unmerge(model: &mut dyn Linears) {
+    model.linears_mut().into_iter().for_each(|(_, layer)| layer.unmerge());
+}
+
+/// Writes the adapter's two files, as PEFT does, into `dir`, which exists (see `OutputFolder` for writing a
+/// folder whole or not at all).
+///
+/// # Errors
+/// [`Error::usage`] if no layer has the adapter, [`Error::non_finite`] if a parameter is not finite,
+/// [`ErrorKind::Io`].
+pub fn save(
+    model: &dyn Linears,
+    name: &str,
+    recipe: &Recipe,
+    config: &AdapterConfig,
+    variants: &[Variant],
+    dir: &Path,
+) -> Result<()> {
+    let params = params(model, name);
+    if params.is_empty() {
+        return Err(Error::usage(format!("no adapter named `{name}` is attached")));
+    }
+    for p in &params {
+        if !all_finite(&p.tensor) {
+            return Err(Error::non_finite("a parameter is not finite; the adapter is not saved").at(p.key()));
+        }
+    }
+    let mut config = config.clone();
+    config.flags = recipe.flags();
+    if config.target_modules == Targets::AllLinear {
+        let all: Vec<_> = model.linears().into_iter().map(|(n, _)| n).collect();
+        let mut chosen: Vec<_> = params.iter().map(|p| p.module.clone()).collect();
+        chosen.dedup();
+        config.target_modules = Targets::Names(compact_names(&chosen, &all));
+    }
+    let flags: Vec<_> = variants.iter().filter_map(|v| v.flag).collect();
+    let named: Vec<_> = params.iter().map(|p| (p.key(), p.tensor.detach())).collect();
+    tensors::write_tensors(&dir.join(WEIGHTS_FILE), &named, &[])?;
+    crate::folder::write_file(&dir.join(CONFIG_FILE), config.to_json(&flags).as_bytes())
+}
+
+/// Reads a PEFT adapter folder onto the model as adapter `name` and makes it active. The adapter's flags choose
+/// among `variants`; the storage of the model's weights is its own affair.
+///
+/// # Errors
+/// Every fault of the pair at once: keys that are missing, unused, of another shape, or not finite.
+pub fn load(
+    model: &mut dyn Linears,
+    name: &str,
+    dir: &Path,
+    variants: &[Variant],
+) -> Result<(Recipe, AdapterConfig)> {
+    let config = AdapterConfig::read(dir)?;
+    let recipe = Recipe::from_flags(&config.flags, variants)?;
+    let weights = dir.join(WEIGHTS_FILE);
+    let mut file = tensors::read_tensors(&weights)?;
+    attach(model, name, &recipe, &config).map_err(|e| e.at(dir.display()))?;
+    let faults = fill(model, name, &mut file);
+    if !faults.is_empty() {
+        detach(model, name)?;
+        let what = "the adapter's tensors do not fit its configuration and this model";
+        return Err(Error::faults(ErrorKind::Data, what, faults).at(weights.display()).hint(
+            "is it an adapter of this very base model? if the magnitude vectors or the flags (use_dora, ...) \
+             disagree, adapter_config.json was edited or belongs to other weights",
+        ));
+    }
+    Ok((recipe, config))
+}
+
+/// Copies the file's tensors into the adapter's parameters, or changes nothing and lists every fault.
+fn fill(model: &dyn Linears, name: &str, file: &mut BTreeMap<String, Tensor>) -> Vec<String> {
+    let mut faults = Vec::new();
+    let mut copies = Vec::new();
+    for param in params(model, name) {
+        let key = param.key();
+        match file.remove(&key) {
+            None => faults.push(format!("missing: {key}")),
+            Some(t) if t.size() != param.tensor.size() => faults.push(format!(
+                "shape of {key}: {:?} in the file, {:?} by configuration and model",
+                t.size(),
+                param.tensor.size()
+            )),
+            Some(t) if !t.is_floating_point() => faults.push(format!("dtype of {key}: {:?}", t.kind())),
+            Some(t) => copies.push((param.tensor, t)),
+        }
+    }
+    // PEFT writes the base's own weight beside an adapter on the output head: harmless if it is ours.
+    for (module, layer) in model.linears() {
+        let key = format!("{PREFIX}{module}.base_layer.weight");
+        if let Some(t) = file.remove(&key) {
+            let ours = layer.base().dense(t.kind());
+            if ours.size() != t.size() || ours != t.to_device(ours.device()) {
+                faults.push(format!("{key} is another weight than this model's"));
+            }
+        }
+    }
+    faults.extend(file.keys().map(|key| format!("unused: {key}")));
+    if faults.is_empty() {
+        let _guard = tch::no_grad_guard();
+        for (mut parameter, value) in copies {
+            parameter.copy_(&value.to_kind(Kind::Float));
+        }
+        return faults;
+    }
+    const SHOWN: usize = 20;
+    if faults.len() > SHOWN {
+        let more = faults.len() - SHOWN;
+        faults.truncate(SHOWN);
+        faults.push(format!("and {more} more"));
+    }
+    faults
+}

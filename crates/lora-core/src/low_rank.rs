@@ -1,0 +1,85 @@
+//! The default update: `W' = W + s B A` (LoRA; Hu et al. 2021, arXiv 2106.09685, section 4.1).
+
+use tch::{Kind, Tensor};
+
+use crate::adapter::{Adapter, Mode};
+use crate::config::Init;
+use crate::recipe::LayerSpec;
+use crate::weight::{BaseWeight, master_kind};
+use crate::{Error, Result};
+
+/// `A [rank, in]` and `B [out, rank]`, f32 masters; the scale is fixed at construction.
+#[derive(Debug)]
+pub struct LowRank {
+    a: Tensor,
+    b: Tensor,
+    scale: f64,
+    dropout: f64,
+}
+
+impl LowRank {
+    /// A starts random (as PEFT's `reset_lora_parameters`: kaiming-uniform, that is `U(±1/√in)`, or
+    /// `N(0, 1/rank)`), B zero, so that `W' = W`.
+    ///
+    /// # Errors
+    /// [`Error::usage`] for a rank of 0 or above the smaller side, a scale that is not finite, or a dropout
+    /// outside `[0, 1)`.
+    pub fn new(base: &dyn BaseWeight, spec: &LayerSpec) -> Result<Self> {
+        let (out, inp) = base.shape();
+        let &LayerSpec { rank, scale, dropout, init } = spec;
+        if rank < 1 || rank > out.min(inp) {
+            return Err(Error::usage(format!("rank {rank} does not fit a weight of {out} x {inp}"))
+                .hint(format!("use a rank from 1 to {}", out.min(inp))));
+        }
+        if !scale.is_finite() || !(0.0..1.0).contains(&dropout) {
+            return Err(Error::usage(format!("scale {scale} or dropout {dropout} is out of range"))
+                .hint("alpha must be finite, dropout at least 0 and below 1"));
+        }
+        let options = (master_kind(base.kind()), base.device());
+        let mut a = Tensor::empty([rank, inp], options);
+        let _ = match init {
+            Init::Kaiming => a.uniform_(-1.0 / (inp as f64).sqrt(), 1.0 / (inp as f64).sqrt()),
+            Init::Gaussian => a.normal_(0.0, 1.0 / rank as f64),
+        };
+        let b = Tensor::zeros([out, rank], options);
+        Ok(Self { a: a.set_requires_grad(true), b: b.set_requires_grad(true), scale, dropout })
+    }
+}
+
+impl Adapter for LowRank {
+    fn effective(&self, w: &Tensor) -> Tensor {
+        // Summed in the master dtype: a bf16 weight is rounded once.
+        let master = self.a.kind();
+        (w.to_kind(master) + self.b.matmul(&self.a) * self.scale).to_kind(w.kind())
+    }
+
+    fn params(&self) -> Vec<(&'static str, &Tensor)> {
+        vec![("lora_A.weight", &self.a), ("lora_B.weight", &self.b)]
+    }
+
+    fn forward(&self, x: &Tensor, base: &dyn BaseWeight, mode: Mode) -> Tensor {
+        let kind = x.kind();
+        let y = base.matmul(x);
+        let (out, inp) = base.shape();
+        let dropped = match mode {
+            Mode::Train if self.dropout > 0.0 => x.dropout(self.dropout, true),
+            _ => x.shallow_clone(),
+        };
+        let h = dropped.reshape([-1, inp]).matmul(&(&self.a * self.scale).to_kind(kind).tr());
+        // One product adds to y in its accumulator's precision and rounds once.
+        y.reshape([-1, out]).addmm(&h, &self.b.to_kind(kind).tr()).view_as(&y)
+    }
+
+    /// `‖W + sBA‖² = ‖W‖² + 2s (W Aᵀ) ∘ B + s² (B (A Aᵀ)) ∘ B`, summed over rows: nothing of size
+    /// `[out, in]` is built (for dense storage), and `‖W‖²` is the storage's own cached one.
+    fn row_norms(&self, base: &dyn BaseWeight) -> Tensor {
+        tch::no_grad(|| {
+            let sum = |t: Tensor| t.sum_dim_intlist([1i64].as_slice(), false, None::<Kind>);
+            let master = self.a.kind();
+            let wa = base.matmul(&self.a.to_kind(base.kind())).tr().to_kind(master);
+            let cross = sum(wa * &self.b) * (2.0 * self.scale);
+            let own = sum(self.b.matmul(&self.a.matmul(&self.a.tr())) * &self.b) * self.scale.powi(2);
+            (base.row_norms_sq() + cross + own).clamp_min(0.0).sqrt()
+        })
+    }
+}

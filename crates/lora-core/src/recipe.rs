@@ -1,0 +1,226 @@
+//! `W' = top( storage(W) + scaling(α, r) · update )`: one variant a hole, and recipes that combine them.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use tch::Tensor;
+
+use crate::adapter::Adapter;
+use crate::config::Init;
+use crate::low_rank::LowRank;
+use crate::weight::{BaseWeight, Dense};
+use crate::{Error, Result};
+
+/// What an update is made from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LayerSpec {
+    /// The rank r.
+    pub rank: i64,
+    /// `scaling(α, r)`, computed by the [`Recipe`] alone.
+    pub scale: f64,
+    /// Probability of dropping an input of the update in training.
+    pub dropout: f64,
+    /// How A starts.
+    pub init: Init,
+}
+
+/// Which hole of the formula a variant fills, and with what.
+#[derive(Debug, Clone, Copy)]
+pub enum Part {
+    /// How the frozen weight is kept, from `W [out, in]`.
+    Storage(fn(Tensor) -> Result<Box<dyn BaseWeight>>),
+    /// The trainable change.
+    Update(fn(&dyn BaseWeight, &LayerSpec) -> Result<Box<dyn Adapter>>),
+    /// Its size, from α and r.
+    Scaling(fn(f64, i64) -> f64),
+    /// What is done to the sum.
+    Top(fn(Box<dyn Adapter>, &dyn BaseWeight) -> Result<Box<dyn Adapter>>),
+}
+
+impl Part {
+    fn hole(&self) -> &'static str {
+        match self {
+            Part::Storage(_) => "storage",
+            Part::Update(_) => "update",
+            Part::Scaling(_) => "scaling",
+            Part::Top(_) => "top",
+        }
+    }
+}
+
+/// A method: a name for one part.
+#[derive(Debug, Clone, Copy)]
+pub struct Variant {
+    /// As in `--variant`.
+    pub name: &'static str,
+    /// What it is, in a line.
+    pub about: &'static str,
+    /// Where it comes from.
+    pub paper: &'static str,
+    /// The boolean of `adapter_config.json` that asks for it, if the adapter depends on it.
+    pub flag: Option<&'static str>,
+    /// Which hole it fills.
+    pub part: Part,
+}
+
+/// The weight as it is.
+pub const DENSE: Variant = Variant {
+    name: "dense",
+    about: "the frozen weight as it is",
+    paper: "",
+    flag: None,
+    part: Part::Storage(|w| Ok(Box::new(Dense::new(w)))),
+};
+
+/// The low-rank update with scaling α/r.
+pub const LORA: Variant = Variant {
+    name: "lora",
+    about: "a low-rank update B A, scaled by alpha/r",
+    paper: "Hu et al. 2021, arXiv 2106.09685",
+    flag: None,
+    part: Part::Update(|base, spec| Ok(Box::new(LowRank::new(base, spec)?))),
+};
+
+/// One choice for each hole; an empty hole takes its default (dense, low rank, α/r, nothing).
+#[derive(Debug, Clone, Default)]
+pub struct Recipe {
+    storage: Option<Variant>,
+    update: Option<Variant>,
+    scaling: Option<Variant>,
+    top: Option<Variant>,
+}
+
+impl Recipe {
+    /// Reads `qlora+dora+rslora`: names out of `variants`, in any order.
+    ///
+    /// # Errors
+    /// [`Error::usage`] for a name that is not there, and for two names that fill one hole.
+    ///
+    /// ```
+    /// use lora_core::{DENSE, LORA, Recipe};
+    /// assert_eq!(Recipe::parse("lora", &[DENSE, LORA]).unwrap().to_string(), "lora");
+    /// let e = Recipe::parse("lora+lora", &[DENSE, LORA]).unwrap_err();
+    /// assert_eq!(e.to_string(), "`lora` and `lora` both fill the update hole");
+    /// ```
+    pub fn parse(spec: &str, variants: &[Variant]) -> Result<Self> {
+        let mut recipe = Self::default();
+        for name in spec.split('+').map(str::trim) {
+            let found = variants.iter().find(|v| v.name == name);
+            recipe.fill(found.ok_or_else(|| unknown(name, variants))?)?;
+        }
+        Ok(recipe)
+    }
+
+    /// The recipe that an adapter's configuration asks for by its flags (`use_dora`, ...), on dense storage.
+    ///
+    /// # Errors
+    /// [`Error::unsupported`] for a flag that no variant in `variants` answers to.
+    pub fn from_flags(flags: &BTreeSet<String>, variants: &[Variant]) -> Result<Self> {
+        let mut recipe = Self::default();
+        for flag in flags {
+            let found = variants.iter().find(|v| v.flag == Some(flag));
+            recipe.fill(found.ok_or_else(|| {
+                Error::unsupported(format!("no variant here implements `{flag}`"))
+                    .at("adapter_config.json")
+                    .hint("the adapter needs a method that this program was built without")
+            })?)?;
+        }
+        Ok(recipe)
+    }
+
+    fn fill(&mut self, variant: &Variant) -> Result<()> {
+        let hole = match variant.part {
+            Part::Storage(_) => &mut self.storage,
+            Part::Update(_) => &mut self.update,
+            Part::Scaling(_) => &mut self.scaling,
+            Part::Top(_) => &mut self.top,
+        };
+        if let Some(other) = hole.replace(*variant) {
+            let (a, b, hole) = (other.name, variant.name, variant.part.hole());
+            return Err(Error::usage(format!("`{a}` and `{b}` both fill the {hole} hole"))
+                .hint("a recipe takes one variant for each of storage, update, scaling and top"));
+        }
+        Ok(())
+    }
+
+    /// The same recipe on another recipe's storage.
+    #[must_use]
+    pub fn stored_as(mut self, other: &Self) -> Self {
+        self.storage = other.storage;
+        self
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &Variant> {
+        [&self.storage, &self.update, &self.scaling, &self.top].into_iter().flatten()
+    }
+
+    /// The flags that `adapter_config.json` must set for this recipe.
+    pub fn flags(&self) -> BTreeSet<String> {
+        self.parts().filter_map(|v| v.flag).map(str::to_owned).collect()
+    }
+
+    /// Whether the frozen weights are kept as they come.
+    pub fn is_dense(&self) -> bool {
+        self.storage.is_none_or(|v| v.name == DENSE.name)
+    }
+
+    /// Keeps `weight [out, in]` as the recipe's storage does.
+    ///
+    /// # Errors
+    /// What the storage refuses.
+    pub fn store(&self, weight: Tensor) -> Result<Box<dyn BaseWeight>> {
+        match self.storage.unwrap_or(DENSE).part {
+            Part::Storage(store) => store(weight),
+            _ => unreachable!("`fill` puts storages here"),
+        }
+    }
+
+    /// `scaling(α, r)`: the only place where it is computed.
+    pub fn scale(&self, alpha: f64, rank: i64) -> f64 {
+        match self.scaling {
+            Some(Variant { part: Part::Scaling(f), .. }) => f(alpha, rank),
+            _ => alpha / rank as f64,
+        }
+    }
+
+    /// A fresh adapter for `base`: it changes nothing yet.
+    ///
+    /// # Errors
+    /// [`Error::usage`] for a rank that does not fit, and what the variants refuse.
+    pub fn adapter(
+        &self,
+        base: &dyn BaseWeight,
+        rank: i64,
+        alpha: f64,
+        dropout: f64,
+        init: Init,
+    ) -> Result<Box<dyn Adapter>> {
+        if rank < 1 {
+            return Err(Error::usage(format!("rank {rank} is not positive")).hint("use a rank of 1 or more"));
+        }
+        let spec = LayerSpec { rank, scale: self.scale(alpha, rank), dropout, init };
+        let Part::Update(update) = self.update.unwrap_or(LORA).part else {
+            unreachable!("`fill` puts updates here")
+        };
+        let adapter = update(base, &spec)?;
+        match self.top {
+            Some(Variant { part: Part::Top(top), .. }) => top(adapter, base),
+            _ => Ok(adapter),
+        }
+    }
+}
+
+/// As [`Recipe::parse`] reads it.
+impl fmt::Display for Recipe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.parts().map(|v| v.name).collect();
+        f.write_str(if names.is_empty() { LORA.name } else { "" })?;
+        f.write_str(&names.join("+"))
+    }
+}
+
+fn unknown(name: &str, variants: &[Variant]) -> Error {
+    let names: Vec<_> = variants.iter().map(|v| v.name).collect();
+    Error::usage(format!("there is no variant `{name}`"))
+        .hint(format!("the variants are {}; join several by `+`, as in qlora+dora+rslora", names.join(", ")))
+}

@@ -1,0 +1,143 @@
+//! Random layers.
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use tch::{Device, Kind, Tensor};
+
+use crate::{AdapterConfig, Init, Linear, Linears, Recipe, Variant};
+
+/// A random layer and adapter.
+#[derive(Debug, Clone)]
+pub struct Case {
+    /// Rows of W.
+    pub out: i64,
+    /// Columns of W.
+    pub inp: i64,
+    /// Rank.
+    pub rank: i64,
+    /// Alpha.
+    pub alpha: f64,
+    /// How A starts.
+    pub init: Init,
+    /// The dtype of W and x.
+    pub kind: Kind,
+    /// Whether the layer has a bias.
+    pub bias: bool,
+    /// Seed of all numbers.
+    pub seed: i64,
+}
+
+fn cases() -> impl Strategy<Value = Case> {
+    let sizes = (1i64..48, 1i64..48).prop_flat_map(|(out, inp)| (Just(out), Just(inp), 1..=out.min(inp).min(12)));
+    let kinds = prop::sample::select(vec![Kind::Double, Kind::Float, Kind::BFloat16]);
+    let inits = prop::sample::select(vec![Init::Kaiming, Init::Gaussian]);
+    (sizes, 0.25f64..32.0, inits, kinds, any::<bool>(), 0i64..1 << 40).prop_map(
+        |((out, inp, rank), alpha, init, kind, bias, seed)| Case { out, inp, rank, alpha, init, kind, bias, seed },
+    )
+}
+
+/// Runs `law` on 256 random cases of the recipe; panics with the smallest case that breaks it.
+pub fn check(spec: &str, variants: &[Variant], law: fn(&Recipe, &[Variant], &Case) -> Result<(), String>) {
+    let recipe = Recipe::parse(spec, variants).expect("the recipe parses");
+    let config = Config { cases: 256, failure_persistence: None, ..Config::default() };
+    let result = TestRunner::new(config)
+        .run(&cases(), |case| law(&recipe, variants, &case).map_err(TestCaseError::fail));
+    if let Err(e) = result {
+        panic!("{spec}: {e}");
+    }
+}
+
+/// `‖a − b‖ / ‖b‖`, in f64.
+pub fn relative(a: &Tensor, b: &Tensor) -> f64 {
+    let (a, b) = (a.to_kind(Kind::Double), b.to_kind(Kind::Double));
+    let scale = b.norm().double_value(&[]);
+    (a - b).norm().double_value(&[]) / scale.max(1e-30)
+}
+
+impl Case {
+    /// What rounding in this dtype may do to a result.
+    pub fn tolerance(&self) -> f64 {
+        match self.kind {
+            Kind::Double => 1e-9,
+            Kind::Float => 2e-4,
+            _ => 4e-2,
+        }
+    }
+
+    /// `x [5, in]`.
+    pub fn input(&self) -> Tensor {
+        tch::manual_seed(self.seed ^ 1);
+        Tensor::randn([5, self.inp], (Kind::Double, Device::Cpu)).to_kind(self.kind)
+    }
+
+    /// A frozen layer on the recipe's storage.
+    pub fn layer(&self, recipe: &Recipe) -> Linear {
+        tch::manual_seed(self.seed);
+        let random = |size: &[i64]| Tensor::randn(size, (Kind::Double, Device::Cpu)).to_kind(self.kind);
+        let base = recipe.store(random(&[self.out, self.inp])).expect("a finite weight is stored");
+        Linear::new(base, self.bias.then(|| random(&[self.out])))
+    }
+
+    /// Attaches a fresh adapter.
+    pub fn attach(&self, recipe: &Recipe, layer: &mut Linear) {
+        let adapter = recipe.adapter(layer.base(), self.rank, self.alpha, 0.0, self.init);
+        layer.attach("a", adapter.expect("the rank fits")).expect("the name is free");
+    }
+
+    /// A layer with an adapter that was, in effect, trained.
+    pub fn trained(&self, recipe: &Recipe) -> Linear {
+        let mut layer = self.layer(recipe);
+        self.attach(recipe, &mut layer);
+        scramble(&layer, self.seed);
+        layer
+    }
+}
+
+/// Moves every parameter of the active adapter.
+fn scramble(layer: &Linear, seed: i64) {
+    let _guard = tch::no_grad_guard();
+    tch::manual_seed(seed ^ 2);
+    for (_, p) in layer.adapter().map(|a| a.params()).unwrap_or_default() {
+        let step = p.randn_like() * 0.2;
+        let _ = p.detach().g_add_(&step);
+    }
+}
+
+/// Two layers with names, for what is done to whole models.
+#[derive(Debug)]
+pub struct Toy(pub [Linear; 2]);
+
+const NAMES: [&str; 2] = ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"];
+
+impl Toy {
+    /// Twice the case's layer, without adapters.
+    pub fn new(case: &Case, recipe: &Recipe) -> Self {
+        Self([case.layer(recipe), Case { seed: case.seed ^ 3, ..case.clone() }.layer(recipe)])
+    }
+
+    /// A configuration for all layers.
+    pub fn config(case: &Case) -> AdapterConfig {
+        AdapterConfig {
+            r: case.rank,
+            lora_alpha: case.alpha,
+            init: case.init,
+            target_modules: crate::Targets::AllLinear,
+            ..AdapterConfig::default()
+        }
+    }
+
+    /// Moves every parameter of the active adapters.
+    pub fn scramble(&self, seed: i64) {
+        self.0.iter().enumerate().for_each(|(i, l)| scramble(l, seed ^ (i as i64) << 8));
+    }
+}
+
+impl Linears for Toy {
+    fn linears(&self) -> Vec<(String, &Linear)> {
+        NAMES.iter().map(|n| n.to_string()).zip(&self.0).collect()
+    }
+
+    fn linears_mut(&mut self) -> Vec<(String, &mut Linear)> {
+        NAMES.iter().map(|n| n.to_string()).zip(&mut self.0).collect()
+    }
+}

@@ -1,0 +1,114 @@
+//! The storage hole: how the frozen `W [out, in]` is kept.
+
+use std::cell::OnceCell;
+use std::fmt::Debug;
+
+use tch::{Device, Kind, Tensor};
+use tch_ext::Function;
+
+/// A frozen `W [out, in]`, however it is stored. It never changes, so what is derived from it may be cached.
+pub trait BaseWeight: Debug + Send {
+    /// `(out, in)`.
+    fn shape(&self) -> (i64, i64);
+
+    /// Where it lies.
+    fn device(&self) -> Device;
+
+    /// The dtype that it is meant to be computed in.
+    fn kind(&self) -> Kind;
+
+    /// Bytes that the storage takes.
+    fn bytes(&self) -> u64;
+
+    /// `W [out, in]` in `kind`.
+    fn dense(&self, kind: Kind) -> Tensor;
+
+    /// Another handle on the same storage.
+    fn share(&self) -> Box<dyn BaseWeight>;
+
+    /// `‖Wᵢ‖²` of each row, f32 (f64 for an f64 weight) `[out]`; computed once.
+    fn row_norms_sq(&self) -> Tensor;
+
+    /// `x Wᵀ`: `[.., in] -> [.., out]` in x's dtype, differentiable in x. By default no dense W outlives the
+    /// product: backward makes it again.
+    fn matmul(&self, x: &Tensor) -> Tensor {
+        let y = tch::no_grad(|| x.linear(&self.dense(x.kind()), None::<Tensor>));
+        let mut y = tch_ext::attach(&[&y], &[x], Remake(self.share())).expect("x and y are defined");
+        y.swap_remove(0)
+    }
+}
+
+/// `dx = dy W`, with W made anew.
+struct Remake(Box<dyn BaseWeight>);
+
+impl Function for Remake {
+    fn backward(&mut self, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
+        vec![grads[0].as_ref().map(|g| g.matmul(&self.0.dense(g.kind())))]
+    }
+}
+
+/// The default storage: the weight as it is, in f32, bf16, f16 or f64.
+#[derive(Debug)]
+pub struct Dense {
+    weight: Tensor,
+    norms_sq: OnceCell<Tensor>,
+}
+
+impl Dense {
+    /// Keeps `weight [out, in]`.
+    pub fn new(weight: Tensor) -> Self {
+        Self { weight: weight.detach(), norms_sq: OnceCell::new() }
+    }
+}
+
+impl BaseWeight for Dense {
+    fn shape(&self) -> (i64, i64) {
+        let size = self.weight.size();
+        (size[0], size[1])
+    }
+
+    fn device(&self) -> Device {
+        self.weight.device()
+    }
+
+    fn kind(&self) -> Kind {
+        self.weight.kind()
+    }
+
+    fn bytes(&self) -> u64 {
+        (self.weight.numel() * self.weight.kind().elt_size_in_bytes()) as u64
+    }
+
+    fn dense(&self, kind: Kind) -> Tensor {
+        self.weight.to_kind(kind)
+    }
+
+    fn share(&self) -> Box<dyn BaseWeight> {
+        Box::new(Self::new(self.weight.shallow_clone()))
+    }
+
+    fn row_norms_sq(&self) -> Tensor {
+        self.norms_sq.get_or_init(|| row_norms_sq(&self.weight)).shallow_clone()
+    }
+
+    fn matmul(&self, x: &Tensor) -> Tensor {
+        x.linear(&self.weight.to_kind(x.kind()), None::<Tensor>)
+    }
+}
+
+/// The dtype in which trainable parameters and norms are kept beside a weight of `kind`: f32, or f64 for f64.
+pub fn master_kind(kind: Kind) -> Kind {
+    if kind == Kind::Double { Kind::Double } else { Kind::Float }
+}
+
+/// `‖wᵢ‖²` of each row of `w [out, in]`, in the master dtype; for storages to cache.
+pub fn row_norms_sq(w: &Tensor) -> Tensor {
+    tch::no_grad(|| {
+        w.to_kind(master_kind(w.kind())).square().sum_dim_intlist([1i64].as_slice(), false, None)
+    })
+}
+
+/// Whether no element is NaN or infinite.
+pub fn all_finite(t: &Tensor) -> bool {
+    t.isfinite().all().int64_value(&[]) == 1
+}

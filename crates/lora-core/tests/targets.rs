@@ -1,0 +1,126 @@
+//! Which modules are meant, against PEFT's own answers (`data/make.py`).
+
+use std::path::Path;
+
+use lora_core::{AdapterConfig, Selection, Targets, compact_names};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+type Modules = Vec<(String, (i64, i64))>;
+
+fn golden() -> Vec<Value> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/targets.json");
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn modules(model: &Value) -> Modules {
+    serde_json::from_value(model["modules"].clone()).unwrap()
+}
+
+fn read(fields: &Value, r: i64) -> AdapterConfig {
+    let mut config = json!({"peft_type": "LORA", "r": r, "lora_alpha": 9});
+    config.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), config.to_string()).unwrap();
+    AdapterConfig::read(file.path()).unwrap_or_else(|e| panic!("{fields}: {e}"))
+}
+
+#[test]
+fn selects_what_peft_selects() {
+    let mut compared = 0;
+    for model in golden() {
+        for case in model["cases"].as_array().unwrap() {
+            let ours = read(&case["config"], 4).select(&modules(&model), model["output_head"].as_str());
+            match case.get("selected") {
+                None => assert!(ours.is_err(), "{}: PEFT fails, we select {ours:?}", case["config"]),
+                Some(theirs) => {
+                    let ours = ours.unwrap_or_else(|e| panic!("{}: {e}", case["config"]));
+                    let ours: Vec<_> = ours.into_iter().map(|s| (s.name, s.r, s.alpha)).collect();
+                    let theirs: Vec<(String, i64, f64)> = serde_json::from_value(theirs.clone()).unwrap();
+                    assert_eq!(ours, theirs, "{}", case["config"]);
+                }
+            }
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 28);
+}
+
+fn fault(fields: Value, r: i64) -> (String, String) {
+    let model = &golden()[0];
+    let e = read(&fields, r).select(&modules(model), Some("lm_head")).unwrap_err();
+    (e.to_string(), e.hint_text().unwrap_or_default().to_owned())
+}
+
+/// Where PEFT says nothing and trains something else.
+#[test]
+fn nothing_is_without_effect_in_silence() {
+    let (e, hint) = fault(json!({"target_modules": ["q_proj", "v_porj"]}), 4);
+    assert!(e.contains("no linear layer \"v_porj\""), "{e}");
+    assert!(hint.contains("did you mean `v_proj`?") && hint.contains("gate_proj"), "{hint}");
+    let (e, hint) = fault(json!({"target_modules": ".*query_key_value"}), 4);
+    assert!(e.contains("no module") && hint.contains("down_proj, gate_proj, k_proj, lm_head"), "{e} {hint}");
+    let (e, hint) = fault(json!({"target_modules": ["q_proj"], "layers_to_transform": [1, 12]}), 4);
+    assert!(e.contains("no layer 12") && hint == "its layers are 0 to 11", "{e} {hint}");
+    let (e, _) = fault(json!({"target_modules": ["q_proj"], "rank_pattern": {"v_proj": 2, "q_proj": 2}}), 4);
+    assert!(e.contains("`rank_pattern` has \"v_proj\"") && !e.contains("\"q_proj\""), "{e}");
+    let (e, _) = fault(json!({"target_modules": ["q_proj"], "alpha_pattern": {"^layers.0": 2}}), 4);
+    assert!(e.contains("`alpha_pattern` has \"^layers.0\""), "{e}");
+    let (e, _) = fault(json!({"target_modules": ["q_proj", "k_proj"], "layers_to_transform": 5}), 5);
+    assert!(e.contains("`model.layers.5.self_attn.k_proj` is 4 x 8, too small for the rank 5"), "{e}");
+    let (e, _) = fault(json!({"target_modules": ["q_proj"], "rank_pattern": {"layers.3.*": 99}}), 4);
+    assert!(
+        e.contains("layers.3.self_attn.q_proj") && e.contains("rank 99") && e.lines().count() == 2,
+        "{e}"
+    );
+    assert_eq!(fault(json!({"target_modules": "all-linear"}), 1 << 31).0.lines().count(), 10);
+}
+
+/// A pattern can be given whose matching would take years; it is given up within a second.
+#[test]
+fn hostile_patterns_end() {
+    let start = std::time::Instant::now();
+    for pattern in [r"(?=(m|mo|mod|o|d|e|l|.)*$)(.+)+(?!x)\1y", r"(([a-z.]+)*)*(?<!q)z"] {
+        let _ =
+            read(&json!({"target_modules": pattern}), 4).select(&modules(&golden()[0]), None).unwrap_err();
+    }
+    assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
+}
+
+fn names(selected: Vec<Selection>) -> Vec<String> {
+    selected.into_iter().map(|s| s.name).collect()
+}
+
+#[test]
+fn all_linear_written_out_is_short() {
+    let modules = modules(&golden()[0]);
+    let all: Vec<_> = modules.iter().map(|(name, _)| name.clone()).collect();
+    let selected =
+        names(AdapterConfig { r: 1, ..AdapterConfig::default() }.select(&modules, Some("lm_head")).unwrap());
+    assert_eq!(
+        compact_names(&selected, &all),
+        ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    );
+}
+
+proptest! {
+    /// Whatever was selected, its short names select it again, and a list shorter by one does not.
+    #[test]
+    fn compact_names_select_the_same(which in 0..2_usize, picks in prop::collection::vec(any::<bool>(), 85)) {
+        let modules = modules(&golden()[which]);
+        let all: Vec<_> = modules.iter().map(|(name, _)| name.clone()).collect();
+        let chosen: Vec<_> = all.iter().zip(picks).filter(|(_, p)| *p).map(|(n, _)| n.clone()).collect();
+        // The bare `down` of the second model is a suffix of others: PEFT's list cannot say it.
+        prop_assume!(!chosen.is_empty() && !chosen.contains(&"down".to_owned()));
+        let select = |list: Vec<String>| {
+            let config = AdapterConfig { r: 1, target_modules: Targets::Names(list), ..AdapterConfig::default() };
+            names(config.select(&modules, None).unwrap())
+        };
+        let short = compact_names(&chosen, &all);
+        prop_assert!(short.is_sorted());
+        prop_assert_eq!(&select(short.clone()), &chosen);
+        if short.len() > 1 {
+            prop_assert!(select(short[1..].to_vec()).len() < chosen.len());
+        }
+    }
+}

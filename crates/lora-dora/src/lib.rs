@@ -1,0 +1,89 @@
+//! DoRA, weight-decomposed low-rank adaptation: `W' = m ∘ V / ‖V‖`, `V = W + s B A`, the norm of each row, with
+//! a trained magnitude `m [out]` (Liu et al. 2024, arXiv 2402.09353, equation 5).
+//!
+//! The norm takes no part in the gradient (section 4.3 of the paper), and is computed from factors: nothing of
+//! size `[out, in]` is built in the forward pass. Any update can lie inside; LoRA's is the default.
+//!
+//! In a tch program of one's own:
+//!
+//! ```
+//! use lora_core::{DENSE, Init, LORA, Linear, Mode, Recipe};
+//! use tch::{Device, Kind, Tensor};
+//!
+//! let options = (Kind::Float, Device::Cpu);
+//! let mut layer = Linear::dense(Tensor::randn([32, 64], options), None);
+//! let recipe = Recipe::parse("dora", &[DENSE, LORA, lora_dora::DORA])?;
+//! let adapter = recipe.adapter(layer.base(), 8, 16.0, 0.0, Init::Kaiming)?;
+//! layer.attach("mine", adapter)?;
+//!
+//! let x = Tensor::randn([4, 64], options);
+//! let loss = layer.forward(&x, Mode::Train).square().mean(Kind::Float);
+//! loss.backward();
+//! for (name, parameter) in layer.adapter().unwrap().params() {
+//!     assert!(parameter.grad().defined(), "{name}");
+//! }
+//! layer.merge()?; // from here on it costs what the bare layer costs
+//! # Ok::<(), lora_core::Error>(())
+//! ```
+
+use lora_core::{Adapter, BaseWeight, Mode, Part, Result, Variant};
+use tch::Tensor;
+
+/// Fills the top hole. PEFT: `use_dora`, `tuners/lora/dora.py`.
+pub const DORA: Variant = Variant {
+    name: "dora",
+    about: "a trained magnitude for each row, the update turns only the direction",
+    paper: "Liu et al. 2024, arXiv 2402.09353",
+    flag: Some("use_dora"),
+    part: Part::Top(|direction, base| Ok(Box::new(Dora::new(direction, base)?))),
+};
+
+/// A magnitude `m [out]` (f32) over a direction.
+#[derive(Debug)]
+pub struct Dora {
+    direction: Box<dyn Adapter>,
+    magnitude: Tensor,
+}
+
+impl Dora {
+    /// Starts with `m = ‖V‖`, so that `W' = V`. In f32, where PEFT rounds m to a bf16 base's dtype and so
+    /// moves the output at step 0.
+    ///
+    /// # Errors
+    /// None today; a top may refuse a base.
+    pub fn new(direction: Box<dyn Adapter>, base: &dyn BaseWeight) -> Result<Self> {
+        let magnitude = direction.row_norms(base).set_requires_grad(true);
+        Ok(Self { direction, magnitude })
+    }
+
+    /// `m / ‖V‖`; a row of zeros, which has no direction, is left alone.
+    fn gain(&self, norms: &Tensor) -> Tensor {
+        let zero = norms.eq(0.0);
+        (&self.magnitude / norms.masked_fill(&zero, 1.0)).where_self(&zero.logical_not(), &norms.ones_like())
+    }
+}
+
+impl Adapter for Dora {
+    fn effective(&self, w: &Tensor) -> Tensor {
+        let v = self.direction.effective(w).to_kind(self.magnitude.kind());
+        let norms = v.detach().square().sum_dim_intlist([1i64].as_slice(), false, None).sqrt();
+        (v * self.gain(&norms).unsqueeze(1)).to_kind(w.kind())
+    }
+
+    fn params(&self) -> Vec<(&'static str, &Tensor)> {
+        let mut params = self.direction.params();
+        params.push(("lora_magnitude_vector", &self.magnitude));
+        params
+    }
+
+    /// `y = z + (m/‖V‖ − 1) z`, `z = x Vᵀ`: the correction is small, so that half precision keeps it.
+    fn forward(&self, x: &Tensor, base: &dyn BaseWeight, mode: Mode) -> Tensor {
+        let z = self.direction.forward(x, base, mode);
+        let excess = (self.gain(&self.direction.row_norms(base)) - 1.0).to_kind(z.kind());
+        z.addcmul(&z, &excess)
+    }
+
+    fn row_norms(&self, _: &dyn BaseWeight) -> Tensor {
+        self.magnitude.detach().abs()
+    }
+}

@@ -1,0 +1,62 @@
+//! Causal attention with grouped heads, and the key-value cache.
+
+use tch::{Kind, Tensor};
+
+/// Keys and values of the positions seen so far, a pair a layer, `[B, kv_heads, T, head_dim]`.
+#[derive(Debug, Default)]
+pub struct Cache {
+    layers: Vec<(Tensor, Tensor)>,
+}
+
+impl Cache {
+    /// Empty.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Positions seen so far.
+    pub fn len(&self) -> i64 {
+        self.layers.first().map_or(0, |(k, _)| k.size()[2])
+    }
+
+    /// Whether nothing was seen yet.
+    pub fn is_empty(&self) -> bool {
+        self.layers.is_empty()
+    }
+
+    /// Appends `k` and `v` to a layer (layers come in order) and gives all of them.
+    pub(crate) fn extend(&mut self, layer: usize, k: Tensor, v: Tensor) -> (Tensor, Tensor) {
+        if layer == self.layers.len() {
+            self.layers.push((k, v));
+        } else {
+            let old = &self.layers[layer];
+            self.layers[layer] = (Tensor::cat(&[&old.0, &k], 2), Tensor::cat(&[&old.1, &v], 2));
+        }
+        let (k, v) = &self.layers[layer];
+        (k.shallow_clone(), v.shallow_clone())
+    }
+}
+
+/// `softmax(q kᵀ / √head_dim) v`, causal: `q [B, heads, T, head_dim]` are the last T of the S positions of
+/// `k, v [B, kv_heads, S, head_dim]`; heads is a multiple of kv_heads. With a window, a position sees itself and
+/// the `window - 1` before it.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>) -> Tensor {
+    let (t, s) = (q.size()[2], k.size()[2]);
+    let windowed = window.filter(|&w| w < s);
+    let grouped = q.size()[1] != k.size()[1];
+    // The kernels know "causal" and "everything"; a mask is built only for what is neither.
+    let mask = (windowed.is_some() || (t > 1 && t < s)).then(|| mask(t, s, windowed, q));
+    let causal = mask.is_none() && t > 1;
+    Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, causal, None, grouped)
+}
+
+fn mask(t: i64, s: i64, window: Option<i64>, like: &Tensor) -> Tensor {
+    let options = (Kind::Int64, like.device());
+    let key = Tensor::arange(s, options).unsqueeze(0);
+    let query = Tensor::arange_start(s - t, s, options).unsqueeze(1);
+    let seen = key.le_tensor(&query);
+    match window {
+        Some(w) => seen.logical_and(&key.gt_tensor(&(query - w))),
+        None => seen,
+    }
+}

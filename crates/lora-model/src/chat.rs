@@ -1,0 +1,164 @@
+//! Chat templates: a conversation to text, and the parts of it that the assistant writes.
+//!
+//! Templates are Jinja programs that come with a model, so they are run as untrusted code: by minijinja, with
+//! no loader, and bounds on steps, memory, output and time (`sandbox.rs`). The environment is the one
+//! transformers gives them (`transformers.utils.chat_template_utils`).
+
+mod environment;
+mod generation;
+mod json;
+mod sandbox;
+mod spans;
+
+use std::ops::Range;
+
+use lora_core::Result;
+use minijinja::value::Serde;
+use minijinja::{Environment, Value};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value as Json};
+
+use self::environment::template_error;
+use self::generation::Markers;
+
+/// One turn of a conversation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Message {
+    /// Who speaks: `system`, `user`, `assistant`, `tool`.
+    pub role: String,
+    /// What is said. A missing or null content reads as empty.
+    #[serde(default, deserialize_with = "null_is_empty")]
+    pub content: String,
+    /// Every other field (`reasoning_content`, `tool_calls`, ...), passed to the template as it is.
+    #[serde(flatten)]
+    pub other: Map<String, Json>,
+}
+
+impl Message {
+    /// A turn with nothing but a role and a content.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into(), other: Map::new() }
+    }
+}
+
+fn null_is_empty<'de, D: Deserializer<'de>>(d: D) -> std::result::Result<String, D::Error> {
+    Ok(Option::deserialize(d)?.unwrap_or_default())
+}
+
+/// A compiled chat template.
+#[derive(Debug, Clone)]
+pub struct ChatTemplate {
+    source: String,
+    env: Environment<'static>,
+    markers: Markers,
+    /// Whether the template marks what the assistant writes with `{% generation %}`.
+    marked: bool,
+}
+
+const NAME: &str = "chat template";
+
+impl ChatTemplate {
+    /// Compiles `source`. `bos` and `eos` are the texts of the special tokens (empty if there is none).
+    ///
+    /// # Errors
+    /// Data, with the line, when the template does not parse.
+    pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self> {
+        let markers = Markers::random();
+        let (program, marked) = generation::rewrite(source);
+        let mut env = environment::environment()?;
+        env.add_global("bos_token", bos.to_owned());
+        env.add_global("eos_token", eos.to_owned());
+        env.add_template_owned(NAME, program).map_err(|e| template_error(&e))?;
+        Ok(Self { source: source.to_owned(), env, markers, marked })
+    }
+
+    /// Gives the template one more variable, such as `pad_token`, or `enable_thinking` for Qwen3.
+    #[must_use]
+    pub fn with_variable(mut self, name: &str, value: Json) -> Self {
+        self.env.add_global(name.to_owned(), Value::from(Serde(value)));
+        self
+    }
+
+    /// Fixes the clock that `strftime_now` reads (seconds since 1970, UTC), so that a template that prints the
+    /// date renders the same on another day. Without it, the local time of the machine is used.
+    #[must_use]
+    pub fn at_time(mut self, unix_seconds: i64) -> Self {
+        environment::set_clock(&mut self.env, Some(unix_seconds));
+        self
+    }
+
+    /// The template as written.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Whether the template says itself what the assistant writes, by `{% generation %}` blocks.
+    pub fn has_generation_blocks(&self) -> bool {
+        self.marked
+    }
+
+    /// The text of a conversation; with `add_generation_prompt` it ends where the assistant is to go on.
+    /// The text holds its special tokens, so it is to be encoded without adding any.
+    ///
+    /// # Errors
+    /// Data, when the template refuses the conversation (`raise_exception`) or fails; unsupported, when it runs
+    /// too long or builds too much.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        self.run(messages, add_generation_prompt, ["", ""])
+    }
+
+    /// The text of a conversation, and the byte ranges of it that the assistant writes, its end-of-turn token
+    /// included, in order.
+    ///
+    /// A template with `{% generation %}` blocks states the ranges. Otherwise they come from rendering parts of
+    /// the conversation: see the errors, and `spans.rs`.
+    ///
+    /// # Errors
+    /// As [`render`](Self::render); and data, when the template renders the beginning of a conversation so
+    /// differently from the whole that the assistant's turns cannot be placed.
+    pub fn render_with_spans(&self, messages: &[Message]) -> Result<(String, Vec<Range<usize>>)> {
+        let text = self.render(messages, false)?;
+        let spans = if self.marked {
+            self.spans_from_blocks(messages, &text)?
+        } else {
+            self.spans_from_parts(messages, &text)?
+        };
+        Ok((text, spans))
+    }
+
+    fn run(&self, messages: &[Message], add_generation_prompt: bool, marks: [&str; 2]) -> Result<String> {
+        let mut env = self.env.clone();
+        env.add_global(generation::START, marks[0].to_owned());
+        env.add_global(generation::END, marks[1].to_owned());
+        let context = minijinja::context! {
+            messages => messages.iter().map(to_value).collect::<Vec<_>>(),
+            add_generation_prompt,
+            tools => (),
+            documents => (),
+        };
+        sandbox::render(env, context, self.source.len() + messages.iter().map(size).sum::<usize>())
+    }
+}
+
+/// A message as templates see it. Reasoning goes under the names that templates use for it, as transformers does.
+fn to_value(message: &Message) -> Value {
+    let mut fields = Map::new();
+    fields.insert("role".into(), message.role.clone().into());
+    fields.insert("content".into(), message.content.clone().into());
+    let reasoning = ["reasoning_content", "thinking", "reasoning"]
+        .iter()
+        .find_map(|name| message.other.get(*name).filter(|value| !value.is_null()));
+    if let Some(reasoning) = reasoning {
+        fields.insert("thinking".into(), reasoning.clone());
+    }
+    fields.extend(message.other.iter().map(|(k, v)| (k.clone(), v.clone())));
+    if let Some(reasoning) = reasoning {
+        fields.insert("reasoning_content".into(), reasoning.clone());
+    }
+    Value::from(Serde(fields))
+}
+
+fn size(message: &Message) -> usize {
+    let other: usize = message.other.iter().map(|(k, v)| k.len() + v.to_string().len()).sum();
+    message.role.len() + message.content.len() + other
+}

@@ -1,0 +1,113 @@
+//! Where the assistant's turns are, for templates that do not say.
+//!
+//! Never by searching for the content, which may occur elsewhere. A turn begins where the conversation before
+//! it, rendered with the generation prompt, ends: what the model sees before it has to write. It ends where the
+//! conversation up to and with it ends. Both renderings must be prefixes of the whole.
+//!
+//! Some templates render a turn differently once others follow (Qwen3 drops its reasoning, Mistral moves the
+//! system prompt), so that a prefix does not fit. Then the content of the turn is replaced by an unguessable
+//! marker and the whole rendered again: what is before and after the marker must be what is before and after
+//! the content in the original. What follows the marker in the conversation cut after the turn is the
+//! end-of-turn text; what follows the marker in place of the message before the turn, with the generation prompt,
+//! is where it begins.
+
+use std::ops::Range;
+
+use lora_core::{Error, ErrorKind, Result};
+
+use super::{ChatTemplate, Message, NAME};
+
+/// What the rendering of a part gives: `None` if the template refuses the part (a conversation that ends with the
+/// system prompt, say), which only means that this part tells nothing.
+type Part<T> = Result<Option<T>>;
+
+impl ChatTemplate {
+    /// Ranges of `text` (the rendering of `messages`) that assistant turns wrote.
+    pub(super) fn spans_from_parts(&self, messages: &[Message], text: &str) -> Result<Vec<Range<usize>>> {
+        let mut spans: Vec<Range<usize>> = Vec::new();
+        for (turn, _) in messages.iter().enumerate().filter(|(_, message)| message.role == "assistant") {
+            let after = spans.last().map_or(0, |previous| previous.end);
+            match self.span(messages, turn, text)? {
+                Some(span) if after <= span.start && span.start <= span.end => spans.push(span),
+                _ => return Err(unplaced(turn)),
+            }
+        }
+        Ok(spans)
+    }
+
+    fn span(&self, messages: &[Message], turn: usize, text: &str) -> Part<Range<usize>> {
+        let (earlier, with) = (head(messages, turn), head(messages, turn + 1));
+        let prefix =
+            |part: Option<String>| part.filter(|part| text.starts_with(part.as_str())).map(|part| part.len());
+        let before = prefix(self.part(earlier, true)?);
+        let after = prefix(self.part(with, false)?);
+        if let (Some(start), Some(end)) = (before, after)
+            && start <= end
+        {
+            return Ok(Some(start..end));
+        }
+        let Some(content) = self.around_content(messages, turn, text)? else { return Ok(None) };
+        let start = match before {
+            Some(start) => Some(start),
+            None => self.end_of_prompt(messages, turn, text)?,
+        };
+        let start = start.filter(|start| *start <= content.start).unwrap_or(content.start);
+        let end = match after.filter(|end| *end >= content.end) {
+            Some(end) => Some(end),
+            None => follow(text, content.end, self.around_marker(with, turn, false)?),
+        };
+        Ok(end.map(|end| start..end))
+    }
+
+    /// Where the generation prompt ends that follows the message before a turn.
+    fn end_of_prompt(&self, messages: &[Message], turn: usize, text: &str) -> Part<usize> {
+        let Some(previous) = turn.checked_sub(1) else { return Ok(None) };
+        let Some(content) = self.around_content(messages, previous, text)? else { return Ok(None) };
+        Ok(follow(text, content.end, self.around_marker(head(messages, turn), previous, true)?))
+    }
+
+    /// The range of `text` that the content of a turn takes.
+    fn around_content(&self, messages: &[Message], turn: usize, text: &str) -> Part<Range<usize>> {
+        let Some((before, after)) = self.around_marker(messages, turn, false)? else { return Ok(None) };
+        let fits =
+            text.len() >= before.len() + after.len() && text.starts_with(&before) && text.ends_with(&after);
+        Ok(fits.then(|| before.len()..text.len() - after.len()))
+    }
+
+    /// What is rendered before and after the content of a message.
+    fn around_marker(&self, messages: &[Message], at: usize, prompt: bool) -> Part<(String, String)> {
+        let marker = self.markers.content.as_str();
+        let mut messages = messages.to_vec();
+        let Some(message) = messages.get_mut(at) else { return Ok(None) };
+        message.content = marker.to_owned();
+        let text = self.part(&messages, prompt)?;
+        let split = text.as_deref().and_then(|text| text.split_once(marker));
+        let once = split.filter(|(_, after)| !after.contains(marker));
+        Ok(once.map(|(before, after)| (before.to_owned(), after.to_owned())))
+    }
+
+    fn part(&self, messages: &[Message], prompt: bool) -> Part<String> {
+        match self.render(messages, prompt) {
+            Ok(text) => Ok(Some(text)),
+            // Beyond the limits once is beyond them again, and each time takes its time.
+            Err(e) if e.kind() == ErrorKind::Unsupported => Err(e),
+            Err(_) => Ok(None),
+        }
+    }
+}
+
+fn head(messages: &[Message], count: usize) -> &[Message] {
+    messages.get(..count).unwrap_or(messages)
+}
+
+/// Where the text around a marker's end stops, if it stands at `at`.
+fn follow(text: &str, at: usize, around: Option<(String, String)>) -> Option<usize> {
+    let (_, tail) = around?;
+    text.get(at..)?.starts_with(&tail).then_some(at + tail.len())
+}
+
+fn unplaced(turn: usize) -> Error {
+    Error::data(format!("cannot tell which part of the text message {} (assistant) wrote", turn + 1))
+        .at(NAME)
+        .hint("put the assistant's part of the template between {% generation %} and {% endgeneration %}")
+}

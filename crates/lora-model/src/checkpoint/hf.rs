@@ -1,0 +1,181 @@
+//! A Hugging Face model folder: `config.json`, and `model.safetensors` or shards with an index.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+use lora_core::{Error, ErrorKind, Result};
+use serde::Deserialize;
+use tch::{Kind, Tensor};
+
+use super::safetensors::{Entry, Mapped, Unique, kind_of};
+use super::{Checkpoint, finite, no_such_tensor};
+use crate::ModelConfig;
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Largest index taken: a million tensors need less.
+const MAX_INDEX: u64 = 100_000_000;
+
+#[derive(Debug)]
+pub(super) struct HfCheckpoint {
+    dir: PathBuf,
+    config: ModelConfig,
+    shards: Vec<Mapped>,
+    /// Tensor name to position in `shards`.
+    tensors: BTreeMap<String, usize>,
+}
+
+impl HfCheckpoint {
+    pub(super) fn open(dir: &Path) -> Result<Self> {
+        if !dir.join("config.json").exists() {
+            return Err(not_a_model(dir));
+        }
+        let config = ModelConfig::from_folder(dir)?;
+        let (shards, tensors) = if dir.join(SINGLE).exists() {
+            let shard = Mapped::open(&dir.join(SINGLE))?;
+            let tensors = shard.tensors.keys().map(|name| (name.clone(), 0)).collect();
+            (vec![shard], tensors)
+        } else if dir.join(INDEX).exists() {
+            sharded(dir)?
+        } else {
+            return Err(no_weights(dir));
+        };
+        Ok(Self { dir: dir.to_owned(), config, shards, tensors })
+    }
+
+    fn entry(&self, name: &str) -> Option<(&Mapped, &Entry)> {
+        let shard = self.shards.get(*self.tensors.get(name)?)?;
+        Some((shard, shard.tensors.get(name)?))
+    }
+}
+
+impl Checkpoint for HfCheckpoint {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.tensors.keys().cloned().collect()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<i64>> {
+        self.entry(name).map(|(_, e)| e.shape.clone())
+    }
+
+    fn kind(&self, name: &str) -> Option<Kind> {
+        self.entry(name).and_then(|(_, e)| kind_of(e.dtype))
+    }
+
+    fn load(&self, name: &str, kind: Kind) -> Result<Tensor> {
+        let (shard, entry) = self.entry(name).ok_or_else(|| no_such_tensor(name, &self.dir))?;
+        let place = |e: Error| e.at(format!("{}, tensor `{name}`", shard.path.display()));
+        let stored = kind_of(entry.dtype).ok_or_else(|| {
+            let what = format!("weights of type {} (F64, F32, F16 and BF16 are read)", entry.dtype);
+            place(Error::unsupported(what).hint("save the model in bf16 or f32"))
+        })?;
+        shard.view(entry, stored).and_then(|t| finite(t, kind)).map_err(place)
+    }
+
+    fn source(&self) -> &Path {
+        &self.dir
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        self.shards.iter().map(|s| s.path.clone()).collect()
+    }
+
+    fn stored_bytes(&self) -> u64 {
+        self.tensors.keys().filter_map(|name| self.entry(name)).map(|(_, e)| e.nbytes()).sum()
+    }
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: Unique<String>,
+}
+
+/// Opens every shard the index names, and makes sure that each has what the index promises.
+fn sharded(dir: &Path) -> Result<(Vec<Mapped>, BTreeMap<String, usize>)> {
+    let path = dir.join(INDEX);
+    let io = |e| Error::io("read", &path, e);
+    let len = std::fs::metadata(&path).map_err(io)?.len();
+    if len > MAX_INDEX {
+        return Err(
+            Error::data(format!("{len} bytes of index (at most {MAX_INDEX} are read)")).at(path.display())
+        );
+    }
+    let text = std::fs::read(&path).map_err(io)?;
+    let index: Index = serde_json::from_slice(&text)
+        .map_err(|e| Error::data(format!("is not a shard index: {e}")).at(path.display()).because(e))?;
+
+    let mut shards: Vec<Mapped> = Vec::new();
+    let mut seen = BTreeMap::new();
+    let mut tensors = BTreeMap::new();
+    let mut missing = Vec::new();
+    for (name, file) in index.weight_map.0 {
+        let at = match seen.get(&file) {
+            Some(&at) => at,
+            None => {
+                plain(&file).map_err(|e| e.at(format!("{}, tensor `{name}`", path.display())))?;
+                shards.push(Mapped::open(&dir.join(&file))?);
+                seen.insert(file.clone(), shards.len() - 1);
+                shards.len() - 1
+            }
+        };
+        if !shards.get(at).is_some_and(|s| s.tensors.contains_key(&name)) {
+            missing.push(format!("`{name}` in {file}"));
+        }
+        tensors.insert(name, at);
+    }
+    if !missing.is_empty() {
+        let what = format!("{} tensors of the index are not in their shards", missing.len());
+        return Err(Error::faults(ErrorKind::Data, what, missing)
+            .at(path.display())
+            .hint("index and shards are of different versions: fetch the model again"));
+    }
+    if tensors.is_empty() {
+        return Err(Error::data("names no tensors").at(path.display()));
+    }
+    Ok((shards, tensors))
+}
+
+/// A shard must lie in the folder itself: the index comes from elsewhere and must not reach other files.
+fn plain(file: &str) -> Result<()> {
+    let mut parts = Path::new(file).components();
+    let one = matches!((parts.next(), parts.next()), (Some(Component::Normal(name)), None) if name == file);
+    if one && !file.contains(['/', '\\', '\0']) {
+        return Ok(());
+    }
+    Err(Error::data(format!("the shard name {file:?} is not a plain file name"))
+        .hint("do not use this checkpoint: its index points outside its folder"))
+}
+
+fn not_a_model(dir: &Path) -> Error {
+    let hint = if dir.join("adapter_config.json").exists() {
+        "this is an adapter: give the base model it was trained on".to_owned()
+    } else if let Some(gguf) = first_with(dir, |n| n.ends_with(".gguf")) {
+        format!("to use the GGUF file in it, give its path: {}", dir.join(gguf).display())
+    } else {
+        "give the folder that holds config.json and the .safetensors files, or a .gguf file".to_owned()
+    };
+    Error::data("the folder holds no config.json, so no model").at(dir.display()).hint(hint)
+}
+
+fn no_weights(dir: &Path) -> Error {
+    let pickle =
+        |n: &str| n.starts_with("pytorch_model") && (n.ends_with(".bin") || n.ends_with(".bin.index.json"));
+    match first_with(dir, pickle) {
+        Some(file) => Error::unsupported(format!("the weights are a pickle ({file}), which can run any code"))
+            .at(dir.display())
+            .hint("convert it where you trust it: in Python, AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"),
+        None => Error::data(format!("the folder holds no weights: neither {SINGLE} nor {INDEX}"))
+            .at(dir.display())
+            .hint("fetch the model's .safetensors files too"),
+    }
+}
+
+fn first_with(dir: &Path, wanted: impl Fn(&str) -> bool) -> Option<String> {
+    let names = std::fs::read_dir(dir).ok()?.flatten().filter_map(|e| e.file_name().into_string().ok());
+    names.filter(|n| wanted(n)).min()
+}

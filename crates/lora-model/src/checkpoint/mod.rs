@@ -1,0 +1,95 @@
+//! Model weights by their Hugging Face names, from a folder of safetensors or from a GGUF file.
+
+mod gguf;
+mod hf;
+mod safetensors;
+
+use std::fmt::Debug;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use lora_core::{Error, Result};
+use tch::{Kind, Tensor};
+
+use crate::ModelConfig;
+pub use gguf::{Gguf, Value as GgufValue};
+
+/// Weights by their Hugging Face name.
+pub trait Checkpoint: Debug + Send {
+    /// What the model is.
+    fn config(&self) -> &ModelConfig;
+    /// Every tensor's name, sorted.
+    fn names(&self) -> Vec<String>;
+    /// The tensor's shape, if there is such a tensor.
+    fn shape(&self, name: &str) -> Option<Vec<i64>>;
+    /// The type it is stored in; `Float` for quantised blocks, `None` for a type that `load` refuses.
+    fn kind(&self, name: &str) -> Option<Kind>;
+    /// The tensor on the CPU, in `kind`. It may be a private view of the mapped file: writing to it changes no
+    /// file, but the file must not be changed or cut short by others while the tensor lives.
+    ///
+    /// # Errors
+    /// `Data` for a name that is not there, `Unsupported` for a stored type we do not read, `NonFinite` for weights
+    /// that are (or become, in `kind`) infinite or NaN. All name tensor and file.
+    fn load(&self, name: &str, kind: Kind) -> Result<Tensor>;
+    /// What was opened.
+    fn source(&self) -> &Path;
+    /// The files with weights.
+    fn files(&self) -> Vec<PathBuf>;
+    /// Bytes of weights as stored.
+    fn stored_bytes(&self) -> u64;
+    /// What the maker calls the model, where the checkpoint says so (GGUF's `general.name`).
+    fn model_name(&self) -> Option<&str> {
+        None
+    }
+}
+
+/// Opens a folder with `config.json` and safetensors, or a GGUF file. Reads no weights yet.
+///
+/// # Errors
+/// `Io` if nothing is there; `Data` or `Unsupported`, with a hint, if it is neither, or is malformed.
+pub fn open(path: &Path) -> Result<Box<dyn Checkpoint>> {
+    let found = std::fs::metadata(path).map_err(|e| Error::io("open the model", path, e))?;
+    if found.is_dir() {
+        return Ok(Box::new(hf::HfCheckpoint::open(path)?));
+    }
+    let mut magic = [0; 4];
+    let read = File::open(path).and_then(|mut f| f.read_exact(&mut magic));
+    let named_so = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+    if named_so || (read.is_ok() && magic == *b"GGUF") {
+        return Ok(Box::new(gguf::GgufCheckpoint::open(path)?));
+    }
+    Err(Error::data("is neither a model folder nor a GGUF file")
+        .at(path.display())
+        .hint("give the folder that holds config.json and the .safetensors files, or a .gguf file"))
+}
+
+/// `tensor` in `kind`, if all of it is finite there.
+fn finite(tensor: Tensor, kind: Kind) -> Result<Tensor> {
+    let cast = tensor.f_to_kind(kind)?;
+    if all_finite(&cast)? {
+        return Ok(cast);
+    }
+    if all_finite(&tensor)? {
+        let what = format!("holds values too large for {kind:?}");
+        return Err(Error::non_finite(what).hint("load the model as bf16 or f32"));
+    }
+    Err(Error::non_finite("holds infinite or NaN weights")
+        .hint("the file is damaged, or its training had diverged: use another copy"))
+}
+
+/// One pass without a temporary: a NaN anywhere makes both extremes NaN.
+fn all_finite(tensor: &Tensor) -> Result<bool> {
+    if tensor.numel() == 0 {
+        return Ok(true);
+    }
+    let (low, high) = tensor.f_aminmax(None, false)?;
+    let (low, high) = (f64::try_from(&low)?, f64::try_from(&high)?);
+    Ok(low.is_finite() && high.is_finite())
+}
+
+fn no_such_tensor(name: &str, source: &Path) -> Error {
+    Error::data(format!("there is no tensor `{name}`"))
+        .at(source.display())
+        .hint("the checkpoint is incomplete, or its config describes another model")
+}

@@ -1,0 +1,151 @@
+//! One safetensors file, mapped: a strict reading of its header, and views of its tensors.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+
+use ::safetensors::tensor::{Dtype, Metadata};
+use lora_core::{Error, Result};
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use tch::{Device, Kind, Tensor};
+
+/// The format's own limit.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// One tensor: what it is and which bytes of the file are its own.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<i64>,
+    start: i64,
+    nbytes: i64,
+}
+
+impl Entry {
+    pub(super) fn nbytes(&self) -> u64 {
+        self.nbytes.unsigned_abs()
+    }
+}
+
+/// A mapped file.
+#[derive(Debug)]
+pub(super) struct Mapped {
+    pub(super) path: PathBuf,
+    pub(super) tensors: BTreeMap<String, Entry>,
+    bytes: Tensor,
+}
+
+impl Mapped {
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let io = |e| Error::io("open", path, e);
+        let mut file = File::open(path).map_err(io)?;
+        let len = file.metadata().map_err(io)?.len();
+        let tensors = table(&mut file, len).map_err(|e| e.at(path.display()))?;
+        let name = path.to_str().ok_or_else(|| {
+            Error::unsupported("the file's name is not UTF-8").at(path.display()).hint("rename it")
+        })?;
+        // Private: what is written to a view stays in memory.
+        let bytes = Tensor::f_from_file(name, false, len as i64, (Kind::Uint8, Device::Cpu))
+            .map_err(|e| Error::from(e).at(path.display()))?;
+        Ok(Self { path: path.to_owned(), tensors, bytes })
+    }
+
+    /// A view of the tensor as stored; a copy only where its bytes are not aligned for its type.
+    pub(super) fn view(&self, entry: &Entry, kind: Kind) -> Result<Tensor> {
+        if entry.nbytes == 0 {
+            return Ok(Tensor::f_zeros(&entry.shape, (kind, Device::Cpu))?);
+        }
+        let bytes = self.bytes.f_narrow(0, entry.start, entry.nbytes)?;
+        let aligned = entry.start % kind.elt_size_in_bytes() as i64 == 0;
+        let bytes = if aligned { bytes } else { bytes.f_clone(&bytes.f_empty_like()?)? };
+        Ok(bytes.f_view_dtype(kind)?.f_view(&entry.shape[..])?)
+    }
+}
+
+/// The torch type of a stored one, for those a weight may have.
+pub(super) fn kind_of(dtype: Dtype) -> Option<Kind> {
+    match dtype {
+        Dtype::F64 => Some(Kind::Double),
+        Dtype::F32 => Some(Kind::Float),
+        Dtype::F16 => Some(Kind::Half),
+        Dtype::BF16 => Some(Kind::BFloat16),
+        _ => None,
+    }
+}
+
+fn damaged(what: String) -> Error {
+    Error::data(what).hint("the file is cut short or damaged: fetch it again")
+}
+
+fn table(file: &mut File, len: u64) -> Result<BTreeMap<String, Entry>> {
+    let mut size = [0; 8];
+    let read = |e| Error::data("cannot read the header").because(e);
+    if len < 8 {
+        return Err(damaged(format!("{len} bytes are too few for a safetensors file")));
+    }
+    file.read_exact(&mut size).map_err(read)?;
+    let header = u64::from_le_bytes(size);
+    if header > MAX_HEADER || header > len - 8 {
+        let what =
+            format!("a header of {header} bytes in a file of {len} (at most {MAX_HEADER} are allowed)");
+        return Err(damaged(what));
+    }
+    let mut text = vec![0; header as usize];
+    file.read_exact(&mut text).map_err(read)?;
+    if text.first() != Some(&b'{') {
+        return Err(damaged("the header does not start with `{`".into()));
+    }
+    let bad = |e: serde_json::Error| damaged(format!("the header is malformed: {e}")).because(e);
+    // The safetensors crate lets the last of two equal names win; the format forbids them.
+    serde_json::from_slice::<Unique<IgnoredAny>>(&text).map_err(bad)?;
+    let meta: Metadata = serde_json::from_slice(&text).map_err(bad)?;
+
+    let start = 8 + header;
+    let expected = start + meta.data_len() as u64;
+    if expected != len {
+        return Err(damaged(format!("the header promises {expected} bytes, the file has {len}")));
+    }
+    let mut entries = BTreeMap::new();
+    for (name, info) in meta.tensors() {
+        let shape = info.shape.iter().map(|&d| i64::try_from(d)).collect::<std::result::Result<Vec<_>, _>>();
+        let Some(shape) = shape.ok().filter(|s| s.len() <= 8) else {
+            return Err(damaged(format!("tensor `{name}` has the impossible shape {:?}", info.shape)));
+        };
+        let (begin, end) = info.data_offsets;
+        let nbytes = (end - begin) as i64;
+        entries
+            .insert(name, Entry { dtype: info.dtype, shape, start: (start + begin as u64) as i64, nbytes });
+    }
+    Ok(entries)
+}
+
+/// A JSON object that refuses a key given twice.
+pub(super) struct Unique<V>(pub(super) BTreeMap<String, V>);
+
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for Unique<V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Keys<V>(PhantomData<V>);
+        impl<'de, V: Deserialize<'de>> Visitor<'de> for Keys<V> {
+            type Value = Unique<V>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
+                let mut out = BTreeMap::new();
+                while let Some((key, value)) = map.next_entry::<String, V>()? {
+                    if out.contains_key(&key) {
+                        return Err(serde::de::Error::custom(format!("`{key}` appears twice")));
+                    }
+                    out.insert(key, value);
+                }
+                Ok(Unique(out))
+            }
+        }
+        deserializer.deserialize_map(Keys(PhantomData))
+    }
+}

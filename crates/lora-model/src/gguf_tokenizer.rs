@@ -1,0 +1,276 @@
+//! A tokenizer from a GGUF file, rebuilt in the form of the `tokenizer.json` of the original model.
+//!
+//! GGUF stores the vocabulary but only names how text is split before merging, in `tokenizer.ggml.pre`. The
+//! splits here are those of the original models' `tokenizer.json`, as llama.cpp has them too. transformers' GGUF
+//! reader (5.23) differs from both: it lacks the single digits of `smollm`, the `ignore_merges` of Llama 3 and
+//! Tekken, Qwen2's NFC, and BOS where the file relies on llama.cpp's default; for SentencePiece it overlooks
+//! `add_space_prefix`, and puts a blank only before the whole text, and not when that starts with one.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use lora_core::{Error, Result};
+use serde_json::{Map, Value as Json, json};
+
+use crate::checkpoint::Gguf;
+use crate::tokenizer::{Parts, parse, surround};
+
+/// Token types that matter here, as llama.cpp numbers them.
+const CONTROL: i64 = 3;
+const USER_DEFINED: i64 = 4;
+const UNUSED: i64 = 5;
+
+/// Trying every cut of a token takes time with the square of its length. Real ones have up to 50 bytes.
+const LONGEST: usize = 512;
+
+const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const TEKKEN: &str = concat!(
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|",
+    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+);
+
+/// The vocabulary as the file gives it.
+struct Vocabulary<'a> {
+    gguf: &'a Gguf,
+    tokens: &'a [String],
+    types: &'a [i64],
+}
+
+/// How one kind of vocabulary works: the parts of a `tokenizer.json`.
+struct Kind {
+    model: Json,
+    normalizer: Json,
+    pre_tokenizer: Json,
+    decoder: Json,
+    /// Whether BOS goes before a text, where the file does not say.
+    add_bos: bool,
+}
+
+pub(crate) fn read(path: &Path) -> Result<Parts> {
+    let gguf = Gguf::open(path)?;
+    let tokens = gguf.strs("tokenizer.ggml.tokens")?;
+    let types = gguf.opt(Gguf::i64s, "tokenizer.ggml.token_type")?.unwrap_or_default();
+    if tokens.is_empty() || (!types.is_empty() && types.len() != tokens.len()) {
+        let what = format!("{} tokens with {} types", tokens.len(), types.len());
+        return Err(Error::data(what).at("`tokenizer.ggml.tokens`").at(path.display()));
+    }
+    let vocabulary = Vocabulary { gguf: &gguf, tokens, types };
+    vocabulary.parts().map_err(|e| e.at(path.display()))
+}
+
+impl Vocabulary<'_> {
+    fn parts(&self) -> Result<Parts> {
+        let model = self.gguf.str("tokenizer.ggml.model")?;
+        let default = |id: i64| if model == "llama" { Some(id) } else { None };
+        let bos = self.special("bos_token_id", default(1))?;
+        let eos = self.special("eos_token_id", default(2))?;
+        let pad = self.special("padding_token_id", None)?;
+        let unk = self.special("unknown_token_id", default(0))?;
+        let kind = match model {
+            "gpt2" => self.byte_level()?,
+            "llama" => self.sentence_piece(unk.as_deref())?,
+            other => return Err(unsupported("model", other, "gpt2, llama")),
+        };
+        let json = json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": self.added(),
+            "normalizer": kind.normalizer, "pre_tokenizer": kind.pre_tokenizer, "post_processor": null,
+            "decoder": kind.decoder, "model": kind.model,
+        });
+        let mut inner = parse(json.to_string().as_bytes())?;
+        let flag = |name: &str| self.gguf.opt(Gguf::bool, &format!("tokenizer.ggml.{name}"));
+        let add_bos = flag("add_bos_token")?.unwrap_or(kind.add_bos);
+        let add_eos = flag("add_eos_token")?.unwrap_or(false);
+        surround(&mut inner, bos.as_deref().filter(|_| add_bos), eos.as_deref().filter(|_| add_eos))?;
+        let more_eos = ["eot_token_id", "eom_token_id"]
+            .iter()
+            .filter_map(|name| self.gguf.opt(Gguf::i64, &format!("tokenizer.ggml.{name}")).transpose())
+            .collect::<Result<_>>()?;
+        let config = self.config([("bos", &bos), ("eos", &eos), ("unk", &unk), ("pad", &pad)]);
+        let template = self.gguf.opt(Gguf::str, "tokenizer.chat_template")?.map(str::to_owned);
+        Ok(Parts { inner, bos, pad, eos, more_eos, template, config })
+    }
+
+    /// The text of a special token.
+    fn special(&self, name: &str, default: Option<i64>) -> Result<Option<String>> {
+        let key = format!("tokenizer.ggml.{name}");
+        let Some(id) = self.gguf.opt(Gguf::i64, &key)?.or(default) else { return Ok(None) };
+        let token = usize::try_from(id).ok().and_then(|id| self.tokens.get(id));
+        let bad = || Error::data(format!("id {id} is not in the vocabulary of {} tokens", self.tokens.len()));
+        token.map(|token| Some(token.clone())).ok_or_else(|| bad().at(format!("`{key}`")))
+    }
+
+    fn kind_of(&self, id: usize) -> i64 {
+        self.types.get(id).copied().unwrap_or(1)
+    }
+
+    /// Tokens that are found in the text before it is split.
+    fn added(&self) -> Vec<Json> {
+        let of = |(id, token): (usize, &String)| {
+            let special = match self.kind_of(id) {
+                CONTROL => true,
+                USER_DEFINED => false,
+                _ => return None,
+            };
+            Some(json!({
+                "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": special,
+            }))
+        };
+        self.tokens.iter().enumerate().filter_map(of).collect()
+    }
+
+    /// The vocabulary without `skip`ped kinds: duplicates would shift ids, so they are an error.
+    fn vocab(&self, keep: impl Fn(i64) -> bool) -> Result<Map<String, Json>> {
+        let mut vocab = Map::new();
+        for (id, token) in self.tokens.iter().enumerate().filter(|(id, _)| keep(self.kind_of(*id))) {
+            if let Some(other) = vocab.insert(token.clone(), id.into()) {
+                let what = format!("token {token:?} has two ids, {other} and {id}");
+                return Err(Error::data(what).at("`tokenizer.ggml.tokens`"));
+            }
+        }
+        Ok(vocab)
+    }
+
+    /// The merges that the file lists: two tokens with a blank between (which neither of them holds).
+    fn merges(&self) -> Result<Option<Vec<Json>>> {
+        let Some(lines) = self.gguf.opt(Gguf::strs, "tokenizer.ggml.merges")? else { return Ok(None) };
+        let pair = |(n, line): (usize, &String)| match line.split_once(' ') {
+            Some((left, right)) => Ok(json!([left, right])),
+            None => {
+                Err(Error::data(format!("merge {n} is not a pair: {line:?}")).at("`tokenizer.ggml.merges`"))
+            }
+        };
+        lines.iter().enumerate().map(pair).collect::<Result<_>>().map(Some)
+    }
+
+    /// `gpt2`: BPE over bytes.
+    fn byte_level(&self) -> Result<Kind> {
+        let pre = self.gguf.opt(Gguf::str, "tokenizer.ggml.pre")?.unwrap_or("default");
+        let bytes = |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
+        let both =
+            |first: Json, regex: bool| json!({"type": "Sequence", "pretokenizers": [first, bytes(regex)]});
+        let split = |regex: &str| {
+            both(
+                json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false}),
+                false,
+            )
+        };
+        // What splits; whether a piece that is a token is taken whole, whatever the merges; whether BOS is added.
+        let (pre_tokenizer, whole, add_bos) = match pre {
+            "default" | "gpt-2" | "gpt2" => (bytes(true), false, false),
+            "smollm" | "starcoder" | "refact" => {
+                (both(json!({"type": "Digits", "individual_digits": true}), true), false, false)
+            }
+            "llama-bpe" | "llama3" | "llama-v3" => (split(LLAMA3), true, true),
+            "qwen2" => (split(QWEN2), false, false),
+            "tekken" => (split(TEKKEN), true, true),
+            other => {
+                let known = "default, gpt-2, smollm, starcoder, refact, llama-bpe, qwen2, tekken";
+                return Err(unsupported("pre", other, known));
+            }
+        };
+        let merges = self.merges()?.ok_or_else(|| Error::data("missing").at("`tokenizer.ggml.merges`"))?;
+        Ok(Kind {
+            // Unused tokens are llama.cpp's filling (`[PAD151646]`), which the original does not have.
+            model: json!({
+                "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": whole,
+                "vocab": self.vocab(|kind| kind != UNUSED)?, "merges": merges,
+            }),
+            normalizer: if pre == "qwen2" { json!({"type": "NFC"}) } else { Json::Null },
+            pre_tokenizer,
+            decoder: bytes(true),
+            add_bos,
+        })
+    }
+
+    /// `llama`: SentencePiece BPE, characters with bytes to fall back on.
+    fn sentence_piece(&self, unk: Option<&str>) -> Result<Kind> {
+        let architecture = self.gguf.opt(Gguf::str, "general.architecture")?.unwrap_or_default();
+        if architecture.starts_with("gemma") {
+            return Err(unsupported("model", "llama of Gemma", "llama of other architectures")
+                .hint("use the model's folder in Hugging Face's layout"));
+        }
+        let vocab = self.vocab(|_| true)?;
+        let merges = match self.merges()? {
+            Some(merges) => merges,
+            None => merges_from_scores(self.tokens, self.gguf.f64s("tokenizer.ggml.scores")?)?,
+        };
+        let prefix = self.gguf.opt(Gguf::bool, "tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+        let mut normalizers = vec![json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"})];
+        let mut decoders = vec![
+            json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "}),
+            json!({"type": "ByteFallback"}),
+            json!({"type": "Fuse"}),
+        ];
+        if prefix {
+            normalizers.insert(0, json!({"type": "Prepend", "prepend": "▁"}));
+            decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+        }
+        Ok(Kind {
+            model: json!({
+                "type": "BPE", "dropout": null, "unk_token": unk, "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
+                "vocab": vocab, "merges": merges,
+            }),
+            normalizer: json!({"type": "Sequence", "normalizers": normalizers}),
+            pre_tokenizer: Json::Null,
+            decoder: json!({"type": "Sequence", "decoders": decoders}),
+            add_bos: true,
+        })
+    }
+
+    /// `tokenizer_config.json`, with the class that takes `tokenizer.json` as it is.
+    fn config(&self, specials: [(&str, &Option<String>); 4]) -> Map<String, Json> {
+        let mut config = Map::new();
+        config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
+        config.insert("clean_up_tokenization_spaces".into(), false.into());
+        for (name, token) in specials {
+            if let Some(token) = token {
+                config.insert(format!("{name}_token"), token.as_str().into());
+            }
+        }
+        let context =
+            self.gguf.str("general.architecture").and_then(|a| self.gguf.u64(&format!("{a}.context_length")));
+        if let Ok(context) = context {
+            config.insert("model_max_length".into(), context.into());
+        }
+        config
+    }
+}
+
+/// Every way to cut a token into two tokens is a merge; the better the token's score, the earlier. Ties go as in
+/// transformers' `generate_merges`, so that the same merges come out: longer parts first, then by id.
+fn merges_from_scores(tokens: &[String], scores: &[f64]) -> Result<Vec<Json>> {
+    if scores.len() != tokens.len() {
+        let what = format!("{} scores for {} tokens", scores.len(), tokens.len());
+        return Err(Error::data(what).at("`tokenizer.ggml.scores`"));
+    }
+    if let Some(id) = tokens.iter().position(|token| token.len() > LONGEST) {
+        let what = format!("token {id} is {} bytes long", tokens.get(id).map_or(0, String::len));
+        return Err(Error::data(what).at("`tokenizer.ggml.tokens`"));
+    }
+    let ids: HashMap<&str, usize> =
+        tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
+    let mut merges = Vec::new();
+    for (token, &score) in tokens.iter().zip(scores) {
+        let cuts = token.char_indices().enumerate().skip(1).filter_map(|(chars, (at, _))| {
+            let (left, right) = token.split_at(at);
+            let lengths = (chars, right.chars().count());
+            Some((*ids.get(left)?, *ids.get(right)?, score, lengths, left, right))
+        });
+        let mut cuts: Vec<_> = cuts.collect();
+        cuts.sort_by_key(|cut| (cut.0, cut.1));
+        merges.extend(cuts);
+    }
+    merges.sort_by(|a, b| b.2.total_cmp(&a.2).then(b.3.cmp(&a.3)));
+    Ok(merges.into_iter().map(|cut| json!([cut.4, cut.5])).collect())
+}
+
+fn unsupported(key: &str, value: &str, known: &str) -> Error {
+    Error::unsupported(format!("vocabulary of kind `{value}`; known: {known}"))
+        .at(format!("`tokenizer.ggml.{key}`"))
+        .hint("use the model's folder in Hugging Face's layout, whose `tokenizer.json` says everything")
+}

@@ -1,0 +1,27 @@
+//! Decoder language models over frozen weights: checkpoints, tokenizers, chat templates, generation.
+//!
+//! Models never mention adapters: they are forward code over [`lora_core::Linear`], and what lies beside a
+//! weight is not their affair.
+
+mod attention;
+mod chat;
+mod checkpoint;
+mod config;
+mod generate;
+mod gguf_tokenizer;
+mod llama;
+mod model;
+mod ops;
+mod rope;
+mod shapes;
+mod tokenizer;
+
+pub use attention::{Cache, attention};
+pub use chat::{ChatTemplate, Message};
+pub use checkpoint::{Checkpoint, Gguf, GgufValue, open};
+pub use config::{ModelConfig, RopeScaling};
+pub use generate::{Sampling, generate};
+pub use llama::{Llama, Store};
+pub use model::Model;
+pub use ops::{IGNORE, cross_entropy, rms_norm, swiglu};
+pub use tokenizer::{Encoded, TextStream, Tokenizer};

@@ -1,0 +1,206 @@
+//! The llama family: Llama 2 and 3, SmolLM, Mistral, Qwen2, Qwen3. They differ in biases, head norms, rotary
+//! scaling and window, all of it read from [`ModelConfig`].
+
+use lora_core::{BaseWeight, Error, Linear, Linears, Mode, Result};
+use tch::{Device, Kind, Tensor};
+
+use crate::attention::{Cache, attention};
+use crate::checkpoint::Checkpoint;
+use crate::config::ModelConfig;
+use crate::model::Model;
+use crate::ops::{rms_norm, swiglu};
+use crate::rope::{Angles, Rope};
+
+/// The output head's name.
+const HEAD: &str = "lm_head";
+
+/// A decoder of the llama family.
+#[derive(Debug)]
+pub struct Llama {
+    config: ModelConfig,
+    embedding: Tensor,
+    blocks: Vec<Block>,
+    norm: Tensor,
+    head: Linear,
+    rope: Rope,
+}
+
+#[derive(Debug)]
+struct Block {
+    input_norm: Tensor,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    head_norms: Option<(Tensor, Tensor)>,
+    post_norm: Tensor,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+    window: Option<i64>,
+}
+
+/// How a linear layer's weight `[out, in]` of that name is to be kept.
+pub type Store<'a> = dyn Fn(&str, Tensor) -> Result<Box<dyn BaseWeight>> + 'a;
+
+impl Llama {
+    /// Reads a checkpoint tensor by tensor: each linear weight goes through `store`, so that the peak is the
+    /// stored model and one tensor.
+    ///
+    /// # Errors
+    /// Missing tensors, shapes that disagree with the configuration (both all at once), weights that are not
+    /// finite, and what `store` refuses.
+    pub fn load(checkpoint: &dyn Checkpoint, kind: Kind, device: Device, store: &Store<'_>) -> Result<Self> {
+        let config = checkpoint.config().clone();
+        crate::shapes::check(checkpoint)?;
+        let tensor = |name: &str| -> Result<Tensor> { Ok(checkpoint.load(name, kind)?.to_device(device)) };
+        let linear = |path: &str, bias: bool| -> Result<Linear> {
+            let weight = store(path, tensor(&format!("{path}.weight"))?).map_err(|e| e.at(path))?;
+            let bias = if bias { Some(tensor(&format!("{path}.bias"))?) } else { None };
+            Ok(Linear::new(weight, bias))
+        };
+        let mut blocks = Vec::new();
+        for i in 0..config.layers {
+            let at = |part: &str| format!("model.layers.{i}.{part}");
+            let head_norms = if config.qk_norm {
+                Some((tensor(&at("self_attn.q_norm.weight"))?, tensor(&at("self_attn.k_norm.weight"))?))
+            } else {
+                None
+            };
+            blocks.push(Block {
+                input_norm: tensor(&at("input_layernorm.weight"))?,
+                q: linear(&at("self_attn.q_proj"), config.qkv_bias)?,
+                k: linear(&at("self_attn.k_proj"), config.qkv_bias)?,
+                v: linear(&at("self_attn.v_proj"), config.qkv_bias)?,
+                o: linear(&at("self_attn.o_proj"), config.o_bias)?,
+                head_norms,
+                post_norm: tensor(&at("post_attention_layernorm.weight"))?,
+                gate: linear(&at("mlp.gate_proj"), config.mlp_bias)?,
+                up: linear(&at("mlp.up_proj"), config.mlp_bias)?,
+                down: linear(&at("mlp.down_proj"), config.mlp_bias)?,
+                window: config.sliding_window,
+            });
+        }
+        let embedding = tensor("model.embed_tokens.weight")?;
+        let head = if config.tie_word_embeddings {
+            Linear::dense(embedding.shallow_clone(), None)
+        } else {
+            linear(HEAD, false)?
+        };
+        let norm = tensor("model.norm.weight")?;
+        let rope = Rope::new(&config, device);
+        Ok(Self { config, embedding, blocks, norm, head, rope })
+    }
+}
+
+impl Block {
+    fn forward(
+        &self,
+        x: &Tensor,
+        config: &ModelConfig,
+        angles: &Angles,
+        cache: Option<(usize, &mut Cache)>,
+        mode: Mode,
+    ) -> Tensor {
+        let eps = config.rms_norm_eps;
+        let (batch, t) = (x.size()[0], x.size()[1]);
+        let heads = |y: Tensor, count: i64| y.view([batch, t, count, config.head_dim]);
+        let h = rms_norm(x, &self.input_norm, eps);
+        let mut q = heads(self.q.forward(&h, mode), config.heads);
+        let mut k = heads(self.k.forward(&h, mode), config.kv_heads);
+        let v = heads(self.v.forward(&h, mode), config.kv_heads).transpose(1, 2);
+        if let Some((q_norm, k_norm)) = &self.head_norms {
+            (q, k) = (rms_norm(&q, q_norm, eps), rms_norm(&k, k_norm, eps));
+        }
+        let (q, k) = (angles.rotate(&q.transpose(1, 2)), angles.rotate(&k.transpose(1, 2)));
+        let (k, v) = match cache {
+            Some((layer, cache)) => cache.extend(layer, k, v),
+            None => (k, v),
+        };
+        let mixed = attention(&q, &k, &v, self.window).transpose(1, 2);
+        let x = x + self.o.forward(&mixed.reshape([batch, t, -1]), mode);
+        let h = rms_norm(&x, &self.post_norm, eps);
+        let h = swiglu(&self.gate.forward(&h, mode), &self.up.forward(&h, mode));
+        x + self.down.forward(&h, mode)
+    }
+
+    fn parts(&self) -> [(&'static str, &Linear); 7] {
+        [
+            ("self_attn.q_proj", &self.q),
+            ("self_attn.k_proj", &self.k),
+            ("self_attn.v_proj", &self.v),
+            ("self_attn.o_proj", &self.o),
+            ("mlp.gate_proj", &self.gate),
+            ("mlp.up_proj", &self.up),
+            ("mlp.down_proj", &self.down),
+        ]
+    }
+
+    fn parts_mut(&mut self) -> [(&'static str, &mut Linear); 7] {
+        [
+            ("self_attn.q_proj", &mut self.q),
+            ("self_attn.k_proj", &mut self.k),
+            ("self_attn.v_proj", &mut self.v),
+            ("self_attn.o_proj", &mut self.o),
+            ("mlp.gate_proj", &mut self.gate),
+            ("mlp.up_proj", &mut self.up),
+            ("mlp.down_proj", &mut self.down),
+        ]
+    }
+}
+
+impl Model for Llama {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn device(&self) -> Device {
+        self.embedding.device()
+    }
+
+    fn kind(&self) -> Kind {
+        self.embedding.kind()
+    }
+
+    fn hidden(&self, ids: &Tensor, mut cache: Option<&mut Cache>, mode: Mode) -> Result<Tensor> {
+        let (start, len) = (cache.as_ref().map_or(0, |c| c.len()), ids.size2()?.1);
+        if start + len > self.config.max_positions {
+            return Err(Error::data(format!(
+                "{} tokens do not fit the model's context of {}",
+                start + len,
+                self.config.max_positions
+            ))
+            .hint("shorten the text"));
+        }
+        let angles = self.rope.angles(start, len, self.kind());
+        let mut x = Tensor::embedding(&self.embedding, ids, -1, false, false);
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.forward(&x, &self.config, &angles, cache.as_deref_mut().map(|c| (i, c)), mode);
+        }
+        Ok(rms_norm(&x, &self.norm, self.config.rms_norm_eps))
+    }
+
+    fn head(&self) -> &Linear {
+        &self.head
+    }
+}
+
+impl Linears for Llama {
+    fn linears(&self) -> Vec<(String, &Linear)> {
+        let blocks = self.blocks.iter().enumerate();
+        let inner =
+            blocks.flat_map(|(i, b)| b.parts().map(|(part, l)| (format!("model.layers.{i}.{part}"), l)));
+        inner.chain([(HEAD.to_owned(), &self.head)]).collect()
+    }
+
+    fn linears_mut(&mut self) -> Vec<(String, &mut Linear)> {
+        let blocks = self.blocks.iter_mut().enumerate();
+        let inner =
+            blocks.flat_map(|(i, b)| b.parts_mut().map(|(part, l)| (format!("model.layers.{i}.{part}"), l)));
+        inner.chain([(HEAD.to_owned(), &mut self.head)]).collect()
+    }
+
+    fn output_head(&self) -> Option<&str> {
+        Some(HEAD)
+    }
+}

@@ -1,0 +1,68 @@
+//! Rotary positions (Su et al. 2021), in Hugging Face's half-split layout.
+
+use std::f64::consts::PI;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::config::{ModelConfig, RopeScaling};
+
+/// The frequencies of a model.
+#[derive(Debug)]
+pub(crate) struct Rope {
+    inverse: Tensor,
+}
+
+/// Cosines and sines of a run of positions, `[T, head_dim / 2]`.
+pub(crate) struct Angles {
+    cos: Tensor,
+    sin: Tensor,
+}
+
+impl Rope {
+    pub(crate) fn new(config: &ModelConfig, device: Device) -> Self {
+        let inverse: Vec<f32> = frequencies(config).into_iter().map(|f| f as f32).collect();
+        Self { inverse: Tensor::from_slice(&inverse).to_device(device) }
+    }
+
+    /// For positions `start .. start + len`, in `kind`; the angles themselves are f32, as in transformers.
+    pub(crate) fn angles(&self, start: i64, len: i64, kind: Kind) -> Angles {
+        let positions = Tensor::arange_start(start, start + len, (Kind::Float, self.inverse.device()));
+        let angles = positions.unsqueeze(1) * self.inverse.unsqueeze(0);
+        Angles { cos: angles.cos().to_kind(kind), sin: angles.sin().to_kind(kind) }
+    }
+}
+
+impl Angles {
+    /// Rotates `x [B, heads, T, head_dim]`.
+    pub(crate) fn rotate(&self, x: &Tensor) -> Tensor {
+        let halves = x.chunk(2, -1);
+        let (a, b) = (&halves[0], &halves[1]);
+        Tensor::cat(&[a * &self.cos - b * &self.sin, b * &self.cos + a * &self.sin], -1)
+    }
+}
+
+/// Inverse frequencies, `head_dim / 2` of them.
+fn frequencies(config: &ModelConfig) -> Vec<f64> {
+    let dim = config.head_dim;
+    let plain = (0..dim / 2).map(|i| config.rope_theta.powf(-2.0 * i as f64 / dim as f64));
+    match &config.rope_scaling {
+        RopeScaling::None => plain.collect(),
+        RopeScaling::Linear { factor } => plain.map(|f| f / factor).collect(),
+        RopeScaling::Factors(factors) => plain.zip(factors).map(|(f, factor)| f / factor).collect(),
+        // transformers' `_compute_llama3_parameters`: slow waves are stretched, fast ones kept, between blended.
+        &RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => plain
+            .map(|f| {
+                let length = 2.0 * PI / f;
+                let original = original_max_positions as f64;
+                if length < original / high_freq_factor {
+                    f
+                } else if length > original / low_freq_factor {
+                    f / factor
+                } else {
+                    let blend = (original / length - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                    (1.0 - blend) * f / factor + blend * f
+                }
+            })
+            .collect(),
+    }
+}

@@ -1,0 +1,255 @@
+//! Text to token ids and back.
+//!
+//! A model's tokenizer comes from its folder (`tokenizer.json` and the files beside it) or from its GGUF file,
+//! whose vocabulary is first brought into the form of a `tokenizer.json` (see `gguf_tokenizer.rs`).
+
+mod folder;
+mod stream;
+
+use std::ops::Range;
+use std::path::Path;
+
+use lora_core::{Error, Result};
+use serde_json::{Map, Value as Json, json};
+use tokenizers::{AddedToken, PostProcessorWrapper, Tokenizer as Inner};
+
+use crate::chat::ChatTemplate;
+use crate::gguf_tokenizer;
+
+pub use self::stream::TextStream;
+
+/// The tokenizer of a model, with its special tokens and chat template.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    inner: Inner,
+    bos: Option<i64>,
+    pad: Option<i64>,
+    eos: Vec<i64>,
+    vocab_size: usize,
+    chat: Option<ChatTemplate>,
+    /// The contents of `tokenizer_config.json`, for [`Tokenizer::save`].
+    config: Map<String, Json>,
+}
+
+/// Token ids with the bytes of the text that each came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoded {
+    /// One id a token.
+    pub ids: Vec<i64>,
+    /// The byte range of each token in the text. Tokens that share a character (an emoji in several byte-level
+    /// tokens) share its range; tokens that were added (BOS) have the empty range `0..0`.
+    pub offsets: Vec<Range<usize>>,
+}
+
+impl Encoded {
+    /// Which tokens overlap one of `spans` (byte ranges, in order): the loss mask of a conversation.
+    /// A token that straddles the edge of a span counts, as in transformers' `return_assistant_tokens_mask`.
+    pub fn mask(&self, spans: &[Range<usize>]) -> Vec<bool> {
+        let within = |token: &Range<usize>, span: &Range<usize>| {
+            // An offset shrunk to nothing (white space, with `trim_offsets`) stands at the token's end.
+            let begins = if token.is_empty() { token.end <= span.end } else { token.start < span.end };
+            begins && token.end > span.start
+        };
+        self.offsets.iter().map(|token| spans.iter().any(|span| within(token, span))).collect()
+    }
+}
+
+/// What a folder or a GGUF file says about a tokenizer.
+pub(crate) struct Parts {
+    pub(crate) inner: Inner,
+    pub(crate) bos: Option<String>,
+    pub(crate) pad: Option<String>,
+    /// Texts and ids of tokens that end a turn or a text; the first is the tokenizer's own.
+    pub(crate) eos: Option<String>,
+    pub(crate) more_eos: Vec<i64>,
+    pub(crate) template: Option<String>,
+    pub(crate) config: Map<String, Json>,
+}
+
+impl Tokenizer {
+    /// Opens the tokenizer of a model: a folder in Hugging Face's layout (`tokenizer.json`,
+    /// `tokenizer_config.json`, `chat_template.jinja`, `generation_config.json`; only the first is required),
+    /// or a `.gguf` file.
+    ///
+    /// # Errors
+    /// Io, when a file cannot be read; data, when one is malformed; unsupported, for a GGUF vocabulary of a
+    /// kind that this build does not know.
+    pub fn open(model: &Path) -> Result<Self> {
+        let parts = if model.is_dir() { folder::read(model) } else { gguf_tokenizer::read(model) }?;
+        Self::from_parts(parts).map_err(|e| e.at(model.display()))
+    }
+
+    fn from_parts(mut parts: Parts) -> Result<Self> {
+        let inner = &mut parts.inner;
+        // Lengths are the trainer's business; a padding length from a file could ask for any amount of memory.
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| Error::data(e.to_string()))?;
+        let named = [&parts.bos, &parts.eos, &parts.pad].into_iter().flatten();
+        let missing: Vec<_> = named
+            .filter(|text| !inner.get_added_vocabulary().is_special_token(text))
+            .map(|text| AddedToken::from(text.as_str(), true).normalized(false))
+            .collect();
+        inner.add_special_tokens(missing).map_err(|e| Error::data(e.to_string()).at("special tokens"))?;
+        let id =
+            |text: &Option<String>| text.as_deref().and_then(|text| inner.token_to_id(text)).map(i64::from);
+        let (bos, pad) = (id(&parts.bos), id(&parts.pad));
+        let mut eos = Vec::new();
+        for id in id(&parts.eos).into_iter().chain(parts.more_eos) {
+            if !eos.contains(&id) {
+                eos.push(id);
+            }
+        }
+        let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&max| max as usize + 1);
+        let text = |token: &Option<String>| token.clone().unwrap_or_default();
+        let chat = parts.template.as_deref().map(|source| {
+            let template = ChatTemplate::new(source, &text(&parts.bos), &text(&parts.eos))?;
+            Ok::<_, Error>(match &parts.pad {
+                Some(pad) => template.with_variable("pad_token", Json::from(pad.as_str())),
+                None => template,
+            })
+        });
+        Ok(Self {
+            bos,
+            pad,
+            eos,
+            vocab_size,
+            chat: chat.transpose()?,
+            config: parts.config,
+            inner: parts.inner,
+        })
+    }
+
+    /// The ids of `text`. `add_special` adds what the tokenizer puts around a text (BOS, mostly); the text of a
+    /// rendered conversation has them already. Special tokens written in `text` become their ids.
+    ///
+    /// # Errors
+    /// Data, when the tokenizer has no token for a part of the text.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<i64>> {
+        let encoding = self.inner.encode_fast(text, add_special).map_err(cannot_encode)?;
+        Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
+    }
+
+    /// As [`encode`](Self::encode), with the byte range of each token.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_with_offsets(&self, text: &str, add_special: bool) -> Result<Encoded> {
+        let encoding = self.inner.encode(text, add_special).map_err(cannot_encode)?;
+        Ok(Encoded {
+            ids: encoding.get_ids().iter().map(|&id| i64::from(id)).collect(),
+            offsets: encoding.get_offsets().iter().map(|&(start, end)| start..end).collect(),
+        })
+    }
+
+    /// The text of `ids`; bytes that are not UTF-8 become U+FFFD. `skip_special` leaves special tokens out.
+    ///
+    /// # Errors
+    /// Data, when an id has no token.
+    pub fn decode(&self, ids: &[i64], skip_special: bool) -> Result<String> {
+        let ids = ids.iter().map(|&id| self.known(id)).collect::<Result<Vec<_>>>()?;
+        self.inner.decode(&ids, skip_special).map_err(|e| Error::data(e.to_string()).at("decoding"))
+    }
+
+    /// Decodes ids as they come, giving out text only when its characters are whole.
+    pub fn stream(&self, skip_special: bool) -> TextStream<'_> {
+        TextStream::new(self, skip_special)
+    }
+
+    fn known(&self, id: i64) -> Result<u32> {
+        let known = u32::try_from(id).ok().filter(|&id| self.inner.id_to_token(id).is_some());
+        known.ok_or_else(|| {
+            Error::data(format!("token id {id} is not in the vocabulary (size {})", self.vocab_size))
+                .hint("the tokenizer may belong to another model")
+        })
+    }
+
+    pub(crate) fn is_special(&self, id: i64) -> bool {
+        let token = u32::try_from(id).ok().and_then(|id| self.inner.id_to_token(id));
+        token.is_some_and(|token| self.inner.get_added_vocabulary().is_special_token(&token))
+    }
+
+    /// Ids that end a generation: the tokenizer's own first, then those of the model's generation settings.
+    pub fn eos_ids(&self) -> &[i64] {
+        &self.eos
+    }
+
+    /// The beginning-of-text id, if the tokenizer has one.
+    pub fn bos_id(&self) -> Option<i64> {
+        self.bos
+    }
+
+    /// The padding id, if the tokenizer has one.
+    pub fn pad_id(&self) -> Option<i64> {
+        self.pad
+    }
+
+    /// One more than the highest id. A model may have more rows in its embedding, never fewer.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// The model's chat template, if it has one.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.chat.as_ref()
+    }
+
+    /// Writes `tokenizer.json`, `tokenizer_config.json` and, with a template, `chat_template.jinja` into `dir`,
+    /// such that transformers' `AutoTokenizer` loads them and gives the same ids.
+    ///
+    /// # Errors
+    /// Io, when a file cannot be written.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        let internal = |e: &dyn std::fmt::Display| Error::internal(e.to_string()).at("tokenizer");
+        let tokenizer = self.inner.to_string(false).map_err(|e| internal(&e))?;
+        let config = serde_json::to_string_pretty(&self.config).map_err(|e| internal(&e))?;
+        let template = self.chat.as_ref().map(|chat| ("chat_template.jinja", chat.source().to_owned()));
+        std::fs::create_dir_all(dir).map_err(|e| Error::io("create the folder", dir, e))?;
+        for (name, text) in
+            [("tokenizer.json", tokenizer), ("tokenizer_config.json", config)].into_iter().chain(template)
+        {
+            let path = dir.join(name);
+            std::fs::write(&path, text).map_err(|e| Error::io("write", &path, e))?;
+        }
+        Ok(())
+    }
+}
+
+fn cannot_encode(e: tokenizers::Error) -> Error {
+    Error::data(e.to_string()).at("encoding text")
+}
+
+/// Parses a `tokenizer.json`.
+pub(crate) fn parse(bytes: &[u8]) -> Result<Inner> {
+    // The library panics on some malformed files (a merge that is longer than any token).
+    let parsed = std::panic::catch_unwind(|| Inner::from_bytes(bytes));
+    let fail = |what: String| Error::data(what).hint("fetch the file again; it may be cut short");
+    parsed
+        .map_err(|_| fail("malformed tokenizer".into()))?
+        .map_err(|e| fail(format!("malformed tokenizer: {e}")))
+}
+
+/// Puts `bos` before a text and `eos` after it.
+pub(crate) fn surround(inner: &mut Inner, bos: Option<&str>, eos: Option<&str>) -> Result<()> {
+    let special = |token: &str, part: u32| json!({"SpecialToken": {"id": token, "type_id": part}});
+    let side = |name: &str, part: u32| -> Vec<Json> {
+        let text = json!({"Sequence": {"id": name, "type_id": part}});
+        [bos.map(|t| special(t, part)), Some(text), eos.map(|t| special(t, part))]
+            .into_iter()
+            .flatten()
+            .collect()
+    };
+    let mut tokens = Map::new();
+    for token in [bos, eos].into_iter().flatten() {
+        let id = inner.token_to_id(token).ok_or_else(|| Error::data(format!("no token `{token}`")))?;
+        tokens.insert(token.to_owned(), json!({"id": token, "ids": [id], "tokens": [token]}));
+    }
+    let (single, second) = (side("A", 0), side("B", 1));
+    let pair = [single.clone(), second].concat();
+    let template = json!({
+        "type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens,
+    });
+    let processor: PostProcessorWrapper =
+        serde_json::from_value(template).map_err(|e| Error::internal(e.to_string()).at("post-processor"))?;
+    inner.with_post_processor(Some(processor));
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! A tokenizer from a folder in Hugging Face's layout.
+//!
+//! `tokenizer.json` is followed to the letter. (transformers 5 rebuilds some tokenizers from a Python class named
+//! in `tokenizer_config.json` and drops parts of the file; with the class `PreTrainedTokenizerFast` it does not.)
+
+use std::path::Path;
+
+use lora_core::{Error, Result};
+use serde_json::{Map, Value as Json};
+use tokenizers::{AddedToken, Tokenizer as Inner};
+
+use super::{Parts, parse, surround};
+
+const CONFIG: &str = "tokenizer_config.json";
+
+pub(super) fn read(dir: &Path) -> Result<Parts> {
+    let path = dir.join("tokenizer.json");
+    let bytes = std::fs::read(&path).map_err(|e| {
+        let missing = e.kind() == std::io::ErrorKind::NotFound;
+        let error = Error::io("read the tokenizer", &path, e);
+        if missing { error.hint("the model's folder must hold a `tokenizer.json`") } else { error }
+    })?;
+    let mut inner = parse(&bytes).map_err(|e| e.at(path.display()))?;
+    let config = read_json(&dir.join(CONFIG))?.unwrap_or_default();
+    let in_config = |e: Error| e.at(dir.join(CONFIG).display());
+    add_tokens(&mut inner, &config).map_err(in_config)?;
+    let [bos, eos, pad] = ["bos_token", "eos_token", "pad_token"].map(|name| token(&config, name));
+    let [bos, eos, pad] = [bos.map_err(in_config)?, eos.map_err(in_config)?, pad.map_err(in_config)?];
+    let [add_bos, add_eos] =
+        ["add_bos_token", "add_eos_token"].map(|name| config.get(name).and_then(Json::as_bool));
+    if add_bos.is_some() || add_eos.is_some() {
+        let chosen = |add: Option<bool>, token: &Option<String>| token.clone().filter(|_| add == Some(true));
+        let (bos, eos) = (chosen(add_bos, &bos), chosen(add_eos, &eos));
+        surround(&mut inner, bos.as_deref(), eos.as_deref()).map_err(in_config)?;
+    }
+    let mut more_eos = Vec::new();
+    for name in ["generation_config.json", "config.json"] {
+        let settings = read_json(&dir.join(name))?.unwrap_or_default();
+        more_eos.extend(eos_ids(&settings).map_err(|e| e.at(dir.join(name).display()))?);
+    }
+    let template = read_template(dir, &config)?;
+    Ok(Parts { inner, bos, pad, eos, more_eos, template, config })
+}
+
+/// A JSON object; `None` when there is no such file.
+fn read_json(path: &Path) -> Result<Option<Map<String, Json>>> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io("read", path, e)),
+    };
+    let object = serde_json::from_slice(&bytes);
+    object.map(Some).map_err(|e| Error::data(format!("not a JSON object: {e}")).at(path.display()))
+}
+
+/// Tokens that the configuration adds to those of `tokenizer.json`.
+fn add_tokens(inner: &mut Inner, config: &Map<String, Json>) -> Result<()> {
+    let Some(Json::Object(listed)) = config.get("added_tokens_decoder") else { return Ok(()) };
+    let bad = |id: &str| Error::data(format!("malformed entry `{id}`")).at("`added_tokens_decoder`");
+    let mut tokens = Vec::new();
+    for (key, value) in listed {
+        let id: u32 = key.parse().map_err(|_| bad(key))?;
+        let token: AddedToken = serde_json::from_value(value.clone()).map_err(|_| bad(key))?;
+        tokens.push((id, token));
+    }
+    tokens.sort_by_key(|(id, _)| *id);
+    for (id, token) in tokens {
+        let text = token.content.clone();
+        if !inner.get_added_tokens_decoder().contains_key(&id) {
+            inner.add_tokens([token]).map_err(|e| Error::data(e.to_string()))?;
+        }
+        if inner.token_to_id(&text) != Some(id) {
+            return Err(bad(&id.to_string())
+                .hint("its id does not fit `tokenizer.json`: do the files belong together?"));
+        }
+    }
+    Ok(())
+}
+
+/// A special token, written as a text or as an object with its `content`.
+fn token(config: &Map<String, Json>, name: &str) -> Result<Option<String>> {
+    match config.get(name) {
+        None | Some(Json::Null) => Ok(None),
+        Some(Json::String(text)) => Ok(Some(text.clone())),
+        Some(value) => match value.get("content").and_then(Json::as_str) {
+            Some(text) => Ok(Some(text.to_owned())),
+            None => Err(Error::data("not a token").at(format!("`{name}`"))),
+        },
+    }
+}
+
+fn eos_ids(settings: &Map<String, Json>) -> Result<Vec<i64>> {
+    let ids = match settings.get("eos_token_id") {
+        None | Some(Json::Null) => return Ok(Vec::new()),
+        Some(Json::Array(ids)) => ids.iter().map(Json::as_i64).collect(),
+        Some(id) => id.as_i64().map(|id| vec![id]),
+    };
+    ids.ok_or_else(|| Error::data("neither an id nor a list of ids").at("`eos_token_id`"))
+}
+
+/// The template file, or the configuration's `chat_template`: a text, or a list of named ones.
+fn read_template(dir: &Path, config: &Map<String, Json>) -> Result<Option<String>> {
+    let path = dir.join("chat_template.jinja");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => return Ok(Some(text)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(Error::io("read the chat template", &path, e)),
+    }
+    match config.get("chat_template") {
+        Some(Json::String(text)) => Ok(Some(text.clone())),
+        Some(Json::Array(named)) => {
+            let default = named.iter().find(|t| t.get("name").and_then(Json::as_str) == Some("default"));
+            Ok(default.and_then(|t| t.get("template")).and_then(Json::as_str).map(str::to_owned))
+        }
+        _ => Ok(None),
+    }
+}

@@ -1,0 +1,218 @@
+//! Rendered conversations and assistant ranges against transformers (see data/make_text.py), and hostile templates.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use lora_core::{Error, ErrorKind};
+use lora_model::{ChatTemplate, Message, Tokenizer};
+use serde::Deserialize;
+use serde_json::json;
+
+#[derive(Deserialize)]
+struct Case {
+    template: String,
+    title: String,
+    bos: String,
+    eos: String,
+    messages: Vec<Message>,
+    text: Option<String>,
+    prompted: Option<String>,
+    spans: Option<Vec<[usize; 2]>>,
+    error: Option<String>,
+    ids: Option<Vec<i64>>,
+    mask: Option<Vec<u8>>,
+}
+
+fn data() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data")
+}
+
+fn source(name: &str) -> String {
+    fs::read_to_string(data().join("templates").join(format!("{name}.jinja"))).unwrap()
+}
+
+fn cases() -> Vec<(Case, ChatTemplate)> {
+    let cases: Vec<Case> = serde_json::from_slice(&fs::read(data().join("text/chat.json")).unwrap()).unwrap();
+    let compile = |case: Case| {
+        let template = ChatTemplate::new(&source(&case.template), &case.bos, &case.eos).unwrap();
+        let template = template.at_time(1_700_000_000);
+        (case, template)
+    };
+    cases.into_iter().map(compile).collect()
+}
+
+#[test]
+fn renderings_are_those_of_transformers() {
+    for (case, template) in cases() {
+        let place = format!("{}, {}", case.template, case.title);
+        match &case.error {
+            Some(raised) => {
+                let error = template.render(&case.messages, false).unwrap_err();
+                assert!(error.to_string().contains(raised.as_str()), "{place}: {error}");
+            }
+            None => {
+                assert_eq!(template.render(&case.messages, false).ok(), case.text, "{place}");
+                assert_eq!(template.render(&case.messages, true).ok(), case.prompted, "{place}, prompted");
+            }
+        }
+    }
+}
+
+#[test]
+fn spans_hold_what_the_assistant_writes_and_its_end_of_turn() {
+    let mut checked = 0;
+    for (case, template) in cases() {
+        let Some(expected) = case.spans else { continue };
+        let (text, spans) = template.render_with_spans(&case.messages).unwrap();
+        assert_eq!(Some(&text), case.text.as_ref());
+        let spans: Vec<_> = spans.iter().map(|span| [span.start, span.end]).collect();
+        let read =
+            |spans: &[[usize; 2]]| spans.iter().map(|s| text[s[0]..s[1]].to_owned()).collect::<Vec<_>>();
+        assert_eq!(read(&spans), read(&expected), "{}, {}", case.template, case.title);
+        assert_eq!(spans, expected, "{}, {}", case.template, case.title);
+        checked += 1;
+    }
+    assert!(checked > 40, "{checked}");
+}
+
+#[test]
+fn generation_blocks_give_the_token_mask_of_transformers() {
+    let tokenizer = Tokenizer::open(&data().join("text/smollm")).unwrap();
+    for (case, template) in cases() {
+        let (Some(ids), Some(mask)) = (case.ids, case.mask) else { continue };
+        assert!(template.has_generation_blocks());
+        let (text, spans) = template.render_with_spans(&case.messages).unwrap();
+        let encoded = tokenizer.encode_with_offsets(&text, false).unwrap();
+        assert_eq!(encoded.ids, ids, "{}", case.title);
+        let got: Vec<u8> = encoded.mask(&spans).into_iter().map(u8::from).collect();
+        assert_eq!(got, mask, "{}", case.title);
+    }
+}
+
+/// Contents that also occur elsewhere must not be found there.
+#[test]
+fn spans_do_not_depend_on_what_is_said() {
+    let turns = ["assistant", "yes", "<|im_end|>", "yes<|im_end|>\n", "", " "];
+    for name in ["chatml", "smollm2", "qwen25", "qwen3"] {
+        let template = ChatTemplate::new(&source(name), "", "<|im_end|>").unwrap();
+        for said in turns {
+            let one = [Message::new("user", said), Message::new("assistant", said)];
+            let messages = [one.clone(), one.clone(), one].concat();
+            let (text, spans) = template.render_with_spans(&messages).unwrap();
+            assert_eq!(spans.len(), 3);
+            for span in spans {
+                assert!(text[..span.start].ends_with("<|im_start|>assistant\n"), "{name} {said:?}");
+                assert!(text[span.clone()].ends_with(&format!("{said}<|im_end|>\n")), "{name} {said:?}");
+                assert!(text[span.end..].is_empty() || text[span.end..].starts_with("<|im_start|>user"));
+            }
+        }
+    }
+}
+
+#[test]
+fn variables_reach_the_template() {
+    let template = ChatTemplate::new(&source("qwen3"), "", "<|im_end|>").unwrap();
+    let template = template.with_variable("enable_thinking", json!(false));
+    let text = template.render(&[Message::new("user", "hi")], true).unwrap();
+    assert!(text.ends_with("<|im_start|>assistant\n<think>\n\n</think>\n\n"), "{text}");
+}
+
+#[test]
+fn tojson_writes_as_python() {
+    let show = |options: &str, value: serde_json::Value| {
+        let source = format!("{{{{ value | tojson{options} }}}}");
+        ChatTemplate::new(&source, "", "").unwrap().with_variable("value", value).render(&[], false).unwrap()
+    };
+    let value = json!({"b": "<é>\n", "a": [1, 2.5, true, null, {}, []]});
+    // json.dumps(value, ensure_ascii=False) and its options, by Python 3.11.
+    assert_eq!(show("", value.clone()), r#"{"b": "<é>\n", "a": [1, 2.5, true, null, {}, []]}"#);
+    assert_eq!(
+        show("(ensure_ascii=true, sort_keys=true)", json!({"b": "é😀", "a": 1})),
+        r#"{"a": 1, "b": "\u00e9\ud83d\ude00"}"#
+    );
+    assert_eq!(show("(separators=[',', ':'])", json!({"b": [1, 2]})), r#"{"b":[1,2]}"#);
+    assert_eq!(
+        show("(indent=2)", json!({"b": [1, {"c": 2}], "d": {}})),
+        "{\n  \"b\": [\n    1,\n    {\n      \"c\": 2\n    }\n  ],\n  \"d\": {}\n}"
+    );
+}
+
+fn fails(source: &str) -> Error {
+    let start = Instant::now();
+    let messages = [Message::new("user", "hi"), Message::new("assistant", "ho")];
+    let error = match ChatTemplate::new(source, "", "") {
+        Ok(template) => template.render_with_spans(&messages).expect_err(source),
+        Err(error) => error,
+    };
+    assert!(start.elapsed() < Duration::from_secs(25), "{source}: {:?}", start.elapsed());
+    assert!(matches!(error.kind(), ErrorKind::Data | ErrorKind::Unsupported), "{error}");
+    assert!(error.to_string().contains("chat template") && error.hint_text().is_some(), "{error}");
+    error
+}
+
+#[test]
+fn bad_templates_are_refused_in_time() {
+    let endless =
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% set c = a %}{% endfor %}{% endfor %}";
+    assert!(fails(endless).to_string().contains("too long"));
+    for hungry in [
+        "{% set ns = namespace(x='aaaaaaaa') %}{% for a in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+        "{{ 'a' * 99999999999 }}",
+        "{% set ns = namespace(x=[0]) %}{% for a in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        "{% macro f(n) %}{{ f(n + 1) }}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
+        "{{ range(999999999) | list | tojson }}",
+        "{{ ('a' * 9999999).replace('a', 'b' * 9999999) }}",
+    ] {
+        fails(hungry);
+    }
+    assert!(
+        fails("{% for a in range(90000) %}{{ 'aaaaaaaaaaaaaaaaaaaaaaaa' }}{% endfor %}")
+            .to_string()
+            .contains("more text")
+    );
+    let error = fails("line one\n{% if %}\n");
+    assert!(error.to_string().contains("line 2"), "{error}");
+    let error = fails("\n\n{{ messages[0].content.nothing() }}");
+    assert!(error.to_string().contains("line 3"), "{error}");
+    let error = fails("{% macro no() %}{{ raise_exception('no \"thanks\"') }}{% endmacro %}{{ no() }}");
+    assert!(error.to_string().contains("no \"thanks\""), "{error}");
+    // Walks that cost the engine's fuel nothing.
+    fails(
+        "{% set l = range(90000) | list %}{% for a in range(90000) %}{% set c = l.count(-1) %}{% endfor %}",
+    );
+    let knot =
+        "{% set ns = namespace(x=[1]) %}{% for a in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}";
+    fails(&format!("{knot}{{{{ ns.x }}}}"));
+    fails(&format!("{knot}{{{{ ns.x | tojson }}}}"));
+    fails("{% generation %}x");
+    fails("x{% endgeneration %}");
+    fails("{% include 'passwd' %}");
+}
+
+/// Values nested by the hundred thousand must not overflow the stack when they are printed, compared or dropped.
+#[test]
+fn deep_values_are_survived() {
+    for print in ["", "{{ ns.x }}", "{{ ns.x | tojson }}", "{{ ns.x == [ns.x] }}"] {
+        let source = format!(
+            "{{% set ns = namespace(x=[]) %}}{{% for a in range(15000) %}}\
+             {{% set ns.x = [[[[[[[[[[ns.x]]]]]]]]]] %}}{{% endfor %}}{print}done"
+        );
+        let template = ChatTemplate::new(&source, "", "").unwrap();
+        match template.render(&[Message::new("user", "hi")], false) {
+            Ok(text) => assert!(text.ends_with("done")),
+            Err(error) => assert!(error.to_string().contains("nested too deep"), "{error}"),
+        }
+    }
+}
+
+#[test]
+fn unplaceable_turns_are_refused_with_a_hint() {
+    // Everything about the assistant is printed reversed, and depends on what follows.
+    let source = "{% for m in messages %}{{ loop.length }}{{ m.content[::-1] }}{% endfor %}";
+    let error = fails(source);
+    assert!(error.hint_text().unwrap().contains("{% generation %}"), "{error}");
+    // A filter on a block would move the ranges.
+    let filtered = "{% filter upper %}{% generation %}a{% endgeneration %}{% endfilter %}";
+    fails(filtered);
+}

@@ -1,0 +1,201 @@
+//! Weights and configurations as transformers has them (`data/make_checkpoints.py` made the files).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use lora_model::{RopeScaling, open};
+use safetensors::SafeTensors;
+use serde_json::json;
+use tch::{Kind, Tensor};
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+/// The bits of an f32 tensor: -0.0 is not 0.0 here.
+fn bits(t: &Tensor) -> Vec<u32> {
+    assert_eq!(t.kind(), Kind::Float);
+    Vec::<f32>::try_from(t.reshape([-1])).unwrap().into_iter().map(f32::to_bits).collect()
+}
+
+fn words(bytes: &[u8]) -> Vec<u32> {
+    bytes.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+/// Every block type, scales of any f16 value, rows of q and k permuted for llama: all as transformers loads it.
+#[test]
+fn gguf_weights_are_bit_equal_to_transformers() {
+    for arch in ["llama", "qwen2", "qwen3"] {
+        let ours = open(&data(&format!("{arch}.gguf"))).unwrap();
+        let file = fs::read(data(&format!("{arch}.safetensors"))).unwrap();
+        let theirs = SafeTensors::deserialize(&file).unwrap();
+        let mut names: Vec<_> = theirs.names().iter().map(|n| n.to_string()).collect();
+        names.sort();
+        assert_eq!(ours.names(), names, "{arch}");
+        for name in names {
+            let want = theirs.tensor(&name).unwrap();
+            let got = ours.load(&name, Kind::Float).unwrap();
+            let shape: Vec<usize> = got.size().iter().map(|&d| d as usize).collect();
+            assert_eq!(shape, want.shape(), "{arch} {name}");
+            assert!(bits(&got) == words(want.data()), "{arch} {name}");
+        }
+    }
+}
+
+/// Llama 3's rule is recognised in the factors GGUF keeps of it; biases are permuted like their weights.
+#[test]
+fn gguf_of_llama_3() {
+    let ours = open(&data("llama3.gguf")).unwrap();
+    let c = ours.config();
+    let rule = RopeScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_positions: 8192,
+    };
+    assert_eq!((c.rope_theta, c.rope_scaling.clone()), (500_000.0, rule));
+    assert_eq!(c.raw["rope_parameters"]["rope_type"], "llama3");
+    assert_eq!((c.qkv_bias, c.o_bias, c.mlp_bias, c.eos_token_ids.clone()), (true, true, false, vec![2, 9]));
+    let file = fs::read(data("llama3.safetensors")).unwrap();
+    for (name, want) in SafeTensors::deserialize(&file).unwrap().iter() {
+        assert!(bits(&ours.load(name, Kind::Float).unwrap()) == words(want.data()), "{name}");
+    }
+
+    // Other factors stay factors, spelt so that transformers takes them and we read them back.
+    let dir = tempfile::tempdir().unwrap();
+    let mut bytes = fs::read(data("llama3.gguf")).unwrap();
+    let eight = [8f32.to_le_bytes(); 3].concat();
+    let at = bytes.windows(12).position(|w| w == eight).unwrap();
+    bytes[at..at + 4].copy_from_slice(&6f32.to_le_bytes());
+    fs::write(dir.path().join("other.gguf"), bytes).unwrap();
+    let other = open(&dir.path().join("other.gguf")).unwrap().config().clone();
+    let RopeScaling::Factors(factors) = &other.rope_scaling else { panic!("{:?}", other.rope_scaling) };
+    assert_eq!((factors.len(), &factors[..3], &factors[5..]), (8, &[1.0; 3][..], &[6.0, 8.0, 8.0][..]));
+    let again = lora_model::ModelConfig::from_json(other.raw.clone(), "config.json").unwrap();
+    assert_eq!(again, other);
+}
+
+#[test]
+fn gguf_metadata_becomes_a_configuration() {
+    let llama = open(&data("llama.gguf")).unwrap();
+    let c = llama.config();
+    assert_eq!((c.model_type.as_str(), c.hidden_size, c.layers, c.vocab_size), ("llama", 32, 2, 8));
+    assert_eq!((c.heads, c.kv_heads, c.head_dim, c.max_positions), (4, 2, 8, 512));
+    assert_eq!((c.rms_norm_eps, c.rope_theta), (1e-5, 50_000.0));
+    assert_eq!((c.bos_token_id, c.eos_token_ids.clone()), (Some(1), vec![2]));
+    assert!(c.tie_word_embeddings && !c.qkv_bias && !c.qk_norm);
+    assert_eq!(c.raw["architectures"], json!(["LlamaForCausalLM"]));
+    assert_eq!(llama.model_name(), Some("Tiny llama"));
+
+    let qwen2 = open(&data("qwen2.gguf")).unwrap();
+    assert!(qwen2.config().qkv_bias && !qwen2.config().o_bias && !qwen2.config().tie_word_embeddings);
+    let qwen3 = open(&data("qwen3.gguf")).unwrap();
+    assert!(qwen3.config().qk_norm && !qwen3.config().qkv_bias);
+    assert_eq!(qwen3.config().head_dim, 128);
+}
+
+const CONFIG: &str = r#"{"model_type": "llama", "vocab_size": 8, "hidden_size": 4, "intermediate_size": 6,
+    "num_hidden_layers": 1, "num_attention_heads": 2, "rms_norm_eps": 1e-5, "dtype": "bfloat16"}"#;
+
+/// Bytes of a safetensors file, by the format's own definition.
+fn safetensors(tensors: &[(&str, &str, &[usize], &[u8])]) -> Vec<u8> {
+    let mut header = serde_json::Map::new();
+    let mut body = Vec::new();
+    for (name, dtype, shape, bytes) in tensors {
+        let start = body.len();
+        body.extend_from_slice(bytes);
+        header.insert(
+            name.to_string(),
+            json!({"dtype": dtype, "shape": shape, "data_offsets": [start, body.len()]}),
+        );
+    }
+    let header = serde_json::Value::Object(header).to_string();
+    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &body].concat()
+}
+
+#[test]
+fn shards_are_one_checkpoint_in_any_type() {
+    let dir = tempfile::tempdir().unwrap();
+    let put = |name: &str, bytes: &[u8]| fs::write(dir.path().join(name), bytes).unwrap();
+    let f32s: Vec<u8> = [1.5f32, -0.0, 3.0e-8, 65504.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+    // bf16 1.0, -2.0 at a place that is no multiple of 4 or, after the odd header, of 2.
+    let bf16s = [0x80, 0x3F, 0x00, 0xC0];
+    put("config.json", CONFIG.as_bytes());
+    put("one.safetensors", &safetensors(&[("a", "F32", &[2, 2], &f32s), ("empty", "F32", &[0, 3], &[])]));
+    put("two.safetensors", &safetensors(&[("pad", "U8", &[1], &[0]), ("b", "BF16", &[2], &bf16s)]));
+    let map = json!({"metadata": {"total_size": 20}, "weight_map":
+        {"a": "one.safetensors", "empty": "one.safetensors", "b": "two.safetensors", "pad": "two.safetensors"}});
+    put("model.safetensors.index.json", map.to_string().as_bytes());
+
+    let model = open(dir.path()).unwrap();
+    assert_eq!(model.names(), ["a", "b", "empty", "pad"]);
+    assert_eq!(model.files(), [dir.path().join("one.safetensors"), dir.path().join("two.safetensors")]);
+    assert_eq!(model.stored_bytes(), 21);
+    assert_eq!((model.shape("a"), model.shape("c")), (Some(vec![2, 2]), None));
+    assert_eq!(
+        (model.kind("a"), model.kind("b"), model.kind("pad")),
+        (Some(Kind::Float), Some(Kind::BFloat16), None)
+    );
+    let a = model.load("a", Kind::Float).unwrap();
+    assert_eq!(bits(&a), words(&f32s));
+    let b = model.load("b", Kind::Float).unwrap();
+    assert_eq!(Vec::<f32>::try_from(&b).unwrap(), [1.0, -2.0]);
+    assert_eq!(model.load("empty", Kind::Half).unwrap().size(), [0, 3]);
+    // A view outlives its checkpoint, and writing to it leaves the file alone.
+    drop(model);
+    let _ = a.shallow_clone().fill_(7.0);
+    let again = open(dir.path()).unwrap().load("a", Kind::Float).unwrap();
+    assert_eq!(bits(&again), words(&f32s));
+}
+
+#[test]
+fn both_spellings_of_a_configuration_mean_the_same() {
+    let read = |extra: serde_json::Value| {
+        let mut raw: serde_json::Value = serde_json::from_str(CONFIG).unwrap();
+        raw.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        lora_model::ModelConfig::from_json(raw, "config.json")
+    };
+    let llama3 = RopeScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_positions: 8192,
+    };
+    let old = json!({"rope_theta": 500000.0, "rope_scaling": {"type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}});
+    let new = json!({"rope_parameters": {"rope_theta": 500000.0, "rope_type": "llama3", "factor": 8.0,
+        "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}});
+    for spelling in [old, new] {
+        let c = read(spelling).unwrap();
+        assert_eq!((c.rope_theta, c.rope_scaling), (500_000.0, llama3.clone()));
+    }
+    let plain = read(json!({"rope_scaling": null, "eos_token_id": [3, 4], "pad_token_id": -1})).unwrap();
+    assert_eq!((plain.rope_theta, plain.rope_scaling), (10_000.0, RopeScaling::None));
+    assert_eq!((plain.eos_token_ids, plain.pad_token_id, plain.bos_token_id), (vec![3, 4], None, Some(1)));
+    assert_eq!((plain.kv_heads, plain.head_dim), (2, 2));
+
+    let window = |extra| read(extra).map(|c| c.sliding_window);
+    assert_eq!(window(json!({"model_type": "mistral", "num_key_value_heads": 2})).unwrap(), Some(4096));
+    let null = json!({"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": null});
+    assert_eq!(window(null).unwrap(), None);
+    let off = json!({"model_type": "qwen2", "sliding_window": 16, "use_sliding_window": false});
+    assert_eq!(window(off).unwrap(), None);
+    let above = json!({"model_type": "qwen2", "sliding_window": 16, "use_sliding_window": true});
+    assert_eq!(window(above).unwrap(), None, "max_window_layers is 28 by default, above the one layer");
+    let all = json!({"model_type": "qwen3", "sliding_window": 16, "use_sliding_window": true, "max_window_layers": 0});
+    assert_eq!(window(all).unwrap(), Some(16));
+    let mixed = json!({"model_type": "qwen2", "num_hidden_layers": 2, "use_sliding_window": true,
+        "layer_types": ["full_attention", "sliding_attention"]});
+    assert!(window(mixed).unwrap_err().to_string().contains("a sliding window in 1 of 2 layers"));
+}
+
+/// As in transformers, `generation_config.json` decides what ends a text.
+#[test]
+fn generation_config_wins() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("config.json"), CONFIG).unwrap();
+    let text = r#"{"eos_token_id": [5, 6], "pad_token_id": 7}"#;
+    fs::write(dir.path().join("generation_config.json"), text).unwrap();
+    let c = lora_model::ModelConfig::from_folder(dir.path()).unwrap();
+    assert_eq!((c.eos_token_ids, c.pad_token_id), (vec![5, 6], Some(7)));
+}

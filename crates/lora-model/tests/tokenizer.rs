@@ -1,0 +1,204 @@
+//! Ids, offsets and texts against transformers (see data/make_text.py), and malformed files.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use lora_core::ErrorKind;
+use lora_model::Tokenizer;
+use serde_json::{Value, json};
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/text").join(name)
+}
+
+fn golden() -> Value {
+    serde_json::from_slice(&fs::read(data("tokens.json")).unwrap()).unwrap()
+}
+
+fn ids(value: &Value) -> Vec<i64> {
+    value.as_array().unwrap().iter().map(|id| id.as_i64().unwrap()).collect()
+}
+
+fn texts(value: &Value) -> Vec<&str> {
+    value.as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect()
+}
+
+fn check(tokenizer: &Tokenizer, kind: &str, golden: &Value) {
+    let expected = &golden["kinds"][kind];
+    let inputs = texts(&golden["texts"]);
+    for (i, text) in inputs.iter().enumerate() {
+        let want = ids(&expected["ids"][i]);
+        assert_eq!(tokenizer.encode(text, false).unwrap(), want, "{kind}: {text:?}");
+        assert_eq!(
+            tokenizer.decode(&want, false).unwrap(),
+            texts(&expected["decoded"])[i],
+            "{kind}: {text:?}"
+        );
+        let plain = texts(&expected["decoded_plain"])[i];
+        assert_eq!(tokenizer.decode(&want, true).unwrap(), plain, "{kind}: {text:?}");
+        for (skip, whole) in [(false, texts(&expected["decoded"])[i]), (true, plain)] {
+            let mut stream = tokenizer.stream(skip);
+            let mut streamed: String = want.iter().map(|&id| stream.push(id).unwrap()).collect();
+            streamed += &stream.finish().unwrap();
+            assert_eq!(streamed, whole, "{kind}, streamed: {text:?}");
+        }
+    }
+    assert_eq!(tokenizer.encode(inputs[2], true).unwrap(), ids(&expected["with_special"]), "{kind}");
+}
+
+#[test]
+fn gguf_vocabularies_give_the_ids_of_the_original_tokenizers() {
+    let golden = golden();
+    for kind in golden["kinds"].as_object().unwrap().keys() {
+        let tokenizer = Tokenizer::open(&data(&format!("{kind}.gguf"))).unwrap();
+        check(&tokenizer, kind, &golden);
+    }
+}
+
+#[test]
+fn folder_gives_the_same_ids_and_knows_its_special_tokens() {
+    let golden = golden();
+    let tokenizer = Tokenizer::open(&data("smollm")).unwrap();
+    check(&tokenizer, "smollm", &golden);
+    assert_eq!((tokenizer.bos_id(), tokenizer.pad_id()), (Some(1), Some(2)));
+    assert_eq!(tokenizer.eos_ids(), [2, 0], "the tokenizer's own, then generation_config.json's");
+    assert!(tokenizer.chat_template().is_some());
+    let gguf = Tokenizer::open(&data("smollm.gguf")).unwrap();
+    assert_eq!(gguf.vocab_size(), tokenizer.vocab_size());
+    assert_eq!(gguf.chat_template().unwrap().source(), tokenizer.chat_template().unwrap().source());
+}
+
+#[test]
+fn offsets_are_byte_ranges_of_the_text() {
+    let golden = golden();
+    let tokenizer = Tokenizer::open(&data("smollm")).unwrap();
+    for (text, expected) in texts(&golden["texts"]).iter().zip(golden["offsets"].as_array().unwrap()) {
+        let encoded = tokenizer.encode_with_offsets(text, false).unwrap();
+        let offsets: Vec<Vec<i64>> = expected.as_array().unwrap().iter().map(ids).collect();
+        let got: Vec<Vec<i64>> = encoded.offsets.iter().map(|r| vec![r.start as i64, r.end as i64]).collect();
+        assert_eq!(got, offsets, "{text:?}");
+    }
+}
+
+#[test]
+fn saved_gguf_tokenizer_opens_as_a_folder() {
+    let golden = golden();
+    for kind in golden["kinds"].as_object().unwrap().keys() {
+        let dir = tempfile::tempdir().unwrap();
+        let gguf = Tokenizer::open(&data(&format!("{kind}.gguf"))).unwrap();
+        gguf.save(dir.path()).unwrap();
+        let saved = Tokenizer::open(dir.path()).unwrap();
+        check(&saved, kind, &golden);
+        assert_eq!((saved.bos_id(), saved.eos_ids()), (gguf.bos_id(), gguf.eos_ids()), "{kind}");
+    }
+}
+
+#[test]
+fn stream_holds_an_incomplete_character_back() {
+    let tokenizer = Tokenizer::open(&data("smollm")).unwrap();
+    let bytes: Vec<i64> = tokenizer.encode("\u{10ffff}", false).unwrap();
+    assert!(bytes.len() > 1, "the character must take several tokens");
+    let mut stream = tokenizer.stream(true);
+    for &id in &bytes[..bytes.len() - 1] {
+        assert_eq!(stream.push(id).unwrap(), "");
+    }
+    assert!(stream.push(1 << 20).is_err(), "no such token");
+    assert_eq!(stream.push(bytes[bytes.len() - 1]).unwrap(), "\u{10ffff}");
+    let mut cut = tokenizer.stream(true);
+    assert_eq!(cut.push(bytes[0]).unwrap(), "");
+    assert_eq!(cut.finish().unwrap(), "\u{FFFD}");
+}
+
+#[test]
+fn unknown_ids_are_refused() {
+    let tokenizer = Tokenizer::open(&data("smollm")).unwrap();
+    for id in [-1, tokenizer.vocab_size() as i64, i64::MAX] {
+        let error = tokenizer.decode(&[5, id], false).unwrap_err();
+        assert!(error.to_string().contains(&id.to_string()), "{error}");
+    }
+}
+
+/// The folder with one file replaced.
+fn broken(file: &str, contents: &[u8]) -> lora_core::Error {
+    let dir = tempfile::tempdir().unwrap();
+    fs::copy(data("smollm/tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
+    fs::write(dir.path().join(file), contents).unwrap();
+    let error = Tokenizer::open(dir.path()).unwrap_err();
+    assert!(error.to_string().contains(file), "names the file: {error}");
+    assert_eq!(error.kind(), ErrorKind::Data, "{error}");
+    error
+}
+
+#[test]
+fn malformed_folders_are_refused() {
+    let whole = fs::read(data("smollm/tokenizer.json")).unwrap();
+    for cut in [0, 1, 100, whole.len() / 2, whole.len() - 1] {
+        broken("tokenizer.json", &whole[..cut]);
+    }
+    let mut json: Value = serde_json::from_slice(&whole).unwrap();
+    json["model"].as_object_mut().unwrap().remove("vocab");
+    broken("tokenizer.json", json.to_string().as_bytes());
+    // The library panics on a merge longer than every token.
+    json["model"]["vocab"] = json!({"aa": 0, "bb": 1});
+    json["model"]["merges"] = json!([["aa", "bb"]]);
+    broken("tokenizer.json", json.to_string().as_bytes());
+    broken("tokenizer_config.json", b"[]");
+    broken("tokenizer_config.json", br#"{"eos_token": 3}"#);
+    broken("tokenizer_config.json", br#"{"added_tokens_decoder": {"7": {"content": "<other>"}}}"#);
+    broken("generation_config.json", br#"{"eos_token_id": ["a"]}"#);
+    let error = Tokenizer::open(tempfile::tempdir().unwrap().path()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io);
+    assert!(error.hint_text().unwrap().contains("tokenizer.json"), "{error}");
+}
+
+#[test]
+fn huge_padding_is_not_obeyed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut json: Value = serde_json::from_slice(&fs::read(data("smollm/tokenizer.json")).unwrap()).unwrap();
+    json["padding"] = json!({"strategy": {"Fixed": 4_000_000_000u32}, "direction": "Right",
+        "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "<|endoftext|>"});
+    json["truncation"] =
+        json!({"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0});
+    fs::write(dir.path().join("tokenizer.json"), json.to_string()).unwrap();
+    let tokenizer = Tokenizer::open(dir.path()).unwrap();
+    assert_eq!(
+        tokenizer.encode("Hello, world!", true).unwrap(),
+        Tokenizer::open(&data("smollm")).unwrap().encode("Hello, world!", true).unwrap()
+    );
+}
+
+/// `file` with the bytes `from` (once there) replaced by as many others.
+fn patched(file: &str, from: &[u8], to: &[u8]) -> lora_core::Result<Tokenizer> {
+    assert_eq!(from.len(), to.len());
+    let mut bytes = fs::read(data(file)).unwrap();
+    let at = bytes.windows(from.len()).position(|window| window == from).expect("the bytes to replace");
+    bytes[at..at + from.len()].copy_from_slice(to);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    fs::write(&path, bytes).unwrap();
+    Tokenizer::open(&path)
+}
+
+#[test]
+fn malformed_gguf_vocabularies_are_refused() {
+    let error = patched("qwen2.gguf", b"\x05\0\0\0\0\0\0\0qwen2", b"\x05\0\0\0\0\0\0\0qwenX").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().contains("qwenX") && error.to_string().contains("llama-bpe"), "{error}");
+    let error = patched("qwen2.gguf", b"\x04\0\0\0\0\0\0\0gpt2", b"\x04\0\0\0\0\0\0\0bert").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    for key in ["ggml.tokens", "ggml.merges", "ggml.model"] {
+        let error =
+            patched("qwen2.gguf", key.as_bytes(), &key.replace("ggml", "gone").into_bytes()).unwrap_err();
+        assert!(error.to_string().contains(key), "{key}: {error}");
+    }
+    let error = patched("spm.gguf", b"ggml.scores", b"gone.scores").unwrap_err();
+    assert!(error.to_string().contains("ggml.scores"), "{error}");
+    let id = b"ggml.bos_token_id\x04\0\0\0";
+    let error = patched("spm.gguf", &[&id[..], &[1, 0, 0, 0]].concat(), &[&id[..], &[1, 0, 0, 9]].concat())
+        .unwrap_err();
+    assert!(error.to_string().contains("bos_token_id"), "{error}");
+    let error = patched("gpt-2.gguf", b"<|im_start|>", b"<|im_endxx|>");
+    assert!(error.is_ok(), "another token text is fine");
+    let error = patched("spm.gguf", b"<0x01>", b"<0x02>").unwrap_err();
+    assert!(error.to_string().contains("two ids"), "{error}");
+}

@@ -1,0 +1,50 @@
+//! Double quantisation: the scales of the blocks, in 8 bits.
+
+use tch::{Kind, Tensor};
+
+use crate::nf4::{nearest, pad_to};
+use crate::tables::{DYNAMIC, floats};
+
+/// Scales that share one scale of their own.
+const NESTED: i64 = 256;
+
+/// The `absmax` of every block: minus their mean, in blocks of 256, as codes of the signed dynamic map.
+#[derive(Debug)]
+pub(crate) struct Scales {
+    codes: Tensor,
+    nested: Tensor,
+    offset: Tensor,
+}
+
+impl Scales {
+    /// From `absmax [blocks]`, f32.
+    pub(crate) fn new(absmax: &Tensor) -> Self {
+        let count = absmax.size()[0];
+        let offset = absmax.mean(Kind::Float);
+        let blocks = pad_to(&(absmax - &offset), NESTED).view([-1, NESTED]);
+        let nested = blocks.abs().amax([1i64].as_slice(), true);
+        let inverse = nested.reciprocal().masked_fill(&nested.eq(0.0), 0.0);
+        let codes = nearest(&(blocks * inverse), &floats(DYNAMIC)).to_kind(Kind::Uint8);
+        Self { codes: codes.reshape(-1).narrow(0, 0, count).copy(), nested: nested.reshape(-1), offset }
+    }
+
+    /// `absmax [blocks]`, f32: `map[code] * nested + offset`, in two roundings as in bitsandbytes.
+    pub(crate) fn dense(&self) -> Tensor {
+        let map = Tensor::from_slice(&floats(DYNAMIC)).to_device(self.codes.device());
+        let count = self.codes.size()[0];
+        let values = pad_to(&map.index_select(0, &self.codes.to_kind(Kind::Int)), NESTED).view([-1, NESTED]);
+        (values * self.nested.unsqueeze(1)).view(-1).narrow(0, 0, count) + &self.offset
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        (self.codes.numel() + 4 * self.nested.numel() + 4) as u64
+    }
+
+    pub(crate) fn share(&self) -> Self {
+        Self {
+            codes: self.codes.shallow_clone(),
+            nested: self.nested.shallow_clone(),
+            offset: self.offset.shallow_clone(),
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Rows to token ids and loss masks.
+
+use std::path::{Path, PathBuf};
+
+use lora_core::{Error, ErrorKind, Result};
+use lora_model::{IGNORE, Tokenizer};
+
+use crate::rows::{Row, read_rows};
+
+/// One example, ready to train on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sample {
+    /// What the model reads.
+    pub ids: Vec<i64>,
+    /// What it should say next at each position, or [`IGNORE`]; as long as `ids`.
+    pub labels: Vec<i64>,
+    /// The line it came from.
+    pub line: usize,
+}
+
+/// How rows become samples.
+#[derive(Debug, Clone, Copy)]
+pub struct DataOptions {
+    /// The longest sample in tokens.
+    pub max_length: usize,
+    /// Cut longer ones off at the end, instead of refusing them.
+    pub truncate: bool,
+}
+
+/// The samples of one file.
+#[derive(Debug, Clone)]
+pub struct Dataset {
+    /// The file.
+    pub path: PathBuf,
+    /// Its rows, as written, in order.
+    pub rows: Vec<Row>,
+    /// Its samples, in the same order.
+    pub samples: Vec<Sample>,
+    /// How many were cut off.
+    pub truncated: usize,
+}
+
+/// Faults listed before giving up on a file.
+const SHOWN: usize = 10;
+
+impl Dataset {
+    /// Reads and encodes a JSONL file.
+    ///
+    /// # Errors
+    /// Those of [`read_rows`]; [`Error::data`] listing file and line of samples that are longer than
+    /// `max_length` (unless cut), or teach nothing.
+    pub fn read(path: &Path, tokenizer: &Tokenizer, options: DataOptions) -> Result<Self> {
+        let (mut samples, mut rows, mut faults, mut truncated) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        let mut hint = None;
+        for (line, row) in read_rows(path)? {
+            let result = encode(&row, tokenizer).and_then(|pair| fit(pair, options));
+            match result {
+                Ok((ids, labels, cut)) => {
+                    truncated += usize::from(cut);
+                    samples.push(Sample { ids, labels, line });
+                    rows.push(row);
+                }
+                Err(e) => {
+                    faults.push(format!("{}:{line}: {e}", path.display()));
+                    hint = hint.or(e.hint_text().map(str::to_owned));
+                }
+            }
+            if faults.len() == SHOWN {
+                faults.push("further lines were not looked at".to_owned());
+                break;
+            }
+        }
+        if faults.is_empty() {
+            return Ok(Self { path: path.to_owned(), rows, samples, truncated });
+        }
+        let e = Error::faults(ErrorKind::Data, "these rows cannot be used", faults).at(path.display());
+        Err(match hint {
+            Some(hint) => e.hint(hint),
+            None => e,
+        })
+    }
+
+    /// Supervised tokens in all.
+    pub fn supervised(&self) -> usize {
+        self.samples.iter().flat_map(|s| &s.labels).filter(|&&l| l != IGNORE).count()
+    }
+
+    /// Tokens in all.
+    pub fn tokens(&self) -> usize {
+        self.samples.iter().map(|s| s.ids.len()).sum()
+    }
+}
+
+/// Token ids, and which of them are learnt.
+fn encode(row: &Row, tokenizer: &Tokenizer) -> Result<(Vec<i64>, Vec<bool>)> {
+    let end = || {
+        tokenizer.eos_ids().first().copied().ok_or_else(|| {
+            Error::unsupported("the tokenizer has no end-of-text token")
+                .hint("set eos_token in tokenizer_config.json")
+        })
+    };
+    match row {
+        Row::Text(text) => {
+            let mut ids = tokenizer.encode(text, true)?;
+            ids.push(end()?);
+            let learnt = vec![true; ids.len()];
+            Ok((ids, learnt))
+        }
+        Row::Pair { prompt, completion } => {
+            // Apart, so that the prompt is the very ids that generation starts from.
+            let mut ids = tokenizer.encode(prompt, true)?;
+            let given = ids.len();
+            ids.extend(tokenizer.encode(completion, false)?);
+            ids.push(end()?);
+            let learnt = (0..ids.len()).map(|i| i >= given).collect();
+            Ok((ids, learnt))
+        }
+        Row::Chat(messages) => {
+            let (text, spans) = template(tokenizer)?.render_with_spans(messages)?;
+            let encoding = tokenizer.encode_with_offsets(&text, false)?;
+            let learnt = encoding.mask(&spans);
+            Ok((encoding.ids, learnt))
+        }
+    }
+}
+
+pub(crate) fn template(tokenizer: &Tokenizer) -> Result<&lora_model::ChatTemplate> {
+    tokenizer.chat_template().ok_or_else(|| {
+        Error::unsupported("the row has `messages`, but the model has no chat template")
+            .hint("use `prompt` + `completion` rows, or add chat_template.jinja to the model's folder")
+    })
+}
+
+/// Input, labels, and whether it was cut.
+fn fit(
+    (mut ids, mut learnt): (Vec<i64>, Vec<bool>),
+    options: DataOptions,
+) -> Result<(Vec<i64>, Vec<i64>, bool)> {
+    let cut = ids.len() > options.max_length;
+    if cut && !options.truncate {
+        return Err(Error::data(format!(
+            "{} tokens, but at most {} fit",
+            ids.len(),
+            options.max_length
+        ))
+        .hint("shorten the sample, raise --max-length up to the model's context, or pass --truncate"));
+    }
+    ids.truncate(options.max_length);
+    learnt.truncate(options.max_length);
+    let labels: Vec<_> =
+        ids.iter().zip(&learnt).skip(1).map(|(&id, &learnt)| if learnt { id } else { IGNORE }).collect();
+    if labels.iter().all(|&l| l == IGNORE) {
+        return Err(Error::data("no token of it is learnt").hint(
+            "a conversation needs an assistant turn, a completion some text; if the sample was cut, its answer \
+             was cut off",
+        ));
+    }
+    ids.pop();
+    Ok((ids, labels, cut))
+}

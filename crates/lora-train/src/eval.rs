@@ -1,0 +1,99 @@
+//! Held-out loss, and answers against references.
+
+use lora_core::{Mode, Result};
+use lora_model::{Model, Sampling, Tokenizer, generate};
+use serde::Serialize;
+
+use crate::batches::Batch;
+use crate::data::{Dataset, template};
+use crate::rows::Row;
+
+/// The figures of an evaluation.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Evaluation {
+    /// Rows looked at.
+    pub examples: usize,
+    /// Mean cross-entropy over the supervised tokens.
+    pub loss: f64,
+    /// `exp(loss)`.
+    pub perplexity: f64,
+    /// Share of the answers, generated greedily, that equal their reference but for surrounding white space;
+    /// none for `text` rows.
+    pub accuracy: Option<f64>,
+}
+
+/// One generated answer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Answer {
+    /// What was given.
+    pub prompt: String,
+    /// What the data says.
+    pub reference: String,
+    /// What the model says.
+    pub answer: String,
+    /// Whether they are equal.
+    pub right: bool,
+}
+
+/// Mean cross-entropy over the supervised tokens of `data`.
+///
+/// # Errors
+/// A sample longer than the model's context.
+pub fn mean_loss(model: &dyn Model, data: &Dataset, batch_size: usize) -> Result<f64> {
+    let _guard = tch::no_grad_guard();
+    // Neighbours in length share a batch: less padding, same sum.
+    let mut order: Vec<_> = data.samples.iter().collect();
+    order.sort_by_key(|s| s.ids.len());
+    let (mut sum, mut count) = (0.0, 0);
+    for samples in order.chunks(batch_size.max(1)) {
+        let batch = Batch::new(samples, model.device());
+        let (loss, n) = model.loss(&batch.ids, &batch.labels, Mode::Eval)?;
+        sum += loss.double_value(&[]);
+        count += n;
+    }
+    Ok(sum / count.max(1) as f64)
+}
+
+/// Generates, greedily, the answer to every row that has one, in order; `each` sees them as they come.
+///
+/// # Errors
+/// A prompt longer than the model's context; a template that fails.
+pub fn answers(
+    model: &dyn Model,
+    tokenizer: &Tokenizer,
+    rows: &[Row],
+    max_tokens: usize,
+    mut each: impl FnMut(&Answer),
+) -> Result<Vec<Answer>> {
+    let mut all = Vec::new();
+    for row in rows {
+        let Some((prompt, ids, reference)) = question(row, tokenizer)? else { continue };
+        // A reference longer than the limit would be wrong by force.
+        let limit = max_tokens.max(tokenizer.encode(&reference, false)?.len() + 1);
+        let ids = generate(model, &ids, limit, tokenizer.eos_ids(), Sampling::Greedy, |_| true)?;
+        let answer = tokenizer.decode(&ids, true)?;
+        let right = answer.trim() == reference.trim();
+        let answer = Answer { prompt, reference, answer, right };
+        each(&answer);
+        all.push(answer);
+    }
+    Ok(all)
+}
+
+/// What is shown as the prompt, its ids, and the reference.
+fn question(row: &Row, tokenizer: &Tokenizer) -> Result<Option<(String, Vec<i64>, String)>> {
+    Ok(match row {
+        Row::Text(_) => None,
+        Row::Pair { prompt, completion } => {
+            Some((prompt.clone(), tokenizer.encode(prompt, true)?, completion.clone()))
+        }
+        Row::Chat(messages) => match messages.split_last() {
+            Some((last, before)) if last.role == "assistant" => {
+                let text = template(tokenizer)?.render(before, true)?;
+                let shown = before.last().map(|m| m.content.clone()).unwrap_or_default();
+                Some((shown, tokenizer.encode(&text, false)?, last.content.clone()))
+            }
+            _ => None,
+        },
+    })
+}

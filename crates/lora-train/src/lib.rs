@@ -1,0 +1,19 @@
+//! Fine-tuning a [`lora_model::Model`]'s adapters: data, batches, optimiser, schedule, loop, evaluation.
+//!
+//! The trainer knows parameters by name and a loss; which adapter they belong to is no concern of its.
+
+mod batches;
+mod data;
+mod eval;
+mod optim;
+mod rows;
+mod schedule;
+mod trainer;
+
+pub use batches::{Batch, Batches};
+pub use data::{DataOptions, Dataset, Sample};
+pub use eval::{Answer, Evaluation, answers, mean_loss};
+pub use optim::{AdamW, AdamWConfig, clip_grad_norm};
+pub use rows::{Row, read_rows};
+pub use schedule::Schedule;
+pub use trainer::{Event, Outcome, StepReport, TrainConfig, train};

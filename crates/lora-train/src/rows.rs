@@ -1,0 +1,122 @@
+//! JSON lines: what a training example may look like.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+
+use lora_core::{Error, Result};
+use lora_model::Message;
+use serde_json::{Map, Value};
+
+/// A line longer than this is refused: it is no text that a model could read.
+const LINE_LIMIT: u64 = 64 << 20;
+
+/// An example as written.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Row {
+    /// A conversation; the assistant's turns are learnt.
+    Chat(Vec<Message>),
+    /// The completion is learnt.
+    Pair {
+        /// What is given.
+        prompt: String,
+        /// What is to follow.
+        completion: String,
+    },
+    /// All of it is learnt.
+    Text(String),
+}
+
+/// Reads every row with its line number (from 1). Blank lines are skipped.
+///
+/// # Errors
+/// [`Error::data`] naming file and line for what is not UTF-8, not JSON, or not a row; for a file without rows.
+pub fn read_rows(path: &Path) -> Result<Vec<(usize, Row)>> {
+    let file = File::open(path).map_err(|e| Error::io("open the data", path, e))?;
+    let mut reader = BufReader::new(file);
+    let mut rows = Vec::new();
+    for line in 1.. {
+        let mut bytes = Vec::new();
+        let read = reader.by_ref().take(LINE_LIMIT + 1).read_until(b'\n', &mut bytes);
+        let at = |e: Error| e.at(format!("{}:{line}", path.display()));
+        if read.map_err(|e| Error::io("read the data", path, e))? == 0 {
+            break;
+        }
+        if bytes.len() as u64 > LINE_LIMIT {
+            return Err(at(Error::data("the line is longer than 64 MiB").hint("one JSON object a line")));
+        }
+        let text = std::str::from_utf8(&bytes)
+            .map_err(|e| at(Error::data(format!("not UTF-8 at byte {}", e.valid_up_to()))))?;
+        // A byte order mark is no part of the JSON.
+        let text = if line == 1 { text.trim_start_matches('\u{feff}') } else { text };
+        if !text.trim().is_empty() {
+            rows.push((line, row(text).map_err(at)?));
+        }
+    }
+    if rows.is_empty() {
+        return Err(Error::data("there are no rows").at(path.display()).hint(SHAPES));
+    }
+    Ok(rows)
+}
+
+const SHAPES: &str = "a row is a JSON object with `messages`, `prompt` + `completion`, `context` + `target`, or \
+                      `text`; see docs/data.md";
+
+fn row(text: &str) -> Result<Row> {
+    let value: Value = serde_json::from_str(text).map_err(|e| {
+        let what = e.to_string();
+        let what = what.split(" at line ").next().unwrap_or_default();
+        Error::data(format!("not JSON: {what} (column {})", e.column())).hint("one JSON object a line")
+    })?;
+    let Value::Object(object) = value else {
+        return Err(Error::data("not a JSON object").hint(SHAPES));
+    };
+    if object.contains_key("messages") {
+        return Ok(Row::Chat(messages(&object, "messages")?));
+    }
+    for (prompt, completion) in [("prompt", "completion"), ("context", "target")] {
+        match (object.get(prompt), object.get(completion)) {
+            (Some(Value::Array(_)), Some(Value::Array(_))) => {
+                let mut all = messages(&object, prompt)?;
+                all.extend(messages(&object, completion)?);
+                return Ok(Row::Chat(all));
+            }
+            (Some(_), Some(_)) => {
+                let (prompt, completion) = (string(&object, prompt)?, string(&object, completion)?);
+                return Ok(Row::Pair { prompt, completion });
+            }
+            (Some(_), None) => return Err(missing(completion, prompt)),
+            (None, Some(_)) => return Err(missing(prompt, completion)),
+            (None, None) => {}
+        }
+    }
+    if object.contains_key("text") {
+        return Ok(Row::Text(string(&object, "text")?));
+    }
+    let keys: Vec<_> = object.keys().map(String::as_str).take(8).collect();
+    Err(Error::data(format!("no known fields among: {}", keys.join(", "))).hint(SHAPES))
+}
+
+fn missing(field: &str, beside: &str) -> Error {
+    Error::data(format!("`{beside}` without `{field}`")).hint(SHAPES)
+}
+
+fn string(object: &Map<String, Value>, field: &str) -> Result<String> {
+    match object.get(field) {
+        Some(Value::String(s)) if !s.is_empty() => Ok(s.clone()),
+        Some(Value::String(_)) => Err(Error::data(format!("`{field}` is empty"))),
+        _ => Err(Error::data(format!("`{field}` is not a string")).hint(SHAPES)),
+    }
+}
+
+fn messages(object: &Map<String, Value>, field: &str) -> Result<Vec<Message>> {
+    let list = object.get(field).cloned().unwrap_or_default();
+    let messages: Vec<Message> = serde_json::from_value(list).map_err(|e| {
+        Error::data(format!("`{field}`: {e}"))
+            .hint("a list of objects with `role` and `content`, both strings")
+    })?;
+    if messages.is_empty() {
+        return Err(Error::data(format!("`{field}` is empty")));
+    }
+    Ok(messages)
+}

@@ -1,0 +1,227 @@
+//! The loop.
+
+use std::time::Instant;
+
+use lora_core::{Error, Mode, Param, Result};
+use lora_model::Model;
+use serde::Serialize;
+use tch::Tensor;
+
+use crate::batches::{Batch, Batches};
+use crate::data::Dataset;
+use crate::eval::mean_loss;
+use crate::optim::{AdamW, AdamWConfig, clip_grad_norm};
+use crate::schedule::Schedule;
+
+/// How to train.
+#[derive(Debug, Clone)]
+pub struct TrainConfig {
+    /// Passes over the data; parts of one are possible.
+    pub epochs: f64,
+    /// Stop after so many optimiser steps at the latest.
+    pub max_steps: Option<u64>,
+    /// Samples in one forward pass.
+    pub batch_size: usize,
+    /// Forward passes a step. Gradients are normalised by the supervised tokens of the whole step.
+    pub accumulate: usize,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Its course.
+    pub schedule: Schedule,
+    /// Share of the steps that warm up.
+    pub warmup: f64,
+    /// The optimiser's constants.
+    pub adamw: AdamWConfig,
+    /// Limit of the joint gradient norm.
+    pub clip: Option<f64>,
+    /// Of the order and of dropout.
+    pub seed: u64,
+    /// Evaluate every so many steps (and at the end).
+    pub eval_every: Option<u64>,
+}
+
+/// One step, as it was.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StepReport {
+    /// From 1.
+    pub step: u64,
+    /// Steps in all.
+    pub steps: u64,
+    /// Passes over the data so far.
+    pub epoch: f64,
+    /// Mean cross-entropy over the step's supervised tokens.
+    pub loss: f64,
+    /// Joint norm of the gradients before clipping.
+    pub grad_norm: f64,
+    /// The rate of this step.
+    pub lr: f64,
+    /// Tokens read, padding not counted.
+    pub tokens: usize,
+    /// Of them supervised.
+    pub supervised: usize,
+    /// Wall time of the step.
+    pub seconds: f64,
+}
+
+/// What the loop tells while it runs.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// A step is done.
+    Step(StepReport),
+    /// The held-out loss after a step.
+    Eval {
+        /// After this step.
+        step: u64,
+        /// Mean cross-entropy over the supervised tokens.
+        loss: f64,
+    },
+}
+
+/// How it ended.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Outcome {
+    /// Steps done.
+    pub steps: u64,
+    /// Loss of the first step.
+    pub first_loss: f64,
+    /// Mean loss of the last tenth of the steps.
+    pub last_loss: f64,
+    /// Last held-out loss.
+    pub eval_loss: Option<f64>,
+    /// Tokens read.
+    pub tokens: usize,
+    /// Wall time of the steps.
+    pub seconds: f64,
+}
+
+/// Trains `params`, leaves of `model`, on `data`.
+///
+/// # Errors
+/// [`Error::usage`] for settings that make no sense; [`Error::non_finite`], with step and lines, as soon as a
+/// loss or gradient is not finite (the parameters are then as after the step before); what `each` returns.
+pub fn train(
+    model: &dyn Model,
+    params: &[Param],
+    data: &Dataset,
+    held_out: Option<&Dataset>,
+    config: &TrainConfig,
+    each: &mut dyn FnMut(&Event) -> Result<()>,
+) -> Result<Outcome> {
+    check(config, params)?;
+    let mut batches = Batches::new(&data.samples, config.batch_size, config.seed);
+    let accumulate = config.accumulate.max(1);
+    let per_epoch = batches.per_epoch() as f64 / accumulate as f64;
+    let steps = (per_epoch * config.epochs).ceil().max(1.0) as u64;
+    let steps = config.max_steps.map_or(steps, |most| steps.min(most.max(1)));
+    let warmup = (config.warmup * steps as f64).ceil() as u64;
+    let mut optimiser = AdamW::new(params, config.adamw);
+    let (mut losses, mut tokens, mut seconds, mut eval_loss) = (Vec::new(), 0, 0.0, None);
+
+    for step in 0..steps {
+        let start = Instant::now();
+        tch::manual_seed(config.seed.wrapping_add(step) as i64);
+        let step_batches: Vec<_> =
+            (0..accumulate).map(|_| Batch::new(&batches.next_samples(), model.device())).collect();
+        let lr = config.learning_rate * config.schedule.factor(step, warmup, steps);
+        let (loss, grad_norm) = gradients(model, params, &step_batches, config.clip)
+            .map_err(|e| e.at(format!("step {} ({})", step + 1, lines(data, &step_batches))))?;
+        optimiser.step(params, lr);
+
+        let report = StepReport {
+            step: step + 1,
+            steps,
+            epoch: (step + 1) as f64 / per_epoch,
+            loss,
+            grad_norm,
+            lr,
+            tokens: step_batches.iter().map(|b| b.tokens).sum(),
+            supervised: step_batches.iter().map(|b| b.supervised).sum(),
+            seconds: start.elapsed().as_secs_f64(),
+        };
+        losses.push(loss);
+        tokens += report.tokens;
+        seconds += report.seconds;
+        each(&Event::Step(report))?;
+
+        let due = config.eval_every.is_some_and(|n| (step + 1) % n.max(1) == 0) || step + 1 == steps;
+        if let (true, Some(held_out)) = (due, held_out) {
+            let loss = mean_loss(model, held_out, config.batch_size)?;
+            eval_loss = Some(loss);
+            each(&Event::Eval { step: step + 1, loss })?;
+        }
+    }
+    let tail = &losses[losses.len() - losses.len().div_ceil(10)..];
+    Ok(Outcome {
+        steps,
+        first_loss: losses.first().copied().unwrap_or(f64::NAN),
+        last_loss: tail.iter().sum::<f64>() / tail.len().max(1) as f64,
+        eval_loss,
+        tokens,
+        seconds,
+    })
+}
+
+/// Leaves the clipped gradient of the step's mean loss in the parameters; that loss, and the norm before.
+fn gradients(
+    model: &dyn Model,
+    params: &[Param],
+    batches: &[Batch],
+    clip: Option<f64>,
+) -> Result<(f64, f64)> {
+    let supervised: usize = batches.iter().map(|b| b.supervised).sum();
+    let result = (|| {
+        let mut total = 0.0;
+        for batch in batches {
+            let (sum, _) = model.loss(&batch.ids, &batch.labels, Mode::Train)?;
+            let loss: Tensor = sum / supervised as f64;
+            let value = loss.double_value(&[]);
+            if !value.is_finite() {
+                return Err(Error::non_finite(format!("the loss is {value}; {}", culprit(params)))
+                    .hint("lower the learning rate; with bf16, try --dtype f32; look at the lines named"));
+            }
+            total += value;
+            loss.f_backward()?;
+        }
+        Ok((total, clip_grad_norm(params, clip)?))
+    })();
+    if result.is_err() {
+        params.iter().for_each(|p| p.tensor.shallow_clone().zero_grad());
+    }
+    result
+}
+
+/// What is not finite, as far as one can see.
+fn culprit(params: &[Param]) -> String {
+    let bad = params.iter().find(|p| !p.tensor.norm().double_value(&[]).is_finite());
+    match bad {
+        Some(p) => format!("the parameter {} is not finite", p.key()),
+        None => "all parameters are finite, so it arose in the forward pass".to_owned(),
+    }
+}
+
+fn lines(data: &Dataset, batches: &[Batch]) -> String {
+    let lines: Vec<_> = batches.iter().flat_map(|b| &b.lines).map(usize::to_string).collect();
+    format!("{}, lines {}", data.path.display(), lines.join(", "))
+}
+
+fn check(config: &TrainConfig, params: &[Param]) -> Result<()> {
+    let mut faults = Vec::new();
+    let mut refuse = |bad: bool, what: &str| {
+        if bad {
+            faults.push(what.to_owned());
+        }
+    };
+    refuse(params.is_empty(), "nothing trains");
+    refuse(!(config.epochs > 0.0 && config.epochs.is_finite()), "epochs must be positive");
+    refuse(config.batch_size == 0, "the batch size must be positive");
+    refuse(config.accumulate == 0, "accumulate must be positive");
+    let lr = config.learning_rate;
+    refuse(!(lr > 0.0 && lr.is_finite()), "the learning rate must be positive");
+    refuse(!(0.0..=1.0).contains(&config.warmup), "warmup is a share of the steps, from 0 to 1");
+    refuse(config.clip.is_some_and(|c| !(c > 0.0)), "the clipping norm must be positive");
+    if faults.is_empty() {
+        return Ok(());
+    }
+    Err(Error::faults(lora_core::ErrorKind::Usage, "these settings cannot train", faults))
+}

@@ -1,0 +1,115 @@
+// The whole of our C++: an autograd node whose backward is a Rust closure, and device statistics.
+#include <ATen/DeviceAccelerator.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+using torch::autograd::Node;
+using torch::autograd::variable_list;
+
+extern "C" {
+// Implemented in Rust. `grads` may hold nulls (undefined). Fills `out` (nulls allowed) with owned tensors;
+// on failure returns an owned C string.
+char* tch_ext_backward(void* state, at::Tensor** grads, size_t n_grads, at::Tensor** out, size_t n_out);
+void tch_ext_drop(void* state);
+void tch_ext_free_string(char* text);
+}
+
+namespace {
+struct RustNode : public Node {
+  RustNode(void* state, torch::autograd::edge_list&& edges) : Node(std::move(edges)), state_(state) {}
+  ~RustNode() override { drop(); }
+
+  variable_list apply(variable_list&& grads) override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (!state_) {
+      throw std::runtime_error(
+          "backward through a graph whose saved tensors are already freed; keep the graph to do so twice");
+    }
+    std::vector<at::Tensor*> in, out(num_outputs(), nullptr);
+    for (auto& g : grads) in.push_back(g.defined() ? &g : nullptr);
+    char* error = tch_ext_backward(state_, in.data(), in.size(), out.data(), out.size());
+    variable_list result;
+    for (auto* t : out) {
+      std::unique_ptr<at::Tensor> owned(t);
+      result.push_back(owned ? std::move(*owned) : at::Tensor());
+    }
+    if (error) {
+      std::string text(error);
+      tch_ext_free_string(error);
+      throw std::runtime_error(text);
+    }
+    return result;
+  }
+
+  void release_variables() override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    drop();
+  }
+
+  std::string name() const override { return "RustFunction"; }
+
+ private:
+  void drop() {
+    if (state_) tch_ext_drop(state_);
+    state_ = nullptr;
+  }
+  std::mutex mutex_;
+  void* state_;
+};
+
+char* copy(const char* text) { return strdup(text); }
+}  // namespace
+
+extern "C" {
+// Attaches `outputs` to the graph behind `inputs`; takes `state` in every case. New tensors go to `attached`.
+char* tch_ext_attach(at::Tensor** outputs, size_t n_out, at::Tensor** inputs, size_t n_in, void* state,
+                     at::Tensor** attached) {
+  std::shared_ptr<Node> node;
+  try {
+    torch::autograd::edge_list edges;
+    bool wanted = false;
+    for (size_t i = 0; i < n_in; i++) {
+      wanted = wanted || inputs[i]->requires_grad();
+      edges.push_back(torch::autograd::impl::gradient_edge(*inputs[i]));
+    }
+    if (wanted && at::GradMode::is_enabled()) {
+      node = std::shared_ptr<Node>(new RustNode(state, std::move(edges)), torch::autograd::deleteNode);
+    } else {
+      tch_ext_drop(state);
+    }
+    state = nullptr;
+    for (size_t i = 0; i < n_out; i++) {
+      // Detached first: an output may alias an input or carry a history of its own.
+      at::Tensor y = outputs[i]->detach();
+      if (node) torch::autograd::set_history(y, node);
+      attached[i] = new at::Tensor(std::move(y));
+    }
+    return nullptr;
+  } catch (const std::exception& e) {
+    if (state) tch_ext_drop(state);
+    return copy(e.what());
+  }
+}
+
+// Peak and current bytes allocated on the accelerator; false where there is none.
+bool tch_ext_device_bytes(int index, int64_t* peak, int64_t* current) {
+  try {
+    if (!at::accelerator::isAccelerator(at::kCUDA) || at::accelerator::deviceCount() <= index) return false;
+    auto stats = at::accelerator::getDeviceStats(static_cast<c10::DeviceIndex>(index));
+    *peak = stats.allocated_bytes[0].peak;
+    *current = stats.allocated_bytes[0].current;
+    return true;
+  } catch (const std::exception&) {
+    return false;
+  }
+}
+void tch_ext_free_c_string(char* text) { free(text); }
+}

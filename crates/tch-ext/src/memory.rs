@@ -1,0 +1,32 @@
+//! Peak memory, of the process and of a CUDA device.
+
+unsafe extern "C" {
+    fn tch_ext_device_bytes(index: i32, peak: *mut i64, current: *mut i64) -> bool;
+}
+
+/// Bytes in use and at the highest point so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Now.
+    pub current: u64,
+    /// At the highest point so far.
+    pub peak: u64,
+}
+
+/// Resident memory of this process (Linux: VmRSS and VmHWM), mapped files included; `None` elsewhere.
+pub fn process() -> Option<Usage> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let field = |name: &str| -> Option<u64> {
+        let line = status.lines().find(|l| l.starts_with(name))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+    };
+    Some(Usage { current: field("VmRSS:")?, peak: field("VmHWM:")? })
+}
+
+/// Bytes handed out by libtorch's allocator on CUDA device `index`; `None` without one.
+pub fn cuda(index: usize) -> Option<Usage> {
+    let (mut peak, mut current) = (0, 0);
+    // SAFETY: two live integers.
+    let found = unsafe { tch_ext_device_bytes(i32::try_from(index).ok()?, &mut peak, &mut current) };
+    found.then_some(Usage { current: current.try_into().ok()?, peak: peak.try_into().ok()? })
+}

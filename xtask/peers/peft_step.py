@@ -1,0 +1,102 @@
+"""Times training steps of transformers + PEFT, as a knowledgeable user would run them, and prints one JSON line.
+
+    python xtask/peers/peft_step.py --gguf FILE --cache FOLDER --variant lora|dora|rslora --dtype bf16|f32
+        [--batch 4] [--seq 256] [--rank 8] [--steps 5] [--warmup 1] [--checkpointing]
+
+    {"tok_s": median, "s_step": median, "peak_mb": VmHWM, "losses": [of every step, warm-up included]}
+
+The base is in --dtype with fused attention; the adapter (all-linear, alpha = 2r, no dropout) in the dtype PEFT chooses,
+trained by AdamW at 1e-4. Each step sees the same batch of random ids, every position supervised:
+x[0] = 42, x[n+1] = x[n] * 6364136223846793005 + 1442695040888963407 mod 2^64, ids[i] = (x[i+1] >> 33) % vocab.
+The GGUF file is converted once, in another process, so that converting does not count as training memory.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import sys
+import time
+from multiprocessing import get_context
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.dont_write_bytecode = True
+
+import torch
+from hf import hf_folder, load_model
+from peft import LoraConfig, get_peft_model
+from transformers.utils import logging
+
+DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
+
+
+def random_ids(batch: int, seq: int, vocab: int) -> torch.Tensor:
+    x, ids = 42, []
+    for _ in range(batch * seq):
+        x = (x * 6364136223846793005 + 1442695040888963407) % 2**64
+        ids.append((x >> 33) % vocab)
+    return torch.tensor(ids).reshape(batch, seq)
+
+
+def peak_mb() -> int:
+    """The most memory this process has ever held, in MB (2^20 bytes)."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) // 1024
+
+
+def train(model: torch.nn.Module, ids: torch.Tensor, steps: int) -> tuple[list[float], list[float]]:
+    """Losses and seconds of each step."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    losses, seconds = [], []
+    for _ in range(steps):
+        start = time.perf_counter()
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(round(loss.item(), 5))
+        seconds.append(time.perf_counter() - start)
+    return losses, seconds
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gguf", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--variant", choices=["lora", "dora", "rslora"], default="lora")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
+    for name, value in dict(batch=4, seq=256, rank=8, steps=5, warmup=1).items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--checkpointing", action="store_true")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    logging.disable_progress_bar()
+    dtype, folder = DTYPES[args.dtype], args.cache / f"hf-{args.dtype}"
+    if not (folder / "complete").exists():
+        conversion = get_context("spawn").Process(target=hf_folder, args=(args.gguf, folder, dtype))
+        conversion.start()
+        conversion.join()
+    torch.manual_seed(0)
+    base = load_model(folder, dtype, attention="sdpa")
+    base.config.use_cache = False
+    if args.checkpointing:
+        base.gradient_checkpointing_enable()
+        base.enable_input_require_grads()
+    model = get_peft_model(base, LoraConfig(
+        r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear", task_type="CAUSAL_LM",
+        use_dora=args.variant == "dora", use_rslora=args.variant == "rslora",
+    ))
+    ids = random_ids(args.batch, args.seq, base.config.vocab_size)
+    losses, seconds = train(model.train(), ids, args.warmup + args.steps)
+    step = statistics.median(seconds[args.warmup:])
+    print(json.dumps({
+        "tok_s": round(ids.numel() / step, 1), "s_step": round(step, 4), "peak_mb": peak_mb(), "losses": losses,
+    }))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+//! `bench`: training steps a second and peak memory, alone or round by round against a peer.
+
+use crate::{cache, peers, setup, sh};
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+use serde_json::Value;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Also the peer, interleaved with us round by round
+    #[arg(long, value_parser = ["peft"])]
+    peer: Option<String>,
+    /// One JSON object a row instead of the table
+    #[arg(long)]
+    json: bool,
+    /// What to measure: variant-dtype-batchxtokens
+    #[arg(long, value_delimiter = ',', default_value = "lora-bf16-4x256,lora-f32-4x256,dora-bf16-4x256")]
+    rows: Vec<String>,
+    /// Processes of each side a row
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Measured steps a process, after one for warming up
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    steps: u32,
+    #[command(flatten)]
+    peers: peers::Args,
+}
+
+/// One line of the result. Rates and memory are medians over the rounds; `ratio` is the median of each round's.
+#[derive(Debug, Serialize)]
+struct Row {
+    name: String,
+    tok_s: f64,
+    peer_tok_s: Option<f64>,
+    ratio: Option<f64>,
+    ratio_min: Option<f64>,
+    ratio_max: Option<f64>,
+    peak_mb: f64,
+    peer_peak_mb: Option<f64>,
+    limit_fraction: Option<f64>,
+    cpu: String,
+    date: String,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let rows = args.rows.iter().map(|row| flags(row)).collect::<Result<Vec<_>>>()?;
+    setup::ensure(false)?;
+    let gguf = setup::model()?;
+    let ours = executable()?;
+    let mut peer = None;
+    if args.peer.is_some() {
+        let script = sh::root().join("xtask/peers/peft_step.py");
+        let folder = cache::dir()?.join("peers-models");
+        peer = Some((
+            peers::python(&args.peers)?,
+            [script.into(), "--cache".into(), folder.into(), "--gguf".into()],
+        ));
+    }
+    let (cpu, date) = (cpu(), sh::capture(Command::new("date").args(["-u", "+%F"]))?.trim().to_owned());
+    let mut done = Vec::new();
+    for (name, flags) in args.rows.iter().zip(&rows) {
+        let measure = |program: &Path, leading: &[OsString]| {
+            let mut command = Command::new(program);
+            command.args(leading).arg(&gguf).args(flags).args(["--rank", "8", "--warmup", "1", "--steps"]);
+            sh::capture_json(command.arg(args.steps.to_string()))
+        };
+        let mut rounds = Vec::new();
+        for round in 0..args.rounds {
+            eprintln!("{name}, round {} of {}", round + 1, args.rounds);
+            let we = || measure(&ours, &["--model".into()]);
+            let they = || peer.as_ref().map(|(python, leading)| measure(python, leading)).transpose();
+            // Never both at once; and each goes first as often, so that a machine growing warm favours neither.
+            rounds.push(if round % 2 == 0 {
+                (we()?, they()?)
+            } else {
+                let theirs = they()?;
+                (we()?, theirs)
+            });
+        }
+        let row = summary(name, &rounds, &cpu, &date)?;
+        if args.json {
+            println!("{}", serde_json::to_string(&row)?);
+        }
+        done.push(row);
+    }
+    if !args.json {
+        print!("{}", table(&done));
+    }
+    Ok(())
+}
+
+/// `dora-bf16-4x256` as flags of the two programs.
+fn flags(row: &str) -> Result<Vec<String>> {
+    let parse = || {
+        let (rest, shape) = row.rsplit_once('-')?;
+        let (variant, dtype) = rest.rsplit_once('-')?;
+        let (batch, seq) = shape.split_once('x')?;
+        let number = |n: &str| n.parse::<u32>().ok().filter(|n| *n > 0).map(|n| n.to_string());
+        let values = [variant.to_owned(), dtype.to_owned(), number(batch)?, number(seq)?];
+        let names = ["--variant", "--dtype", "--batch", "--seq"];
+        Some(names.into_iter().zip(values).flat_map(|(name, value)| [name.to_owned(), value]).collect())
+    };
+    parse().with_context(|| {
+        format!("row `{row}` is none\n  hint: variant-dtype-batchxtokens, as in lora-bf16-4x256")
+    })
+}
+
+fn executable() -> Result<PathBuf> {
+    let built = sh::built(sh::cargo().args(["bench", "--bench", "train_step", "--no-run"]))?;
+    let found = built.into_iter().find(|b| b.target == "train_step").map(|b| b.file);
+    found.context("cargo built no bench called train_step")
+}
+
+fn summary(name: &str, rounds: &[(Value, Option<Value>)], cpu: &str, date: &str) -> Result<Row> {
+    let field = |run: &Value, key: &str| {
+        let number = run[key].as_f64().filter(|n| n.is_finite());
+        number.with_context(|| format!("{name}: a run told no `{key}` but {run}"))
+    };
+    let ours = |key: &str| rounds.iter().map(|(run, _)| field(run, key)).collect::<Result<Vec<_>>>();
+    let theirs = |key: &str| {
+        rounds
+            .iter()
+            .filter_map(|(_, run)| run.as_ref())
+            .map(|run| field(run, key))
+            .collect::<Result<Vec<_>>>()
+    };
+    let (our_rates, their_rates) = (ours("tok_s")?, theirs("tok_s")?);
+    let ratios: Vec<f64> = our_rates.iter().zip(&their_rates).map(|(our, their)| our / their).collect();
+    if ratios.iter().any(|r| !r.is_finite()) {
+        bail!("{name}: the peer told a speed of zero");
+    }
+    same_work(name, rounds);
+    Ok(Row {
+        name: name.to_owned(),
+        tok_s: median(&our_rates).unwrap_or_default(),
+        peer_tok_s: median(&their_rates),
+        ratio: median(&ratios),
+        ratio_min: ratios.iter().copied().reduce(f64::min),
+        ratio_max: ratios.iter().copied().reduce(f64::max),
+        peak_mb: median(&ours("peak_mb")?).unwrap_or_default(),
+        peer_peak_mb: median(&theirs("peak_mb")?),
+        limit_fraction: median(
+            &rounds.iter().filter_map(|(r, _)| r["limit_fraction"].as_f64()).collect::<Vec<_>>(),
+        ),
+        cpu: cpu.to_owned(),
+        date: date.to_owned(),
+    })
+}
+
+/// A race is fair over the same distance only: says so where the first losses differ by more than two percent.
+fn same_work(name: &str, rounds: &[(Value, Option<Value>)]) {
+    if let Some((our, Some(their))) = rounds.first() {
+        let (a, b) = (our["losses"][0].as_f64(), their["losses"][0].as_f64());
+        if !a.zip(b).is_some_and(|(a, b)| (a - b).abs() <= 0.02 * b.abs()) {
+            eprintln!("warning: {name}: the first losses differ ({a:?}, peer {b:?}): not the same work?");
+        }
+    }
+}
+
+fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    let upper = *sorted.get(middle)?;
+    Some(if sorted.len() % 2 == 1 { upper } else { (sorted[middle - 1] + upper) / 2.0 })
+}
+
+fn table(rows: &[Row]) -> String {
+    let or = |value: Option<f64>, digits: usize| value.map_or("-".into(), |v| format!("{v:.digits$}"));
+    let head =
+        ["row", "tok/s", "peer", "ratio", "(min..max)", "peak MB", "peer MB", "of limit"].map(str::to_owned);
+    let line = |c: [String; 8]| {
+        let [name, rate, peer, ratio, spread, peak, peer_peak, limit] = c;
+        format!("{name:24} {rate:>9} {peer:>9} {ratio:>6} {spread:>13} {peak:>8} {peer_peak:>8} {limit:>8}\n")
+    };
+    let cells = |row: &Row| {
+        let spread = row.ratio_min.zip(row.ratio_max).map_or("-".into(), |(a, b)| format!("{a:.2}..{b:.2}"));
+        let (rate, peak) = (format!("{:.0}", row.tok_s), format!("{:.0}", row.peak_mb));
+        let (peer, peer_peak) = (or(row.peer_tok_s, 0), or(row.peer_peak_mb, 0));
+        [row.name.clone(), rate, peer, or(row.ratio, 2), spread, peak, peer_peak, or(row.limit_fraction, 2)]
+    };
+    let mut text = line(head);
+    text.extend(rows.iter().map(|row| line(cells(row))));
+    if let Some(row) = rows.first() {
+        text += &format!("{}, {}\n", row.cpu, row.date);
+    }
+    text
+}
+
+fn cpu() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model =
+        info.lines().find_map(|l| l.strip_prefix("model name")).map(|m| m.trim_matches([' ', '\t', ':']));
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{}, {cores} cores", model.unwrap_or(std::env::consts::ARCH))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn rows_are_flags() {
+        let want = ["--variant", "qlora+dora", "--dtype", "bf16", "--batch", "4", "--seq", "256"];
+        assert_eq!(flags("qlora+dora-bf16-4x256").unwrap(), want);
+        for bad in ["", "lora", "lora-bf16", "lora-bf16-4", "lora-bf16-0x8", "lora-bf16-ax8"] {
+            assert!(flags(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_ratio_is_the_median_of_the_rounds_own() {
+        // Ratios 4, 1, 2: their median is 2, the ratio of the medians (300 / 100) would be 3.
+        let rounds = [(400, 100), (100, 100), (300, 150)]
+            .map(|(a, b)| (json!({"tok_s": a, "peak_mb": 10}), Some(json!({"tok_s": b, "peak_mb": 50}))));
+        let row = summary("x", &rounds, "cpu", "day").unwrap();
+        assert_eq!((row.tok_s, row.peer_tok_s, row.ratio), (300.0, Some(100.0), Some(2.0)));
+        assert_eq!((row.ratio_min, row.ratio_max, row.peer_peak_mb), (Some(1.0), Some(4.0), Some(50.0)));
+        assert!(table(&[row]).contains("1.00..4.00"));
+        let alone = summary("x", &[(json!({"tok_s": 1, "peak_mb": 2, "limit_fraction": 0.5}), None)], "", "")
+            .unwrap();
+        assert_eq!((alone.ratio, alone.limit_fraction), (None, Some(0.5)));
+        let error = summary("x", &[(json!({"tok_s": 1}), None)], "", "").unwrap_err().to_string();
+        assert!(error.contains("told no `peak_mb`"), "{error}");
+    }
+}

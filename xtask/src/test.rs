@@ -1,0 +1,36 @@
+//! `test`: every test of the workspace.
+
+use crate::{setup, sh};
+use anyhow::Result;
+use std::process::Command;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// For `cargo test`: `-p lora-dora`, a test's name, `-- --nocapture`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<String>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    setup::ensure(false)?;
+    let mut passed = args.args.clone();
+    // `cargo xtask test -- --nocapture`: clap keeps the first `--` to itself.
+    if std::env::args().nth(2).is_some_and(|a| a == "--") {
+        passed.insert(0, "--".into());
+    }
+    commands(&passed).iter_mut().try_for_each(sh::run)
+}
+
+/// All that stands on libtorch in release, so that libtorch's bindings are compiled once; xtask in the profile that
+/// it already has.
+pub(crate) fn commands(args: &[String]) -> Vec<Command> {
+    let mut all = sh::cargo();
+    all.args(["test", "--release"]);
+    if !args.iter().any(|a| a.starts_with("-p") || a.starts_with("--package")) {
+        all.args(["--workspace", "--exclude", "xtask"]);
+    }
+    all.args(args);
+    let mut own = sh::cargo();
+    own.args(["test", "--quiet", "-p", "xtask"]);
+    if args.is_empty() { vec![own, all] } else { vec![all] }
+}
