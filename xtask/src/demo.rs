@@ -44,7 +44,7 @@ fn story(gguf: &str, args: &Args) -> Story {
         train: words(
             &format!(
                 "train --model {{model}} --data docs/demo/train.jsonl --eval {HELD_OUT} \
-                 --variant {{variant}} --out {ADAPTER} --overwrite"
+                 --variant {{variant}} --lr 2e-3 --epochs 2 --out {ADAPTER} --overwrite"
             ),
             "--max-steps 8 --limit 8",
         ),

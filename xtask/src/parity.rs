@@ -25,7 +25,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         // The script keeps what is there; these texts are new.
         cache::remove(&dir.join("tokens.json"))?;
     }
-    let mut theirs = Command::new(python);
+    let mut theirs = Command::new(&python);
     theirs.arg(root.join("xtask/peers/parity.py")).arg("--gguf").arg(&gguf).arg("--out").arg(&dir);
     if !args.data.is_empty() {
         theirs.arg("--data").args(&args.data);
@@ -33,5 +33,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     sh::run(&mut theirs)?;
     let mut ours = sh::cargo();
     ours.args(["run", "--release", "--example", "parity", "--", "--dir"]).arg(&dir).arg("--gguf").arg(&gguf);
+    // The example hands it the adapters that we write.
+    ours.env("LORA_PARITY_PYTHON", &python);
     sh::run(&mut ours)
 }

@@ -1,2 +1,94 @@
-//! x
-fn main(){}
+//! The `lora` program. One file a verb under `commands/`.
+
+mod commands;
+mod open;
+mod progress;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use lora::ErrorKind;
+
+/// Fine-tune language models with LoRA, rsLoRA, DoRA and QLoRA.
+#[derive(Parser)]
+#[command(name = "lora", version, arg_required_else_help = true, max_term_width = 100)]
+#[command(after_help = "A first run, with the demo's model and data: cargo xtask demo")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Train(commands::train::Args),
+    Eval(commands::eval::Args),
+    Generate(commands::generate::Args),
+    Merge(commands::merge::Args),
+    Inspect(commands::inspect::Args),
+    Variants(commands::variants::Args),
+    Doctor(commands::doctor::Args),
+}
+
+/// Idle threads of libtorch's pool sleep instead of spinning: on a machine with other work to do a step is
+/// several times as fast, on an idle one as fast. The pool reads this at load time, so the program starts anew.
+#[cfg(unix)]
+fn wait_passively() {
+    use std::os::unix::process::CommandExt;
+    if std::env::var_os("OMP_WAIT_POLICY").is_none()
+        && let Ok(program) = std::env::current_exe()
+    {
+        // Comes back only if it failed; then all is as before.
+        let _ = std::process::Command::new(program)
+            .args(std::env::args_os().skip(1))
+            .env("OMP_WAIT_POLICY", "passive")
+            .exec();
+    }
+}
+
+#[cfg(not(unix))]
+fn wait_passively() {}
+
+fn main() -> ExitCode {
+    wait_passively();
+    // Errors come out as text with a hint; a panic is a bug of ours and says so, without a Rust back trace.
+    std::panic::set_hook(Box::new(|info| {
+        let text = info.to_string();
+        let first = text.lines().take(3).collect::<Vec<_>>().join(" ");
+        let _ = writeln!(std::io::stderr(), "error: this is a bug in lora: {first}");
+    }));
+    let cli = Cli::parse();
+    let result = std::panic::catch_unwind(|| match cli.verb {
+        Verb::Train(args) => commands::train::run(&args),
+        Verb::Eval(args) => commands::eval::run(&args),
+        Verb::Generate(args) => commands::generate::run(&args),
+        Verb::Merge(args) => commands::merge::run(&args),
+        Verb::Inspect(args) => commands::inspect::run(&args),
+        Verb::Variants(args) => commands::variants::run(&args),
+        Verb::Doctor(args) => commands::doctor::run(&args),
+    });
+    match result {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(e)) => report(&e),
+        Err(_) => ExitCode::from(70),
+    }
+}
+
+/// The error, its hint, and an exit code by its sort: 2 usage, 3 data, 4 unsupported, 5 input and output, 6 not
+/// finite, 1 the rest.
+fn report(error: &anyhow::Error) -> ExitCode {
+    let mut err = std::io::stderr().lock();
+    let _ = writeln!(err, "error: {error:#}");
+    let ours = error.downcast_ref::<lora::Error>();
+    if let Some(hint) = ours.and_then(lora::Error::hint_text) {
+        let _ = writeln!(err, "hint: {hint}");
+    }
+    ExitCode::from(match ours.map(lora::Error::kind) {
+        Some(ErrorKind::Usage) => 2,
+        Some(ErrorKind::Data) => 3,
+        Some(ErrorKind::Unsupported) => 4,
+        Some(ErrorKind::Io) => 5,
+        Some(ErrorKind::NonFinite) => 6,
+        _ => 1,
+    })
+}

@@ -10,7 +10,7 @@ use crate::targets::{Targets, full_pattern, layer_pattern, rank_key_pattern};
 use crate::{Error, ErrorKind, Result};
 
 /// The name of the file in an adapter folder.
-pub(crate) const CONFIG_FILE: &str = "adapter_config.json";
+pub const CONFIG_FILE: &str = "adapter_config.json";
 
 /// How A and B are filled before the first step, as PEFT's `init_lora_weights` says it.
 ///

@@ -84,7 +84,8 @@ impl Error {
             std::io::ErrorKind::StorageFull => Some("free some disk space; nothing was changed"),
             _ => None,
         };
-        let mut e = Self::new(ErrorKind::Io, format!("cannot {what}: {source}")).at(path.display().to_string());
+        let mut e =
+            Self::new(ErrorKind::Io, format!("cannot {what}: {source}")).at(path.display().to_string());
         e.0.hint = hint.map(str::to_owned);
         e.0.source = Some(Box::new(source));
         e

@@ -31,15 +31,15 @@ pub mod testkit;
 mod weight;
 
 pub use adapter::{Adapter, Mode};
-pub use config::{AdapterConfig, Init};
+pub use config::{AdapterConfig, CONFIG_FILE, Init};
 pub use error::{Error, ErrorKind, Result};
 pub use folder::{IsOurs, OutputFolder, write_file};
 pub use linear::Linear;
 pub use linears::{
-    CONFIG_FILE, Linears, Param, WEIGHTS_FILE, activate, attach, detach, load, merge, params, save, unmerge,
+    Linears, Param, WEIGHTS_FILE, activate, attach, detach, load, merge, params, save, unmerge,
 };
 pub use low_rank::LowRank;
-pub use recipe::{DENSE, LORA, LayerSpec, Part, Recipe, Variant};
+pub use recipe::{DENSE, LORA, LayerSpec, Part, Recipe, Scaling, Store, Top, Update, Variant};
 pub use targets::{Selection, Targets, compact_names};
 pub use tensors::{read_metadata, read_tensors, write_tensors, write_tensors_to};
 pub use weight::{BaseWeight, Dense, all_finite, master_kind, row_norms_sq};

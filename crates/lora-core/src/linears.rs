@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tch::{Kind, Tensor};
 
-use crate::config::AdapterConfig;
+use crate::config::{AdapterConfig, CONFIG_FILE};
 use crate::error::ErrorKind;
 use crate::linear::Linear;
 use crate::recipe::{Recipe, Variant};
@@ -15,8 +15,6 @@ use crate::{Error, Result, Targets, tensors};
 
 /// What PEFT puts before a module's path.
 const PREFIX: &str = "base_model.model.";
-/// The two files of an adapter folder.
-pub const CONFIG_FILE: &str = "adapter_config.json";
 /// The parameters of an adapter folder.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
@@ -201,8 +199,8 @@ pub fn load(
         detach(model, name)?;
         let what = "the adapter's tensors do not fit its configuration and this model";
         return Err(Error::faults(ErrorKind::Data, what, faults).at(weights.display()).hint(
-            "is it an adapter of this very base model? if the magnitude vectors or the flags (use_dora, ...) \
-             disagree, adapter_config.json was edited or belongs to other weights",
+            "is it an adapter of this very base model? if whole kinds of tensors are missing or unused, the flags \
+             in adapter_config.json (use_...) do not belong to these weights",
         ));
     }
     Ok((recipe, config))

@@ -11,6 +11,15 @@ use crate::low_rank::LowRank;
 use crate::weight::{BaseWeight, Dense};
 use crate::{Error, Result};
 
+/// Makes a storage from `W [out, in]`.
+pub type Store = fn(Tensor) -> Result<Box<dyn BaseWeight>>;
+/// Makes an update for a frozen weight.
+pub type Update = fn(&dyn BaseWeight, &LayerSpec) -> Result<Box<dyn Adapter>>;
+/// The scale from α and r.
+pub type Scaling = fn(f64, i64) -> f64;
+/// Puts something over an update.
+pub type Top = fn(Box<dyn Adapter>, &dyn BaseWeight) -> Result<Box<dyn Adapter>>;
+
 /// What an update is made from.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LayerSpec {
@@ -28,13 +37,13 @@ pub struct LayerSpec {
 #[derive(Debug, Clone, Copy)]
 pub enum Part {
     /// How the frozen weight is kept, from `W [out, in]`.
-    Storage(fn(Tensor) -> Result<Box<dyn BaseWeight>>),
+    Storage(Store),
     /// The trainable change.
-    Update(fn(&dyn BaseWeight, &LayerSpec) -> Result<Box<dyn Adapter>>),
+    Update(Update),
     /// Its size, from α and r.
-    Scaling(fn(f64, i64) -> f64),
+    Scaling(Scaling),
     /// What is done to the sum.
-    Top(fn(Box<dyn Adapter>, &dyn BaseWeight) -> Result<Box<dyn Adapter>>),
+    Top(Top),
 }
 
 impl Part {
@@ -222,5 +231,5 @@ impl fmt::Display for Recipe {
 fn unknown(name: &str, variants: &[Variant]) -> Error {
     let names: Vec<_> = variants.iter().map(|v| v.name).collect();
     Error::usage(format!("there is no variant `{name}`"))
-        .hint(format!("the variants are {}; join several by `+`, as in qlora+dora+rslora", names.join(", ")))
+        .hint(format!("the variants are {}; join several by `+`", names.join(", ")))
 }

@@ -103,9 +103,7 @@ pub fn master_kind(kind: Kind) -> Kind {
 
 /// `‖wᵢ‖²` of each row of `w [out, in]`, in the master dtype; for storages to cache.
 pub fn row_norms_sq(w: &Tensor) -> Tensor {
-    tch::no_grad(|| {
-        w.to_kind(master_kind(w.kind())).square().sum_dim_intlist([1i64].as_slice(), false, None)
-    })
+    tch::no_grad(|| w.to_kind(master_kind(w.kind())).square().sum_dim_intlist([1i64].as_slice(), false, None))
 }
 
 /// Whether no element is NaN or infinite.

@@ -50,7 +50,7 @@ struct SwiGlu {
 impl Function for SwiGlu {
     fn backward(&mut self, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
         match &grads[0] {
-            Some(g) => vec![Some((g * &self.up).silu_backward(&self.gate)), Some(g * self.gate.silu())],
+            Some(g) => vec![Some(self.gate.silu_backward(&(g * &self.up))), Some(g * self.gate.silu())],
             None => vec![None, None],
         }
     }

@@ -93,7 +93,8 @@ impl BaseWeight for Nf4 {
 
 /// The indices (i64) of the codes nearest to `x`; a tie goes to the lower code.
 pub(crate) fn nearest(x: &Tensor, book: &[f32]) -> Tensor {
-    let middle: Vec<f32> = book.windows(2).map(|w| ((f64::from(w[0]) + f64::from(w[1])) / 2.0) as f32).collect();
+    let middle: Vec<f32> =
+        book.windows(2).map(|w| ((f64::from(w[0]) + f64::from(w[1])) / 2.0) as f32).collect();
     x.contiguous().bucketize(&Tensor::from_slice(&middle).to_device(x.device()), false, false)
 }
 

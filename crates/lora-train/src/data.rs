@@ -80,6 +80,14 @@ impl Dataset {
         })
     }
 
+    /// Keeps only the first `limit` rows, if a limit is given.
+    pub fn keep_first(&mut self, limit: Option<usize>) {
+        if let Some(limit) = limit {
+            self.rows.truncate(limit.max(1));
+            self.samples.truncate(limit.max(1));
+        }
+    }
+
     /// Supervised tokens in all.
     pub fn supervised(&self) -> usize {
         self.samples.iter().flat_map(|s| &s.labels).filter(|&&l| l != IGNORE).count()
@@ -138,12 +146,8 @@ fn fit(
 ) -> Result<(Vec<i64>, Vec<i64>, bool)> {
     let cut = ids.len() > options.max_length;
     if cut && !options.truncate {
-        return Err(Error::data(format!(
-            "{} tokens, but at most {} fit",
-            ids.len(),
-            options.max_length
-        ))
-        .hint("shorten the sample, raise --max-length up to the model's context, or pass --truncate"));
+        return Err(Error::data(format!("{} tokens, but at most {} fit", ids.len(), options.max_length))
+            .hint("shorten the sample, raise --max-length up to the model's context, or pass --truncate"));
     }
     ids.truncate(options.max_length);
     learnt.truncate(options.max_length);

@@ -80,12 +80,8 @@ pub fn clip_grad_norm(params: &[Param], limit: Option<f64>) -> Result<f64> {
             .map(Param::key)
             .take(5)
             .collect();
-        return Err(Error::faults(
-            lora_core::ErrorKind::NonFinite,
-            "these gradients are not finite",
-            bad,
-        )
-        .hint("lower the learning rate; with bf16, try --dtype f32"));
+        return Err(Error::faults(lora_core::ErrorKind::NonFinite, "these gradients are not finite", bad)
+            .hint("lower the learning rate; with bf16, try --dtype f32"));
     }
     if let Some(limit) = limit {
         let factor = limit / (norm + 1e-6);

@@ -39,7 +39,9 @@ pub fn layer_bench(spec: &str, variants: &[Variant]) {
                 b.iter(|| {
                     let y = layer.forward(&x, Mode::Train);
                     let mut leaves = vec![&x];
-                    leaves.extend(layer.adapter().map(|a| a.params()).unwrap_or_default().into_iter().map(|p| p.1));
+                    leaves.extend(
+                        layer.adapter().map(|a| a.params()).unwrap_or_default().into_iter().map(|p| p.1),
+                    );
                     Tensor::run_backward(&[y.sum(Kind::Float)], &leaves, false, false);
                     wait(device);
                 });

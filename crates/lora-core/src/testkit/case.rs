@@ -1,5 +1,7 @@
 //! Random layers.
 
+use std::sync::{Mutex, PoisonError};
+
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use tch::{Device, Kind, Tensor};
@@ -28,16 +30,24 @@ pub struct Case {
 }
 
 fn cases() -> impl Strategy<Value = Case> {
-    let sizes = (1i64..48, 1i64..48).prop_flat_map(|(out, inp)| (Just(out), Just(inp), 1..=out.min(inp).min(12)));
+    let sizes =
+        (1i64..48, 1i64..48).prop_flat_map(|(out, inp)| (Just(out), Just(inp), 1..=out.min(inp).min(12)));
     let kinds = prop::sample::select(vec![Kind::Double, Kind::Float, Kind::BFloat16]);
     let inits = prop::sample::select(vec![Init::Kaiming, Init::Gaussian]);
     (sizes, 0.25f64..32.0, inits, kinds, any::<bool>(), 0i64..1 << 40).prop_map(
-        |((out, inp, rank), alpha, init, kind, bias, seed)| Case { out, inp, rank, alpha, init, kind, bias, seed },
+        |((out, inp, rank), alpha, init, kind, bias, seed)| {
+            // A result of few numbers may cancel down to bf16's rounding: there is nothing to compare then.
+            let least = if kind == Kind::BFloat16 { 8 } else { 1 };
+            Case { out: out.max(least), inp: inp.max(least), rank, alpha, init, kind, bias, seed }
+        },
     )
 }
 
 /// Runs `law` on 256 random cases of the recipe; panics with the smallest case that breaks it.
 pub fn check(spec: &str, variants: &[Variant], law: fn(&Recipe, &[Variant], &Case) -> Result<(), String>) {
+    // libtorch's generator is one for all threads: two laws at once would draw each other's numbers.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let recipe = Recipe::parse(spec, variants).expect("the recipe parses");
     let config = Config { cases: 256, failure_persistence: None, ..Config::default() };
     let result = TestRunner::new(config)
@@ -64,10 +74,10 @@ impl Case {
         }
     }
 
-    /// `x [5, in]`.
+    /// `x [16, in]`.
     pub fn input(&self) -> Tensor {
         tch::manual_seed(self.seed ^ 1);
-        Tensor::randn([5, self.inp], (Kind::Double, Device::Cpu)).to_kind(self.kind)
+        Tensor::randn([16, self.inp], (Kind::Double, Device::Cpu)).to_kind(self.kind)
     }
 
     /// A frozen layer on the recipe's storage.

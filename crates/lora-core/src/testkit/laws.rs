@@ -5,6 +5,7 @@ use tch::{Kind, Tensor};
 use super::case::{Case, Toy, relative};
 use crate::{Mode, Recipe, Variant, master_kind};
 
+/// A law: `Err` says how it is broken.
 type Law = Result<(), String>;
 
 fn ensure(holds: bool, why: impl FnOnce() -> String) -> Law {
@@ -96,7 +97,8 @@ pub fn merging_keeps_the_function(recipe: &Recipe, _: &[Variant], case: &Case) -
 /// What is saved and loaded is the same adapter, bit for bit.
 pub fn saving_is_the_identity(recipe: &Recipe, variants: &[Variant], case: &Case) -> Law {
     // Adapter files hold f32; f64 masters exist for these tests alone.
-    let case = &Case { kind: if case.kind == Kind::Double { Kind::Float } else { case.kind }, ..case.clone() };
+    let case =
+        &Case { kind: if case.kind == Kind::Double { Kind::Float } else { case.kind }, ..case.clone() };
     let text = |e: crate::Error| e.to_string();
     let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
     let mut saved = Toy::new(case, recipe);

@@ -1,0 +1,139 @@
+//! `lora inspect`
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use lora::{AdapterConfig, Recipe, VARIANTS};
+use serde_json::json;
+use tch::{Kind, Tensor};
+
+use super::say;
+use crate::open::grouped;
+
+/// Show what an adapter trains: method, ranks, parameters, size, norms
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  lora inspect my-adapter
+  lora inspect my-adapter --model SmolLM2.gguf     also: the share of the model, and whether it fits")]
+pub(crate) struct Args {
+    /// The adapter folder (PEFT's format)
+    adapter: PathBuf,
+    /// Its base model, for the share that trains
+    #[arg(long, value_name = "PATH")]
+    model: Option<PathBuf>,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// The tensors of one module.
+type Module = BTreeMap<String, Tensor>;
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let config = AdapterConfig::read(&args.adapter)?;
+    let recipe = Recipe::from_flags(&config.flags, VARIANTS)?;
+    let file = args.adapter.join(lora::WEIGHTS_FILE);
+    let bytes = std::fs::metadata(&file).map_err(|e| lora::Error::io("read", &file, e))?.len();
+    let mut modules: BTreeMap<String, Module> = BTreeMap::new();
+    for (key, tensor) in lora::read_tensors(&file)? {
+        let path = key.strip_prefix("base_model.model.").unwrap_or(&key);
+        let split = path.find(".lora_").or_else(|| path.rfind('.')).unwrap_or(path.len());
+        let (module, name) = path.split_at(split);
+        let name = name.trim_start_matches('.').to_owned();
+        modules.entry(module.to_owned()).or_default().insert(name, tensor);
+    }
+    let trained: usize = modules.values().flat_map(|m| m.values()).map(Tensor::numel).sum();
+    let base = match &args.model {
+        Some(path) => {
+            let checkpoint = lora::model::open(path)?;
+            let shapes = checkpoint.names().into_iter().filter_map(|n| checkpoint.shape(&n));
+            let all = shapes.map(|s| s.iter().product::<i64>()).sum::<i64>();
+            Some((usize::try_from(all).unwrap_or(0), checkpoint.stored_bytes()))
+        }
+        None => None,
+    };
+    // The scale that each module really gets, patterns included.
+    let shapes: Vec<_> = modules.iter().map(|(name, m)| (name.clone(), shape(m))).collect();
+    let alphas: BTreeMap<_, _> =
+        config.select(&shapes, None)?.into_iter().map(|s| (s.name, s.alpha)).collect();
+    let alpha = |name: &str| alphas.get(name).copied().unwrap_or(config.lora_alpha);
+    let rows: Vec<_> =
+        modules.iter().map(|(name, module)| Row::new(name, module, config.r, alpha(name), &recipe)).collect();
+    if args.json {
+        let modules: Vec<_> = rows.iter().map(Row::json).collect();
+        say!(
+            "{}",
+            json!({ "variant": recipe.to_string(), "r": config.r, "lora_alpha": config.lora_alpha,
+                "base_model": config.base_model, "parameters": trained, "bytes": bytes,
+                "share": base.map(|(all, _)| trained as f64 / all as f64), "modules": modules })
+        );
+        return Ok(());
+    }
+    say!("variant     {recipe}");
+    say!("base        {}", config.base_model.as_deref().unwrap_or("not named"));
+    say!(
+        "rank        {}, alpha {}, scale {}",
+        config.r,
+        config.lora_alpha,
+        recipe.scale(config.lora_alpha, config.r)
+    );
+    say!("parameters  {} in {} modules", grouped(trained), modules.len());
+    if let Some((all, stored)) = base {
+        say!("share       {:.4} % of the base's {}", 100.0 * trained as f64 / all as f64, grouped(all));
+        say!("size        {:.2} MB; the base {:.2} MB", bytes as f64 / 1e6, stored as f64 / 1e6);
+    } else {
+        say!("size        {:.2} MB", bytes as f64 / 1e6);
+    }
+    say!("\n{:48} {:>5} {:>12} {:>10} {:>10} {:>10}", "module", "rank", "parameters", "|A|", "|B|", "|s BA|");
+    for row in &rows {
+        let n = row.norms.map(|n| n.map_or("-".to_owned(), |n| format!("{n:.4}")));
+        say!(
+            "{:48} {:>5} {:>12} {:>10} {:>10} {:>10}",
+            row.name,
+            row.rank,
+            grouped(row.parameters),
+            n[0],
+            n[1],
+            n[2]
+        );
+    }
+    Ok(())
+}
+
+/// `(out, in)` of the weight that A and B lie beside.
+fn shape(module: &Module) -> (i64, i64) {
+    let side = |name: &str, dim: usize| module.get(name).and_then(|t| t.size().get(dim).copied());
+    (side("lora_B.weight", 0).unwrap_or(i64::MAX), side("lora_A.weight", 1).unwrap_or(i64::MAX))
+}
+
+/// A module's line: rank, parameters, and the Frobenius norms of A, B and s B A.
+struct Row {
+    name: String,
+    rank: i64,
+    parameters: usize,
+    norms: [Option<f64>; 3],
+}
+
+impl Row {
+    fn new(name: &str, module: &Module, r: i64, alpha: f64, recipe: &Recipe) -> Self {
+        let (a, b) = (module.get("lora_A.weight"), module.get("lora_B.weight"));
+        let wide = |t: &Tensor| t.to_kind(Kind::Double);
+        let norm = |t: &Tensor| wide(t).norm().double_value(&[]);
+        let rank = a.and_then(|a| a.size().first().copied()).unwrap_or(r);
+        let update = a.zip(b).map(|(a, b)| {
+            // ‖BA‖² = tr(BᵀB AAᵀ): nothing of size [out, in] is built.
+            let (a, b) = (wide(a), wide(b));
+            let product = b.tr().matmul(&b).matmul(&a.matmul(&a.tr()));
+            product.trace().double_value(&[]).max(0.0).sqrt() * recipe.scale(alpha, rank)
+        });
+        let parameters = module.values().map(Tensor::numel).sum();
+        Self { name: name.to_owned(), rank, parameters, norms: [a.map(norm), b.map(norm), update] }
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let [a, b, update] = self.norms;
+        json!({ "name": self.name, "r": self.rank, "parameters": self.parameters,
+            "norm_a": a, "norm_b": b, "norm_update": update })
+    }
+}

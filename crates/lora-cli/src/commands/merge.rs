@@ -1,0 +1,156 @@
+//! `lora merge`
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use lora::model::{Llama, Model, Tokenizer, export, is_model_file};
+use lora::train::{DataOptions, Dataset};
+use lora::{Error, Linears, Mode, OutputFolder};
+use tch::{Kind, Tensor};
+
+use super::say;
+use crate::open::ModelArgs;
+
+/// Fold an adapter into its base: an ordinary Hugging Face model folder
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  lora merge --model SmolLM2.gguf --adapter my-adapter --out merged --verify
+  lora merge --model models/Qwen3-0.6B --adapter my-adapter --out merged --verify heldout.jsonl
+
+The base is taken as stored, not in 4 bits, and the merged weights are written in --dtype.")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The adapter folder (PEFT's format)
+    #[arg(long, value_name = "FOLDER")]
+    adapter: PathBuf,
+    /// The model folder to write
+    #[arg(long, value_name = "FOLDER")]
+    out: PathBuf,
+    /// Replace a model folder that is there
+    #[arg(long)]
+    overwrite: bool,
+    /// Compare adapter and merged model on these rows, or on built-in texts, before the folder appears
+    #[arg(long, value_name = "JSONL", num_args = 0..=1, default_missing_value = "")]
+    verify: Option<PathBuf>,
+    /// Refuse if the mean KL divergence exceeds this (nats a token)
+    #[arg(long, default_value_t = 0.01)]
+    tolerance: f64,
+    /// Verify on the first so many rows
+    #[arg(long, default_value_t = 16)]
+    limit: usize,
+}
+
+/// Texts to compare on where no data is named.
+const TEXTS: [&str; 4] = [
+    "The central bank left its main interest rate unchanged on Thursday, as most economists had expected.",
+    "def area(radius: float) -> float:\n    return 3.14159 * radius ** 2\n",
+    "Le petit chat dort sur le canapé pendant que la pluie tombe dehors.",
+    "Question: What is 17 + 25?\nAnswer: 42. Question: What is the capital of Japan?\nAnswer: Tokyo.",
+];
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if !(args.tolerance >= 0.0) {
+        return Err(Error::usage("--tolerance must be at least 0").into());
+    }
+    let opened = args.model.open(Some(&args.adapter), "lora")?;
+    let out = OutputFolder::create(&args.out, args.overwrite, is_model_file)?;
+    let expected = match &args.verify {
+        Some(rows) => {
+            let texts = texts(rows, &opened.tokenizer, args.limit, opened.model.config().max_positions)?;
+            let logits = logits(&opened.model, &texts)?;
+            Some((texts, logits))
+        }
+        None => None,
+    };
+    let kind = args.model.kind();
+    {
+        let layers: BTreeMap<_, _> = opened.model.linears().into_iter().collect();
+        export(opened.checkpoint.as_ref(), &opened.tokenizer, kind, &out, &|name| {
+            let layer = name.strip_suffix(".weight").and_then(|n| layers.get(n));
+            let Some(layer) = layer.filter(|l| l.adapter().is_some()) else { return Ok(None) };
+            let w = layer.effective(kind);
+            match lora::all_finite(&w) {
+                true => Ok(Some(w)),
+                false => Err(Error::non_finite("the merged weight is not finite").at(name).hint(
+                    "the adapter holds extreme values; `lora inspect` shows the norms; try --dtype f32",
+                )),
+            }
+        })?;
+    }
+    if let Some((texts, expected)) = expected {
+        drop(opened);
+        let difference = compare(&reopen(out.path(), args)?, &texts, &expected)?;
+        say!("{difference}");
+        if !(difference.mean_kl <= args.tolerance) {
+            return Err(Error::data(format!(
+                "the merged model differs by a mean KL of {:.2e}, above the tolerance of {:.2e}; it was not kept",
+                difference.mean_kl, args.tolerance
+            ))
+            .hint("merge in --dtype f32, or raise --tolerance")
+            .into());
+        }
+    }
+    out.commit()?;
+    say!("merged model written to {}", args.out.display());
+    Ok(())
+}
+
+fn reopen(folder: &Path, args: &Args) -> Result<Llama> {
+    let checkpoint = lora::model::open(folder)?;
+    args.model.load(checkpoint.as_ref(), &lora::Recipe::default())
+}
+
+/// Token ids to compare on: of the rows, or of the built-in texts.
+fn texts(rows: &Path, tokenizer: &Tokenizer, limit: usize, context: i64) -> Result<Vec<Vec<i64>>> {
+    if rows.as_os_str().is_empty() {
+        return Ok(TEXTS.iter().map(|t| tokenizer.encode(t, true)).collect::<lora::Result<_>>()?);
+    }
+    let max_length = usize::try_from(context).unwrap_or(usize::MAX).min(1024);
+    let data = Dataset::read(rows, tokenizer, DataOptions { max_length, truncate: true })?;
+    Ok(data.samples.into_iter().take(limit.max(1)).map(|s| s.ids).collect())
+}
+
+fn logits(model: &Llama, texts: &[Vec<i64>]) -> Result<Vec<Tensor>> {
+    let _guard = tch::no_grad_guard();
+    let run = |ids: &Vec<i64>| {
+        let ids = Tensor::from_slice(ids).unsqueeze(0).to_device(model.device());
+        Ok(model.logits(&ids, None, Mode::Eval)?.squeeze_dim(0))
+    };
+    texts.iter().map(run).collect()
+}
+
+/// How far two models are apart.
+struct Difference {
+    positions: i64,
+    largest: f64,
+    mean_kl: f64,
+    max_kl: f64,
+    agree: f64,
+}
+
+fn compare(merged: &Llama, texts: &[Vec<i64>], expected: &[Tensor]) -> Result<Difference> {
+    let mut d = Difference { positions: 0, largest: 0.0, mean_kl: 0.0, max_kl: 0.0, agree: 0.0 };
+    for (a, b) in expected.iter().zip(logits(merged, texts)?) {
+        let (p, q) = (a.log_softmax(-1, Kind::Float), b.log_softmax(-1, Kind::Float));
+        let kl = (p.exp() * (&p - q)).sum_dim_intlist([-1i64].as_slice(), false, Kind::Double);
+        d.positions += kl.size()[0];
+        d.mean_kl += kl.sum(Kind::Double).double_value(&[]);
+        d.max_kl = d.max_kl.max(kl.max().double_value(&[]));
+        d.largest = d.largest.max((a - &b).abs().max().double_value(&[]));
+        d.agree += a.argmax(-1, false).eq_tensor(&b.argmax(-1, false)).sum(Kind::Double).double_value(&[]);
+    }
+    d.mean_kl /= d.positions.max(1) as f64;
+    d.agree /= d.positions.max(1) as f64;
+    Ok(d)
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "adapter against merged model, {} positions:", self.positions)?;
+        writeln!(f, "  largest logit difference  {:.3e}", self.largest)?;
+        writeln!(f, "  KL divergence             mean {:.3e}, largest {:.3e}", self.mean_kl, self.max_kl)?;
+        write!(f, "  same likeliest token      {:.2} %", 100.0 * self.agree)
+    }
+}

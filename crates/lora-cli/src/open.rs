@@ -1,0 +1,124 @@
+//! Opening a model, with an adapter or without: what several verbs share.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+use lora::model::{Checkpoint, Llama, Tokenizer};
+use lora::{AdapterConfig, Error, Linears, Recipe, VARIANTS};
+use tch::{Device, Kind};
+
+/// The name of the adapter that the command line works on.
+pub(crate) const ADAPTER: &str = "default";
+
+#[derive(Args)]
+pub(crate) struct ModelArgs {
+    /// A Hugging Face folder (config.json, *.safetensors, tokenizer.json) or a .gguf file
+    #[arg(long, value_name = "PATH")]
+    pub(crate) model: PathBuf,
+
+    /// What the base is computed in: bf16, f16 or f32 (exact, slower)
+    #[arg(long, default_value = "bf16", value_parser = ["bf16", "f16", "f32"])]
+    pub(crate) dtype: String,
+
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    pub(crate) device: String,
+
+    /// CPU threads (default: all cores)
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<i32>,
+}
+
+/// A model in memory and what it came from.
+pub(crate) struct Opened {
+    pub(crate) checkpoint: Box<dyn Checkpoint>,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) model: Llama,
+}
+
+impl ModelArgs {
+    pub(crate) fn kind(&self) -> Kind {
+        match self.dtype.as_str() {
+            "f32" => Kind::Float,
+            "f16" => Kind::Half,
+            _ => Kind::BFloat16,
+        }
+    }
+
+    /// Threads and CUDA first, then the checkpoint's configuration and tokenizer: nothing large is read yet.
+    pub(crate) fn checkpoint(&self) -> Result<(Box<dyn Checkpoint>, Tokenizer)> {
+        lora::tch_ext::load_cuda();
+        if let Some(threads) = self.threads {
+            if threads < 1 {
+                return Err(Error::usage("--threads must be at least 1").into());
+            }
+            tch::set_num_threads(threads);
+        }
+        self.device()?;
+        Ok((lora::model::open(&self.model)?, Tokenizer::open(&self.model)?))
+    }
+
+    pub(crate) fn device(&self) -> Result<Device> {
+        let count = tch::Cuda::device_count();
+        let wanted = match self.device.as_str() {
+            "auto" => return Ok(Device::cuda_if_available()),
+            "cpu" => return Ok(Device::Cpu),
+            "cuda" => Some(0),
+            name => name.strip_prefix("cuda:").and_then(|n| n.parse::<usize>().ok()),
+        };
+        match wanted {
+            Some(n) if (n as i64) < count => Ok(Device::Cuda(n)),
+            Some(n) => Err(Error::usage(format!("there is no CUDA device {n}; {count} were found"))
+                .hint("`lora doctor` says what was found and why; use --device cpu")
+                .into()),
+            None => Err(Error::usage(format!("`{}` is no device", self.device))
+                .hint("use auto, cpu, cuda or cuda:N")
+                .into()),
+        }
+    }
+
+    /// Loads the weights, kept as `recipe`'s storage does; the output head stays dense.
+    pub(crate) fn load(&self, checkpoint: &dyn Checkpoint, recipe: &Recipe) -> Result<Llama> {
+        let device = self.device()?;
+        let dense = Recipe::default();
+        Ok(Llama::load(checkpoint, self.kind(), device, &|name, weight| {
+            if name == "lm_head" { dense.store(weight) } else { recipe.store(weight) }
+        })?)
+    }
+
+    /// All of it, with the adapter of that folder if one is named, on the storage that `variant` names.
+    pub(crate) fn open(&self, adapter: Option<&Path>, variant: &str) -> Result<Opened> {
+        let storage = Recipe::parse(variant, VARIANTS)?;
+        if let Some(folder) = adapter {
+            // Its configuration first: cheap, and the likeliest to be wrong.
+            AdapterConfig::read(folder)?;
+        }
+        let (checkpoint, tokenizer) = self.checkpoint()?;
+        let mut model = self.load(checkpoint.as_ref(), &storage)?;
+        if let Some(folder) = adapter {
+            lora::load(&mut model, ADAPTER, folder, VARIANTS)?;
+        }
+        Ok(Opened { checkpoint, tokenizer, model })
+    }
+}
+
+/// Trainable parameters and all parameters of a model.
+pub(crate) fn count(model: &Llama) -> (usize, usize) {
+    let trained = lora::params(model, ADAPTER).iter().map(|p| p.tensor.numel()).sum();
+    let frozen: i64 = model.linears().iter().map(|(_, l)| l.base().shape()).map(|(o, i)| o * i).sum();
+    (trained, frozen as usize + trained)
+}
+
+/// `123456` as `123,456`.
+pub(crate) fn grouped(n: usize) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (i, c) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(c);
+    }
+    text
+}

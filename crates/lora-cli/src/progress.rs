@@ -1,0 +1,86 @@
+//! What training shows while it runs: a bar on a terminal, a line now and then elsewhere; every event as JSONL.
+
+use std::fs::File;
+use std::io::{BufWriter, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use lora::train::{Event, StepReport};
+use lora::{Error, Result};
+
+/// The bar and the log.
+pub(crate) struct Progress {
+    bar: Option<ProgressBar>,
+    log: (PathBuf, BufWriter<File>),
+    smooth: Option<f64>,
+    tokens: usize,
+    seconds: f64,
+}
+
+impl Progress {
+    /// Writes events to `log`, which is begun anew.
+    pub(crate) fn new(log: &Path) -> Result<Self> {
+        let file = File::create(log).map_err(|e| Error::io("write the metrics", log, e))?;
+        Ok(Self {
+            bar: None,
+            log: (log.to_owned(), BufWriter::new(file)),
+            smooth: None,
+            tokens: 0,
+            seconds: 0.0,
+        })
+    }
+
+    /// Shows and logs one event.
+    pub(crate) fn event(&mut self, event: &Event) -> Result<()> {
+        let (path, log) = &mut self.log;
+        let line = serde_json::to_string(event).map_err(|e| Error::internal(e.to_string()))?;
+        writeln!(log, "{line}")
+            .and_then(|()| log.flush())
+            .map_err(|e| Error::io("write the metrics", path, e))?;
+        match event {
+            Event::Step(step) => self.step(step),
+            Event::Eval { step, loss } => self.line(&format!("step {step}: held-out loss {loss:.4}")),
+        }
+        Ok(())
+    }
+
+    /// Removes the bar.
+    pub(crate) fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish();
+        }
+    }
+
+    fn step(&mut self, step: &StepReport) {
+        self.tokens += step.tokens;
+        self.seconds += step.seconds;
+        let smooth = self.smooth.map_or(step.loss, |old| 0.9 * old + 0.1 * step.loss);
+        self.smooth = Some(smooth);
+        let rate = self.tokens as f64 / self.seconds.max(1e-9);
+        let memory = lora::tch_ext::memory::process().map_or(0.0, |m| m.peak as f64 / 1e9);
+        let text = format!("loss {:.4} (mean {smooth:.4})  {rate:.0} tok/s  {memory:.2} GB", step.loss);
+        if std::io::stderr().is_terminal() {
+            let bar = self.bar.get_or_insert_with(|| bar(step.steps));
+            bar.set_position(step.step);
+            bar.set_message(text);
+        } else if step.step == 1 || step.step == step.steps || step.step % step.steps.div_ceil(20) == 0 {
+            let left = self.seconds / step.step as f64 * (step.steps - step.step) as f64;
+            let left = HumanDuration(std::time::Duration::from_secs_f64(left));
+            self.line(&format!("step {}/{}  {text}  {left} left", step.step, step.steps));
+        }
+    }
+
+    fn line(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(text),
+            None => {
+                let _ = writeln!(std::io::stderr(), "{text}");
+            }
+        }
+    }
+}
+
+fn bar(steps: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  {eta} left");
+    ProgressBar::new(steps).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
