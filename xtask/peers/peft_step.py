@@ -42,7 +42,7 @@ def random_ids(batch: int, seq: int, vocab: int) -> torch.Tensor:
 def peak_mb() -> int:
     """The most memory this process has ever held, in MB (2^20 bytes)."""
     status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) // 1024
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) * 1024 // 10**6
 
 
 def train(model: torch.nn.Module, ids: torch.Tensor, steps: int) -> tuple[list[float], list[float]]:

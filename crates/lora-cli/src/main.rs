@@ -21,7 +21,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    Train(commands::train::Args),
+    Train(Box<commands::train::Args>),
     Eval(commands::eval::Args),
     Generate(commands::generate::Args),
     Merge(commands::merge::Args),
@@ -78,8 +78,12 @@ fn main() -> ExitCode {
 /// finite, 1 the rest.
 fn report(error: &anyhow::Error) -> ExitCode {
     let mut err = std::io::stderr().lock();
-    let _ = writeln!(err, "error: {error:#}");
     let ours = error.downcast_ref::<lora::Error>();
+    let _ = match ours {
+        // It tells its cause in its own words.
+        Some(ours) => writeln!(err, "error: {ours}"),
+        None => writeln!(err, "error: {error:#}"),
+    };
     if let Some(hint) = ours.and_then(lora::Error::hint_text) {
         let _ = writeln!(err, "hint: {hint}");
     }

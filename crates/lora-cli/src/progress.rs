@@ -63,7 +63,10 @@ impl Progress {
             let bar = self.bar.get_or_insert_with(|| bar(step.steps));
             bar.set_position(step.step);
             bar.set_message(text);
-        } else if step.step == 1 || step.step == step.steps || step.step % step.steps.div_ceil(20) == 0 {
+        } else if step.step == 1
+            || step.step == step.steps
+            || step.step.is_multiple_of(step.steps.div_ceil(20))
+        {
             let left = self.seconds / step.step as f64 * (step.steps - step.step) as f64;
             let left = HumanDuration(std::time::Duration::from_secs_f64(left));
             self.line(&format!("step {}/{}  {text}  {left} left", step.step, step.steps));

@@ -82,6 +82,10 @@ impl Error {
             std::io::ErrorKind::NotFound => Some("check the path"),
             std::io::ErrorKind::PermissionDenied => Some("check the permissions of the file and its folder"),
             std::io::ErrorKind::StorageFull => Some("free some disk space; nothing was changed"),
+            std::io::ErrorKind::FileTooLarge => Some(
+                "the file system, or a limit (`ulimit -f`), allows no file of that size; nothing was changed",
+            ),
+            std::io::ErrorKind::QuotaExceeded => Some("free some of your disk quota; nothing was changed"),
             _ => None,
         };
         let mut e =

@@ -51,7 +51,12 @@ impl OutputFolder {
         name: impl AsRef<Path>,
         fill: impl FnOnce(&mut File) -> Result<()>,
     ) -> Result<()> {
-        let name = name.as_ref();
+        let (mut file, shown) = self.create_file(name.as_ref())?;
+        fill(&mut file).map_err(|e| e.at(shown.display()))
+    }
+
+    /// The new file, and its path as it will be.
+    fn create_file(&self, name: &Path) -> Result<(File, PathBuf)> {
         let inside = name.components().all(|part| matches!(part, Component::Normal(_)));
         let shown = self.target.join(name);
         if !inside || name.file_name().is_none() {
@@ -62,8 +67,7 @@ impl OutputFolder {
             fs::create_dir_all(folder).map_err(|e| Error::io("make the folder of", &shown, e))?;
         }
         let file = OpenOptions::new().write(true).create_new(true).open(&path);
-        let mut file = file.map_err(|e| Error::io("create the file", &shown, e))?;
-        fill(&mut file).map_err(|e| e.at(shown.display()))
+        Ok((file.map_err(|e| Error::io("create the file", &shown, e))?, shown))
     }
 
     /// Writes one new file with these bytes, as [`write_with`](Self::write_with).
@@ -71,10 +75,8 @@ impl OutputFolder {
     /// # Errors
     /// As [`write_with`](Self::write_with).
     pub fn write(&self, name: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> Result<()> {
-        let shown = name.as_ref().to_owned();
-        self.write_with(name, |file| {
-            file.write_all(bytes.as_ref()).map_err(|e| Error::io("write", &shown, e))
-        })
+        let (mut file, shown) = self.create_file(name.as_ref())?;
+        file.write_all(bytes.as_ref()).map_err(|e| Error::io("write", &shown, e))
     }
 
     /// Brings everything to disk and puts it in the target's place, in one step. What was there is deleted.

@@ -2,6 +2,8 @@
 
 use tch::{Kind, Tensor};
 
+use crate::tiles;
+
 /// Keys and values of the positions seen so far, a pair a layer, `[B, kv_heads, T, head_dim]`.
 #[derive(Debug, Default)]
 pub struct Cache {
@@ -43,6 +45,9 @@ impl Cache {
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>) -> Tensor {
     let (t, s) = (q.size()[2], k.size()[2]);
     let windowed = window.filter(|&w| w < s);
+    if t == s && t > 1 && windowed.is_none() && tiles::pay(q) {
+        return tiles::attention(q, k, v);
+    }
     let grouped = q.size()[1] != k.size()[1];
     // The kernels know "causal" and "everything"; a mask is built only for what is neither.
     let mask = (windowed.is_some() || (t > 1 && t < s)).then(|| mask(t, s, windowed, q));

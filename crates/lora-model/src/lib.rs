@@ -15,6 +15,7 @@ mod model;
 mod ops;
 mod rope;
 mod shapes;
+mod tiles;
 mod tokenizer;
 
 pub use attention::{Cache, attention};

@@ -2,7 +2,7 @@
 //! tests.
 
 use lora_core::{Linear, Mode};
-use tch::{Kind, Reduction, Tensor};
+use tch::{Reduction, Tensor};
 use tch_ext::{Function, attach};
 
 /// Labels with this value are not supervised.
@@ -83,17 +83,18 @@ const CHUNK: i64 = 256;
 fn chunked_cross_entropy(hidden: &Tensor, labels: &Tensor, head: &Tensor) -> Tensor {
     let wanted = hidden.requires_grad();
     let guard = tch::no_grad_guard();
-    let total = Tensor::zeros([], (Kind::Float, hidden.device()));
+    let total = Tensor::zeros([], (lora_core::master_kind(hidden.kind()), hidden.device()));
     let mut gradient = Vec::new();
     let rows = hidden.size()[0];
     for start in (0..rows).step_by(CHUNK as usize) {
         let n = CHUNK.min(rows - start);
         let (h, label) = (hidden.narrow(0, start, n), labels.narrow(0, start, n).unsqueeze(1));
-        let mut logits = wide(&h.linear(head, None::<Tensor>));
-        let log_sum = logits.logsumexp([1i64].as_slice(), true);
-        let _ = (&log_sum - logits.gather(1, &label, false)).sum(Kind::Float).add_to(&total);
+        let logits = h.linear(head, None::<Tensor>);
+        let mut log_p = logits.log_softmax(-1, total.kind());
+        drop(logits);
+        let _ = total.shallow_clone().g_sub_(&log_p.gather(1, &label, false).sum(total.kind()));
         if wanted {
-            let mut d = logits.subtract_(&log_sum).exp_();
+            let mut d = log_p.exp_();
             let _ = d.scatter_add_(1, &label, &Tensor::full([n, 1], -1.0, (d.kind(), d.device())));
             gradient.push(d.to_kind(h.kind()).matmul(head));
         }
@@ -108,16 +109,6 @@ struct Scaled(Option<Tensor>);
 impl Function for Scaled {
     fn backward(&mut self, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
         vec![grads[0].as_ref().zip(self.0.as_ref()).map(|(g, d)| d * g.to_kind(d.kind()))]
-    }
-}
-
-trait AddTo {
-    fn add_to(&self, total: &Tensor) -> Tensor;
-}
-
-impl AddTo for Tensor {
-    fn add_to(&self, total: &Tensor) -> Tensor {
-        total.shallow_clone().g_add_(self)
     }
 }
 

@@ -50,7 +50,7 @@ pub fn read_rows(path: &Path) -> Result<Vec<(usize, Row)>> {
         // A byte order mark is no part of the JSON.
         let text = if line == 1 { text.trim_start_matches('\u{feff}') } else { text };
         if !text.trim().is_empty() {
-            rows.push((line, row(text).map_err(at)?));
+            rows.push((line, row(text.trim_end()).map_err(at)?));
         }
     }
     if rows.is_empty() {

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use lora_core::{Error, Mode, Param, Result};
+use lora_core::{Error, ErrorKind, Mode, Param, Result};
 use lora_model::Model;
 use serde::Serialize;
 use tch::Tensor;
@@ -108,7 +108,10 @@ pub fn train(
     config: &TrainConfig,
     each: &mut dyn FnMut(&Event) -> Result<()>,
 ) -> Result<Outcome> {
-    check(config, params)?;
+    config.check()?;
+    if params.is_empty() {
+        return Err(Error::usage("nothing trains").hint("attach an adapter first"));
+    }
     let mut batches = Batches::new(&data.samples, config.batch_size, config.seed);
     let accumulate = config.accumulate.max(1);
     let per_epoch = batches.per_epoch() as f64 / accumulate as f64;
@@ -205,23 +208,28 @@ fn lines(data: &Dataset, batches: &[Batch]) -> String {
     format!("{}, lines {}", data.path.display(), lines.join(", "))
 }
 
-fn check(config: &TrainConfig, params: &[Param]) -> Result<()> {
-    let mut faults = Vec::new();
-    let mut refuse = |bad: bool, what: &str| {
-        if bad {
-            faults.push(what.to_owned());
+impl TrainConfig {
+    /// Whether one can train so; [`train`] asks too, but only once everything is loaded.
+    ///
+    /// # Errors
+    /// [`Error::usage`] listing every setting that makes no sense.
+    pub fn check(&self) -> Result<()> {
+        let mut faults = Vec::new();
+        let mut refuse = |bad: bool, what: &str| {
+            if bad {
+                faults.push(what.to_owned());
+            }
+        };
+        refuse(!(self.epochs > 0.0 && self.epochs.is_finite()), "epochs must be positive");
+        refuse(self.batch_size == 0, "the batch size must be positive");
+        refuse(self.accumulate == 0, "accumulate must be positive");
+        let lr = self.learning_rate;
+        refuse(!(lr > 0.0 && lr.is_finite()), "the learning rate must be positive");
+        refuse(!(0.0..=1.0).contains(&self.warmup), "warmup is a share of the steps, from 0 to 1");
+        refuse(self.clip.is_some_and(|c| !(c > 0.0)), "the clipping norm must be positive");
+        if faults.is_empty() {
+            return Ok(());
         }
-    };
-    refuse(params.is_empty(), "nothing trains");
-    refuse(!(config.epochs > 0.0 && config.epochs.is_finite()), "epochs must be positive");
-    refuse(config.batch_size == 0, "the batch size must be positive");
-    refuse(config.accumulate == 0, "accumulate must be positive");
-    let lr = config.learning_rate;
-    refuse(!(lr > 0.0 && lr.is_finite()), "the learning rate must be positive");
-    refuse(!(0.0..=1.0).contains(&config.warmup), "warmup is a share of the steps, from 0 to 1");
-    refuse(config.clip.is_some_and(|c| !(c > 0.0)), "the clipping norm must be positive");
-    if faults.is_empty() {
-        return Ok(());
+        Err(Error::faults(ErrorKind::Usage, "these settings cannot train", faults))
     }
-    Err(Error::faults(lora_core::ErrorKind::Usage, "these settings cannot train", faults))
 }

@@ -57,6 +57,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(prompt) => prompt.clone(),
         None => read_prompt()?,
     };
+    if prompt.trim().is_empty() {
+        return Err(Error::usage("the prompt is empty").hint("give --prompt TEXT or standard input").into());
+    }
     let opened = args.model.open(args.adapter.as_deref(), &args.variant)?;
     let tokenizer = &opened.tokenizer;
     let ids = match tokenizer.chat_template().filter(|_| !args.raw) {
@@ -99,9 +102,6 @@ fn read_prompt() -> Result<String> {
     std::io::stdin()
         .read_to_string(&mut text)
         .map_err(|e| Error::io("read the prompt from", "standard input".as_ref(), e))?;
-    if text.trim().is_empty() {
-        return Err(Error::usage("the prompt is empty").hint("give --prompt TEXT or standard input").into());
-    }
     Ok(text.trim_end_matches('\n').to_owned())
 }
 

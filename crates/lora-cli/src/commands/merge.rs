@@ -32,8 +32,8 @@ pub(crate) struct Args {
     #[arg(long)]
     overwrite: bool,
     /// Compare adapter and merged model on these rows, or on built-in texts, before the folder appears
-    #[arg(long, value_name = "JSONL", num_args = 0..=1, default_missing_value = "")]
-    verify: Option<PathBuf>,
+    #[arg(long, value_name = "JSONL")]
+    verify: Option<Option<PathBuf>>,
     /// Refuse if the mean KL divergence exceeds this (nats a token)
     #[arg(long, default_value_t = 0.01)]
     tolerance: f64,
@@ -58,7 +58,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let out = OutputFolder::create(&args.out, args.overwrite, is_model_file)?;
     let expected = match &args.verify {
         Some(rows) => {
-            let texts = texts(rows, &opened.tokenizer, args.limit, opened.model.config().max_positions)?;
+            let texts =
+                texts(rows.as_deref(), &opened.tokenizer, args.limit, opened.model.config().max_positions)?;
             let logits = logits(&opened.model, &texts)?;
             Some((texts, logits))
         }
@@ -103,10 +104,10 @@ fn reopen(folder: &Path, args: &Args) -> Result<Llama> {
 }
 
 /// Token ids to compare on: of the rows, or of the built-in texts.
-fn texts(rows: &Path, tokenizer: &Tokenizer, limit: usize, context: i64) -> Result<Vec<Vec<i64>>> {
-    if rows.as_os_str().is_empty() {
+fn texts(rows: Option<&Path>, tokenizer: &Tokenizer, limit: usize, context: i64) -> Result<Vec<Vec<i64>>> {
+    let Some(rows) = rows else {
         return Ok(TEXTS.iter().map(|t| tokenizer.encode(t, true)).collect::<lora::Result<_>>()?);
-    }
+    };
     let max_length = usize::try_from(context).unwrap_or(usize::MAX).min(1024);
     let data = Dataset::read(rows, tokenizer, DataOptions { max_length, truncate: true })?;
     Ok(data.samples.into_iter().take(limit.max(1)).map(|s| s.ids).collect())

@@ -153,7 +153,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     );
     // Room for the result now, so that a full disk is found before hours of training and not after.
     let room = vec![0u8; params.iter().map(|p| p.tensor.numel() * 4).sum::<usize>() + (64 << 10)];
-    out.write("room", &room)?;
+    out.write(ROOM, &room)?;
 
     let mut progress = Progress::new(&metrics_path(&args.out))?;
     let outcome = lora::train::train(&model, &params, &data, held_out.as_ref(), &training, &mut |event| {
@@ -162,7 +162,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     progress.finish();
     let outcome = outcome?;
 
-    let path = out.path().join("room");
+    let path = out.path().join(ROOM);
     std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
     let mut config = config;
     config.base_model = Some(args.model.model.display().to_string());
@@ -182,6 +182,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// A file that keeps disk space free for the adapter while it trains.
+const ROOM: &str = "space-kept-for-the-adapter";
+
 /// What a folder written by `train` may hold.
 fn is_adapter_file(path: &Path) -> bool {
     let ours = [lora::CONFIG_FILE, lora::WEIGHTS_FILE, "training.json", "README.md"];
@@ -198,7 +201,7 @@ impl Args {
     fn adapter_config(&self) -> Result<AdapterConfig> {
         let config = AdapterConfig {
             r: self.rank,
-            lora_alpha: self.alpha.unwrap_or(2.0 * self.rank as f64),
+            lora_alpha: self.alpha.unwrap_or(2.0 * self.rank.max(1) as f64),
             lora_dropout: self.dropout,
             target_modules: targets(&self.targets),
             exclude_modules: self.exclude.as_deref().map(targets),
@@ -213,7 +216,7 @@ impl Args {
     }
 
     fn train_config(&self) -> Result<TrainConfig> {
-        Ok(TrainConfig {
+        let config = TrainConfig {
             epochs: self.epochs,
             max_steps: self.max_steps,
             batch_size: self.batch_size,
@@ -225,7 +228,9 @@ impl Args {
             clip: (self.clip != 0.0).then_some(self.clip),
             seed: self.seed,
             eval_every: self.eval_every,
-        })
+        };
+        config.check()?;
+        Ok(config)
     }
 
     /// What was done, for whoever finds the folder later.

@@ -31,7 +31,7 @@ pub fn layer_bench(spec: &str, variants: &[Variant]) {
         for (name, layer) in [("dense", &dense), (spec, &adapted)] {
             group.bench_function(BenchmarkId::new("forward", name), |b| {
                 b.iter(|| {
-                    tch::no_grad(|| layer.forward(&x, Mode::Eval));
+                    let _ = tch::no_grad(|| layer.forward(&x, Mode::Eval));
                     wait(device);
                 });
             });

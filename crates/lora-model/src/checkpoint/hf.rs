@@ -118,7 +118,13 @@ fn sharded(dir: &Path) -> Result<(Vec<Mapped>, BTreeMap<String, usize>)> {
             Some(&at) => at,
             None => {
                 plain(&file).map_err(|e| e.at(format!("{}, tensor `{name}`", path.display())))?;
-                shards.push(Mapped::open(&dir.join(&file))?);
+                let shard = dir.join(&file);
+                let opened = Mapped::open(&shard);
+                shards.push(if shard.exists() {
+                    opened?
+                } else {
+                    opened.map_err(|e| e.hint(format!("{INDEX} names this shard: fetch it, too")))?
+                });
                 seen.insert(file.clone(), shards.len() - 1);
                 shards.len() - 1
             }
