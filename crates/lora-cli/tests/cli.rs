@@ -1,0 +1,216 @@
+//! The program as a person meets it: what it says when something is wrong, and one run from end to end.
+
+mod common;
+
+use std::fs;
+
+use common::Bench;
+use insta::assert_snapshot;
+use serde_json::Value;
+
+/// Every case: a name, what is made wrong, and the words after `lora`. The snapshot is the exit code and what
+/// stands on standard error; whatever went wrong, no file may have come, gone or been left half written.
+macro_rules! refused {
+    ($($name:ident: $words:expr, $break:expr;)*) => {$(
+        #[test]
+        fn $name() {
+            refuse(stringify!($name), Bench::lora, $words, $break);
+        }
+    )*};
+}
+
+fn refuse(name: &str, run: fn(&Bench, &str) -> common::Run, words: &str, broken: fn(&Bench)) {
+    let bench = Bench::new();
+    broken(&bench);
+    let before = bench.files();
+    let run = run(&bench, words);
+    assert_ne!(run.code, Some(0), "{}", run.out);
+    assert_eq!(bench.files(), before, "{}", run.err);
+    let mut settings = insta::Settings::clone_current();
+    settings.add_filter(r"mean KL of \d\.\d+e-\d+", "mean KL of [NUMBER]");
+    let _bound = settings.bind_to_scope();
+    assert_snapshot!(name, format!("$ lora {words}\nexit code {}\n{}", run.code.unwrap_or(-1), run.err));
+}
+
+const TRAIN: &str = "train --model model --data data.jsonl --out out --dtype f32 --epochs 3";
+const EVAL: &str = "eval --model model --adapter adapter --data data.jsonl --dtype f32";
+const MERGE: &str = "merge --model model --adapter adapter --out merged";
+
+fn with(words: &str, more: &str) -> String {
+    format!("{words} {more}")
+}
+
+fn nothing(_: &Bench) {}
+
+const WEIGHTS: &str = "model/model.safetensors";
+const Q_PROJ: &[u8] = br#"_proj.weight":{"dtype":"F32","shape":[16,32],"data_offsets":[30976,"#;
+const Q_PROJ_TURNED: &[u8] = br#"_proj.weight":{"dtype":"F32","shape":[32,16],"data_offsets":[30976,"#;
+
+fn index_of_two_shards(bench: &Bench) {
+    fs::rename(bench.path(WEIGHTS), bench.path("model/model-00001-of-00002.safetensors")).unwrap();
+    let map = r#"{"weight_map": {"model.embed_tokens.weight": "model-00001-of-00002.safetensors",
+        "model.norm.weight": "model-00002-of-00002.safetensors"}}"#;
+    bench.write("model/model.safetensors.index.json", map);
+}
+
+fn cut_short(bench: &Bench) {
+    let bytes = fs::read(bench.path(WEIGHTS)).unwrap();
+    bench.write(WEIGHTS, &bytes[..40_000]);
+}
+
+fn not_a_number(bench: &Bench) {
+    let mut bytes = fs::read(bench.path(WEIGHTS)).unwrap();
+    // Of the last tensor but one: `layers.1.self_attn.v_proj`.
+    let at = bytes.len() - 1000;
+    bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    bench.write(WEIGHTS, bytes);
+}
+
+fn only_a_pickle(bench: &Bench) {
+    fs::rename(bench.path(WEIGHTS), bench.path("model/pytorch_model.bin")).unwrap();
+}
+
+fn dora_called_lora(bench: &Bench) {
+    bench.copy("smollm/adapters/dora", "adapter");
+    let config = fs::read_to_string(bench.path("adapter/adapter_config.json")).unwrap();
+    assert!(config.contains(r#""use_dora": true"#));
+    let config = config.replace(r#""use_dora": true"#, r#""use_dora": false"#);
+    bench.write("adapter/adapter_config.json", config);
+}
+
+fn long_row(bench: &Bench) {
+    let row = format!(r#"{{"prompt": "{}", "completion": "b"}}"#, "a".repeat(300));
+    bench.write("data.jsonl", format!("{{\"text\": \"short\"}}\n{row}\n"));
+}
+
+fn output_that_is_there(bench: &Bench) {
+    fs::create_dir(bench.path("out")).unwrap();
+    bench.write("out/adapter_config.json", "{}");
+}
+
+fn output_of_others(bench: &Bench) {
+    fs::create_dir(bench.path("out")).unwrap();
+    bench.write("out/thesis.tex", "years of work");
+}
+
+refused! {
+    missing_model: &TRAIN.replace("--model model", "--model nowhere"), nothing;
+    missing_shard: TRAIN, index_of_two_shards;
+    truncated_weights: TRAIN, cut_short;
+    wrong_shape: TRAIN, |b| b.patch(WEIGHTS, Q_PROJ, Q_PROJ_TURNED);
+    nan_in_the_weights: TRAIN, not_a_number;
+    pickle_only: TRAIN, only_a_pickle;
+    unknown_variant: &with(TRAIN, "--variant lora+drora"), nothing;
+    two_variants_for_one_hole: &with(TRAIN, "--variant qlora+lora+dora+dora"), nothing;
+    rank_0: &with(TRAIN, "--rank 0"), nothing;
+    rank_above_the_layer: &with(TRAIN, "--rank 33"), nothing;
+    target_that_matches_nothing: &with(TRAIN, "--targets query_key_value"), nothing;
+    unknown_device: &with(TRAIN, "--device tpu"), nothing;
+    learning_rate_0: &with(TRAIN, "--lr 0 --warmup 3"), nothing;
+    empty_data: TRAIN, |b| b.write("data.jsonl", "\n");
+    malformed_row: TRAIN, |b| b.write("data.jsonl", "{\"text\": \"a\"}\n{\"text\": \"b\"\n");
+    unknown_fields: TRAIN, |b| b.write("data.jsonl", "{\"question\": \"a\", \"answer\": \"b\"}\n");
+    looping_template: TRAIN, |b| b.write("model/chat_template.jinja",
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}");
+    broken_template: TRAIN, |b| b.write("model/chat_template.jinja", "{% for m in messages %}");
+    row_longer_than_the_context: TRAIN, long_row;
+    output_exists: TRAIN, output_that_is_there;
+    output_of_someone_else: &with(TRAIN, "--overwrite"), output_of_others;
+    missing_adapter: EVAL, nothing;
+    adapter_of_another_base: EVAL, |b| b.copy("qwen3/adapters/lora", "adapter");
+    flags_against_keys: EVAL, dora_called_lora;
+    merge_that_fails_to_verify: &with(MERGE, "--tolerance 0 --verify data.jsonl"),
+        |b| b.copy("smollm/adapters/dora", "adapter");
+    empty_prompt: "generate --model model --prompt ''", nothing;
+    empty_input: "generate --model model", nothing;
+    bad_sampling: "generate --model model --prompt a --top-p 0", nothing;
+}
+
+#[test]
+fn disk_full_at_train() {
+    refuse("disk_full_at_train", Bench::lora_without_room, TRAIN, nothing);
+}
+
+#[test]
+fn disk_full_at_merge() {
+    let adapter = |b: &Bench| b.copy("smollm/adapters/lora", "adapter");
+    refuse("disk_full_at_merge", Bench::lora_without_room, MERGE, adapter);
+}
+
+/// The metrics stay, for whoever wants to see how it went; the adapter does not.
+#[test]
+fn diverging() {
+    let bench = Bench::new();
+    let mut files = bench.files();
+    let words = with(TRAIN, "--lr 1e30 --clip 0 --schedule constant --warmup 0");
+    let run = bench.lora(&words);
+    files.extend(["out.metrics.jsonl".to_owned()]);
+    assert_eq!((run.code, bench.files()), (Some(6), files), "{}", run.err);
+    let (_, error) = run.err.split_once("error: ").unwrap();
+    assert_snapshot!(error);
+}
+
+#[test]
+fn help() {
+    let bench = Bench::new();
+    assert_snapshot!("variants", bench.lora("variants").ok());
+    assert_snapshot!("help", bench.lora("--help").ok());
+    for verb in ["train", "eval", "generate", "merge", "inspect", "variants", "doctor"] {
+        assert_snapshot!(format!("help_{verb}"), bench.lora(&format!("{verb} --help")).ok());
+    }
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+/// Train, inspect, evaluate, merge, generate, for a method of each kind.
+#[test]
+fn from_training_to_the_merged_model() {
+    for variant in ["lora", "qlora+dora+rslora"] {
+        let bench = Bench::new();
+        let before = bench.files();
+        let train = |seed: u64, out: &str| {
+            let train = TRAIN.replace("--out out", &format!("--out {out}"));
+            bench.lora(&format!("{train} --variant {variant} --rank 4 --lr 1e-2 --seed {seed}")).ok();
+            fs::read(bench.path(out).join("adapter_model.safetensors")).unwrap()
+        };
+        let first = train(7, "out");
+        let made: Vec<_> = bench.files().into_iter().filter(|f| !before.contains(f)).collect();
+        let files = ["adapter_config.json", "adapter_model.safetensors", "training.json"];
+        let expected = ["out".to_owned(), "out.metrics.jsonl".to_owned()].into_iter();
+        assert_eq!(made, expected.chain(files.map(|f| format!("out/{f}"))).collect::<Vec<_>>());
+        let training = json(&fs::read_to_string(bench.path("out/training.json")).unwrap());
+        assert_eq!(training["outcome"]["steps"], 3);
+        let metrics = fs::read_to_string(bench.path("out.metrics.jsonl")).unwrap();
+        assert_eq!(metrics.lines().map(json).filter(|e| e["event"] == "step").count(), 3);
+
+        // The same seed, the same bytes; another one, others.
+        assert!(train(7, "again") == first);
+        assert!(train(8, "other") != first);
+
+        // Both layers' 4 + 3 matrices, A and B of rank 4, and DoRA's magnitudes: one a row.
+        let sides = [(32, 32), (16, 32), (16, 32), (32, 32), (48, 32), (48, 32), (32, 48)];
+        let low_rank: i64 = sides.iter().map(|(o, i)| 2 * 4 * (o + i)).sum();
+        let magnitudes: i64 = sides.iter().map(|(o, _)| 2 * o).sum();
+        let all = if variant == "lora" { low_rank } else { low_rank + magnitudes };
+        let inspected = json(&bench.lora("inspect out --json").ok());
+        assert_eq!(inspected["parameters"], all);
+        assert_eq!(inspected["modules"].as_array().unwrap().len(), 14);
+
+        let loss = |words: &str| {
+            let words = format!("eval --data data.jsonl --dtype f32 --json --max-tokens 4 {words}");
+            json(&bench.lora(&words).ok())["loss"].as_f64().unwrap()
+        };
+        let (plain, tuned) = (loss("--model model"), loss("--model model --adapter out"));
+        assert!(tuned < plain, "{tuned} after training, {plain} before");
+        bench.lora("merge --model model --adapter out --out merged --dtype f32 --verify").ok();
+        let merged = loss("--model merged");
+        assert!((merged - tuned).abs() < 1e-5, "{merged} merged, {tuned} with the adapter");
+
+        let generate = "generate --dtype f32 --max-tokens 8 --prompt hi --model";
+        let (a, b) = (format!("{generate} model --adapter out"), format!("{generate} merged"));
+        assert_eq!(bench.lora(&a).ok(), bench.lora(&b).ok());
+        assert!(bench.files().iter().all(|f| !f.contains("partial")), "{:?}", bench.files());
+    }
+}
