@@ -136,8 +136,7 @@ fn required_flops(model: &Llama, settings: &Settings) -> f64 {
     let config = model.config();
     let weights: i64 =
         model.linears().iter().map(|(_, l)| l.base().shape()).map(|(out, inp)| out * inp).sum();
-    let attention =
-        6.0 * settings.seq as f64 * (config.layers * config.heads * config.head_dim) as f64;
+    let attention = 6.0 * settings.seq as f64 * (config.layers * config.heads * config.head_dim) as f64;
     (settings.batch * settings.seq) as f64 * (4.0 * weights as f64 + attention)
 }
 
