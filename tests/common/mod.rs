@@ -13,13 +13,8 @@ pub(crate) type Tensors = BTreeMap<String, Tensor>;
 
 /// A folder or GGUF file as an f32 model on the CPU.
 pub(crate) fn llama(path: &Path) -> Result<Llama> {
-    llama_in(path, Kind::Float)
-}
-
-/// The same in another dtype.
-pub(crate) fn llama_in(path: &Path, kind: Kind) -> Result<Llama> {
     let checkpoint = lora::model::open(path)?;
-    Llama::load(checkpoint.as_ref(), kind, Device::Cpu, &|_, w| Ok(Box::new(Dense::new(w))))
+    Llama::load(checkpoint.as_ref(), Kind::Float, Device::Cpu, &|_, w| Ok(Box::new(Dense::new(w))))
 }
 
 /// `‖a − b‖ / ‖b‖` in f64; infinite where the shapes differ.
