@@ -104,7 +104,8 @@ fn tell(number: u32, title: &str, text: &str) {
 fn next(gguf: &str) -> String {
     format!(
         "\n== What next\n
-  talk to it     target/release/lora generate --model {gguf} --adapter {ADAPTER} --prompt 'Hello'
+  talk to it     target/release/lora generate --model {gguf} --adapter {ADAPTER} \\
+                   --system 'Bank inbox' --prompt 'My card is gone'
   other methods  cargo xtask demo --variant dora        (or rslora, qlora, qlora+dora+rslora)
   your own data  a file like docs/demo/train.jsonl: one JSON object a line
   all commands   target/release/lora --help

@@ -134,7 +134,7 @@ struct Difference {
 fn compare(merged: &Llama, texts: &[Vec<i64>], expected: &[Tensor]) -> Result<Difference> {
     let mut d = Difference { positions: 0, largest: 0.0, mean_kl: 0.0, max_kl: 0.0, agree: 0.0 };
     for (a, b) in expected.iter().zip(logits(merged, texts)?) {
-        let (p, q) = (a.log_softmax(-1, Kind::Float), b.log_softmax(-1, Kind::Float));
+        let (p, q) = (a.log_softmax(-1, Kind::Double), b.log_softmax(-1, Kind::Double));
         let kl = (p.exp() * (&p - q)).sum_dim_intlist([-1i64].as_slice(), false, Kind::Double);
         d.positions += kl.size()[0];
         d.mean_kl += kl.sum(Kind::Double).double_value(&[]);
