@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::case::{Case, Toy, relative};
+use super::case::{Case, Toy, noise, relative};
 use crate::{Mode, Recipe, Variant, master_kind};
 
 /// A law: `Err` says how it is broken.
@@ -48,8 +48,7 @@ pub fn shortcut_is_the_definition(recipe: &Recipe, _: &[Variant], case: &Case) -
     let exact = master_kind(case.kind);
     let w = layer.base().dense(exact);
     let run = |y: &Tensor, x: &Tensor| -> Vec<Tensor> {
-        tch::manual_seed(case.seed ^ 4);
-        let weights = Tensor::randn(y.size(), (Kind::Double, y.device())).to_kind(y.kind());
+        let weights = noise(&y.size(), case.seed ^ 4).to_kind(y.kind());
         let leaves: Vec<_> = adapter.params().into_iter().map(|(_, p)| p).chain([x]).collect();
         Tensor::run_backward(&[(y * weights).sum(Kind::Double)], &leaves, false, false)
     };

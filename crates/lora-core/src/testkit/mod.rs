@@ -13,7 +13,7 @@ mod case;
 mod laws;
 
 pub use bench::layer_bench;
-pub use case::{Case, Toy, check, relative};
+pub use case::{Case, Toy, check, noise, relative};
 pub use laws::{
     attaching_changes_nothing, merging_keeps_the_function, parameters_get_gradients, saving_is_the_identity,
     shortcut_is_the_definition,
