@@ -10,6 +10,9 @@ fn main() {
         Err(_) => Path::new(&lib).join("../include"),
     };
     search_path(Path::new(&lib));
+    // libtorch's own: a second copy would bring a second pool of threads. Without OpenMP, loops would be serial.
+    let bundled = Path::new(&lib).join("libgomp.so.1").exists();
+    println!("cargo:rustc-link-lib=dylib{}", if bundled { ":+verbatim=libgomp.so.1" } else { "=gomp" });
     cc::Build::new()
         .cpp(true)
         .warnings(false)
@@ -17,6 +20,7 @@ fn main() {
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        .flag("-fopenmp")
         .file("src/bridge.cpp")
         .compile("tch_ext_bridge");
 }

@@ -42,6 +42,7 @@ fn wait_passively() {
         let _ = std::process::Command::new(program)
             .args(std::env::args_os().skip(1))
             .env("OMP_WAIT_POLICY", "passive")
+            .env("GOMP_SPINCOUNT", "10000")
             .exec();
     }
 }

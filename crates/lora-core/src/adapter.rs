@@ -4,6 +4,7 @@ use std::fmt::Debug;
 
 use tch::Tensor;
 
+use crate::factors::Factors;
 use crate::weight::{BaseWeight, master_kind};
 
 /// Whether dropout acts. An argument, never state.
@@ -18,7 +19,7 @@ pub enum Mode {
 /// A trainable map from a frozen `W [out, in]` to an effective `W' [out, in]`.
 ///
 /// `effective` and `params` are enough for a new method to be right everywhere: training, merging, saving,
-/// composing. `forward` and `row_norms` are shortcuts, which the laws of `testkit` hold to the definition.
+/// composing. `factors` and `row_norms` are shortcuts, which the laws of `testkit` hold to the definition.
 pub trait Adapter: Debug + Send {
     /// The definition: `W'` from `w [out, in]`, in w's dtype, differentiable in the parameters.
     fn effective(&self, w: &Tensor) -> Tensor;
@@ -26,17 +27,19 @@ pub trait Adapter: Debug + Send {
     /// The trainable leaves, named as in the adapter file (`lora_A.weight`), f32 masters.
     fn params(&self) -> Vec<(&'static str, &Tensor)>;
 
-    /// `x W'ᵀ`: `[.., in] -> [.., out]` in x's dtype.
-    fn forward(&self, x: &Tensor, base: &dyn BaseWeight, mode: Mode) -> Tensor {
-        let _ = mode;
-        x.linear(&self.effective(&base.dense(x.kind())), None::<Tensor>)
+    /// The normal form, if W' has it: it is never built then. `w` is the base's weight, dense, in the dtype that
+    /// is computed in.
+    fn factors(&self, base: &dyn BaseWeight, w: &Tensor) -> Option<Factors<'_>> {
+        let _ = (base, w);
+        None
     }
 
-    /// `‖W'ᵢ‖` of each row `[out]` in the master dtype, without gradient.
-    fn row_norms(&self, base: &dyn BaseWeight) -> Tensor {
+    /// `‖W'ᵢ‖` of each row `[out]` in the master dtype, without gradient; `w` as for `factors`.
+    fn row_norms(&self, base: &dyn BaseWeight, w: &Tensor) -> Tensor {
+        let _ = base;
         tch::no_grad(|| {
-            let w = base.dense(master_kind(base.kind()));
-            self.effective(&w).square().sum_dim_intlist([1i64].as_slice(), false, None).sqrt()
+            let w = self.effective(&w.to_kind(master_kind(w.kind())));
+            w.square().sum_dim_intlist([1i64].as_slice(), false, None).sqrt()
         })
     }
 }

@@ -18,11 +18,13 @@
 mod adapter;
 mod config;
 mod error;
+mod factors;
 mod folder;
 mod linear;
 mod linears;
 mod low_rank;
 mod pairs;
+mod projection;
 mod recipe;
 mod targets;
 mod tensors;
@@ -33,12 +35,14 @@ mod weight;
 pub use adapter::{Adapter, Mode};
 pub use config::{AdapterConfig, CONFIG_FILE, Init};
 pub use error::{Error, ErrorKind, Result};
+pub use factors::{Factors, Gain};
 pub use folder::{IsOurs, OutputFolder, write_file};
 pub use linear::Linear;
 pub use linears::{
     Linears, Param, WEIGHTS_FILE, activate, attach, detach, load, merge, params, save, unmerge,
 };
 pub use low_rank::LowRank;
+pub use projection::{Input, project};
 pub use recipe::{DENSE, LORA, LayerSpec, Part, Recipe, Scaling, Store, Top, Update, Variant};
 pub use targets::{Selection, Targets, compact_names};
 pub use tensors::{read_metadata, read_tensors, write_tensors, write_tensors_to};

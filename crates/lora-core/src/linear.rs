@@ -3,6 +3,8 @@
 use tch::{Kind, Tensor};
 
 use crate::adapter::{Adapter, Mode};
+use crate::factors::Factors;
+use crate::projection::{linear, project};
 use crate::weight::{BaseWeight, Dense, all_finite, master_kind};
 use crate::{Error, Result};
 
@@ -28,16 +30,31 @@ impl Linear {
         Self::new(Box::new(Dense::new(weight)), bias)
     }
 
-    /// `[.., in] -> [.., out]`.
+    /// `[.., in] -> [.., out]`, in x's dtype. Several layers that read one input: [`crate::project`].
     pub fn forward(&self, x: &Tensor, mode: Mode) -> Tensor {
-        let y = match (&self.merged, self.adapter()) {
-            (Some(merged), _) => merged.matmul(x),
-            (None, Some(adapter)) => adapter.forward(x, self.base.as_ref(), mode),
-            (None, None) => self.base.matmul(x),
-        };
+        project(&[self], x.into(), mode).swap_remove(0)
+    }
+
+    /// Through `W'` itself: for an adapter that has no normal form.
+    pub(crate) fn forward_by_definition(&self, x: &Tensor) -> Tensor {
+        let dense = self.weight().dense(x.kind());
+        let y = linear(x, &self.adapter().map_or(dense.shallow_clone(), |a| a.effective(&dense)));
         match &self.bias {
             Some(bias) => y + bias.to_kind(x.kind()),
             None => y,
+        }
+    }
+
+    /// The weight that is multiplied with: the merged one, or the base that adapters lie beside.
+    pub(crate) fn weight(&self) -> &dyn BaseWeight {
+        self.merged.as_ref().map_or(self.base.as_ref(), |merged| merged)
+    }
+
+    /// What is to be added to `weight` (dense: `w`): nothing, or the active adapter in its normal form, if it has one.
+    pub(crate) fn factors(&self, w: &Tensor) -> Option<Option<Factors<'_>>> {
+        match (self.constant(), self.adapter()) {
+            (None, Some(adapter)) => adapter.factors(self.base.as_ref(), w).map(Some),
+            _ => Some(None),
         }
     }
 

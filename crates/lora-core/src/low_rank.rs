@@ -1,10 +1,11 @@
 //! The default update: `W' = W + s B A` (LoRA; Hu et al. 2021, arXiv 2106.09685, section 4.1).
 
 use tch::{Kind, Tensor};
-use tch_ext::Function;
+use tch_ext::{Product, Sum, gemm};
 
-use crate::adapter::{Adapter, Mode};
+use crate::adapter::Adapter;
 use crate::config::Init;
+use crate::factors::Factors;
 use crate::recipe::LayerSpec;
 use crate::weight::{BaseWeight, master_kind};
 use crate::{Error, Result};
@@ -58,67 +59,21 @@ impl Adapter for LowRank {
         vec![("lora_A.weight", &self.a), ("lora_B.weight", &self.b)]
     }
 
-    fn forward(&self, x: &Tensor, base: &dyn BaseWeight, mode: Mode) -> Tensor {
-        let y = base.matmul(x);
-        let (out, inp) = base.shape();
-        let dropped = match mode {
-            Mode::Train if self.dropout > 0.0 => x.dropout(self.dropout, true),
-            _ => x.shallow_clone(),
-        };
-        let term = Term::new(&dropped.detach().reshape([-1, inp]), self);
-        // One product adds to y in its accumulator's precision and rounds once. In place: `matmul` has just
-        // made y, and nobody keeps it.
-        let sum = tch::no_grad(|| y.detach().reshape([-1, out]).addmm_(&term.h, &term.bt).view_as(&y));
-        let inputs = [&y, &dropped, &self.a, &self.b];
-        tch_ext::attach(&[&sum], &inputs, term).expect("the tensors are defined").swap_remove(0)
+    fn factors(&self, _: &dyn BaseWeight, _: &Tensor) -> Option<Factors<'_>> {
+        let &Self { ref a, ref b, scale, dropout } = self;
+        Some(Factors { a, b, scale, dropout, gain: None })
     }
 
     /// `‖W + sBA‖² = ‖W‖² + 2s (W Aᵀ) ∘ B + s² (B (A Aᵀ)) ∘ B`, summed over rows: nothing of size
-    /// `[out, in]` is built (for dense storage), and `‖W‖²` is the storage's own cached one.
-    fn row_norms(&self, base: &dyn BaseWeight) -> Tensor {
+    /// `[out, in]` is built, and `‖W‖²` is the storage's own cached one.
+    fn row_norms(&self, base: &dyn BaseWeight, w: &Tensor) -> Tensor {
         tch::no_grad(|| {
             let sum = |t: Tensor| t.sum_dim_intlist([1i64].as_slice(), false, None::<Kind>);
-            let master = self.a.kind();
-            let wa = base.matmul(&self.a.to_kind(base.kind())).tr().to_kind(master);
+            let wa = self.b.empty_like();
+            gemm(&[Sum::new(vec![Product::transposed(w, &self.a.to_kind(w.kind()))], &wa)]);
             let cross = sum(wa * &self.b) * (2.0 * self.scale);
             let own = sum(self.b.matmul(&self.a.matmul(&self.a.tr())) * &self.b) * self.scale.powi(2);
             (base.row_norms_sq() + cross + own).clamp_min(0.0).sqrt()
         })
-    }
-}
-
-/// `s (x Aᵀ) Bᵀ` beside y, in x's dtype: `x [n, in]`, `h = s x Aᵀ [n, r]`, `a = s A [r, in]`, `bt = Bᵀ [r, out]`.
-/// B lies transposed: on a CPU, products with a matrix of r columns are up to ten times slower than with r rows.
-struct Term {
-    x: Tensor,
-    h: Tensor,
-    a: Tensor,
-    bt: Tensor,
-    scale: f64,
-    master: Kind,
-}
-
-impl Term {
-    fn new(x: &Tensor, of: &LowRank) -> Self {
-        tch::no_grad(|| {
-            let kind = x.kind();
-            let a = (&of.a * of.scale).to_kind(kind);
-            let bt = of.b.tr().to_kind(kind).contiguous();
-            Self { x: x.shallow_clone(), h: x.matmul(&a.tr()), a, bt, scale: of.scale, master: of.a.kind() }
-        })
-    }
-}
-
-impl Function for Term {
-    fn backward(&mut self, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
-        let Some(dy) = &grads[0] else { return vec![None, None, None, None] };
-        let flat = dy.reshape([-1, self.bt.size()[1]]);
-        let dh = flat.matmul(&self.bt.tr());
-        let da = dh.tr().matmul(&self.x).to_kind(self.master) * self.scale;
-        let db = self.h.tr().matmul(&flat).to_kind(self.master).tr().contiguous();
-        let mut shape = dy.size();
-        shape.pop();
-        shape.push(self.x.size()[1]);
-        vec![Some(dy.shallow_clone()), Some(dh.matmul(&self.a).view(shape.as_slice())), Some(da), Some(db)]
     }
 }

@@ -4,7 +4,6 @@ use std::cell::OnceCell;
 use std::fmt::Debug;
 
 use tch::{Device, Kind, Tensor};
-use tch_ext::Function;
 
 /// A frozen `W [out, in]`, however it is stored. It never changes, so what is derived from it may be cached.
 pub trait BaseWeight: Debug + Send {
@@ -28,23 +27,6 @@ pub trait BaseWeight: Debug + Send {
 
     /// `‖Wᵢ‖²` of each row, f32 (f64 for an f64 weight) `[out]`; computed once.
     fn row_norms_sq(&self) -> Tensor;
-
-    /// `x Wᵀ`: `[.., in] -> [.., out]` in x's dtype, differentiable in x. By default no dense W outlives the
-    /// product: backward makes it again.
-    fn matmul(&self, x: &Tensor) -> Tensor {
-        let y = tch::no_grad(|| x.linear(&self.dense(x.kind()), None::<Tensor>));
-        let mut y = tch_ext::attach(&[&y], &[x], Remake(self.share())).expect("x and y are defined");
-        y.swap_remove(0)
-    }
-}
-
-/// `dx = dy W`, with W made anew.
-struct Remake(Box<dyn BaseWeight>);
-
-impl Function for Remake {
-    fn backward(&mut self, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
-        vec![grads[0].as_ref().map(|g| g.matmul(&self.0.dense(g.kind())))]
-    }
 }
 
 /// The default storage: the weight as it is, in f32, bf16, f16 or f64.
@@ -89,10 +71,6 @@ impl BaseWeight for Dense {
 
     fn row_norms_sq(&self) -> Tensor {
         self.norms_sq.get_or_init(|| row_norms_sq(&self.weight)).shallow_clone()
-    }
-
-    fn matmul(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight.to_kind(x.kind()), None::<Tensor>)
     }
 }
 

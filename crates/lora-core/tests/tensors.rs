@@ -163,7 +163,8 @@ fn mutated_files_never_panic() {
                 0 => bytes[at] = byte,
                 1 => bytes[at] ^= 1 << (byte % 8),
                 2 => bytes[at] = b"0123456789[]{}\",:"[usize::from(byte) % 17],
-                3 => { bytes.remove(at); }
+                3 if bytes.len() > 1 => { bytes.remove(at); }
+                3 => bytes[at] = byte,
                 4 => bytes.insert(at, byte),
                 _ => bytes.truncate(at.max(1)),
             }

@@ -26,7 +26,7 @@
 //! # Ok::<(), lora_core::Error>(())
 //! ```
 
-use lora_core::{Adapter, BaseWeight, Mode, Part, Result, Variant};
+use lora_core::{Adapter, BaseWeight, Factors, Gain, Part, Result, Variant};
 use tch::Tensor;
 
 /// Fills the top hole. PEFT: `use_dora`, `tuners/lora/dora.py`.
@@ -52,14 +52,16 @@ impl Dora {
     /// # Errors
     /// None today; a top may refuse a base.
     pub fn new(direction: Box<dyn Adapter>, base: &dyn BaseWeight) -> Result<Self> {
-        let magnitude = direction.row_norms(base).set_requires_grad(true);
+        let magnitude = direction.row_norms(base, &base.dense(base.kind())).set_requires_grad(true);
         Ok(Self { direction, magnitude })
     }
 
-    /// `m / ‖V‖`; a row of zeros, which has no direction, is left alone.
-    fn gain(&self, norms: &Tensor) -> Tensor {
+    /// `m / ‖V‖`, and its slope in m; a row of zeros, which has no direction, is left alone.
+    fn gain(&self, norms: &Tensor) -> (Tensor, Tensor) {
         let zero = norms.eq(0.0);
-        (&self.magnitude / norms.masked_fill(&zero, 1.0)).where_self(&zero.logical_not(), &norms.ones_like())
+        let safe = norms.masked_fill(&zero, 1.0);
+        let value = (&self.magnitude / &safe).where_self(&zero.logical_not(), &norms.ones_like());
+        (value, safe.reciprocal().masked_fill(&zero, 0.0))
     }
 }
 
@@ -67,7 +69,7 @@ impl Adapter for Dora {
     fn effective(&self, w: &Tensor) -> Tensor {
         let v = self.direction.effective(w).to_kind(self.magnitude.kind());
         let norms = v.detach().square().sum_dim_intlist([1i64].as_slice(), false, None).sqrt();
-        (v * self.gain(&norms).unsqueeze(1)).to_kind(w.kind())
+        (v * self.gain(&norms).0.unsqueeze(1)).to_kind(w.kind())
     }
 
     fn params(&self) -> Vec<(&'static str, &Tensor)> {
@@ -76,14 +78,13 @@ impl Adapter for Dora {
         params
     }
 
-    /// `y = z + (m/‖V‖ − 1) z`, `z = x Vᵀ`: the correction is small, so that half precision keeps it.
-    fn forward(&self, x: &Tensor, base: &dyn BaseWeight, mode: Mode) -> Tensor {
-        let z = self.direction.forward(x, base, mode);
-        let excess = (self.gain(&self.direction.row_norms(base)) - 1.0).to_kind(z.kind());
-        z.addcmul(&z, &excess)
+    fn factors(&self, base: &dyn BaseWeight, w: &Tensor) -> Option<Factors<'_>> {
+        let factors = self.direction.factors(base, w).filter(|f| f.gain.is_none())?;
+        let (value, slope) = tch::no_grad(|| self.gain(&self.direction.row_norms(base, w)));
+        Some(Factors { gain: Some(Gain { magnitude: &self.magnitude, value, slope }), ..factors })
     }
 
-    fn row_norms(&self, _: &dyn BaseWeight) -> Tensor {
+    fn row_norms(&self, _: &dyn BaseWeight, _: &Tensor) -> Tensor {
         self.magnitude.detach().abs()
     }
 }

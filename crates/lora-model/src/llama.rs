@@ -1,7 +1,7 @@
 //! The llama family: Llama 2 and 3, SmolLM, Mistral, Qwen2, Qwen3. They differ in biases, head norms, rotary
 //! scaling and window, all of it read from [`ModelConfig`].
 
-use lora_core::{BaseWeight, Error, Linear, Linears, Mode, Result};
+use lora_core::{BaseWeight, Error, Linear, Linears, Mode, Result, project};
 use tch::{Device, Kind, Tensor};
 
 use crate::attention::{Cache, attention};
@@ -104,11 +104,11 @@ impl Block {
     ) -> Tensor {
         let eps = config.rms_norm_eps;
         let (batch, t) = (x.size()[0], x.size()[1]);
-        let heads = |y: Tensor, count: i64| y.view([batch, t, count, config.head_dim]);
+        let heads = |y: &Tensor, count: i64| y.view([batch, t, count, config.head_dim]);
         let h = rms_norm(x, &self.input_norm, eps);
-        let mut q = heads(self.q.forward(&h, mode), config.heads);
-        let mut k = heads(self.k.forward(&h, mode), config.kv_heads);
-        let v = heads(self.v.forward(&h, mode), config.kv_heads).transpose(1, 2);
+        let qkv = project(&[&self.q, &self.k, &self.v], (&h).into(), mode);
+        let (mut q, mut k) = (heads(&qkv[0], config.heads), heads(&qkv[1], config.kv_heads));
+        let v = heads(&qkv[2], config.kv_heads).transpose(1, 2);
         if let Some((q_norm, k_norm)) = &self.head_norms {
             (q, k) = (rms_norm(&q, q_norm, eps), rms_norm(&k, k_norm, eps));
         }
@@ -120,7 +120,8 @@ impl Block {
         let mixed = attention(&q, &k, &v, self.window).transpose(1, 2);
         let x = x + self.o.forward(&mixed.reshape([batch, t, -1]), mode);
         let h = rms_norm(&x, &self.post_norm, eps);
-        let h = swiglu(&self.gate.forward(&h, mode), &self.up.forward(&h, mode));
+        let gate_up = project(&[&self.gate, &self.up], (&h).into(), mode);
+        let h = swiglu(&gate_up[0], &gate_up[1]);
         x + self.down.forward(&h, mode)
     }
 

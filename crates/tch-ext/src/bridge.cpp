@@ -1,5 +1,7 @@
-// The whole of our C++: an autograd node whose backward is a Rust closure, and device statistics.
+// The whole of our C++: an autograd node whose backward is a Rust closure, threads, a small product, statistics.
 #include <ATen/DeviceAccelerator.h>
+#include <ATen/Parallel.h>
+#include <ATen/native/CPUBlas.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/variable.h>
@@ -96,6 +98,30 @@ char* tch_ext_attach(at::Tensor** outputs, size_t n_out, at::Tensor** inputs, si
   } catch (const std::exception& e) {
     if (state) tch_ext_drop(state);
     return copy(e.what());
+  }
+}
+
+// Runs `call(state, begin, end)` over parts of 0..n on libtorch's own threads.
+void tch_ext_parallel(int64_t n, int64_t grain, void (*call)(void*, int64_t, int64_t), void* state) {
+  at::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { call(state, begin, end); });
+}
+
+int tch_ext_threads() { return at::get_num_threads(); }
+
+// `c [m, n] (+)= a [m, k] b`, in f32; b [k, n], for bf16 with rows k and k + 1 interleaved. False: not on this machine.
+bool tch_ext_brgemm(bool half, int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add,
+                    const void* a, const void* b, float* c) {
+  try {
+    if (half) {
+      at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, add, static_cast<const at::BFloat16*>(a),
+                                  static_cast<const at::BFloat16*>(b), c, true);
+    } else {
+      at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, add, static_cast<const float*>(a),
+                                  static_cast<const float*>(b), c, false);
+    }
+    return true;
+  } catch (const std::exception&) {
+    return false;
   }
 }
 

@@ -41,7 +41,7 @@ pub fn parameters_get_gradients(recipe: &Recipe, _: &[Variant], case: &Case) -> 
     ensure(x.grad().defined(), || "the input has no gradient".into())
 }
 
-/// `forward` and `row_norms` equal what `effective` says, in value and in gradient.
+/// `factors` and `row_norms` say what `effective` says, in value and in gradient.
 pub fn shortcut_is_the_definition(recipe: &Recipe, _: &[Variant], case: &Case) -> Law {
     let layer = case.trained(recipe);
     let adapter = layer.adapter().ok_or("no active adapter")?;
@@ -53,9 +53,9 @@ pub fn shortcut_is_the_definition(recipe: &Recipe, _: &[Variant], case: &Case) -
         Tensor::run_backward(&[(y * weights).sum(Kind::Double)], &leaves, false, false)
     };
     let x = case.input().set_requires_grad(true);
-    let short = adapter.forward(&x, layer.base(), Mode::Train);
+    let short = layer.forward(&x, Mode::Train);
     let wide = x.detach().to_kind(exact).set_requires_grad(true);
-    let defined = wide.linear(&adapter.effective(&w), None::<Tensor>);
+    let defined = wide.linear(&adapter.effective(&w), layer.bias().map(|b| b.to_kind(exact)));
 
     let tolerance = case.tolerance();
     let near = |what: &str, a: &Tensor, b: &Tensor| {
@@ -65,7 +65,7 @@ pub fn shortcut_is_the_definition(recipe: &Recipe, _: &[Variant], case: &Case) -
         ensure(error < tolerance || tiny, || format!("{what} is off by {error:.1e}"))
     };
     near("the output", &short, &defined)?;
-    near("the row norms", &adapter.row_norms(layer.base()), &definition_norms(&adapter.effective(&w)))?;
+    near("the row norms", &adapter.row_norms(layer.base(), &layer.base().dense(case.kind)), &definition_norms(&adapter.effective(&w)))?;
     let names = adapter.params().into_iter().map(|(n, _)| n).chain(["the input"]);
     for ((name, a), b) in names.zip(run(&short, &x)).zip(run(&defined, &wide)) {
         near(&format!("the gradient of {name}"), &a, &b)?;

@@ -1,0 +1,103 @@
+//! The gradients: `dv = g ∘ dy`, `dh = dv B`, `dx = Σ dv W + dh (sA)`, `dA = s dhᵀ x`, `dB = dvᵀ h`,
+//! `dm = Σ dy ∘ z / n`.
+
+use tch::{Kind, Tensor};
+use tch_ext::{Function, Product, Sum, gemm};
+
+use super::{Low, Part, Remake, flat, like};
+use crate::weight::master_kind;
+
+pub(super) struct Backward {
+    pub(super) remake: Remake,
+    pub(super) parts: Vec<Part>,
+    pub(super) h: Tensor,
+    pub(super) wants_dx: bool,
+}
+
+impl Function for Backward {
+    fn backward(&mut self, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
+        let Some(some) = grads.iter().flatten().next() else { return self.nothing() };
+        let kind = some.kind();
+        let masters = (master_kind(kind), some.device());
+        let dm: Vec<Option<Tensor>> = self.parts.iter().zip(grads).map(|(p, dy)| p.d_magnitude(dy.as_ref())).collect();
+        let dv: Vec<Option<Tensor>> = self.parts.iter().zip(grads).map(|(p, dy)| p.dv(dy.as_ref())).collect();
+        let parts = || self.parts.iter().zip(&dv).filter_map(|(p, dv)| dv.as_ref().map(|dv| (p, dv)));
+        let lows = || parts().filter_map(|(p, dv)| p.low.as_ref().map(|low| (low, dv)));
+
+        let dh = self.h.empty_like();
+        let columns: Vec<Tensor> = lows().map(|(low, _)| low.columns(&dh)).collect();
+        let sums = lows().zip(&columns).map(|((low, dv), out)| Sum::new(vec![Product::plain(dv, &low.b)], out));
+        gemm(&sums.collect::<Vec<_>>());
+
+        // Everything that remains depends on dh alone: one call.
+        let x = (self.remake)();
+        let (x, shape) = (flat(&x), x);
+        let (ht, dht) = (self.h.tr().contiguous(), dh.tr().contiguous());
+        let rows = |t: &Tensor, low: &Low| t.narrow(0, low.first, low.a.size()[0]);
+        let (hts, dhts): (Vec<_>, Vec<_>) = lows().map(|(low, _)| (rows(&ht, low), rows(&dht, low))).unzip();
+        let seen: Vec<Tensor> = lows().map(|(low, _)| low.seen(&x)).collect();
+        let da: Vec<Tensor> = lows().map(|(low, _)| Tensor::empty(low.a.size(), masters)).collect();
+        let dbt: Vec<Tensor> = lows().map(|(low, _)| Tensor::empty(low.b.tr().size(), masters)).collect();
+        let mut sums = Vec::new();
+        for (i, (low, dv)) in lows().enumerate() {
+            sums.push(Sum { scale: low.scale, ..Sum::new(vec![Product::plain(&dhts[i], &seen[i])], &da[i]) });
+            sums.push(Sum::new(vec![Product::plain(&hts[i], dv)], &dbt[i]));
+        }
+        let dx = self.wants_dx.then(|| x.empty_like());
+        let weights: Vec<Tensor> = if self.wants_dx { parts().map(|(p, _)| p.weight.dense(kind)).collect() } else { vec![] };
+        if let Some(dx) = &dx {
+            let whole = parts().zip(&weights).map(|((_, dv), w)| Product::plain(dv, w));
+            let unmasked = lows().zip(&columns).filter(|((low, _), _)| low.mask.is_none());
+            let low = unmasked.map(|((low, _), dh)| Product::plain(dh, &low.a));
+            sums.push(Sum::new(whole.chain(low).collect(), dx));
+        }
+        gemm(&sums);
+        drop(sums);
+        let dx = dx.map(|mut dx| {
+            for ((low, _), dh) in lows().zip(&columns) {
+                if let Some(mask) = &low.mask {
+                    let _ = dx.g_add_(&(dh.matmul(&low.a) * mask));
+                }
+            }
+            like(&dx, &shape)
+        });
+
+        let mut all = vec![dx];
+        let mut made = da.into_iter().zip(dbt);
+        for ((part, dv), dm) in self.parts.iter().zip(&dv).zip(dm) {
+            let Some(low) = &part.low else { continue };
+            let pair = if dv.is_some() { made.next() } else { None };
+            let (da, db) = pair.map(|(da, dbt)| (da, dbt.tr().contiguous())).unzip();
+            all.extend([da, db]);
+            all.extend(low.gain.as_ref().map(|_| dm));
+        }
+        all
+    }
+}
+
+impl Backward {
+    fn nothing(&self) -> Vec<Option<Tensor>> {
+        let leaves = |low: &Low| if low.gain.is_some() { 3 } else { 2 };
+        let count: usize = self.parts.iter().filter_map(|p| p.low.as_ref()).map(leaves).sum();
+        (0..=count).map(|_| None).collect()
+    }
+}
+
+impl Part {
+    /// The gradient of the sum before the gain, `[n, out]`.
+    fn dv(&self, dy: Option<&Tensor>) -> Option<Tensor> {
+        let dy = flat(dy?);
+        Some(match self.gain() {
+            Some(gain) => (&dy * &gain.value).to_kind(dy.kind()),
+            None => dy,
+        })
+    }
+
+    fn d_magnitude(&self, dy: Option<&Tensor>) -> Option<Tensor> {
+        let (gain, dy) = (self.gain()?, flat(dy?));
+        let y = flat(gain.y.as_ref()?);
+        let exact: Kind = gain.value.kind();
+        let sum = (dy.to_kind(exact) * y).sum_dim_intlist([0i64].as_slice(), false, None::<Kind>);
+        Some(if gain.before { sum * &gain.slope } else { sum / &gain.value * &gain.slope })
+    }
+}

@@ -1,0 +1,34 @@
+//! `x W'ᵀ` for a `W'` that an adapter makes by its definition.
+
+use tch::Tensor;
+use tch_ext::{Function, Product, Sum, attach, gemm};
+
+use super::{flat, like};
+
+/// `x wᵀ`, differentiable in both, by the same sums as every other layer: before the first step an adapter's
+/// output is the base's to the last bit.
+pub(crate) fn linear(x: &Tensor, w: &Tensor) -> Tensor {
+    let (flat_x, kept) = (flat(x), w.detach().contiguous());
+    let y = Tensor::empty([flat_x.size()[0], w.size()[0]], (x.kind(), x.device()));
+    gemm(&[Sum::new(vec![Product::transposed(&flat_x, &kept)], &y)]);
+    let node = Linear { x: flat_x, w: kept };
+    attach(&[&like(&y, x)], &[x, w], node).expect("the tensors are defined").swap_remove(0)
+}
+
+struct Linear {
+    x: Tensor,
+    w: Tensor,
+}
+
+impl Function for Linear {
+    fn backward(&mut self, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
+        let Some(dy) = &grads[0] else { return vec![None, None] };
+        let flat_dy = flat(dy);
+        let (dx, dw) = (self.x.empty_like(), self.w.empty_like());
+        gemm(&[
+            Sum::new(vec![Product::plain(&flat_dy, &self.w)], &dx),
+            Sum::new(vec![Product::plain(&flat_dy.tr().contiguous(), &self.x)], &dw),
+        ]);
+        vec![Some(like(&dx, dy)), Some(dw)]
+    }
+}

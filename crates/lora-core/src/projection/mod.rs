@@ -1,0 +1,211 @@
+//! Linear layers that read one input, forward and backward.
+//!
+//! All storages and all methods of the normal form `W' = diag(g) (W + s B A)` go through one function:
+//! `y = g ∘ (x Wᵀ + h Bᵀ) + b`, `h = x (sA)ᵀ`, every sum in f32 and rounded once. Nothing of size `[out, in]` is
+//! made but the dense weight of a packed storage, and that is not kept: backward makes it again.
+
+mod backward;
+mod definition;
+
+use tch::{Kind, Tensor};
+use tch_ext::{Product, Sum, attach, gemm};
+
+use crate::adapter::Mode;
+use crate::factors::Factors;
+use crate::linear::Linear;
+use crate::weight::{BaseWeight, master_kind};
+use backward::Backward;
+pub(crate) use definition::linear;
+
+/// What layers read: a tensor, and perhaps a cheap way to make it again, so that backward need not keep it.
+pub struct Input<'a> {
+    x: &'a Tensor,
+    remake: Remake,
+}
+
+type Remake = Box<dyn Fn() -> Tensor + Send>;
+
+impl<'a> Input<'a> {
+    /// `x [.., in]`, and how to make it again, bit for bit.
+    pub fn remade(x: &'a Tensor, remake: impl Fn() -> Tensor + Send + 'static) -> Self {
+        Self { x, remake: Box::new(remake) }
+    }
+}
+
+impl<'a> From<&'a Tensor> for Input<'a> {
+    fn from(x: &'a Tensor) -> Self {
+        let kept = x.detach();
+        Self::remade(x, move || kept.shallow_clone())
+    }
+}
+
+impl std::fmt::Debug for Input<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.x.fmt(f)
+    }
+}
+
+/// The outputs `[.., out]` of `layers`, which read one input: one product for them all.
+pub fn project(layers: &[&Linear], input: Input<'_>, mode: Mode) -> Vec<Tensor> {
+    let weights: Vec<Box<dyn BaseWeight>> = layers.iter().map(|layer| layer.weight().share()).collect();
+    let (flat, kind) = (flat(input.x), input.x.kind());
+    let dense: Vec<Tensor> = weights.iter().map(|w| w.dense(kind)).collect();
+    let factors: Option<Vec<Option<Factors<'_>>>> =
+        layers.iter().zip(&dense).map(|(layer, w)| layer.factors(w)).collect();
+    let Some(factors) = factors else {
+        return match layers {
+            [one] => vec![one.forward_by_definition(input.x)],
+            _ => layers.iter().map(|layer| layer.forward(input.x, mode)).collect(),
+        };
+    };
+    let guard = tch::no_grad_guard();
+    let mut rank = 0;
+    let mut leaves = vec![input.x.shallow_clone()];
+    let mut parts = Vec::new();
+    for ((weight, factors), layer) in weights.into_iter().zip(&factors).zip(layers) {
+        leaves.extend(factors.iter().flat_map(Factors::leaves).map(Tensor::shallow_clone));
+        let low = factors.as_ref().map(|f| Low::new(f, &flat, layer.bias(), &mut rank, mode));
+        parts.push(Part { weight, low });
+    }
+    let h = hidden(&flat, &parts, rank);
+    // Where backward needs the sum itself, what is done to it comes after.
+    let later: Vec<bool> = parts.iter().map(|p| p.gain().is_some_and(|g| g.before)).collect();
+    let outs = dense.iter().zip(&later).map(|(w, &later)| {
+        let kind = if later { master_kind(kind) } else { kind };
+        Tensor::empty([flat.size()[0], w.size()[0]], (kind, flat.device()))
+    });
+    let outs: Vec<Tensor> = outs.collect();
+    let hs: Vec<Option<Tensor>> = parts.iter().map(|p| p.low.as_ref().map(|low| low.columns(&h))).collect();
+    let mut sums = Vec::new();
+    for (i, layer) in layers.iter().enumerate() {
+        let mut products = vec![Product::transposed(&flat, &dense[i])];
+        let low = parts[i].low.as_ref();
+        products.extend(low.zip(hs[i].as_ref()).map(|(low, h)| Product::transposed(h, &low.b)));
+        let gain = parts[i].gain().map(|g| &g.value).filter(|_| !later[i]);
+        sums.push(Sum { gain, bias: layer.bias().filter(|_| !later[i]), ..Sum::new(products, &outs[i]) });
+    }
+    gemm(&sums);
+    drop(sums);
+    let outputs: Vec<Tensor> = layers
+        .iter()
+        .zip(outs)
+        .zip(&mut parts)
+        .map(|((layer, out), part)| {
+            let gain = part.low.as_mut().and_then(|low| low.gain.as_mut());
+            like(&gain.map_or(out.shallow_clone(), |gain| gain.finish(out, layer.bias(), kind)), input.x)
+        })
+        .collect();
+    drop(guard);
+    let node = Backward { wants_dx: input.x.requires_grad(), remake: input.remake, parts, h };
+    let (outputs, inputs): (Vec<_>, Vec<_>) = (outputs.iter().collect(), leaves.iter().collect());
+    attach(&outputs, &inputs, node).expect("the tensors are defined")
+}
+
+/// One layer, as backward needs it.
+struct Part {
+    weight: Box<dyn BaseWeight>,
+    low: Option<Low>,
+}
+
+/// Its update in the compute dtype: `a = s A [r, in]`, `b = B [out, r]`.
+struct Low {
+    a: Tensor,
+    b: Tensor,
+    scale: f64,
+    /// Its first column in `h`.
+    first: i64,
+    /// Dropout: x is multiplied with it.
+    mask: Option<Tensor>,
+    gain: Option<Kept>,
+}
+
+/// The gain, and what its gradient needs.
+struct Kept {
+    value: Tensor,
+    slope: Tensor,
+    /// The layer's output after the gain, which the layer's reader often keeps anyway; or before it, since a gain
+    /// of 0 cannot be divided by, and a large bias would swamp it.
+    y: Option<Tensor>,
+    before: bool,
+}
+
+impl Low {
+    fn new(f: &Factors<'_>, x: &Tensor, bias: Option<&Tensor>, rank: &mut i64, mode: Mode) -> Self {
+        let first = *rank;
+        *rank += f.a.size()[0];
+        let keep = 1.0 - f.dropout;
+        let drops = mode == Mode::Train && f.dropout > 0.0;
+        Self {
+            a: (f.a * f.scale).to_kind(x.kind()),
+            b: f.b.to_kind(x.kind()).contiguous(),
+            scale: f.scale,
+            first,
+            mask: drops.then(|| x.empty_like().bernoulli_float_(keep) / keep),
+            gain: f.gain.as_ref().map(|g| Kept {
+                before: bias.is_some() || g.value.eq(0.0).any().int64_value(&[]) != 0,
+                value: g.value.shallow_clone(),
+                slope: g.slope.shallow_clone(),
+                y: None,
+            }),
+        }
+    }
+
+    /// Its columns of `h` or of h's gradient.
+    fn columns(&self, h: &Tensor) -> Tensor {
+        h.narrow(1, self.first, self.a.size()[0])
+    }
+
+    /// What of x it sees.
+    fn seen(&self, x: &Tensor) -> Tensor {
+        self.mask.as_ref().map_or_else(|| x.shallow_clone(), |mask| x * mask)
+    }
+}
+
+impl Kept {
+    fn finish(&mut self, out: Tensor, bias: Option<&Tensor>, kind: Kind) -> Tensor {
+        self.y = Some(out.to_kind(kind));
+        if !self.before {
+            return out;
+        }
+        let y = &out * &self.value;
+        bias.map_or(y.shallow_clone(), |bias| &y + bias).to_kind(kind)
+    }
+}
+
+impl Part {
+    fn gain(&self) -> Option<&Kept> {
+        self.low.as_ref().and_then(|low| low.gain.as_ref())
+    }
+}
+
+/// `h = x (sA)ᵀ [n, all ranks]`: at once where no dropout tells the layers' inputs apart.
+fn hidden(x: &Tensor, parts: &[Part], rank: i64) -> Tensor {
+    let h = Tensor::empty([x.size()[0], rank], (x.kind(), x.device()));
+    let lows: Vec<&Low> = parts.iter().filter_map(|p| p.low.as_ref()).collect();
+    if lows.iter().any(|low| low.mask.is_some()) {
+        for low in lows {
+            gemm(&[Sum::new(vec![Product::transposed(&low.seen(x), &low.a)], &low.columns(&h))]);
+        }
+    } else if !lows.is_empty() {
+        let a = Tensor::cat(&lows.iter().map(|low| &low.a).collect::<Vec<_>>(), 0);
+        gemm(&[Sum::new(vec![Product::transposed(x, &a)], &h)]);
+    }
+    h
+}
+
+/// `[.., width]` as `[n, width]`.
+fn flat(t: &Tensor) -> Tensor {
+    t.detach().reshape([-1, last(t)]).contiguous()
+}
+
+/// `[n, width]` with the leading sizes of `t`.
+fn like(flat: &Tensor, t: &Tensor) -> Tensor {
+    let mut shape = t.size();
+    shape.pop();
+    shape.push(last(flat));
+    flat.view(shape.as_slice())
+}
+
+fn last(t: &Tensor) -> i64 {
+    t.size().last().copied().unwrap_or(1)
+}

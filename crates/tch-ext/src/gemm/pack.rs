@@ -1,0 +1,214 @@
+//! Blocks of a matrix as the small product wants them: `[k, width]` in f32; in bf16 rows k and k + 1 interleaved.
+
+use half::bf16;
+
+use crate::simd;
+
+/// Columns of a panel.
+pub(super) const WIDTH: usize = 64;
+
+/// A strided matrix in memory: element (i, j) is `data[i * stride + j]`.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix<T> {
+    pub(super) data: *const T,
+    pub(super) stride: usize,
+}
+
+// SAFETY: read-only, and whoever makes one keeps the memory alive and still.
+unsafe impl<T: Sync> Sync for Matrix<T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Send for Matrix<T> {}
+
+impl<T> Matrix<T> {
+    /// `len` elements from (i, j) on.
+    ///
+    /// # Safety
+    /// They must lie in the matrix.
+    #[inline(always)]
+    pub(super) unsafe fn row(&self, i: usize, j: usize, len: usize) -> &[T] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.data.add(i * self.stride + j), len) }
+    }
+}
+
+/// An element type that has a small product.
+pub(super) trait Packed: Copy + Sync {
+    /// bf16?
+    const HALF: bool;
+    /// Rows that lie interleaved.
+    const PAIR: usize;
+
+    /// Packs rows `k..k + depth`, columns `n..n + width` of a `[K, N]` matrix; panel rows are `WIDTH` wide. Where
+    /// depth is odd, bf16's last row is paired with zeros.
+    ///
+    /// # Safety
+    /// The block lies in the matrix, and the panel holds `depth` (rounded up to a pair) x `WIDTH` elements.
+    unsafe fn pack(b: Matrix<Self>, k: usize, depth: usize, n: usize, width: usize, panel: &mut [Self]);
+
+    /// The same of a matrix that lies transposed, `[N, K]`.
+    ///
+    /// # Safety
+    /// As [`Packed::pack`].
+    unsafe fn pack_transposed(b: Matrix<Self>, k: usize, depth: usize, n: usize, width: usize, panel: &mut [Self]);
+}
+
+impl Packed for f32 {
+    const HALF: bool = false;
+    const PAIR: usize = 1;
+
+    unsafe fn pack(b: Matrix<f32>, k: usize, depth: usize, n: usize, width: usize, panel: &mut [f32]) {
+        for (i, out) in panel.chunks_exact_mut(WIDTH).take(depth).enumerate() {
+            // SAFETY: the caller's promise.
+            out[..width].copy_from_slice(unsafe { b.row(k + i, n, width) });
+        }
+    }
+
+    unsafe fn pack_transposed(b: Matrix<f32>, k: usize, depth: usize, n: usize, width: usize, panel: &mut [f32]) {
+        let words = Matrix { data: b.data.cast::<u32>(), stride: b.stride };
+        // SAFETY: f32 and u32 have one size; the caller's promise.
+        unsafe { transpose(words, n, width, k, depth, as_words(panel)) };
+    }
+}
+
+impl Packed for bf16 {
+    const HALF: bool = true;
+    const PAIR: usize = 2;
+
+    unsafe fn pack(b: Matrix<bf16>, k: usize, depth: usize, n: usize, width: usize, panel: &mut [bf16]) {
+        // SAFETY: a panel row pair is WIDTH words of two bf16.
+        let words = unsafe { as_words(panel) };
+        simd(|| {
+            for (i, out) in words.chunks_exact_mut(WIDTH).take(depth.div_ceil(2)).enumerate() {
+                // SAFETY: the caller's promise.
+                let low = unsafe { b.row(k + 2 * i, n, width) };
+                if 2 * i + 1 < depth {
+                    // SAFETY: as above.
+                    let high = unsafe { b.row(k + 2 * i + 1, n, width) };
+                    for ((out, l), h) in out.iter_mut().zip(low).zip(high) {
+                        *out = u32::from(l.to_bits()) | u32::from(h.to_bits()) << 16;
+                    }
+                } else {
+                    out.iter_mut().zip(low).for_each(|(out, l)| *out = u32::from(l.to_bits()));
+                }
+            }
+        });
+    }
+
+    unsafe fn pack_transposed(b: Matrix<bf16>, k: usize, depth: usize, n: usize, width: usize, panel: &mut [bf16]) {
+        // SAFETY: the caller's promise. A word is a pair along K; the odd one at the end is set apart.
+        unsafe {
+            let words = as_words(panel);
+            let (pairs, odd) = (depth / 2, depth % 2 == 1);
+            if b.stride % 2 == 0 && k % 2 == 0 && b.data.addr() % 4 == 0 {
+                let from = Matrix { data: b.data.cast::<u32>(), stride: b.stride / 2 };
+                transpose(from, n, width, k / 2, pairs, words);
+            } else {
+                for j in 0..width {
+                    for (i, pair) in b.row(n + j, k, 2 * pairs).chunks_exact(2).enumerate() {
+                        words[i * WIDTH + j] =
+                            u32::from(pair[0].to_bits()) | u32::from(pair[1].to_bits()) << 16;
+                    }
+                }
+            }
+            if odd {
+                for j in 0..width {
+                    words[pairs * WIDTH + j] = u32::from(b.row(n + j, k + depth - 1, 1)[0].to_bits());
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// Any bits are a valid word; the slice is a panel, which is allocated as words.
+unsafe fn as_words<T>(panel: &mut [T]) -> &mut [u32] {
+    // SAFETY: the caller's promise.
+    unsafe { std::slice::from_raw_parts_mut(panel.as_mut_ptr().cast(), size_of_val(panel) / 4) }
+}
+
+/// `out[j * WIDTH + i] = from(i0 + i, j0 + j)` for i below `rows`, j below `columns`.
+///
+/// # Safety
+/// The block lies in the matrix, and `out` holds `columns` rows of `WIDTH`.
+unsafe fn transpose(
+    from: Matrix<u32>,
+    i0: usize,
+    rows: usize,
+    j0: usize,
+    columns: usize,
+    out: &mut [u32],
+) {
+    #[cfg(target_arch = "x86_64")]
+    if rows == WIDTH && is_x86_feature_detected!("avx512f") {
+        let whole = columns / 16 * 16;
+        for i in (0..WIDTH).step_by(16) {
+            for j in (0..whole).step_by(16) {
+                // SAFETY: 16 x 16 words from (i0 + i, j0 + j) and at out[j * WIDTH + i] are in bounds.
+                unsafe {
+                    let source = from.data.add((i0 + i) * from.stride + j0 + j);
+                    transpose16(source, from.stride, out.as_mut_ptr().add(j * WIDTH + i));
+                }
+            }
+        }
+        // SAFETY: the rest of the caller's block.
+        return unsafe { transpose_plain(from, i0, rows, j0 + whole, columns - whole, &mut out[whole * WIDTH..]) };
+    }
+    // SAFETY: the caller's promise.
+    unsafe { transpose_plain(from, i0, rows, j0, columns, out) };
+}
+
+/// # Safety
+/// As [`transpose`].
+unsafe fn transpose_plain(
+    from: Matrix<u32>,
+    i0: usize,
+    rows: usize,
+    j0: usize,
+    columns: usize,
+    out: &mut [u32],
+) {
+    for i in 0..rows {
+        // SAFETY: the caller's promise.
+        let row = unsafe { from.row(i0 + i, j0, columns) };
+        row.iter().enumerate().for_each(|(j, &word)| out[j * WIDTH + i] = word);
+    }
+}
+
+/// 16 x 16 words; rows of `out` are `WIDTH` apart.
+///
+/// # Safety
+/// Both blocks are in bounds, and the machine has AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn transpose16(from: *const u32, stride: usize, out: *mut u32) {
+    use std::arch::x86_64::*;
+    // SAFETY: the caller's promise.
+    let mut r: [__m512i; 16] = std::array::from_fn(|i| unsafe { _mm512_loadu_si512(from.add(i * stride).cast()) });
+    // Within each group of four lanes: 2 x 2 words, then 2 x 2 pairs; then the groups themselves, twice.
+    let mut t = [_mm512_setzero_si512(); 16];
+    for i in 0..8 {
+        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+    for i in 0..4 {
+        r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+        r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+    }
+    // r[4 i + c] holds, in group g, column 4 g + c of rows 4 i .. 4 i + 4.
+    for c in 0..4 {
+        let a = _mm512_shuffle_i32x4(r[c], r[4 + c], 0x88);
+        let b = _mm512_shuffle_i32x4(r[c], r[4 + c], 0xdd);
+        let d = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0x88);
+        let e = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0xdd);
+        t[c] = _mm512_shuffle_i32x4(a, d, 0x88);
+        t[8 + c] = _mm512_shuffle_i32x4(a, d, 0xdd);
+        t[4 + c] = _mm512_shuffle_i32x4(b, e, 0x88);
+        t[12 + c] = _mm512_shuffle_i32x4(b, e, 0xdd);
+    }
+    for (j, row) in t.into_iter().enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_storeu_si512(out.add(j * WIDTH).cast(), row) };
+    }
+}

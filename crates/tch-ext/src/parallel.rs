@@ -1,0 +1,111 @@
+//! Loops over libtorch's own threads, so that its operators and ours share one pool.
+
+use std::ffi::c_void;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Mutex;
+
+unsafe extern "C" {
+    fn tch_ext_parallel(
+        n: i64,
+        grain: i64,
+        call: unsafe extern "C" fn(*mut c_void, i64, i64),
+        state: *mut c_void,
+    );
+    fn tch_ext_threads() -> i32;
+}
+
+/// The threads that libtorch's operators use.
+pub fn threads() -> usize {
+    // SAFETY: reads a setting.
+    unsafe { tch_ext_threads() }.max(1) as usize
+}
+
+struct Call<'a> {
+    each: &'a (dyn Fn(Range<usize>) + Sync),
+    panic: Mutex<Option<Box<dyn std::any::Any + Send>>>,
+}
+
+/// Runs `each` over parts of `0..n`, none shorter than `grain` where more than one is made. A panic in a part
+/// goes on in the caller, once all parts have ended.
+pub fn parallel(n: usize, grain: usize, each: impl Fn(Range<usize>) + Sync) {
+    let call = Call { each: &each, panic: Mutex::new(None) };
+    // SAFETY: `run` gets `call` back, which outlives the loop, and never unwinds.
+    unsafe { tch_ext_parallel(n as i64, grain.max(1) as i64, run, (&raw const call).cast_mut().cast()) };
+    if let Some(panic) = call.panic.into_inner().unwrap_or_default() {
+        resume_unwind(panic);
+    }
+}
+
+unsafe extern "C" fn run(state: *mut c_void, begin: i64, end: i64) {
+    // SAFETY: made by `parallel`; shared by the threads, `each` is Sync.
+    let call = unsafe { &*state.cast::<Call<'_>>() };
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (call.each)(begin as usize..end as usize)))
+        && let Ok(mut first) = call.panic.lock()
+    {
+        first.get_or_insert(panic);
+    }
+}
+
+/// What can be cut at a row, so that threads get parts of their own.
+pub trait Split: Sized + Send {
+    /// The first `rows` rows and the others.
+    fn split(self, rows: usize) -> (Self, Self);
+}
+
+/// Rows of `width` elements.
+#[derive(Debug)]
+pub struct Rows<'a, T> {
+    /// All of them.
+    pub data: &'a mut [T],
+    /// Elements in one.
+    pub width: usize,
+}
+
+impl<T: Send> Split for Rows<'_, T> {
+    fn split(self, rows: usize) -> (Self, Self) {
+        let (a, b) = self.data.split_at_mut(rows * self.width);
+        (Self { data: a, width: self.width }, Self { data: b, width: self.width })
+    }
+}
+
+impl<A: Split, B: Split> Split for (A, B) {
+    fn split(self, rows: usize) -> (Self, Self) {
+        let ((a, a2), (b, b2)) = (self.0.split(rows), self.1.split(rows));
+        ((a, b), (a2, b2))
+    }
+}
+
+impl<A: Split, B: Split, C: Split> Split for (A, B, C) {
+    fn split(self, rows: usize) -> (Self, Self) {
+        let ((a, a2), (b, b2), (c, c2)) = (self.0.split(rows), self.1.split(rows), self.2.split(rows));
+        ((a, b, c), (a2, b2, c2))
+    }
+}
+
+/// Cuts `work`, of `rows` rows, into parts of at least `grain` rows, and gives each to `each` with the number of
+/// its first row and how many it has.
+pub fn parallel_rows<W: Split>(
+    work: W,
+    rows: usize,
+    grain: usize,
+    each: impl Fn(usize, usize, W) + Sync,
+) {
+    let count = (rows / grain.max(1)).clamp(1, threads());
+    let step = rows.div_ceil(count).max(1);
+    let (mut parts, mut rest, mut first) = (Vec::new(), work, 0);
+    while rows - first > step {
+        let (part, other) = rest.split(step);
+        parts.push(Mutex::new(Some((first, step, part))));
+        (rest, first) = (other, first + step);
+    }
+    parts.push(Mutex::new(Some((first, rows - first, rest))));
+    parallel(parts.len(), 1, |range| {
+        for part in &parts[range] {
+            let part = part.lock().ok().and_then(|mut part| part.take());
+            if let Some((first, rows, work)) = part {
+                each(first, rows, work);
+            }
+        }
+    });
+}

@@ -1,0 +1,56 @@
+//! A CPU tensor's numbers as a slice.
+
+use half::bf16;
+use tch::{Device, Kind, Tensor};
+
+/// A Rust type of tensor elements.
+///
+/// # Safety
+/// `KIND` must be the dtype whose elements are `Self`, bit for bit, and every bit pattern must be valid.
+pub unsafe trait Element: Copy + Send + Sync + 'static {
+    /// The dtype.
+    const KIND: Kind;
+}
+
+// SAFETY: the dtypes named are these types.
+unsafe impl Element for f32 {
+    const KIND: Kind = Kind::Float;
+}
+// SAFETY: as above.
+unsafe impl Element for f64 {
+    const KIND: Kind = Kind::Double;
+}
+// SAFETY: as above.
+unsafe impl Element for bf16 {
+    const KIND: Kind = Kind::BFloat16;
+}
+// SAFETY: as above.
+unsafe impl Element for u8 {
+    const KIND: Kind = Kind::Uint8;
+}
+// SAFETY: as above.
+unsafe impl Element for i64 {
+    const KIND: Kind = Kind::Int64;
+}
+
+/// The elements of `t`, in order; `None` unless it lies contiguous on the CPU with that dtype.
+///
+/// As with any tensor whose data are borrowed: do not change it in place, through another handle, meanwhile.
+pub fn elements<T: Element>(t: &Tensor) -> Option<&[T]> {
+    let fits = t.device() == Device::Cpu && t.kind() == T::KIND && t.is_contiguous();
+    // SAFETY: the tensor holds that many elements of that type one after another, and lives as long as `t`.
+    fits.then(|| match t.numel() {
+        0 => &[][..],
+        n => unsafe { std::slice::from_raw_parts(t.data_ptr().cast(), n) },
+    })
+}
+
+/// The elements of `t`, to be written; as [`elements`]. Other handles on the same data must lie still.
+pub fn elements_mut<T: Element>(t: &mut Tensor) -> Option<&mut [T]> {
+    let fits = t.device() == Device::Cpu && t.kind() == T::KIND && t.is_contiguous();
+    // SAFETY: as in `elements`; `t` is borrowed uniquely.
+    fits.then(|| match t.numel() {
+        0 => &mut [][..],
+        n => unsafe { std::slice::from_raw_parts_mut(t.data_ptr().cast(), n) },
+    })
+}
