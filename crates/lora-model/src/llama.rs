@@ -8,8 +8,8 @@ use crate::attention::{Cache, attention};
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::model::Model;
-use crate::ops::{rms_norm, swiglu};
-use crate::rope::{Angles, Rope};
+use crate::ops::{Angles, heads, rms_norm, swiglu};
+use crate::rope::Rope;
 
 /// The output head's name.
 const HEAD: &str = "lm_head";
@@ -104,25 +104,25 @@ impl Block {
     ) -> Tensor {
         let eps = config.rms_norm_eps;
         let (batch, t) = (x.size()[0], x.size()[1]);
-        let heads = |y: &Tensor, count: i64| y.view([batch, t, count, config.head_dim]);
-        let h = rms_norm(x, &self.input_norm, eps);
-        let qkv = project(&[&self.q, &self.k, &self.v], (&h).into(), mode);
-        let (mut q, mut k) = (heads(&qkv[0], config.heads), heads(&qkv[1], config.kv_heads));
-        let v = heads(&qkv[2], config.kv_heads).transpose(1, 2);
+        let qkv = project(&[&self.q, &self.k, &self.v], rms_norm(x, &self.input_norm, eps), mode);
+        let (mut q, mut k) = (qkv[0].shallow_clone(), qkv[1].shallow_clone());
         if let Some((q_norm, k_norm)) = &self.head_norms {
-            (q, k) = (rms_norm(&q, q_norm, eps), rms_norm(&k, k_norm, eps));
+            let each = |x: &Tensor, weight| {
+                let y = rms_norm(&x.view([batch, t, -1, config.head_dim]), weight, eps);
+                y.tensor().view([batch, t, -1])
+            };
+            (q, k) = (each(&q, q_norm), each(&k, k_norm));
         }
-        let (q, k) = (angles.rotate(&q.transpose(1, 2)), angles.rotate(&k.transpose(1, 2)));
+        let (q, k) = (heads(&q, config.heads, Some(angles)), heads(&k, config.kv_heads, Some(angles)));
+        let v = heads(&qkv[2], config.kv_heads, None);
         let (k, v) = match cache {
             Some((layer, cache)) => cache.extend(layer, k, v),
             None => (k, v),
         };
         let mixed = attention(&q, &k, &v, self.window).transpose(1, 2);
         let x = x + self.o.forward(&mixed.reshape([batch, t, -1]), mode);
-        let h = rms_norm(&x, &self.post_norm, eps);
-        let gate_up = project(&[&self.gate, &self.up], (&h).into(), mode);
-        let h = swiglu(&gate_up[0], &gate_up[1]);
-        x + self.down.forward(&h, mode)
+        let gate_up = project(&[&self.gate, &self.up], rms_norm(&x, &self.post_norm, eps), mode);
+        x + project(&[&self.down], swiglu(&gate_up[0], &gate_up[1]), mode).swap_remove(0)
     }
 
     fn parts(&self) -> [(&'static str, &Linear); 7] {
@@ -178,7 +178,7 @@ impl Model for Llama {
         for (i, block) in self.blocks.iter().enumerate() {
             x = block.forward(&x, &self.config, &angles, cache.as_deref_mut().map(|c| (i, c)), mode);
         }
-        Ok(rms_norm(&x, &self.norm, self.config.rms_norm_eps))
+        Ok(rms_norm(&x, &self.norm, self.config.rms_norm_eps).tensor())
     }
 
     fn head(&self) -> &Linear {

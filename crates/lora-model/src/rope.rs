@@ -1,21 +1,16 @@
-//! Rotary positions (Su et al. 2021), in Hugging Face's half-split layout.
+//! The angles of rotary positions (Su et al. 2021).
 
 use std::f64::consts::PI;
 
 use tch::{Device, Kind, Tensor};
 
 use crate::config::{ModelConfig, RopeScaling};
+use crate::ops::Angles;
 
 /// The frequencies of a model.
 #[derive(Debug)]
 pub(crate) struct Rope {
     inverse: Tensor,
-}
-
-/// Cosines and sines of a run of positions, `[T, head_dim / 2]`.
-pub(crate) struct Angles {
-    cos: Tensor,
-    sin: Tensor,
 }
 
 impl Rope {
@@ -24,20 +19,12 @@ impl Rope {
         Self { inverse: Tensor::from_slice(&inverse).to_device(device) }
     }
 
-    /// For positions `start .. start + len`, in `kind`; the angles themselves are f32, as in transformers.
+    /// For positions `start .. start + len` of a model in `kind`; the angles themselves are f32, as in transformers.
     pub(crate) fn angles(&self, start: i64, len: i64, kind: Kind) -> Angles {
         let positions = Tensor::arange_start(start, start + len, (Kind::Float, self.inverse.device()));
         let angles = positions.unsqueeze(1) * self.inverse.unsqueeze(0);
+        let kind = lora_core::master_kind(kind);
         Angles { cos: angles.cos().to_kind(kind), sin: angles.sin().to_kind(kind) }
-    }
-}
-
-impl Angles {
-    /// Rotates `x [B, heads, T, head_dim]`.
-    pub(crate) fn rotate(&self, x: &Tensor) -> Tensor {
-        let halves = x.chunk(2, -1);
-        let (a, b) = (&halves[0], &halves[1]);
-        Tensor::cat(&[a * &self.cos - b * &self.sin, b * &self.cos + a * &self.sin], -1)
     }
 }
 

@@ -21,16 +21,16 @@ fn rms_norm_is_its_definition() {
         let mean = x.square().mean_dim(Some([-1i64].as_slice()), true, None);
         x / (mean + 1e-5).sqrt() * &w
     };
-    near(&rms_norm(&x, &w, 1e-5), &definition(&x));
-    let worst = check_gradients(&[x], |t| rms_norm(&t[0], &w, 1e-5));
+    near(&rms_norm(&x, &w, 1e-5).tensor(), &definition(&x));
+    let worst = check_gradients(&[x], |t| rms_norm(&t[0], &w, 1e-5).tensor());
     assert!(worst < 1e-7, "{worst:e}");
 }
 
 #[test]
 fn swiglu_is_its_definition() {
     let (gate, up) = (random(&[5, 7]), random(&[5, 7]));
-    near(&swiglu(&gate, &up), &(&gate * gate.sigmoid() * &up));
-    let worst = check_gradients(&[gate, up], |t| swiglu(&t[0], &t[1]));
+    near(&swiglu(&gate, &up).tensor(), &(&gate * gate.sigmoid() * &up));
+    let worst = check_gradients(&[gate, up], |t| swiglu(&t[0], &t[1]).tensor());
     assert!(worst < 1e-7, "{worst:e}");
 }
 

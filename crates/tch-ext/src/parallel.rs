@@ -4,6 +4,7 @@ use std::ffi::c_void;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 unsafe extern "C" {
     fn tch_ext_parallel(
@@ -23,15 +24,34 @@ pub fn threads() -> usize {
 
 struct Call<'a> {
     each: &'a (dyn Fn(Range<usize>) + Sync),
+    n: usize,
+    grain: usize,
+    threads: usize,
+    next: AtomicUsize,
     panic: Mutex<Option<Box<dyn std::any::Any + Send>>>,
 }
 
-/// Runs `each` over parts of `0..n`, none shorter than `grain` where more than one is made. A panic in a part
-/// goes on in the caller, once all parts have ended.
+impl Call<'_> {
+    /// The next range that nobody has taken: half of an even share, so that threads which the machine slows down
+    /// do less, and at least the grain.
+    fn take(&self) -> Option<Range<usize>> {
+        let share = |start: usize| ((self.n - start) / (2 * self.threads)).max(self.grain);
+        let end = |start: usize| (start < self.n).then(|| self.n.min(start + share(start)));
+        let start = self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, end).ok()?;
+        Some(start..end(start)?)
+    }
+}
+
+/// Runs `each` over ranges that make up `0..n`, at least `grain` long but for the last. A panic in a range goes on
+/// in the caller, once all have ended.
 pub fn parallel(n: usize, grain: usize, each: impl Fn(Range<usize>) + Sync) {
-    let call = Call { each: &each, panic: Mutex::new(None) };
+    let (grain, threads) = (grain.max(1), threads());
+    if threads == 1 || n <= grain {
+        return if n > 0 { each(0..n) };
+    }
+    let call = Call { each: &each, n, grain, threads, next: AtomicUsize::new(0), panic: Mutex::new(None) };
     // SAFETY: `run` gets `call` back, which outlives the loop, and never unwinds.
-    unsafe { tch_ext_parallel(n as i64, grain.max(1) as i64, run, (&raw const call).cast_mut().cast()) };
+    unsafe { tch_ext_parallel(threads as i64, 1, run, (&raw const call).cast_mut().cast()) };
     if let Some(panic) = call.panic.into_inner().unwrap_or_default() {
         resume_unwind(panic);
     }
@@ -40,7 +60,14 @@ pub fn parallel(n: usize, grain: usize, each: impl Fn(Range<usize>) + Sync) {
 unsafe extern "C" fn run(state: *mut c_void, begin: i64, end: i64) {
     // SAFETY: made by `parallel`; shared by the threads, `each` is Sync.
     let call = unsafe { &*state.cast::<Call<'_>>() };
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (call.each)(begin as usize..end as usize)))
+    let work = || {
+        for _ in begin..end {
+            while let Some(range) = call.take() {
+                (call.each)(range);
+            }
+        }
+    };
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(work))
         && let Ok(mut first) = call.panic.lock()
     {
         first.get_or_insert(panic);
@@ -91,7 +118,8 @@ pub fn parallel_rows<W: Split>(
     grain: usize,
     each: impl Fn(usize, usize, W) + Sync,
 ) {
-    let count = (rows / grain.max(1)).clamp(1, threads());
+    // More parts than threads: see `Call::take`.
+    let count = (rows / grain.max(1)).clamp(1, 8 * threads());
     let step = rows.div_ceil(count).max(1);
     let (mut parts, mut rest, mut first) = (Vec::new(), work, 0);
     while rows - first > step {

@@ -18,44 +18,49 @@ use backward::Backward;
 pub(crate) use definition::linear;
 
 /// What layers read: a tensor, and perhaps a cheap way to make it again, so that backward need not keep it.
-pub struct Input<'a> {
-    x: &'a Tensor,
+pub struct Input {
+    x: Tensor,
     remake: Remake,
 }
 
 type Remake = Box<dyn Fn() -> Tensor + Send>;
 
-impl<'a> Input<'a> {
+impl Input {
     /// `x [.., in]`, and how to make it again, bit for bit.
-    pub fn remade(x: &'a Tensor, remake: impl Fn() -> Tensor + Send + 'static) -> Self {
-        Self { x, remake: Box::new(remake) }
+    pub fn remade(x: &Tensor, remake: impl Fn() -> Tensor + Send + 'static) -> Self {
+        Self { x: x.shallow_clone(), remake: Box::new(remake) }
+    }
+
+    /// The tensor, for readers of another kind.
+    pub fn tensor(self) -> Tensor {
+        self.x
     }
 }
 
-impl<'a> From<&'a Tensor> for Input<'a> {
-    fn from(x: &'a Tensor) -> Self {
+impl From<&Tensor> for Input {
+    fn from(x: &Tensor) -> Self {
         let kept = x.detach();
         Self::remade(x, move || kept.shallow_clone())
     }
 }
 
-impl std::fmt::Debug for Input<'_> {
+impl std::fmt::Debug for Input {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.x.fmt(f)
     }
 }
 
 /// The outputs `[.., out]` of `layers`, which read one input: one product for them all.
-pub fn project(layers: &[&Linear], input: Input<'_>, mode: Mode) -> Vec<Tensor> {
+pub fn project(layers: &[&Linear], input: Input, mode: Mode) -> Vec<Tensor> {
     let weights: Vec<Box<dyn BaseWeight>> = layers.iter().map(|layer| layer.weight().share()).collect();
-    let (flat, kind) = (flat(input.x), input.x.kind());
+    let (flat, kind) = (flat(&input.x), input.x.kind());
     let dense: Vec<Tensor> = weights.iter().map(|w| w.dense(kind)).collect();
     let factors: Option<Vec<Option<Factors<'_>>>> =
         layers.iter().zip(&dense).map(|(layer, w)| layer.factors(w)).collect();
     let Some(factors) = factors else {
         return match layers {
-            [one] => vec![one.forward_by_definition(input.x)],
-            _ => layers.iter().map(|layer| layer.forward(input.x, mode)).collect(),
+            [one] => vec![one.forward_by_definition(&input.x)],
+            _ => layers.iter().map(|layer| layer.forward(&input.x, mode)).collect(),
         };
     };
     let guard = tch::no_grad_guard();
@@ -92,7 +97,7 @@ pub fn project(layers: &[&Linear], input: Input<'_>, mode: Mode) -> Vec<Tensor> 
         .zip(&mut parts)
         .map(|((layer, out), part)| {
             let gain = part.low.as_mut().and_then(|low| low.gain.as_mut());
-            like(&gain.map_or(out.shallow_clone(), |gain| gain.finish(out, layer.bias(), kind)), input.x)
+            like(&gain.map_or(out.shallow_clone(), |gain| gain.finish(out, layer.bias(), kind)), &input.x)
         })
         .collect();
     drop(guard);

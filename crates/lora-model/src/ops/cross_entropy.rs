@@ -1,0 +1,120 @@
+//! The loss, without logits that are kept.
+
+use lora_core::{Linear, Mode, master_kind};
+use tch::{Reduction, Tensor};
+use tch_ext::{Function, Product, Rows, Sum, attach, gemm, parallel_rows, simd};
+
+use super::number::{Number, Wide, kernel, sum, write};
+use super::{one, wide};
+
+/// Labels with this value are not supervised.
+pub const IGNORE: i64 = -100;
+
+/// The summed cross-entropy of `hidden [n, d]` through `head` against `labels [n]` (i64, [`IGNORE`]: not
+/// supervised), an f32 scalar, and how many labels count.
+///
+/// Only supervised rows reach the head. A constant head works in chunks and makes the gradient on the way:
+/// logits are never kept.
+pub fn cross_entropy(hidden: &Tensor, labels: &Tensor, head: &Linear, mode: Mode) -> (Tensor, i64) {
+    let rows = labels.not_equal(IGNORE).nonzero().reshape(-1);
+    let count = rows.size()[0];
+    let (hidden, labels) = (hidden.index_select(0, &rows), labels.index_select(0, &rows));
+    let loss = match head.constant() {
+        Some(base) if head.bias().is_none() => chunked(&hidden, &labels, &base.dense(hidden.kind())),
+        _ => {
+            let logits = wide(&head.forward(&hidden, mode));
+            logits.cross_entropy_loss::<Tensor>(&labels, None, Reduction::Sum, IGNORE, 0.0)
+        }
+    };
+    (loss, count)
+}
+
+/// Rows whose logits exist at one time.
+const CHUNK: i64 = 256;
+
+fn chunked(hidden: &Tensor, labels: &Tensor, head: &Tensor) -> Tensor {
+    let wanted = hidden.requires_grad();
+    let guard = tch::no_grad_guard();
+    let (kind, device) = (hidden.kind(), hidden.device());
+    let (rows, vocabulary) = (hidden.size()[0], head.size()[0]);
+    let (hidden_now, dx) = (hidden.detach().contiguous(), hidden.empty_like());
+    let mut total = 0.0;
+    let logits = Tensor::empty([CHUNK.min(rows), vocabulary], (master_kind(kind), device));
+    for start in (0..rows).step_by(CHUNK as usize) {
+        let n = CHUNK.min(rows - start);
+        let (h, labels) = (hidden_now.narrow(0, start, n), labels.narrow(0, start, n));
+        let mut logits = logits.narrow(0, 0, n);
+        gemm(&[Sum::new(vec![Product::transposed(&h, head)], &logits)]);
+        let (loss, d) = kernel!(&h, softmax(&mut logits, &labels))
+            .unwrap_or_else(|| definition(&mut logits, &labels, kind));
+        total += loss;
+        if wanted {
+            gemm(&[Sum::new(vec![Product::plain(&d, head)], &dx.narrow(0, start, n))]);
+        }
+    }
+    let loss = Tensor::from(total).to_kind(master_kind(kind)).to_device(device);
+    drop(guard);
+    one(attach(&[&loss], &[hidden], Scaled(wanted.then_some(dx))))
+}
+
+/// The summed loss of `logits [n, V]`, which are overwritten, and its gradient in `kind`.
+fn definition(logits: &mut Tensor, labels: &Tensor, kind: tch::Kind) -> (f64, Tensor) {
+    let label = labels.unsqueeze(1);
+    // torch's log_softmax adds up a row's terms one after another in f32, which moves gradients by 3e-4.
+    let _ = logits.g_sub_(&logits.amax([1i64].as_slice(), true));
+    let chosen = logits.gather(1, &label, false);
+    let sum = logits.exp_().sum_dim_intlist([1i64].as_slice(), true, None);
+    let loss = (sum.log() - chosen).sum(tch::Kind::Double).double_value(&[]);
+    let mut d = logits.g_div_(&sum);
+    let _ = d.scatter_add_(1, &label, &Tensor::full(label.size(), -1.0, (d.kind(), d.device())));
+    (loss, d.to_kind(kind))
+}
+
+fn softmax<T: Number>(logits: &mut Tensor, labels: &Tensor) -> (f64, Tensor) {
+    let (rows, width) = (logits.size()[0] as usize, logits.size()[1] as usize);
+    let mut d = Tensor::empty([rows as i64, width as i64], (T::KIND, logits.device()));
+    let mut losses = vec![0.0; rows];
+    let labels: &[i64] = &Vec::<i64>::try_from(labels).expect("labels [n]");
+    let work = (
+        Rows { data: write::<T::Wide>(logits), width },
+        Rows { data: write::<T>(&mut d), width },
+        Rows { data: &mut losses, width: 1 },
+    );
+    parallel_rows(work, rows, 1, |first, _, (logits, d, losses)| {
+        simd(|| {
+            let rows = logits.data.chunks_exact_mut(width).zip(d.data.chunks_exact_mut(width));
+            for ((loss, (z, d)), &label) in losses.data.iter_mut().zip(rows).zip(&labels[first..]) {
+                *loss = row(z, d, label as usize);
+            }
+        });
+    });
+    (losses.iter().sum(), d)
+}
+
+/// One row: its loss, and `softmax(z) - onehot(label)` into d.
+#[inline(always)]
+fn row<T: Number>(z: &mut [T::Wide], d: &mut [T], label: usize) -> f64 {
+    let mut lanes = [z[0]; 32];
+    for chunk in z.chunks_exact(32) {
+        for (lane, &z) in lanes.iter_mut().zip(chunk) {
+            *lane = if z > *lane { z } else { *lane };
+        }
+    }
+    let rest = z.chunks_exact(32).remainder();
+    let most = lanes.iter().chain(rest).fold(z[0], |most, &z| if z > most { z } else { most });
+    let chosen = (z[label] - most).f64();
+    z.iter_mut().for_each(|z| *z = (*z - most).exp());
+    let total = sum(z.len(), |i| z[i]);
+    let inverse = T::Wide::of(1.0 / total);
+    d.iter_mut().zip(z.iter()).for_each(|(d, &z)| *d = T::narrow(z * inverse));
+    d[label] = T::narrow(z[label] * inverse - T::Wide::of(1.0));
+    total.ln() - chosen
+}
+
+struct Scaled(Option<Tensor>);
+
+impl Function for Scaled {
+    fn backward(&mut self, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
+        vec![grads[0].as_ref().zip(self.0.as_ref()).map(|(g, d)| d * g.to_kind(d.kind()))]
+    }
+}

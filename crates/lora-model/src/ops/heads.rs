@@ -1,0 +1,117 @@
+//! From tokens to heads, turning by rotary positions on the way (Su et al. 2021), in Hugging Face's half-split
+//! layout.
+
+use tch::Tensor;
+use tch_ext::{Function, Rows, attach, parallel_rows, simd};
+
+use super::number::{Number, kernel, read, write};
+use super::{one, wide};
+
+/// Cosines and sines of a run of positions, `[T, head_dim / 2]`, f32 (f64 for an f64 model).
+pub(crate) struct Angles {
+    pub(crate) cos: Tensor,
+    pub(crate) sin: Tensor,
+}
+
+impl Angles {
+    fn share(&self) -> Self {
+        Self { cos: self.cos.shallow_clone(), sin: self.sin.shallow_clone() }
+    }
+
+    /// Turns `x [B, heads, T, head_dim]`.
+    fn turn(&self, x: &Tensor) -> Tensor {
+        let (kind, x) = (x.kind(), wide(x));
+        let halves = x.chunk(2, -1);
+        let (a, b) = (&halves[0], &halves[1]);
+        Tensor::cat(&[a * &self.cos - b * &self.sin, b * &self.cos + a * &self.sin], -1).to_kind(kind)
+    }
+
+    fn back(&self) -> Self {
+        Self { cos: self.cos.shallow_clone(), sin: -&self.sin }
+    }
+}
+
+/// `[B, T, count * head_dim]` as `[B, count, T, head_dim]`, turned if there are angles.
+pub(crate) fn heads(x: &Tensor, count: i64, angles: Option<&Angles>) -> Tensor {
+    let y = tch::no_grad(|| {
+        let x = x.detach().contiguous();
+        kernel!(&x, gather(&x, count, angles)).unwrap_or_else(|| {
+            let size = x.size();
+            let y = x.view([size[0], size[1], count, size[2] / count]).transpose(1, 2);
+            angles.map_or(y.contiguous(), |angles| angles.turn(&y))
+        })
+    });
+    one(attach(&[&y], &[x], Heads(angles.map(Angles::share))))
+}
+
+struct Heads(Option<Angles>);
+
+impl Function for Heads {
+    fn backward(&mut self, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
+        vec![grads[0].as_ref().map(|g| {
+            let (g, back) = (g.contiguous(), self.0.as_ref().map(Angles::back));
+            kernel!(&g, scatter(&g, back.as_ref())).unwrap_or_else(|| {
+                let g = back.as_ref().map_or(g.shallow_clone(), |back| back.turn(&g)).transpose(1, 2);
+                let size = g.size();
+                g.reshape([size[0], size[1], size[2] * size[3]])
+            })
+        })]
+    }
+}
+
+/// Heads of one token that are worth a thread of their own.
+const GRAIN: usize = 64;
+
+fn gather<T: Number>(x: &Tensor, count: i64, angles: Option<&Angles>) -> Tensor {
+    let size = x.size();
+    let (t, dim) = (size[1] as usize, (size[2] / count) as usize);
+    let mut y = Tensor::empty([size[0], count, size[1], dim as i64], (x.kind(), x.device()));
+    let (source, count) = (read::<T>(x), count as usize);
+    // Row (b, head, t) comes from (b, t, head).
+    let from = |row: usize| (row / (count * t) * t + row % t) * count + row / t % count;
+    turned(source, write(&mut y), dim, from, |row| row % t, angles);
+    y
+}
+
+fn scatter<T: Number>(g: &Tensor, angles: Option<&Angles>) -> Tensor {
+    let size = g.size();
+    let (count, t, dim) = (size[1] as usize, size[2] as usize, size[3] as usize);
+    let mut dx = Tensor::empty([size[0], size[2], size[1] * size[3]], (g.kind(), g.device()));
+    // Row (b, t, head) comes from (b, head, t).
+    let from = |row: usize| (row / (count * t) * count + row % count) * t + row / count % t;
+    turned(read::<T>(g), write(&mut dx), dim, from, |row| row / count % t, angles);
+    dx
+}
+
+/// Row i of `out` is row `from(i)` of `source`, turned by the angles of `position(i)`.
+fn turned<T: Number>(
+    source: &[T],
+    out: &mut [T],
+    dim: usize,
+    from: impl Fn(usize) -> usize + Sync,
+    position: impl Fn(usize) -> usize + Sync,
+    angles: Option<&Angles>,
+) {
+    let half = dim / 2;
+    let angles = angles.map(|a| (read::<T::Wide>(&a.cos), read::<T::Wide>(&a.sin)));
+    let rows = out.len() / dim.max(1);
+    parallel_rows(Rows { data: out, width: dim }, rows, GRAIN, |first, _, out| {
+        simd(|| {
+            for (i, out) in out.data.chunks_exact_mut(dim).enumerate() {
+                let x = &source[from(first + i) * dim..][..dim];
+                let Some((cos, sin)) = angles else {
+                    out.copy_from_slice(x);
+                    continue;
+                };
+                let at = position(first + i) * half;
+                let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
+                let ((a, b), (out_a, out_b)) = (x.split_at(half), out.split_at_mut(half));
+                for j in 0..half {
+                    let (p, q) = (a[j].wide(), b[j].wide());
+                    out_a[j] = T::narrow(p * cos[j] - q * sin[j]);
+                    out_b[j] = T::narrow(q * cos[j] + p * sin[j]);
+                }
+            }
+        });
+    });
+}

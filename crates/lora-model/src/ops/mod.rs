@@ -1,0 +1,24 @@
+//! What lies between the linear layers, each a function that saves little: on a CPU a loop of our own over rows, in
+//! one pass; elsewhere its definition, which stands beside it.
+
+mod cross_entropy;
+mod heads;
+mod number;
+mod rms_norm;
+mod swiglu;
+
+pub use cross_entropy::{IGNORE, cross_entropy};
+pub(crate) use heads::{Angles, heads};
+pub use rms_norm::rms_norm;
+pub use swiglu::swiglu;
+
+use tch::Tensor;
+
+/// f32, or f64 for f64.
+pub(crate) fn wide(t: &Tensor) -> Tensor {
+    t.to_kind(lora_core::master_kind(t.kind()))
+}
+
+fn one(outputs: Result<Vec<Tensor>, tch::TchError>) -> Tensor {
+    outputs.expect("the tensors are defined").swap_remove(0)
+}

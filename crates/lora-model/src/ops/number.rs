@@ -1,0 +1,191 @@
+//! The element types that the loops are written for.
+
+use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
+
+use half::bf16;
+use tch_ext::{Element, round_bf16};
+
+/// How numbers are stored.
+pub(crate) trait Number: Element {
+    /// What they are computed in.
+    type Wide: Wide;
+    fn wide(self) -> Self::Wide;
+    fn narrow(x: Self::Wide) -> Self;
+}
+
+/// f32 or f64.
+pub(crate) trait Wide:
+    Number<Wide = Self>
+    + PartialOrd
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+    + AddAssign
+{
+    fn of(x: f64) -> Self;
+    fn f64(self) -> f64;
+    /// In f32 good to two units in the last place, and without branches; 0 below the normal numbers.
+    fn exp(self) -> Self;
+}
+
+impl Number for bf16 {
+    type Wide = f32;
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+    #[inline(always)]
+    fn narrow(x: f32) -> bf16 {
+        round_bf16(x)
+    }
+}
+
+impl Number for f32 {
+    type Wide = f32;
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn narrow(x: f32) -> f32 {
+        x
+    }
+}
+
+impl Number for f64 {
+    type Wide = f64;
+    #[inline(always)]
+    fn wide(self) -> f64 {
+        self
+    }
+    #[inline(always)]
+    fn narrow(x: f64) -> f64 {
+        x
+    }
+}
+
+impl Wide for f32 {
+    #[inline(always)]
+    fn of(x: f64) -> f32 {
+        x as f32
+    }
+    #[inline(always)]
+    fn f64(self) -> f64 {
+        f64::from(self)
+    }
+    #[inline(always)]
+    fn exp(self) -> f32 {
+        // 2^n e^r with |r| <= ln 2 / 2; adding 1.5 * 2^23 rounds to a whole number. ln 2 in two parts.
+        const ROUND: f32 = 12_582_912.0;
+        let x = if self < -87.0 { -87.4 } else { self };
+        let x = if x > 88.7 { 88.8 } else { x };
+        let n = x * std::f32::consts::LOG2_E + ROUND - ROUND;
+        let r = x - n * 0.693_359_4 - n * -2.121_944_4e-4;
+        let p = 1.987_569_1e-4;
+        let p = p * r + 1.398_199_9e-3;
+        let p = p * r + 8.333_452e-3;
+        let p = p * r + 4.166_579_6e-2;
+        let p = p * r + 1.666_666_6e-1;
+        let p = p * r + 0.5;
+        let e = p * r * r + r + 1.0;
+        // In two steps, since 2^128 is no f32.
+        let half = (n * 0.5 + ROUND) - ROUND;
+        let power = |n: f32| f32::from_bits(((n + 127.0) as i32 as u32) << 23);
+        let y = e * power(half) * power(n - half);
+        if self < -87.0 { 0.0 } else { y }
+    }
+}
+
+impl Wide for f64 {
+    #[inline(always)]
+    fn of(x: f64) -> f64 {
+        x
+    }
+    #[inline(always)]
+    fn f64(self) -> f64 {
+        self
+    }
+    #[inline(always)]
+    fn exp(self) -> f64 {
+        f64::exp(self)
+    }
+}
+
+/// The sum of `term(0) .. term(n)`, in lanes that vectorise; lanes are emptied into f64 in time.
+#[inline(always)]
+pub(crate) fn sum<W: Wide>(n: usize, term: impl Fn(usize) -> W) -> f64 {
+    const LANES: usize = 32;
+    const BLOCK: usize = 1024;
+    let mut total = 0.0;
+    let mut start = 0;
+    while start < n {
+        let end = n.min(start + BLOCK);
+        let whole = start + (end - start) / LANES * LANES;
+        let mut lanes = [W::of(0.0); LANES];
+        let mut i = start;
+        while i < whole {
+            for (l, lane) in lanes.iter_mut().enumerate() {
+                *lane += term(i + l);
+            }
+            i += LANES;
+        }
+        total += lanes.iter().map(|l| l.f64()).sum::<f64>();
+        total += (whole..end).map(|i| term(i).f64()).sum::<f64>();
+        start = end;
+    }
+    total
+}
+
+/// Calls `$f::<T>($args)` with the element type of `$tensor` if it lies on the CPU and has loops; `None` if not.
+macro_rules! kernel {
+    ($tensor:expr, $f:ident($($arg:expr),* $(,)?)) => {{
+        let tensor: &tch::Tensor = $tensor;
+        match (tensor.device(), tensor.kind()) {
+            (tch::Device::Cpu, tch::Kind::BFloat16) => Some($f::<half::bf16>($($arg),*)),
+            (tch::Device::Cpu, tch::Kind::Float) => Some($f::<f32>($($arg),*)),
+            (tch::Device::Cpu, tch::Kind::Double) => Some($f::<f64>($($arg),*)),
+            _ => None,
+        }
+    }};
+}
+pub(crate) use kernel;
+
+/// The elements of a contiguous CPU tensor of that type, which the caller has made sure of.
+pub(crate) fn read<T: Number>(t: &tch::Tensor) -> &[T] {
+    tch_ext::elements(t).expect("a contiguous CPU tensor of this type")
+}
+
+/// As [`read`], to be written.
+pub(crate) fn write<T: Number>(t: &mut tch::Tensor) -> &mut [T] {
+    tch_ext::elements_mut(t).expect("a contiguous CPU tensor of this type")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_good_to_two_units() {
+        for i in -8_700_000..8_870_000 {
+            let x = i as f32 * 1e-5;
+            let exact = f64::from(x).exp();
+            let error = (f64::from(Wide::exp(x)) / exact - 1.0).abs();
+            assert!(error < 2.4e-7, "{x}: {error:e}");
+        }
+        assert_eq!(Wide::exp(-1e9f32), 0.0);
+        assert_eq!(Wide::exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(Wide::exp(f32::INFINITY), f32::INFINITY);
+        assert!(Wide::exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn sums_of_any_length() {
+        for n in [0usize, 1, 31, 32, 33, 1023, 1024, 1025, 49152] {
+            let want = (n * n.saturating_sub(1) / 2) as f64;
+            assert_eq!(sum(n, |i| i as f64), want);
+            assert!((sum(n, |i| i as f32) - want).abs() <= want * 1e-6);
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! The gated activation.
+
+use lora_core::Input;
+use tch::Tensor;
+use tch_ext::{Function, Rows, attach, parallel_rows, simd};
+
+use super::number::{Number, Wide, kernel, read, write};
+use super::one;
+
+/// `silu(gate) * up` (Shazeer 2020). Saves its two inputs; a layer that reads it need not keep it.
+pub fn swiglu(gate: &Tensor, up: &Tensor) -> Input {
+    let flat = |t: &Tensor| t.detach().contiguous();
+    let (g, u) = (flat(gate), flat(up));
+    let y = value(&g, &u);
+    let (g2, u2) = (g.shallow_clone(), u.shallow_clone());
+    let y = one(attach(&[&y], &[gate, up], SwiGlu { gate: g, up: u }));
+    Input::remade(&y, move || value(&g2, &u2))
+}
+
+fn value(gate: &Tensor, up: &Tensor) -> Tensor {
+    tch::no_grad(|| kernel!(gate, forward(gate, up)).unwrap_or_else(|| gate.silu() * up))
+}
+
+/// Elements that are worth a thread of their own.
+const GRAIN: usize = 8192;
+
+fn forward<T: Number>(gate: &Tensor, up: &Tensor) -> Tensor {
+    let mut y = gate.empty_like();
+    let (gate, up) = (read::<T>(gate), read::<T>(up));
+    let out = Rows { data: write::<T>(&mut y), width: 1 };
+    parallel_rows(out, gate.len(), GRAIN, |first, n, out| {
+        let (gate, up) = (&gate[first..first + n], &up[first..first + n]);
+        simd(|| {
+            for ((y, g), u) in out.data.iter_mut().zip(gate).zip(up) {
+                *y = T::narrow(g.wide() * sigmoid(g.wide()) * u.wide());
+            }
+        });
+    });
+    y
+}
+
+#[inline(always)]
+fn sigmoid<W: Wide>(x: W) -> W {
+    W::of(1.0) / (W::of(1.0) + (-x).exp())
+}
+
+struct SwiGlu {
+    gate: Tensor,
+    up: Tensor,
+}
+
+impl Function for SwiGlu {
+    fn backward(&mut self, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
+        let Some(g) = grads[0].as_ref().map(Tensor::contiguous) else { return vec![None, None] };
+        let [d_gate, d_up] = kernel!(&g, gradient(&g, self)).unwrap_or_else(|| self.definition(&g));
+        vec![Some(d_gate), Some(d_up)]
+    }
+}
+
+impl SwiGlu {
+    fn definition(&self, g: &Tensor) -> [Tensor; 2] {
+        [self.gate.silu_backward(&(g * &self.up)), g * self.gate.silu()]
+    }
+}
+
+fn gradient<T: Number>(dy: &Tensor, node: &SwiGlu) -> [Tensor; 2] {
+    let (mut d_gate, mut d_up) = (dy.empty_like(), dy.empty_like());
+    let (dy, gate, up) = (read::<T>(dy), read::<T>(&node.gate), read::<T>(&node.up));
+    let out = (Rows { data: write::<T>(&mut d_gate), width: 1 }, Rows { data: write::<T>(&mut d_up), width: 1 });
+    parallel_rows(out, dy.len(), GRAIN, |first, n, (d_gate, d_up)| {
+        let (dy, gate, up) = (&dy[first..first + n], &gate[first..first + n], &up[first..first + n]);
+        let (d_gate, d_up) = (&mut d_gate.data[..n], &mut d_up.data[..n]);
+        simd(|| {
+            for i in 0..n {
+                let (dy, g) = (dy[i].wide(), gate[i].wide());
+                let s = sigmoid(g);
+                d_up[i] = T::narrow(dy * g * s);
+                d_gate[i] = T::narrow(dy * up[i].wide() * s * (T::Wide::of(1.0) + g * (T::Wide::of(1.0) - s)));
+            }
+        });
+    });
+    [d_gate, d_up]
+}
