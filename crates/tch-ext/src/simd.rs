@@ -1,40 +1,84 @@
 //! Run-time choice of the instruction set.
 
+use std::sync::OnceLock;
+
 use half::bf16;
 
-/// Runs `kernel`, compiled once for AVX-512, once for AVX2 and once for whatever the binary was built for; the
-/// best that the machine has is taken. The compiler vectorises plain loops in it, and in what is inlined into it:
-/// mark helpers `#[inline(always)]`.
-#[inline]
-pub fn simd<R>(kernel: impl FnOnce() -> R) -> R {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl")
-        {
-            // SAFETY: the machine has them, and every such machine has AVX2 and FMA.
-            return unsafe { avx512(kernel) };
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            // SAFETY: the machine has them.
-            return unsafe { avx2(kernel) };
-        }
+/// What loops may be compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Simd {
+    /// What the binary was built for.
+    Plain,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512 F, BW, DQ, VL.
+    Avx512,
+}
+
+impl Simd {
+    /// The best that the machine has.
+    pub fn best() -> Self {
+        static BEST: OnceLock<Simd> = OnceLock::new();
+        *BEST.get_or_init(|| {
+            #[cfg(target_arch = "x86_64")]
+            {
+                let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+                let avx512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+                if avx2 && avx512 && is_x86_feature_detected!("avx512dq") && is_x86_feature_detected!("avx512vl") {
+                    return Self::Avx512;
+                } else if avx2 {
+                    return Self::Avx2;
+                }
+            }
+            Self::Plain
+        })
     }
-    kernel()
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi2")]
-fn avx512<R>(kernel: impl FnOnce() -> R) -> R {
-    kernel()
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn avx2<R>(kernel: impl FnOnce() -> R) -> R {
-    kernel()
+/// A function that is compiled for several instruction sets, of which a call takes the best that the machine has.
+/// The compiler vectorises plain loops in it, and in what is inlined into it: mark helpers `#[inline(always)]`,
+/// and keep closures small.
+///
+/// ```
+/// tch_ext::simd! {
+///     /// Adds x to y.
+///     pub fn add(y: &mut [f32], x: &[f32]) {
+///         y.iter_mut().zip(x).for_each(|(y, x)| *y += x);
+///     }
+/// }
+/// let mut y = [1.0; 20];
+/// add(&mut y, &[2.0; 20]);
+/// assert_eq!(y, [3.0; 20]);
+/// ```
+#[macro_export]
+macro_rules! simd {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$t:ident: $bound:path>)? ($($arg:ident: $ty:ty),* $(,)?)
+        $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        $vis fn $name $(<$t: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn body $(<$t: $bound>)? ($($arg: $ty),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi2")]
+            fn avx512 $(<$t: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
+                body($($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2 $(<$t: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
+                body($($arg),*)
+            }
+            match $crate::Simd::best() {
+                // SAFETY: the machine has been asked.
+                #[cfg(target_arch = "x86_64")]
+                $crate::Simd::Avx512 => unsafe { avx512($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                $crate::Simd::Avx2 => unsafe { avx2($($arg),*) },
+                _ => body($($arg),*),
+            }
+        }
+    };
 }
 
 /// To the nearest bf16, ties to even; a NaN stays one. Without branches, so that loops of it vectorise.

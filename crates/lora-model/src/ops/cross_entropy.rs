@@ -81,34 +81,34 @@ fn softmax<T: Number>(logits: &mut Tensor, labels: &Tensor) -> (f64, Tensor) {
         Rows { data: &mut losses, width: 1 },
     );
     parallel_rows(work, rows, 1, |first, _, (logits, d, losses)| {
-        simd(|| {
-            let rows = logits.data.chunks_exact_mut(width).zip(d.data.chunks_exact_mut(width));
-            for ((loss, (z, d)), &label) in losses.data.iter_mut().zip(rows).zip(&labels[first..]) {
-                *loss = row(z, d, label as usize);
-            }
-        });
+        let rows = logits.data.chunks_exact_mut(width).zip(d.data.chunks_exact_mut(width));
+        for ((loss, (z, d)), &label) in losses.data.iter_mut().zip(rows).zip(&labels[first..]) {
+            *loss = row(z, d, label as usize);
+        }
     });
     (losses.iter().sum(), d)
 }
 
-/// One row: its loss, and `softmax(z) - onehot(label)` into d.
-#[inline(always)]
-fn row<T: Number>(z: &mut [T::Wide], d: &mut [T], label: usize) -> f64 {
-    let mut lanes = [z[0]; 32];
-    for chunk in z.chunks_exact(32) {
-        for (lane, &z) in lanes.iter_mut().zip(chunk) {
-            *lane = if z > *lane { z } else { *lane };
+simd! {
+    /// One row: its loss, and `softmax(z) - onehot(label)` into d.
+    fn row<T: Number>(z: &mut [T::Wide], d: &mut [T], label: usize) -> f64 {
+        let mut lanes = [z[0]; 32];
+        let chunks = z.chunks_exact(32);
+        let rest = chunks.remainder();
+        for chunk in chunks {
+            for (lane, &z) in lanes.iter_mut().zip(chunk) {
+                *lane = if z > *lane { z } else { *lane };
+            }
         }
+        let most = lanes.iter().chain(rest).fold(z[0], |most, &z| if z > most { z } else { most });
+        let chosen = (z[label] - most).f64();
+        z.iter_mut().for_each(|z| *z = (*z - most).exp());
+        let total = sum(z, |z| z);
+        let inverse = T::Wide::of(1.0 / total);
+        d.iter_mut().zip(z.iter()).for_each(|(d, &z)| *d = T::narrow(z * inverse));
+        d[label] = T::narrow(z[label] * inverse - T::Wide::of(1.0));
+        total.ln() - chosen
     }
-    let rest = z.chunks_exact(32).remainder();
-    let most = lanes.iter().chain(rest).fold(z[0], |most, &z| if z > most { z } else { most });
-    let chosen = (z[label] - most).f64();
-    z.iter_mut().for_each(|z| *z = (*z - most).exp());
-    let total = sum(z.len(), |i| z[i]);
-    let inverse = T::Wide::of(1.0 / total);
-    d.iter_mut().zip(z.iter()).for_each(|(d, &z)| *d = T::narrow(z * inverse));
-    d[label] = T::narrow(z[label] * inverse - T::Wide::of(1.0));
-    total.ln() - chosen
 }
 
 struct Scaled(Option<Tensor>);

@@ -96,22 +96,25 @@ fn turned<T: Number>(
     let angles = angles.map(|a| (read::<T::Wide>(&a.cos), read::<T::Wide>(&a.sin)));
     let rows = out.len() / dim.max(1);
     parallel_rows(Rows { data: out, width: dim }, rows, GRAIN, |first, _, out| {
-        simd(|| {
-            for (i, out) in out.data.chunks_exact_mut(dim).enumerate() {
-                let x = &source[from(first + i) * dim..][..dim];
-                let Some((cos, sin)) = angles else {
-                    out.copy_from_slice(x);
-                    continue;
-                };
-                let at = position(first + i) * half;
-                let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
-                let ((a, b), (out_a, out_b)) = (x.split_at(half), out.split_at_mut(half));
-                for j in 0..half {
-                    let (p, q) = (a[j].wide(), b[j].wide());
-                    out_a[j] = T::narrow(p * cos[j] - q * sin[j]);
-                    out_b[j] = T::narrow(q * cos[j] + p * sin[j]);
-                }
+        for (i, out) in out.data.chunks_exact_mut(dim).enumerate() {
+            let x = &source[from(first + i) * dim..][..dim];
+            let at = position(first + i) * half;
+            match angles {
+                Some((cos, sin)) => turn(out, x, &cos[at..at + half], &sin[at..at + half]),
+                None => out.copy_from_slice(x),
             }
-        });
+        }
     });
+}
+
+simd! {
+    fn turn<T: Number>(out: &mut [T], x: &[T], cos: &[T::Wide], sin: &[T::Wide]) {
+        let ((a, b), (out_a, out_b)) = (x.split_at(cos.len()), out.split_at_mut(cos.len()));
+        let angles = cos.iter().zip(sin);
+        for ((((out_a, out_b), a), b), (&cos, &sin)) in out_a.iter_mut().zip(out_b).zip(a).zip(b).zip(angles) {
+            let (p, q) = (a.wide(), b.wide());
+            *out_a = T::narrow(p * cos - q * sin);
+            *out_b = T::narrow(q * cos + p * sin);
+        }
+    }
 }

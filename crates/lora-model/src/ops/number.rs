@@ -81,7 +81,8 @@ impl Wide for f32 {
         const ROUND: f32 = 12_582_912.0;
         let x = if self < -87.0 { -87.4 } else { self };
         let x = if x > 88.7 { 88.8 } else { x };
-        let n = x * std::f32::consts::LOG2_E + ROUND - ROUND;
+        let shifted = x * std::f32::consts::LOG2_E + ROUND;
+        let n = shifted - ROUND;
         let r = x - n * 0.693_359_4 - n * -2.121_944_4e-4;
         let p = 1.987_569_1e-4;
         let p = p * r + 1.398_199_9e-3;
@@ -90,10 +91,10 @@ impl Wide for f32 {
         let p = p * r + 1.666_666_6e-1;
         let p = p * r + 0.5;
         let e = p * r * r + r + 1.0;
-        // In two steps, since 2^128 is no f32.
-        let half = (n * 0.5 + ROUND) - ROUND;
-        let power = |n: f32| f32::from_bits(((n + 127.0) as i32 as u32) << 23);
-        let y = e * power(half) * power(n - half);
+        // n lies in the low bits of `shifted`. In two steps, since 2^128 is no f32.
+        let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
+        let power = |n: i32| f32::from_bits((n.wrapping_add(127) as u32) << 23);
+        let y = e * power(n >> 1) * power(n - (n >> 1));
         if self < -87.0 { 0.0 } else { y }
     }
 }
@@ -113,27 +114,39 @@ impl Wide for f64 {
     }
 }
 
-/// The sum of `term(0) .. term(n)`, in lanes that vectorise; lanes are emptied into f64 in time.
+const LANES: usize = 32;
+
+/// The sum of `term(x)` over a slice, in lanes that vectorise; lanes are emptied into f64 in time.
 #[inline(always)]
-pub(crate) fn sum<W: Wide>(n: usize, term: impl Fn(usize) -> W) -> f64 {
-    const LANES: usize = 32;
-    const BLOCK: usize = 1024;
+pub(crate) fn sum<T: Copy, W: Wide>(x: &[T], term: impl Fn(T) -> W) -> f64 {
     let mut total = 0.0;
-    let mut start = 0;
-    while start < n {
-        let end = n.min(start + BLOCK);
-        let whole = start + (end - start) / LANES * LANES;
+    for block in x.chunks(1024) {
         let mut lanes = [W::of(0.0); LANES];
-        let mut i = start;
-        while i < whole {
-            for (l, lane) in lanes.iter_mut().enumerate() {
-                *lane += term(i + l);
-            }
-            i += LANES;
+        let chunks = block.chunks_exact(LANES);
+        total += chunks.remainder().iter().map(|&x| term(x).f64()).sum::<f64>();
+        for x in chunks {
+            lanes.iter_mut().zip(x).for_each(|(lane, &x)| *lane += term(x));
         }
         total += lanes.iter().map(|l| l.f64()).sum::<f64>();
-        total += (whole..end).map(|i| term(i).f64()).sum::<f64>();
-        start = end;
+    }
+    total
+}
+
+/// The sum of `a b c`, element by element; as [`sum`].
+#[inline(always)]
+pub(crate) fn dot<T: Number>(a: &[T], b: &[T], c: &[T]) -> f64 {
+    let term = |((a, b), c): ((&T, &T), &T)| a.wide() * b.wide() * c.wide();
+    let mut total = 0.0;
+    for ((a, b), c) in a.chunks(1024).zip(b.chunks(1024)).zip(c.chunks(1024)) {
+        let mut lanes = [T::Wide::of(0.0); LANES];
+        let (a, b, c) = (a.chunks_exact(LANES), b.chunks_exact(LANES), c.chunks_exact(LANES));
+        let rest = a.remainder().iter().zip(b.remainder()).zip(c.remainder());
+        total += rest.map(|x| term(x).f64()).sum::<f64>();
+        for ((a, b), c) in a.zip(b).zip(c) {
+            let terms = a.iter().zip(b).zip(c);
+            lanes.iter_mut().zip(terms).for_each(|(lane, x)| *lane += term(x));
+        }
+        total += lanes.iter().map(|l| l.f64()).sum::<f64>();
     }
     total
 }
@@ -184,8 +197,10 @@ mod tests {
     fn sums_of_any_length() {
         for n in [0usize, 1, 31, 32, 33, 1023, 1024, 1025, 49152] {
             let want = (n * n.saturating_sub(1) / 2) as f64;
-            assert_eq!(sum(n, |i| i as f64), want);
-            assert!((sum(n, |i| i as f32) - want).abs() <= want * 1e-6);
+            let (wide, narrow): (Vec<f64>, Vec<f32>) = (0..n).map(|i| (i as f64, i as f32)).unzip();
+            assert_eq!(sum(&wide, |x| x), want);
+            assert!((sum(&narrow, |x| x) - want).abs() <= want * 1e-6);
+            assert_eq!(dot(&wide, &vec![2.0; n], &vec![0.5; n]), want);
         }
     }
 }

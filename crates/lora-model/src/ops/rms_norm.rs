@@ -4,7 +4,7 @@ use lora_core::Input;
 use tch::Tensor;
 use tch_ext::{Function, Rows, attach, parallel_rows, simd};
 
-use super::number::{Number, Wide, kernel, read, sum, write};
+use super::number::{Number, Wide, dot, kernel, read, sum, write};
 use super::{one, wide};
 
 /// `x / sqrt(mean(x²) + eps) * weight` over the last dimension, computed in f32, in x's dtype
@@ -44,12 +44,7 @@ fn forward<T: Number>(x: &Tensor, weight: &Tensor, eps: f64) -> (Tensor, Tensor)
     let source = read::<T>(x);
     let rows = source.len() / width.max(1);
     parallel_rows(Rows { data: write::<T::Wide>(&mut inverse), width: 1 }, rows, GRAIN, |first, _, out| {
-        simd(|| {
-            for (out, x) in out.data.iter_mut().zip(source[first * width..].chunks_exact(width)) {
-                let squares = sum(width, |i| x[i].wide() * x[i].wide());
-                *out = T::Wide::of(1.0 / (squares / width as f64 + eps).sqrt());
-            }
-        });
+        inverses(out.data, &source[first * width..], width, eps);
     });
     (again::<T>(x, weight, &inverse), inverse)
 }
@@ -60,16 +55,29 @@ fn again<T: Number>(x: &Tensor, weight: &Tensor, inverse: &Tensor) -> Tensor {
     let width = w.len();
     let out = Rows { data: write::<T>(&mut y), width };
     parallel_rows(out, inverse.len(), GRAIN, |first, _, out| {
-        simd(|| {
-            let rows = source[first * width..].chunks_exact(width).zip(&inverse[first..]);
-            for (y, (x, &inverse)) in out.data.chunks_exact_mut(width).zip(rows) {
-                for i in 0..width {
-                    y[i] = T::narrow(x[i].wide() * inverse * w[i].wide());
-                }
-            }
-        });
+        scale(out.data, &source[first * width..], w, &inverse[first..]);
     });
     y
+}
+
+simd! {
+    fn inverses<T: Number>(out: &mut [T::Wide], x: &[T], width: usize, eps: f64) {
+        for (out, x) in out.iter_mut().zip(x.chunks_exact(width)) {
+            let squares = sum(x, |x| x.wide() * x.wide());
+            *out = T::Wide::of(1.0 / (squares / width as f64 + eps).sqrt());
+        }
+    }
+}
+
+simd! {
+    fn scale<T: Number>(y: &mut [T], x: &[T], w: &[T], inverse: &[T::Wide]) {
+        let rows = y.chunks_exact_mut(w.len()).zip(x.chunks_exact(w.len()));
+        for ((y, x), &inverse) in rows.zip(inverse) {
+            for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+                *y = T::narrow(x.wide() * inverse * w.wide());
+            }
+        }
+    }
 }
 
 struct RmsNorm {
@@ -103,16 +111,20 @@ fn gradient<T: Number>(g: &Tensor, node: &RmsNorm) -> Tensor {
     let width = w.len();
     let out = Rows { data: write::<T>(&mut dx), width };
     parallel_rows(out, inverse.len(), GRAIN, |first, _, out| {
-        simd(|| {
-            let sources = g[first * width..].chunks_exact(width).zip(x[first * width..].chunks_exact(width));
-            for ((dx, (g, x)), &inverse) in out.data.chunks_exact_mut(width).zip(sources).zip(&inverse[first..]) {
-                let along = sum(width, |i| g[i].wide() * w[i].wide() * x[i].wide()) / width as f64;
-                let along = T::Wide::of(along) * inverse * inverse;
-                for i in 0..width {
-                    dx[i] = T::narrow((g[i].wide() * w[i].wide() - x[i].wide() * along) * inverse);
-                }
-            }
-        });
+        gradients(out.data, &g[first * width..], &x[first * width..], w, &inverse[first..]);
     });
     dx
+}
+
+simd! {
+    fn gradients<T: Number>(dx: &mut [T], g: &[T], x: &[T], w: &[T], inverse: &[T::Wide]) {
+        let width = w.len();
+        let rows = dx.chunks_exact_mut(width).zip(g.chunks_exact(width)).zip(x.chunks_exact(width));
+        for (((dx, g), x), &inverse) in rows.zip(inverse) {
+            let along = T::Wide::of(dot(g, w, x) / width as f64) * inverse * inverse;
+            for (((dx, g), w), x) in dx.iter_mut().zip(g).zip(w).zip(x) {
+                *dx = T::narrow((g.wide() * w.wide() - x.wide() * along) * inverse);
+            }
+        }
+    }
 }

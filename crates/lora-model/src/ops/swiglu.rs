@@ -30,13 +30,17 @@ fn forward<T: Number>(gate: &Tensor, up: &Tensor) -> Tensor {
     let out = Rows { data: write::<T>(&mut y), width: 1 };
     parallel_rows(out, gate.len(), GRAIN, |first, n, out| {
         let (gate, up) = (&gate[first..first + n], &up[first..first + n]);
-        simd(|| {
-            for ((y, g), u) in out.data.iter_mut().zip(gate).zip(up) {
-                *y = T::narrow(g.wide() * sigmoid(g.wide()) * u.wide());
-            }
-        });
+        values(out.data, gate, up);
     });
     y
+}
+
+simd! {
+    fn values<T: Number>(y: &mut [T], gate: &[T], up: &[T]) {
+        for ((y, g), u) in y.iter_mut().zip(gate).zip(up) {
+            *y = T::narrow(g.wide() * sigmoid(g.wide()) * u.wide());
+        }
+    }
 }
 
 #[inline(always)]
@@ -69,15 +73,20 @@ fn gradient<T: Number>(dy: &Tensor, node: &SwiGlu) -> [Tensor; 2] {
     let out = (Rows { data: write::<T>(&mut d_gate), width: 1 }, Rows { data: write::<T>(&mut d_up), width: 1 });
     parallel_rows(out, dy.len(), GRAIN, |first, n, (d_gate, d_up)| {
         let (dy, gate, up) = (&dy[first..first + n], &gate[first..first + n], &up[first..first + n]);
-        let (d_gate, d_up) = (&mut d_gate.data[..n], &mut d_up.data[..n]);
-        simd(|| {
-            for i in 0..n {
-                let (dy, g) = (dy[i].wide(), gate[i].wide());
-                let s = sigmoid(g);
-                d_up[i] = T::narrow(dy * g * s);
-                d_gate[i] = T::narrow(dy * up[i].wide() * s * (T::Wide::of(1.0) + g * (T::Wide::of(1.0) - s)));
-            }
-        });
+        gradients(d_gate.data, d_up.data, dy, gate, up);
     });
     [d_gate, d_up]
+}
+
+simd! {
+    fn gradients<T: Number>(d_gate: &mut [T], d_up: &mut [T], dy: &[T], gate: &[T], up: &[T]) {
+        let one = T::Wide::of(1.0);
+        let out = d_gate.iter_mut().zip(d_up);
+        for ((((d_gate, d_up), dy), g), up) in out.zip(dy).zip(gate).zip(up) {
+            let (dy, g) = (dy.wide(), g.wide());
+            let s = sigmoid(g);
+            *d_up = T::narrow(dy * g * s);
+            *d_gate = T::narrow(dy * up.wide() * s * (one + g * (one - s)));
+        }
+    }
 }

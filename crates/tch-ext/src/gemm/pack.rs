@@ -2,8 +2,6 @@
 
 use half::bf16;
 
-use crate::simd;
-
 /// Columns of a panel.
 pub(super) const WIDTH: usize = 64;
 
@@ -77,21 +75,16 @@ impl Packed for bf16 {
     unsafe fn pack(b: Matrix<bf16>, k: usize, depth: usize, n: usize, width: usize, panel: &mut [bf16]) {
         // SAFETY: a panel row pair is WIDTH words of two bf16.
         let words = unsafe { as_words(panel) };
-        simd(|| {
-            for (i, out) in words.chunks_exact_mut(WIDTH).take(depth.div_ceil(2)).enumerate() {
-                // SAFETY: the caller's promise.
-                let low = unsafe { b.row(k + 2 * i, n, width) };
-                if 2 * i + 1 < depth {
-                    // SAFETY: as above.
-                    let high = unsafe { b.row(k + 2 * i + 1, n, width) };
-                    for ((out, l), h) in out.iter_mut().zip(low).zip(high) {
-                        *out = u32::from(l.to_bits()) | u32::from(h.to_bits()) << 16;
-                    }
-                } else {
-                    out.iter_mut().zip(low).for_each(|(out, l)| *out = u32::from(l.to_bits()));
-                }
+        for (i, out) in words.chunks_exact_mut(WIDTH).take(depth.div_ceil(2)).enumerate() {
+            // SAFETY: the caller's promise.
+            let low = unsafe { b.row(k + 2 * i, n, width) };
+            if 2 * i + 1 < depth {
+                // SAFETY: as above.
+                interleave(&mut out[..width], low, unsafe { b.row(k + 2 * i + 1, n, width) });
+            } else {
+                out.iter_mut().zip(low).for_each(|(out, l)| *out = u32::from(l.to_bits()));
             }
-        });
+        }
     }
 
     unsafe fn pack_transposed(b: Matrix<bf16>, k: usize, depth: usize, n: usize, width: usize, panel: &mut [bf16]) {
@@ -115,6 +108,14 @@ impl Packed for bf16 {
                     words[pairs * WIDTH + j] = u32::from(b.row(n + j, k + depth - 1, 1)[0].to_bits());
                 }
             }
+        }
+    }
+}
+
+crate::simd! {
+    fn interleave(out: &mut [u32], low: &[bf16], high: &[bf16]) {
+        for ((out, l), h) in out.iter_mut().zip(low).zip(high) {
+            *out = u32::from(l.to_bits()) | u32::from(h.to_bits()) << 16;
         }
     }
 }

@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::Sum;
 use super::pack::{Matrix, Packed, WIDTH};
-use crate::{parallel, round_bf16, simd};
+use crate::{parallel, round_bf16};
 
 /// Rows of a tile: with its f32 sums it fits the first cache.
 const ROWS: usize = 64;
@@ -240,35 +240,40 @@ unsafe fn block<T: Packed>(
 /// # Safety
 /// They lie in `out`, and nobody else writes them.
 unsafe fn write<T>(job: &Job<'_, T>, row: usize, column: usize, width: usize, sums: &mut [f32]) {
-    simd(|| {
-        for (i, sums) in sums.chunks_exact_mut(WIDTH).enumerate() {
-            let (sums, offset) = (&mut sums[..width], (row + i) * job.out_stride + column);
-            if job.scale != 1.0 {
-                sums.iter_mut().for_each(|s| *s *= job.scale);
-            }
-            if let Some(gain) = job.gain {
-                sums.iter_mut().zip(&gain[column..]).for_each(|(s, g)| *s *= g);
-            }
-            if let Some(bias) = &job.bias {
-                sums.iter_mut().zip(&bias[column..]).for_each(|(s, b)| *s += b);
-            }
-            // SAFETY: the caller's promise.
-            unsafe {
-                if job.out_half {
-                    let out = std::slice::from_raw_parts_mut(job.out.cast::<bf16>().add(offset), width);
-                    store(out, sums, job.add, bf16::to_f32, round_bf16);
+    for (i, sums) in sums.chunks_exact_mut(WIDTH).enumerate() {
+        let (sums, offset) = (&mut sums[..width], (row + i) * job.out_stride + column);
+        if job.scale != 1.0 {
+            sums.iter_mut().for_each(|s| *s *= job.scale);
+        }
+        if let Some(gain) = job.gain {
+            sums.iter_mut().zip(&gain[column..]).for_each(|(s, g)| *s *= g);
+        }
+        if let Some(bias) = &job.bias {
+            sums.iter_mut().zip(&bias[column..]).for_each(|(s, b)| *s += b);
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            if job.out_half {
+                let out = std::slice::from_raw_parts_mut(job.out.cast::<bf16>().add(offset), width);
+                store_half(out, sums, job.add);
+            } else {
+                let out = std::slice::from_raw_parts_mut(job.out.cast::<f32>().add(offset), width);
+                if job.add {
+                    out.iter_mut().zip(sums).for_each(|(o, s)| *o += *s);
                 } else {
-                    let out = std::slice::from_raw_parts_mut(job.out.cast::<f32>().add(offset), width);
-                    store(out, sums, job.add, |x| x, |x| x);
+                    out.copy_from_slice(sums);
                 }
             }
         }
-    });
+    }
 }
 
-#[inline(always)]
-fn store<O: Copy>(out: &mut [O], sums: &[f32], add: bool, widen: impl Fn(O) -> f32, narrow: impl Fn(f32) -> O) {
-    for (o, s) in out.iter_mut().zip(sums) {
-        *o = narrow(if add { widen(*o) + s } else { *s });
+crate::simd! {
+    fn store_half(out: &mut [bf16], sums: &[f32], add: bool) {
+        if add {
+            out.iter_mut().zip(sums).for_each(|(o, s)| *o = round_bf16(o.to_f32() + s));
+        } else {
+            out.iter_mut().zip(sums).for_each(|(o, s)| *o = round_bf16(*s));
+        }
     }
 }
