@@ -30,8 +30,9 @@ enum Verb {
     Doctor(commands::doctor::Args),
 }
 
-/// Idle threads of libtorch's pool sleep instead of spinning: on a machine with other work to do a step is
-/// several times as fast, on an idle one as fast. The pool reads this at load time, so the program starts anew.
+/// Idle threads of libtorch's pool spin for tens of microseconds and then sleep: on a machine with other work to do
+/// a step is several times as fast, on an idle one as fast. The pool reads this at load time, so the program starts
+/// anew.
 #[cfg(unix)]
 fn wait_passively() {
     use std::os::unix::process::CommandExt;

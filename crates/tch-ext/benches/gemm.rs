@@ -8,14 +8,15 @@ use tch_ext::{Product, Sum, gemm};
 
 /// Tokens, outputs and inputs of SmolLM2-135M's layers and head.
 const SHAPES: [(i64, i64, i64); 5] =
-    [(1, 1536, 576), (2, 1536, 576), (4, 1536, 576), (8, 1536,576), (16, 1536, 576)];
+    [(1, 1536, 576), (2, 1536, 576), (4, 1536, 576), (8, 1536, 576), (16, 1536, 576)];
 
 fn products(c: &mut Criterion) {
     let mut group = c.benchmark_group("gemm");
     group.sample_size(20);
     for kind in [Kind::BFloat16, Kind::Float] {
         for (m, n, k) in SHAPES {
-            let random = |rows, columns| Tensor::randn([rows, columns], (Kind::Float, Device::Cpu)).to_kind(kind);
+            let random =
+                |rows, columns| Tensor::randn([rows, columns], (Kind::Float, Device::Cpu)).to_kind(kind);
             let (x, w, dy, mut out) = (random(m, k), random(n, k), random(m, n), random(m, n));
             let mut dx = random(m, k);
             group.throughput(Throughput::Elements((2 * m * n * k) as u64));

@@ -47,7 +47,9 @@ impl Call<'_> {
 pub fn parallel(n: usize, grain: usize, each: impl Fn(Range<usize>) + Sync) {
     let (grain, threads) = (grain.max(1), threads());
     if threads == 1 || n <= grain {
-        return if n > 0 { each(0..n) };
+        return if n > 0 {
+            each(0..n)
+        };
     }
     let call = Call { each: &each, n, grain, threads, next: AtomicUsize::new(0), panic: Mutex::new(None) };
     // SAFETY: `run` gets `call` back, which outlives the loop, and never unwinds.
@@ -112,12 +114,7 @@ impl<A: Split, B: Split, C: Split> Split for (A, B, C) {
 
 /// Cuts `work`, of `rows` rows, into parts of at least `grain` rows, and gives each to `each` with the number of
 /// its first row and how many it has.
-pub fn parallel_rows<W: Split>(
-    work: W,
-    rows: usize,
-    grain: usize,
-    each: impl Fn(usize, usize, W) + Sync,
-) {
+pub fn parallel_rows<W: Split>(work: W, rows: usize, grain: usize, each: impl Fn(usize, usize, W) + Sync) {
     // More parts than threads: see `Call::take`.
     let count = (rows / grain.max(1)).clamp(1, 8 * threads());
     let step = rows.div_ceil(count).max(1);

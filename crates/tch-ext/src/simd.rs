@@ -24,7 +24,11 @@ impl Simd {
             {
                 let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
                 let avx512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
-                if avx2 && avx512 && is_x86_feature_detected!("avx512dq") && is_x86_feature_detected!("avx512vl") {
+                if avx2
+                    && avx512
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                {
                     return Self::Avx512;
                 } else if avx2 {
                     return Self::Avx2;

@@ -4,7 +4,8 @@
 use tch::{Kind, Tensor};
 use tch_ext::{Function, Product, Sum, gemm};
 
-use super::{Low, Part, Remake, flat, like};
+use super::part::{Low, Part};
+use super::{Remake, flat, like};
 use crate::weight::master_kind;
 
 pub(super) struct Backward {
@@ -19,14 +20,16 @@ impl Function for Backward {
         let Some(some) = grads.iter().flatten().next() else { return self.nothing() };
         let kind = some.kind();
         let masters = (master_kind(kind), some.device());
-        let dm: Vec<Option<Tensor>> = self.parts.iter().zip(grads).map(|(p, dy)| p.d_magnitude(dy.as_ref())).collect();
+        let dm: Vec<Option<Tensor>> =
+            self.parts.iter().zip(grads).map(|(p, dy)| p.d_magnitude(dy.as_ref())).collect();
         let dv: Vec<Option<Tensor>> = self.parts.iter().zip(grads).map(|(p, dy)| p.dv(dy.as_ref())).collect();
         let parts = || self.parts.iter().zip(&dv).filter_map(|(p, dv)| dv.as_ref().map(|dv| (p, dv)));
         let lows = || parts().filter_map(|(p, dv)| p.low.as_ref().map(|low| (low, dv)));
 
         let dh = self.h.empty_like();
         let columns: Vec<Tensor> = lows().map(|(low, _)| low.columns(&dh)).collect();
-        let sums = lows().zip(&columns).map(|((low, dv), out)| Sum::new(vec![Product::plain(dv, &low.b)], out));
+        let sums =
+            lows().zip(&columns).map(|((low, dv), out)| Sum::new(vec![Product::plain(dv, &low.b)], out));
         gemm(&sums.collect::<Vec<_>>());
 
         // Everything that remains depends on dh alone: one call.
@@ -44,7 +47,8 @@ impl Function for Backward {
             sums.push(Sum::new(vec![Product::plain(&hts[i], dv)], &dbt[i]));
         }
         let dx = self.wants_dx.then(|| x.empty_like());
-        let weights: Vec<Tensor> = if self.wants_dx { parts().map(|(p, _)| p.weight.dense(kind)).collect() } else { vec![] };
+        let weights: Vec<Tensor> =
+            if self.wants_dx { parts().map(|(p, _)| p.weight.dense(kind)).collect() } else { vec![] };
         if let Some(dx) = &dx {
             let whole = parts().zip(&weights).map(|((_, dv), w)| Product::plain(dv, w));
             let unmasked = lows().zip(&columns).filter(|((low, _), _)| low.mask.is_none());

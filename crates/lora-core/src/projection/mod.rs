@@ -6,8 +6,9 @@
 
 mod backward;
 mod definition;
+mod part;
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 use tch_ext::{Product, Sum, attach, gemm};
 
 use crate::adapter::Mode;
@@ -16,6 +17,7 @@ use crate::linear::Linear;
 use crate::weight::{BaseWeight, master_kind};
 use backward::Backward;
 pub(crate) use definition::linear;
+use part::{Low, Part, hidden};
 
 /// What layers read: a tensor, and perhaps a cheap way to make it again, so that backward need not keep it.
 pub struct Input {
@@ -104,98 +106,6 @@ pub fn project(layers: &[&Linear], input: Input, mode: Mode) -> Vec<Tensor> {
     let node = Backward { wants_dx: input.x.requires_grad(), remake: input.remake, parts, h };
     let (outputs, inputs): (Vec<_>, Vec<_>) = (outputs.iter().collect(), leaves.iter().collect());
     attach(&outputs, &inputs, node).expect("the tensors are defined")
-}
-
-/// One layer, as backward needs it.
-struct Part {
-    weight: Box<dyn BaseWeight>,
-    low: Option<Low>,
-}
-
-/// Its update in the compute dtype: `a = s A [r, in]`, `b = B [out, r]`.
-struct Low {
-    a: Tensor,
-    b: Tensor,
-    scale: f64,
-    /// Its first column in `h`.
-    first: i64,
-    /// Dropout: x is multiplied with it.
-    mask: Option<Tensor>,
-    gain: Option<Kept>,
-}
-
-/// The gain, and what its gradient needs.
-struct Kept {
-    value: Tensor,
-    slope: Tensor,
-    /// The layer's output after the gain, which the layer's reader often keeps anyway; or before it, since a gain
-    /// of 0 cannot be divided by, and a large bias would swamp it.
-    y: Option<Tensor>,
-    before: bool,
-}
-
-impl Low {
-    fn new(f: &Factors<'_>, x: &Tensor, bias: Option<&Tensor>, rank: &mut i64, mode: Mode) -> Self {
-        let first = *rank;
-        *rank += f.a.size()[0];
-        let keep = 1.0 - f.dropout;
-        let drops = mode == Mode::Train && f.dropout > 0.0;
-        Self {
-            a: (f.a * f.scale).to_kind(x.kind()),
-            b: f.b.to_kind(x.kind()).contiguous(),
-            scale: f.scale,
-            first,
-            mask: drops.then(|| x.empty_like().bernoulli_float_(keep) / keep),
-            gain: f.gain.as_ref().map(|g| Kept {
-                before: bias.is_some() || g.value.eq(0.0).any().int64_value(&[]) != 0,
-                value: g.value.shallow_clone(),
-                slope: g.slope.shallow_clone(),
-                y: None,
-            }),
-        }
-    }
-
-    /// Its columns of `h` or of h's gradient.
-    fn columns(&self, h: &Tensor) -> Tensor {
-        h.narrow(1, self.first, self.a.size()[0])
-    }
-
-    /// What of x it sees.
-    fn seen(&self, x: &Tensor) -> Tensor {
-        self.mask.as_ref().map_or_else(|| x.shallow_clone(), |mask| x * mask)
-    }
-}
-
-impl Kept {
-    fn finish(&mut self, out: Tensor, bias: Option<&Tensor>, kind: Kind) -> Tensor {
-        self.y = Some(out.to_kind(kind));
-        if !self.before {
-            return out;
-        }
-        let y = &out * &self.value;
-        bias.map_or(y.shallow_clone(), |bias| &y + bias).to_kind(kind)
-    }
-}
-
-impl Part {
-    fn gain(&self) -> Option<&Kept> {
-        self.low.as_ref().and_then(|low| low.gain.as_ref())
-    }
-}
-
-/// `h = x (sA)ᵀ [n, all ranks]`: at once where no dropout tells the layers' inputs apart.
-fn hidden(x: &Tensor, parts: &[Part], rank: i64) -> Tensor {
-    let h = Tensor::empty([x.size()[0], rank], (x.kind(), x.device()));
-    let lows: Vec<&Low> = parts.iter().filter_map(|p| p.low.as_ref()).collect();
-    if lows.iter().any(|low| low.mask.is_some()) {
-        for low in lows {
-            gemm(&[Sum::new(vec![Product::transposed(&low.seen(x), &low.a)], &low.columns(&h))]);
-        }
-    } else if !lows.is_empty() {
-        let a = Tensor::cat(&lows.iter().map(|low| &low.a).collect::<Vec<_>>(), 0);
-        gemm(&[Sum::new(vec![Product::transposed(x, &a)], &h)]);
-    }
-    h
 }
 
 /// `[.., width]` as `[n, width]`.

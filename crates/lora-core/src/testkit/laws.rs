@@ -65,7 +65,11 @@ pub fn shortcut_is_the_definition(recipe: &Recipe, _: &[Variant], case: &Case) -
         ensure(error < tolerance || tiny, || format!("{what} is off by {error:.1e}"))
     };
     near("the output", &short, &defined)?;
-    near("the row norms", &adapter.row_norms(layer.base(), &layer.base().dense(case.kind)), &definition_norms(&adapter.effective(&w)))?;
+    near(
+        "the row norms",
+        &adapter.row_norms(layer.base(), &layer.base().dense(case.kind)),
+        &definition_norms(&adapter.effective(&w)),
+    )?;
     let names = adapter.params().into_iter().map(|(n, _)| n).chain(["the input"]);
     for ((name, a), b) in names.zip(run(&short, &x)).zip(run(&defined, &wide)) {
         near(&format!("the gradient of {name}"), &a, &b)?;

@@ -19,7 +19,9 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Input {
     drop(_guard);
     let (kept, w, inv) = (flat.shallow_clone(), weight.shallow_clone(), inverse.shallow_clone());
     let y = one(attach(&[&y], &[x], RmsNorm { x: flat, weight, inverse }));
-    Input::remade(&y, move || kernel!(&kept, again(&kept, &w, &inv)).unwrap_or_else(|| scaled(&kept, &w, &inv)))
+    Input::remade(&y, move || {
+        kernel!(&kept, again(&kept, &w, &inv)).unwrap_or_else(|| scaled(&kept, &w, &inv))
+    })
 }
 
 fn definition(x: &Tensor, weight: &Tensor, eps: f64) -> (Tensor, Tensor) {

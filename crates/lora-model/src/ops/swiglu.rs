@@ -70,7 +70,8 @@ impl SwiGlu {
 fn gradient<T: Number>(dy: &Tensor, node: &SwiGlu) -> [Tensor; 2] {
     let (mut d_gate, mut d_up) = (dy.empty_like(), dy.empty_like());
     let (dy, gate, up) = (read::<T>(dy), read::<T>(&node.gate), read::<T>(&node.up));
-    let out = (Rows { data: write::<T>(&mut d_gate), width: 1 }, Rows { data: write::<T>(&mut d_up), width: 1 });
+    let out =
+        (Rows { data: write::<T>(&mut d_gate), width: 1 }, Rows { data: write::<T>(&mut d_up), width: 1 });
     parallel_rows(out, dy.len(), GRAIN, |first, n, (d_gate, d_up)| {
         let (dy, gate, up) = (&dy[first..first + n], &gate[first..first + n], &up[first..first + n]);
         gradients(d_gate.data, d_up.data, dy, gate, up);

@@ -1,0 +1,106 @@
+//! What backward keeps of each layer.
+
+use tch::{Kind, Tensor};
+use tch_ext::{Product, Sum, gemm};
+
+use crate::adapter::Mode;
+use crate::factors::Factors;
+use crate::weight::BaseWeight;
+
+/// One layer, as backward needs it.
+pub(super) struct Part {
+    pub(super) weight: Box<dyn BaseWeight>,
+    pub(super) low: Option<Low>,
+}
+
+/// Its update in the compute dtype: `a = s A [r, in]`, `b = B [out, r]`.
+pub(super) struct Low {
+    pub(super) a: Tensor,
+    pub(super) b: Tensor,
+    pub(super) scale: f64,
+    /// Its first column in `h`.
+    pub(super) first: i64,
+    /// Dropout: x is multiplied with it.
+    pub(super) mask: Option<Tensor>,
+    pub(super) gain: Option<Kept>,
+}
+
+/// The gain, and what its gradient needs.
+pub(super) struct Kept {
+    pub(super) value: Tensor,
+    pub(super) slope: Tensor,
+    /// The layer's output after the gain, which the layer's reader often keeps anyway; or before it, since a gain
+    /// of 0 cannot be divided by, and a large bias would swamp it.
+    pub(super) y: Option<Tensor>,
+    pub(super) before: bool,
+}
+
+impl Low {
+    pub(super) fn new(
+        f: &Factors<'_>,
+        x: &Tensor,
+        bias: Option<&Tensor>,
+        rank: &mut i64,
+        mode: Mode,
+    ) -> Self {
+        let first = *rank;
+        *rank += f.a.size()[0];
+        let keep = 1.0 - f.dropout;
+        let drops = mode == Mode::Train && f.dropout > 0.0;
+        Self {
+            a: (f.a * f.scale).to_kind(x.kind()),
+            b: f.b.to_kind(x.kind()).contiguous(),
+            scale: f.scale,
+            first,
+            mask: drops.then(|| x.empty_like().bernoulli_float_(keep) / keep),
+            gain: f.gain.as_ref().map(|g| Kept {
+                before: bias.is_some() || g.value.eq(0.0).any().int64_value(&[]) != 0,
+                value: g.value.shallow_clone(),
+                slope: g.slope.shallow_clone(),
+                y: None,
+            }),
+        }
+    }
+
+    /// Its columns of `h` or of h's gradient.
+    pub(super) fn columns(&self, h: &Tensor) -> Tensor {
+        h.narrow(1, self.first, self.a.size()[0])
+    }
+
+    /// What of x it sees.
+    pub(super) fn seen(&self, x: &Tensor) -> Tensor {
+        self.mask.as_ref().map_or_else(|| x.shallow_clone(), |mask| x * mask)
+    }
+}
+
+impl Kept {
+    pub(super) fn finish(&mut self, out: Tensor, bias: Option<&Tensor>, kind: Kind) -> Tensor {
+        self.y = Some(out.to_kind(kind));
+        if !self.before {
+            return out;
+        }
+        let y = &out * &self.value;
+        bias.map_or(y.shallow_clone(), |bias| &y + bias).to_kind(kind)
+    }
+}
+
+impl Part {
+    pub(super) fn gain(&self) -> Option<&Kept> {
+        self.low.as_ref().and_then(|low| low.gain.as_ref())
+    }
+}
+
+/// `h = x (sA)ᵀ [n, all ranks]`: at once where no dropout tells the layers' inputs apart.
+pub(super) fn hidden(x: &Tensor, parts: &[Part], rank: i64) -> Tensor {
+    let h = Tensor::empty([x.size()[0], rank], (x.kind(), x.device()));
+    let lows: Vec<&Low> = parts.iter().filter_map(|p| p.low.as_ref()).collect();
+    if lows.iter().any(|low| low.mask.is_some()) {
+        for low in lows {
+            gemm(&[Sum::new(vec![Product::transposed(&low.seen(x), &low.a)], &low.columns(&h))]);
+        }
+    } else if !lows.is_empty() {
+        let a = Tensor::cat(&lows.iter().map(|low| &low.a).collect::<Vec<_>>(), 0);
+        gemm(&[Sum::new(vec![Product::transposed(x, &a)], &h)]);
+    }
+    h
+}

@@ -1,0 +1,133 @@
+//! One block of a sum: panels packed, tiles summed, rows written.
+
+use std::ffi::c_void;
+
+use half::bf16;
+
+use super::pack::{Packed, WIDTH};
+use super::panels::{DEPTH, ITEM, Job, ROWS};
+use crate::round_bf16;
+
+unsafe extern "C" {
+    pub(super) fn tch_ext_brgemm(
+        half: bool,
+        m: i64,
+        n: i64,
+        k: i64,
+        lda: i64,
+        ldb: i64,
+        ldc: i64,
+        add: bool,
+        a: *const c_void,
+        b: *const c_void,
+        c: *mut f32,
+    ) -> bool;
+}
+
+/// Computes the block of `ITEM` rows and `WIDTH` columns from (row, column) on. `fresh`: the panels must be packed.
+///
+/// # Safety
+/// The block begins inside the matrices, and nobody else writes it.
+pub(super) unsafe fn block<T: Packed>(
+    job: &Job<'_, T>,
+    column: usize,
+    row: usize,
+    fresh: bool,
+    panel: &mut Vec<u32>,
+    tile: &mut Vec<f32>,
+) {
+    let (width, rows) = (WIDTH.min(job.columns - column), ITEM.min(job.rows - row));
+    // A depth may be rounded up to a pair twice in a pass.
+    panel.resize((DEPTH / 4 + job.passes[0].len()) * WIDTH, 0);
+    tile.resize(ITEM * WIDTH, 0.0);
+    for (i, pass) in job.passes.iter().enumerate() {
+        // SAFETY: words are larger than, or as large as, T, which has no invalid bits.
+        let panel = unsafe {
+            std::slice::from_raw_parts_mut(panel.as_mut_ptr().cast::<T>(), panel.len() * 4 / size_of::<T>())
+        };
+        if fresh {
+            for slab in pass {
+                let into = &mut panel[slab.offset..slab.offset + slab.padded() * WIDTH];
+                // SAFETY: the slab and the columns lie in b.
+                unsafe {
+                    if slab.transposed {
+                        T::pack_transposed(slab.b, slab.k, slab.depth, column, width, into);
+                    } else {
+                        T::pack(slab.b, slab.k, slab.depth, column, width, into);
+                    }
+                }
+            }
+        }
+        for start in (0..rows).step_by(ROWS) {
+            let count = ROWS.min(rows - start);
+            let sums = &mut tile[start * WIDTH..(start + count) * WIDTH];
+            for (j, slab) in pass.iter().enumerate() {
+                // SAFETY: `count` rows of a from k on, `padded` rows of the panel, `count` rows of the tile.
+                unsafe {
+                    let a = slab.a.data.add((row + start) * slab.a.stride + slab.k);
+                    let ok = tch_ext_brgemm(
+                        T::HALF,
+                        count as i64,
+                        width as i64,
+                        slab.padded() as i64,
+                        slab.a.stride as i64,
+                        WIDTH as i64,
+                        WIDTH as i64,
+                        i + j > 0,
+                        a.cast(),
+                        panel.as_ptr().add(slab.offset).cast(),
+                        sums.as_mut_ptr(),
+                    );
+                    assert!(ok, "the small product failed");
+                }
+            }
+            if i + 1 == job.passes.len() {
+                // SAFETY: `count` rows of `width` from here on are this block's.
+                unsafe { write(job, row + start, column, width, sums) };
+            }
+        }
+    }
+}
+
+/// Writes a tile's rows.
+///
+/// # Safety
+/// They lie in `out`, and nobody else writes them.
+unsafe fn write<T>(job: &Job<'_, T>, row: usize, column: usize, width: usize, sums: &mut [f32]) {
+    for (i, sums) in sums.chunks_exact_mut(WIDTH).enumerate() {
+        let (sums, offset) = (&mut sums[..width], (row + i) * job.out_stride + column);
+        if job.scale != 1.0 {
+            sums.iter_mut().for_each(|s| *s *= job.scale);
+        }
+        if let Some(gain) = job.gain {
+            sums.iter_mut().zip(&gain[column..]).for_each(|(s, g)| *s *= g);
+        }
+        if let Some(bias) = &job.bias {
+            sums.iter_mut().zip(&bias[column..]).for_each(|(s, b)| *s += b);
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            if job.out_half {
+                let out = std::slice::from_raw_parts_mut(job.out.cast::<bf16>().add(offset), width);
+                store_half(out, sums, job.add);
+            } else {
+                let out = std::slice::from_raw_parts_mut(job.out.cast::<f32>().add(offset), width);
+                if job.add {
+                    out.iter_mut().zip(sums).for_each(|(o, s)| *o += *s);
+                } else {
+                    out.copy_from_slice(sums);
+                }
+            }
+        }
+    }
+}
+
+crate::simd! {
+    fn store_half(out: &mut [bf16], sums: &[f32], add: bool) {
+        if add {
+            out.iter_mut().zip(sums).for_each(|(o, s)| *o = round_bf16(o.to_f32() + s));
+        } else {
+            out.iter_mut().zip(sums).for_each(|(o, s)| *o = round_bf16(*s));
+        }
+    }
+}
