@@ -3,7 +3,7 @@
 use lora_core::{Mode, Result};
 use tch::{Kind, Tensor};
 
-use crate::attention::Cache;
+use crate::ops::Cache;
 use crate::model::Model;
 
 /// How the next token is chosen.

@@ -3,7 +3,6 @@
 //! Models never mention adapters: they are forward code over [`lora_core::Linear`], and what lies beside a
 //! weight is not their affair.
 
-mod attention;
 mod chat;
 mod checkpoint;
 mod config;
@@ -15,10 +14,8 @@ mod model;
 mod ops;
 mod rope;
 mod shapes;
-mod tiles;
 mod tokenizer;
 
-pub use attention::{Cache, attention};
 pub use chat::{ChatTemplate, Message};
 pub use checkpoint::{Checkpoint, Gguf, GgufValue, open};
 pub use config::{ModelConfig, RopeScaling};
@@ -26,5 +23,5 @@ pub use export::{export, is_model_file};
 pub use generate::{Sampling, generate};
 pub use llama::{Llama, Store};
 pub use model::Model;
-pub use ops::{IGNORE, cross_entropy, rms_norm, swiglu};
+pub use ops::{Cache, IGNORE, attention, cross_entropy, rms_norm, swiglu};
 pub use tokenizer::{Encoded, TextStream, Tokenizer};

@@ -4,11 +4,10 @@
 use lora_core::{BaseWeight, Error, Linear, Linears, Mode, Result, project};
 use tch::{Device, Kind, Tensor};
 
-use crate::attention::{Cache, attention};
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::model::Model;
-use crate::ops::{Angles, heads, rms_norm, swiglu};
+use crate::ops::{Angles, Cache, attention, heads, rms_norm, swiglu};
 use crate::rope::Rope;
 
 /// The output head's name.

@@ -3,7 +3,7 @@
 use lora_core::{Linear, Linears, Mode, Result};
 use tch::{Device, Kind, Tensor};
 
-use crate::attention::Cache;
+use crate::ops::Cache;
 use crate::config::ModelConfig;
 use crate::ops::{cross_entropy, wide};
 

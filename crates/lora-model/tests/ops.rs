@@ -62,22 +62,51 @@ fn cross_entropy_is_its_definition() {
     near(&gradient(&ours), &gradient(&definition));
 }
 
-/// Causal, grouped, windowed, and behind a cache: against a plain softmax with a mask made row by row.
-#[test]
-fn attention_is_its_definition() {
-    for (t, s, window) in [(5, 5, None), (1, 6, None), (3, 7, None), (6, 6, Some(3)), (2, 9, Some(4))] {
-        let (q, k, v) = (random(&[2, 4, t, 8]), random(&[2, 2, s, 8]), random(&[2, 2, s, 8]));
-        let (wide_k, wide_v) =
-            (k.repeat_interleave_self_int(2, 1, None), v.repeat_interleave_self_int(2, 1, None));
-        let scores = q.matmul(&wide_k.transpose(2, 3)) / 8f64.sqrt();
-        for row in 0..t {
+/// A plain softmax with a mask made row by row, in f64.
+fn attention_defined(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>) -> Tensor {
+    let (t, s, dim) = (q.size()[2], k.size()[2], q.size()[3]);
+    let group = q.size()[1] / k.size()[1];
+    let spread = |x: &Tensor| x.repeat_interleave_self_int(group, 1, None);
+    let scores = q.matmul(&spread(k).transpose(2, 3)) / (dim as f64).sqrt();
+    let hidden = Tensor::zeros([t, s], (Kind::Bool, Device::Cpu));
+    for row in 0..t {
+        for key in 0..s {
             let position = s - t + row;
-            for key in 0..s {
-                if key > position || window.is_some_and(|w: i64| position - key >= w) {
-                    let _ = scores.narrow(2, row, 1).narrow(3, key, 1).fill_(f64::NEG_INFINITY);
-                }
+            if key > position || window.is_some_and(|w| position - key >= w) {
+                let _ = hidden.narrow(0, row, 1).narrow(1, key, 1).fill_(1);
             }
         }
-        near(&attention(&q, &k, &v, window), &scores.softmax(-1, Kind::Double).matmul(&wide_v));
+    }
+    scores.masked_fill(&hidden, f64::NEG_INFINITY).softmax(-1, Kind::Double).matmul(&spread(v))
+}
+
+/// Causal, grouped, windowed, and behind a cache; block borders; values and gradients in every dtype.
+#[test]
+fn attention_is_its_definition() {
+    tch::manual_seed(5);
+    let sizes = [
+        (5, 5, 8, None), (1, 6, 8, None), (3, 7, 8, None), (6, 6, 8, Some(3)), (2, 9, 8, Some(4)),
+        (64, 64, 16, None), (65, 65, 64, None), (150, 150, 80, None), (131, 200, 32, None),
+        (200, 200, 16, Some(70)), (40, 230, 16, Some(65)), (130, 130, 128, Some(3)),
+    ];
+    for ((t, s, dim, window), kind) in
+        sizes.into_iter().flat_map(|s| [Kind::Double, Kind::Float, Kind::BFloat16].map(|k| (s, k)))
+    {
+        let leaf = |heads, n| random(&[2, heads, n, dim]).to_kind(kind).set_requires_grad(true);
+        let ours = [leaf(6, t), leaf(2, s), leaf(2, s)];
+        let exact = ours.each_ref().map(|x| x.detach().to_kind(Kind::Double).set_requires_grad(true));
+        let (got, want) = (
+            attention(&ours[0], &ours[1], &ours[2], window),
+            attention_defined(&exact[0], &exact[1], &exact[2], window),
+        );
+        let weights = random(&got.size()).to_kind(kind);
+        (&got * &weights).sum(Kind::Double).backward();
+        (&want * weights.to_kind(Kind::Double)).sum(Kind::Double).backward();
+        let tolerance = if kind == Kind::BFloat16 { 2e-2 } else if kind == Kind::Float { 2e-6 } else { 1e-10 };
+        let pairs = ours.iter().zip(&exact).map(|(a, b)| (a.grad(), b.grad())).chain([(got, want)]);
+        for (i, (a, b)) in pairs.enumerate() {
+            let error = ((a.to_kind(Kind::Double) - &b).norm() / b.norm()).double_value(&[]);
+            assert!(error < tolerance, "{t} of {s}, window {window:?}, {kind:?}, {i}: {error:e}");
+        }
     }
 }

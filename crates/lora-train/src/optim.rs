@@ -2,6 +2,7 @@
 
 use lora_core::{Error, Param, Result};
 use tch::{Kind, Tensor};
+use tch_ext::{elements, elements_mut};
 
 /// AdamW's constants (Loshchilov and Hutter 2019), torch's defaults but for the weight decay.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -44,19 +45,56 @@ impl AdamW {
         let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
         self.step += 1;
         let (bias1, bias2) = (1.0 - beta1.powi(self.step), 1.0 - beta2.powi(self.step));
+        let rates = Rates {
+            decay: (1.0 - lr * weight_decay) as f32,
+            first: (1.0 - beta1) as f32,
+            beta2: beta2 as f32,
+            second: (1.0 - beta2) as f32,
+            root: bias2.sqrt() as f32,
+            eps: eps as f32,
+            step: (lr / bias1) as f32,
+        };
         for (param, (m, v)) in params.iter().zip(&mut self.moments) {
-            let (mut p, g) = (param.tensor.detach(), param.tensor.grad());
+            let (mut p, mut g) = (param.tensor.detach(), param.tensor.grad());
             if !g.defined() {
                 continue;
             }
-            if weight_decay != 0.0 {
-                let _ = p.g_mul_scalar_(1.0 - lr * weight_decay);
+            let g_read = g.shallow_clone();
+            let slices = (elements_mut(&mut p), elements(&g_read), elements_mut(m), elements_mut(v));
+            if let (Some(p), Some(g), Some(m), Some(v)) = slices {
+                step(p, g, m, v, rates);
+            } else {
+                // On another device, or f64: the same in torch's operations.
+                if weight_decay != 0.0 {
+                    let _ = p.g_mul_scalar_(1.0 - lr * weight_decay);
+                }
+                let _ = m.lerp_(&g, 1.0 - beta1);
+                let _ = v.g_mul_scalar_(beta2).addcmul_(&(&g * (1.0 - beta2)), &g);
+                let denominator = (v.sqrt() / bias2.sqrt()).g_add_scalar_(eps);
+                let _ = p.g_sub_(&(&*m / denominator).g_mul_scalar_(lr / bias1));
             }
-            let _ = m.lerp_(&g, 1.0 - beta1);
-            let _ = v.g_mul_scalar_(beta2).addcmul_(&(&g * (1.0 - beta2)), &g);
-            let denominator = (v.sqrt() / bias2.sqrt()).g_add_scalar_(eps);
-            let _ = p.g_sub_(&(&*m / denominator).g_mul_scalar_(lr / bias1));
-            param.tensor.shallow_clone().zero_grad();
+            let _ = g.zero_();
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Rates {
+    decay: f32,
+    first: f32,
+    beta2: f32,
+    second: f32,
+    root: f32,
+    eps: f32,
+    step: f32,
+}
+
+tch_ext::simd! {
+    fn step(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], r: Rates) {
+        for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+            *m += (g - *m) * r.first;
+            *v = *v * r.beta2 + r.second * g * g;
+            *p = *p * r.decay - r.step * (*m / (v.sqrt() / r.root + r.eps));
         }
     }
 }

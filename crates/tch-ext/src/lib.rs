@@ -2,6 +2,7 @@
 //!
 //! - [`attach`]: an autograd function whose backward is Rust ([`Function`]);
 //! - [`gemm`]: sums of matrix products, rounded once; on a CPU at oneDNN's speed in f32 as well as in bf16;
+//! - [`Panels`]: products of small blocks, for kernels that have many in a row;
 //! - [`parallel`], [`parallel_rows`], [`elements`], [`simd!`]: kernels of one's own in safe Rust, on libtorch's
 //!   threads, over tensors, with the machine's best instructions;
 //! - [`memory`]: peak memory of the process and of a CUDA device;
@@ -22,7 +23,7 @@ mod slice;
 pub use check::check_gradients;
 pub use cuda::{CudaState, libtorch_folder, load_cuda};
 pub use function::{Function, attach};
-pub use gemm::{Product, Sum, gemm};
+pub use gemm::{Panels, Product, Small, Sum, View, gemm};
 pub use parallel::{Rows, Split, parallel, parallel_rows, threads};
 pub use simd::{Simd, round_bf16};
 pub use slice::{Element, elements, elements_mut};

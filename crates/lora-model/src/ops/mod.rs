@@ -1,12 +1,14 @@
 //! What lies between the linear layers, each a function that saves little: on a CPU a loop of our own over rows, in
 //! one pass; elsewhere its definition, which stands beside it.
 
+mod attention;
 mod cross_entropy;
 mod heads;
 mod number;
 mod rms_norm;
 mod swiglu;
 
+pub use attention::{Cache, attention};
 pub use cross_entropy::{IGNORE, cross_entropy};
 pub(crate) use heads::{Angles, heads};
 pub use rms_norm::rms_norm;

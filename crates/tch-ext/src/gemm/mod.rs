@@ -6,8 +6,11 @@
 
 mod pack;
 mod panels;
+mod small;
 mod tile;
 mod transpose;
+
+pub use small::{Panels, Small, View};
 
 use tch::{Kind, Tensor};
 

@@ -38,7 +38,7 @@ pub(super) fn fit(sums: &[Sum<'_>], kind: Kind) -> bool {
 }
 
 /// Whether the small product runs here; tried once.
-fn supported(half: bool) -> bool {
+pub(super) fn supported(half: bool) -> bool {
     static TRIED: [OnceLock<bool>; 2] = [OnceLock::new(), OnceLock::new()];
     *TRIED[usize::from(half)].get_or_init(|| {
         let (a, b, mut c) = ([0u32; 32], [0u32; 32], [1f32; 16]);

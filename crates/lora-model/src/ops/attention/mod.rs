@@ -1,8 +1,9 @@
 //! Causal attention with grouped heads, and the key-value cache.
 
-use tch::{Kind, Tensor};
+mod blocks;
+mod rows;
 
-use crate::tiles;
+use tch::{Kind, Tensor};
 
 /// Keys and values of the positions seen so far, a pair a layer, `[B, kv_heads, T, head_dim]`.
 #[derive(Debug, Default)]
@@ -45,8 +46,8 @@ impl Cache {
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>) -> Tensor {
     let (t, s) = (q.size()[2], k.size()[2]);
     let windowed = window.filter(|&w| w < s);
-    if t == s && t > 1 && windowed.is_none() && tiles::pay(q) {
-        return tiles::attention(q, k, v);
+    if blocks::pay(q) {
+        return blocks::attention(q, k, v, windowed);
     }
     let grouped = q.size()[1] != k.size()[1];
     // The kernels know "causal" and "everything"; a mask is built only for what is neither.

@@ -1,0 +1,132 @@
+//! Products of small blocks, for kernels that have many of them in a row: attention.
+
+use std::ffi::c_void;
+use std::marker::PhantomData;
+
+use half::bf16;
+
+use super::pack::{Matrix, Packed, WIDTH};
+use super::panels::supported;
+use super::tile::tch_ext_brgemm;
+use crate::slice::Element;
+
+/// An element type with a small product: f32 and bf16.
+#[allow(private_bounds)]
+pub trait Small: Element + Packed {
+    /// Whether this machine has it.
+    fn supported() -> bool {
+        supported(Self::HALF)
+    }
+}
+
+impl Small for f32 {}
+impl Small for bf16 {}
+
+/// `rows x columns` numbers, rows `stride` apart.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a, T> {
+    data: &'a [T],
+    rows: usize,
+    columns: usize,
+    stride: usize,
+}
+
+impl<'a, T> View<'a, T> {
+    /// Panics if the slice does not hold them.
+    pub fn new(data: &'a [T], rows: usize, columns: usize, stride: usize) -> Self {
+        assert!(columns <= stride && (rows == 0 || (rows - 1) * stride + columns <= data.len()), "a view in bounds");
+        Self { data, rows, columns, stride }
+    }
+
+    fn matrix(&self) -> Matrix<T> {
+        Matrix { data: self.data.as_ptr(), stride: self.stride }
+    }
+}
+
+/// A right-hand matrix `[depth, width]`, packed in blocks of [`Panels::BLOCK`] columns. To be used again and again.
+#[derive(Debug)]
+pub struct Panels<T> {
+    words: Vec<u32>,
+    depth: usize,
+    width: usize,
+    of: PhantomData<T>,
+}
+
+impl<T> Default for Panels<T> {
+    fn default() -> Self {
+        Self { words: Vec::new(), depth: 0, width: 0, of: PhantomData }
+    }
+}
+
+impl<T: Small> Panels<T> {
+    /// Columns of a block.
+    pub const BLOCK: usize = WIDTH;
+
+    /// Packs `b [depth, width]`.
+    pub fn pack(&mut self, b: View<'_, T>) {
+        self.resize(b.rows, b.columns);
+        self.each(|width, n, panel| {
+            // SAFETY: the block lies in the view, and the panel is of the padded depth.
+            unsafe { T::pack(b.matrix(), 0, b.rows, n, width, panel) };
+        });
+    }
+
+    /// Packs `bᵀ` of `b [width, depth]`.
+    pub fn pack_transposed(&mut self, b: View<'_, T>) {
+        self.resize(b.columns, b.rows);
+        self.each(|width, n, panel| {
+            // SAFETY: as above.
+            unsafe { T::pack_transposed(b.matrix(), 0, b.columns, n, width, panel) };
+        });
+    }
+
+    fn resize(&mut self, depth: usize, width: usize) {
+        (self.depth, self.width) = (depth.next_multiple_of(T::PAIR), width);
+        self.words.resize(self.panel() * width.div_ceil(WIDTH) * size_of::<T>() / 4, 0);
+    }
+
+    /// Elements of a block.
+    fn panel(&self) -> usize {
+        self.depth * WIDTH
+    }
+
+    fn each(&mut self, mut fill: impl FnMut(usize, usize, &mut [T])) {
+        let (panel, width) = (self.panel(), self.width);
+        // SAFETY: the words are exactly the panels' elements, of which any bits are valid.
+        let all = unsafe {
+            let len = self.words.len() * 4 / size_of::<T>();
+            std::slice::from_raw_parts_mut(self.words.as_mut_ptr().cast::<T>(), len)
+        };
+        for (i, block) in all.chunks_exact_mut(panel.max(1)).enumerate() {
+            fill(WIDTH.min(width - i * WIDTH), i * WIDTH, block);
+        }
+    }
+
+    /// `c [m, columns of the block] (+)= a [m, k] b[..k]`, with c's rows `stride` apart. A depth k below the whole
+    /// takes the first rows of b; in bf16 an odd one only at its end, and a must then hold a zero behind each row.
+    pub fn multiply(&self, block: usize, a: View<'_, T>, c: &mut [f32], stride: usize, add: bool) {
+        let width = WIDTH.min(self.width - block * WIDTH);
+        let k = a.columns.next_multiple_of(T::PAIR);
+        assert!(k <= self.depth && k <= a.stride, "a depth within the panel");
+        assert!(a.rows > 0 && width <= stride && (a.rows - 1) * stride + width <= c.len(), "sums in bounds");
+        assert!((a.rows - 1) * a.stride + k <= a.data.len(), "a padded row in bounds");
+        // SAFETY: all three were just checked.
+        let ok = unsafe {
+            let b = self.words.as_ptr().cast::<T>().add(block * self.panel());
+            tch_ext_brgemm(
+                T::HALF,
+                a.rows as i64,
+                width as i64,
+                k as i64,
+                a.stride as i64,
+                WIDTH as i64,
+                stride as i64,
+                add,
+                a.data.as_ptr().cast::<c_void>(),
+                b.cast(),
+                c.as_mut_ptr(),
+            )
+        };
+        assert!(ok, "the small product failed");
+    }
+}
