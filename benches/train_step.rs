@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use lora::model::{Checkpoint, IGNORE, Llama, Model};
+use lora::tch_ext::{Product, Sum, gemm};
 use lora::train::{AdamW, AdamWConfig};
 use lora::{AdapterConfig, Dense, Error, Linears, Mode, Result};
 use tch::{Device, Kind, Tensor};
@@ -141,7 +142,7 @@ fn required_flops(model: &Llama, settings: &Settings) -> f64 {
 }
 
 /// Flops a second of the plain products that the step is made of: each weight's shape, forward and backward, as
-/// often as the model has it.
+/// often as the model has it, by libtorch's product or ours, whichever is faster.
 fn matmul_rate(model: &Llama, tokens: i64, kind: Kind) -> f64 {
     /// Of the head's many outputs, logits of so many rows exist at one time.
     const ROWS: i64 = 256;
@@ -155,9 +156,15 @@ fn matmul_rate(model: &Llama, tokens: i64, kind: Kind) -> f64 {
         let rows = if out > 16 * inp { ROWS.min(tokens) } else { tokens };
         let random = |n, m| Tensor::randn([n, m], (Kind::Float, Device::Cpu)).to_kind(kind);
         let (w, x, dy) = (random(out, inp), random(rows, inp), random(rows, out));
-        let best = (0..8).map(|_| {
+        let (y, dx) = (dy.empty_like(), x.empty_like());
+        let best = (0..16).map(|i| {
             let start = Instant::now();
-            let _ = (x.linear(&w, None::<Tensor>), dy.matmul(&w));
+            if i % 2 == 0 {
+                let _ = (x.linear(&w, None::<Tensor>), dy.matmul(&w));
+            } else {
+                gemm(&[Sum::new(vec![Product::transposed(&x, &w)], &y)]);
+                gemm(&[Sum::new(vec![Product::plain(&dy, &w)], &dx)]);
+            }
             start.elapsed().as_secs_f64()
         });
         let share = count * tokens as f64 / rows as f64;

@@ -3,8 +3,8 @@
 use lora_core::{Mode, Result};
 use tch::{Kind, Tensor};
 
-use crate::ops::Cache;
 use crate::model::Model;
+use crate::ops::Cache;
 
 /// How the next token is chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]

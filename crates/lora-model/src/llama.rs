@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::model::Model;
-use crate::ops::{Angles, Cache, attention, heads, rms_norm, swiglu};
+use crate::ops::{Angles, Cache, attention, heads, rms_norm, swiglu, tokens};
 use crate::rope::Rope;
 
 /// The output head's name.
@@ -88,6 +88,7 @@ impl Llama {
         };
         let norm = tensor("model.norm.weight")?;
         let rope = Rope::new(&config, device);
+        tch_ext::memory::trim();
         Ok(Self { config, embedding, blocks, norm, head, rope })
     }
 }
@@ -118,8 +119,8 @@ impl Block {
             Some((layer, cache)) => cache.extend(layer, k, v),
             None => (k, v),
         };
-        let mixed = attention(&q, &k, &v, self.window).transpose(1, 2);
-        let x = x + self.o.forward(&mixed.reshape([batch, t, -1]), mode);
+        let mixed = tokens(&attention(&q, &k, &v, self.window));
+        let x = x + project(&[&self.o], mixed, mode).swap_remove(0);
         let gate_up = project(&[&self.gate, &self.up], rms_norm(&x, &self.post_norm, eps), mode);
         x + project(&[&self.down], swiglu(&gate_up[0], &gate_up[1]), mode).swap_remove(0)
     }

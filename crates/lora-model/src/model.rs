@@ -3,8 +3,8 @@
 use lora_core::{Linear, Linears, Mode, Result};
 use tch::{Device, Kind, Tensor};
 
-use crate::ops::Cache;
 use crate::config::ModelConfig;
+use crate::ops::Cache;
 use crate::ops::{cross_entropy, wide};
 
 /// A causal language model over frozen weights.

@@ -85,9 +85,18 @@ fn attention_defined(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>) ->
 fn attention_is_its_definition() {
     tch::manual_seed(5);
     let sizes = [
-        (5, 5, 8, None), (1, 6, 8, None), (3, 7, 8, None), (6, 6, 8, Some(3)), (2, 9, 8, Some(4)),
-        (64, 64, 16, None), (65, 65, 64, None), (150, 150, 80, None), (131, 200, 32, None),
-        (200, 200, 16, Some(70)), (40, 230, 16, Some(65)), (130, 130, 128, Some(3)),
+        (5, 5, 8, None),
+        (1, 6, 8, None),
+        (3, 7, 8, None),
+        (6, 6, 8, Some(3)),
+        (2, 9, 8, Some(4)),
+        (64, 64, 16, None),
+        (65, 65, 64, None),
+        (150, 150, 80, None),
+        (131, 200, 32, None),
+        (200, 200, 16, Some(70)),
+        (40, 230, 16, Some(65)),
+        (130, 130, 128, Some(3)),
     ];
     for ((t, s, dim, window), kind) in
         sizes.into_iter().flat_map(|s| [Kind::Double, Kind::Float, Kind::BFloat16].map(|k| (s, k)))
@@ -102,7 +111,13 @@ fn attention_is_its_definition() {
         let weights = random(&got.size()).to_kind(kind);
         (&got * &weights).sum(Kind::Double).backward();
         (&want * weights.to_kind(Kind::Double)).sum(Kind::Double).backward();
-        let tolerance = if kind == Kind::BFloat16 { 2e-2 } else if kind == Kind::Float { 2e-6 } else { 1e-10 };
+        let tolerance = if kind == Kind::BFloat16 {
+            2e-2
+        } else if kind == Kind::Float {
+            2e-6
+        } else {
+            1e-10
+        };
         let pairs = ours.iter().zip(&exact).map(|(a, b)| (a.grad(), b.grad())).chain([(got, want)]);
         for (i, (a, b)) in pairs.enumerate() {
             let error = ((a.to_kind(Kind::Double) - &b).norm() / b.norm()).double_value(&[]);

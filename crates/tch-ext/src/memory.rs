@@ -30,3 +30,13 @@ pub fn cuda(index: usize) -> Option<Usage> {
     let found = unsafe { tch_ext_device_bytes(i32::try_from(index).ok()?, &mut peak, &mut current) };
     found.then_some(Usage { current: current.try_into().ok()?, peak: peak.try_into().ok()? })
 }
+
+/// Gives memory that was freed back to the system: after loading, the buffers of conversions would stay with the
+/// process otherwise.
+pub fn trim() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: touches free memory alone.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

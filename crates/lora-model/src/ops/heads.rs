@@ -1,6 +1,7 @@
 //! From tokens to heads, turning by rotary positions on the way (Su et al. 2021), in Hugging Face's half-split
 //! layout.
 
+use lora_core::Input;
 use tch::Tensor;
 use tch_ext::{Function, Rows, attach, parallel_rows, simd};
 
@@ -57,6 +58,13 @@ impl Function for Heads {
             })
         })]
     }
+}
+
+/// The way back, `[B, heads, T, head_dim]` to `[B, T, heads * head_dim]`; a layer that reads it need not keep it.
+pub(crate) fn tokens(x: &Tensor) -> Input {
+    let y = x.transpose(1, 2).flatten(2, 3);
+    let kept = x.detach();
+    Input::remade(&y, move || kept.transpose(1, 2).flatten(2, 3))
 }
 
 /// Heads of one token that are worth a thread of their own.

@@ -10,7 +10,7 @@ mod swiglu;
 
 pub use attention::{Cache, attention};
 pub use cross_entropy::{IGNORE, cross_entropy};
-pub(crate) use heads::{Angles, heads};
+pub(crate) use heads::{Angles, heads, tokens};
 pub use rms_norm::rms_norm;
 pub use swiglu::swiglu;
 

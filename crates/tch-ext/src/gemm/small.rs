@@ -34,7 +34,10 @@ pub struct View<'a, T> {
 impl<'a, T> View<'a, T> {
     /// Panics if the slice does not hold them.
     pub fn new(data: &'a [T], rows: usize, columns: usize, stride: usize) -> Self {
-        assert!(columns <= stride && (rows == 0 || (rows - 1) * stride + columns <= data.len()), "a view in bounds");
+        assert!(
+            columns <= stride && (rows == 0 || (rows - 1) * stride + columns <= data.len()),
+            "a view in bounds"
+        );
         Self { data, rows, columns, stride }
     }
 

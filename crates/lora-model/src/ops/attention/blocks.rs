@@ -75,7 +75,8 @@ pub(super) fn pay(q: &Tensor) -> bool {
 pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>) -> Tensor {
     let flat = |t: &Tensor| t.detach().contiguous();
     let sizes = Sizes::new(q, k, window);
-    let mut node = Blocks { q: flat(q), k: flat(k), v: flat(v), y: flat(q).empty_like(), lse: Tensor::new(), sizes };
+    let mut node =
+        Blocks { q: flat(q), k: flat(k), v: flat(v), y: flat(q).empty_like(), lse: Tensor::new(), sizes };
     match q.kind() {
         Kind::BFloat16 => forward::<half::bf16>(&mut node),
         _ => forward::<f32>(&mut node),
@@ -143,7 +144,14 @@ fn forward<T: Number<Wide = f32> + Small>(node: &mut Blocks) {
 }
 
 /// `scores [n, hi - lo] = q kᵀ`, keys from lo on.
-fn score<T: Small>(keys: &Panels<T>, q: View<'_, T>, lo: usize, hi: usize, scores: &mut [f32], stride: usize) {
+fn score<T: Small>(
+    keys: &Panels<T>,
+    q: View<'_, T>,
+    lo: usize,
+    hi: usize,
+    scores: &mut [f32],
+    stride: usize,
+) {
     for (i, block) in (lo / BLOCK..hi.div_ceil(BLOCK)).enumerate() {
         keys.multiply(block, q, &mut scores[i * BLOCK..], stride, false);
     }
@@ -185,13 +193,15 @@ fn backward<T: Number<Wide = f32> + Small>(node: &Blocks, dy: &Tensor) -> [Tenso
         let (mut qt, mut dyt) = (vec![T::narrow(0.0); BLOCK * s.dim], vec![T::narrow(0.0); BLOCK * s.dim]);
         let mut sums = vec![0f32; BLOCK * s.dim];
         let out = dq.data.chunks_exact_mut(s.t * s.dim);
-        let sums_of_keys = dkt.data.chunks_exact_mut(s.dim * padded).zip(dvt.data.chunks_exact_mut(s.dim * padded));
+        let sums_of_keys =
+            dkt.data.chunks_exact_mut(s.dim * padded).zip(dvt.data.chunks_exact_mut(s.dim * padded));
         for (i, (dq, (dkt, dvt))) in out.zip(sums_of_keys).enumerate() {
             let row = first + i;
             let mine = row * s.t * s.dim..(row + 1) * s.t * s.dim;
             let (q, y, dy) = (&q[mine.clone()], &y[mine.clone()], &dy[mine]);
             let theirs = s.key_row(row) * s.s * s.dim..(s.key_row(row) + 1) * s.s * s.dim;
-            let (k, v) = (View::new(&k[theirs.clone()], s.s, s.dim, s.dim), View::new(&v[theirs], s.s, s.dim, s.dim));
+            let (k, v) =
+                (View::new(&k[theirs.clone()], s.s, s.dim, s.dim), View::new(&v[theirs], s.s, s.dim, s.dim));
             if i == 0 || s.key_row(row) != s.key_row(row - 1) {
                 kt.pack_transposed(k);
                 vt.pack_transposed(v);
@@ -205,8 +215,22 @@ fn backward<T: Number<Wide = f32> + Small>(node: &Blocks, dy: &Tensor) -> [Tenso
                 dp.resize(BLOCK * stride, 0.0);
                 p.resize(BLOCK * stride, T::narrow(0.0));
                 ds.resize(BLOCK * stride, T::narrow(0.0));
-                score(&kt, View::new(&q[at.clone()], n, s.dim, s.dim), origin, hi, &mut scores[origin..], stride);
-                score(&vt, View::new(&dy[at.clone()], n, s.dim, s.dim), origin, hi, &mut dp[origin..], stride);
+                score(
+                    &kt,
+                    View::new(&q[at.clone()], n, s.dim, s.dim),
+                    origin,
+                    hi,
+                    &mut scores[origin..],
+                    stride,
+                );
+                score(
+                    &vt,
+                    View::new(&dy[at.clone()], n, s.dim, s.dim),
+                    origin,
+                    hi,
+                    &mut dp[origin..],
+                    stride,
+                );
                 for r in 0..n {
                     let (a, b) = s.seen(start + r);
                     let line = r * stride..(r + 1) * stride;
