@@ -69,6 +69,7 @@ impl Settings {
 }
 
 fn measure(settings: &Settings) -> Result<serde_json::Value> {
+    lora::tch_ext::memory::manage();
     let recipe = lora::recipe(&settings.variant)?;
     let device = Device::Cpu;
     tch::manual_seed(0);
@@ -88,7 +89,7 @@ fn measure(settings: &Settings) -> Result<serde_json::Value> {
     let mut optimiser = AdamW::new(&params, AdamWConfig { weight_decay: 0.01, ..Default::default() });
 
     let (mut losses, mut seconds) = (Vec::new(), Vec::new());
-    for _ in 0..settings.warmup + settings.steps {
+    let mut step = || -> Result<()> {
         let start = Instant::now();
         let (sum, count) = model.loss(&ids, &labels, Mode::Train)?;
         let loss = sum / count as f64;
@@ -96,7 +97,17 @@ fn measure(settings: &Settings) -> Result<serde_json::Value> {
         optimiser.step(&params, 1e-4);
         losses.push((loss.double_value(&[]) * 1e5).round() / 1e5);
         seconds.push(start.elapsed().as_secs_f64());
-    }
+        Ok(())
+    };
+    (0..settings.warmup).try_for_each(|_| step())?;
+    let (done, spent) = lora::tch_ext::profile(|| (0..settings.steps).try_for_each(|_| step()));
+    done?;
+    let spent: serde_json::Map<String, serde_json::Value> =
+        spent.iter().map(|s| (s.name.to_owned(), (s.seconds / settings.steps as f64).into())).collect();
+    let alive: serde_json::Map<String, serde_json::Value> = lora::tch_ext::memory::alive_at_peak()
+        .iter()
+        .map(|part| (part.name.to_owned(), (part.bytes as f64 / 1e6).into()))
+        .collect();
     // Read before the rate is measured, which takes memory of its own.
     let peak = lora::tch_ext::memory::process().map_or(0, |usage| usage.peak);
     let step = median(&seconds[settings.warmup..]);
@@ -104,7 +115,7 @@ fn measure(settings: &Settings) -> Result<serde_json::Value> {
     let at_best = required_flops(&model, settings) / matmul_rate(&model, tokens as i64, settings.kind);
     Ok(serde_json::json!({
         "tok_s": tokens / step, "s_step": step, "peak_mb": peak as f64 / 1e6, "limit_fraction": at_best / step,
-        "losses": losses,
+        "losses": losses, "spent_s": spent, "alive_mb": alive,
     }))
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use tch::{Kind, Tensor};
+use tch_ext::Region;
 
 use crate::config::{AdapterConfig, CONFIG_FILE};
 use crate::error::ErrorKind;
@@ -12,6 +13,8 @@ use crate::recipe::{Recipe, Variant};
 use crate::targets::compact_names;
 use crate::weight::all_finite;
 use crate::{Error, Result, Targets, tensors};
+
+static ADAPTERS: Region = Region::new("adapters");
 
 /// What PEFT puts before a module's path.
 const PREFIX: &str = "base_model.model.";
@@ -63,6 +66,7 @@ pub fn attach(model: &mut dyn Linears, name: &str, recipe: &Recipe, config: &Ada
     let chosen = config.select(&shapes, head.as_deref())?;
     let chosen: BTreeMap<_, _> = chosen.into_iter().map(|s| (s.name.clone(), s)).collect();
 
+    let _inside = ADAPTERS.enter();
     let mut made = BTreeMap::new();
     for (module, layer) in model.linears() {
         if layer.adapter_named(name).is_some() {

@@ -3,12 +3,15 @@
 
 use lora_core::{BaseWeight, Error, Linear, Linears, Mode, Result, project};
 use tch::{Device, Kind, Tensor};
+use tch_ext::Region;
 
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::model::Model;
 use crate::ops::{Angles, Cache, attention, heads, rms_norm, swiglu, tokens};
 use crate::rope::Rope;
+
+static WEIGHTS: Region = Region::new("weights");
 
 /// The output head's name.
 const HEAD: &str = "lm_head";
@@ -50,6 +53,7 @@ impl Llama {
     /// Missing tensors, shapes that disagree with the configuration (both all at once), weights that are not
     /// finite, and what `store` refuses.
     pub fn load(checkpoint: &dyn Checkpoint, kind: Kind, device: Device, store: &Store<'_>) -> Result<Self> {
+        let _inside = WEIGHTS.enter();
         let config = checkpoint.config().clone();
         crate::shapes::check(checkpoint)?;
         let tensor = |name: &str| -> Result<Tensor> { Ok(checkpoint.load(name, kind)?.to_device(device)) };

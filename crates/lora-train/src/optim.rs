@@ -2,7 +2,9 @@
 
 use lora_core::{Error, Param, Result};
 use tch::{Kind, Tensor};
-use tch_ext::{elements, elements_mut};
+use tch_ext::{Region, elements, elements_mut};
+
+static OPTIMISER: Region = Region::new("optimiser");
 
 /// AdamW's constants (Loshchilov and Hutter 2019), torch's defaults but for the weight decay.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -34,6 +36,7 @@ pub struct AdamW {
 impl AdamW {
     /// Moments of zero.
     pub fn new(params: &[Param], config: AdamWConfig) -> Self {
+        let _inside = OPTIMISER.enter();
         let moments = params.iter().map(|p| (p.tensor.zeros_like(), p.tensor.zeros_like()));
         Self { config, step: 0, moments: moments.map(|(m, v)| (m.detach(), v.detach())).collect() }
     }
@@ -41,6 +44,7 @@ impl AdamW {
     /// One step along the gradients of `params`, the same in the same order as at the start; then they are
     /// zeroed. The arithmetic is that of `torch.optim.AdamW`.
     pub fn step(&mut self, params: &[Param], lr: f64) {
+        let _inside = OPTIMISER.enter();
         let _guard = tch::no_grad_guard();
         let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
         self.step += 1;
@@ -105,6 +109,7 @@ tch_ext::simd! {
 /// # Errors
 /// [`Error::non_finite`], naming the parameters, if the norm is not finite. No gradient is changed then.
 pub fn clip_grad_norm(params: &[Param], limit: Option<f64>) -> Result<f64> {
+    let _inside = OPTIMISER.enter();
     let grads: Vec<_> = params.iter().map(|p| p.tensor.grad()).filter(Tensor::defined).collect();
     if grads.is_empty() {
         return Ok(0.0);

@@ -1,9 +1,10 @@
-// The whole of our C++: an autograd node whose backward is a Rust closure, threads, a small product, statistics.
+// The whole of our C++: an autograd node whose backward is a Rust closure, threads, a small product, memory.
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/Parallel.h>
 #include <ATen/native/CPUBlas.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
+#include <c10/core/CPUAllocator.h>
 #include <torch/csrc/autograd/variable.h>
 
 #include <cstring>
@@ -22,6 +23,8 @@ extern "C" {
 char* tch_ext_backward(void* state, at::Tensor** grads, size_t n_grads, at::Tensor** out, size_t n_out);
 void tch_ext_drop(void* state);
 void tch_ext_free_string(char* text);
+void* tch_ext_allocate(size_t bytes);
+void tch_ext_release(void* place);
 }
 
 namespace {
@@ -65,6 +68,16 @@ struct RustNode : public Node {
   }
   std::mutex mutex_;
   void* state_;
+};
+
+struct RustAllocator final : public c10::Allocator {
+  c10::DataPtr allocate(size_t bytes) override {
+    void* place = bytes ? tch_ext_allocate(bytes) : nullptr;
+    TORCH_CHECK(place || !bytes, "cannot allocate ", bytes, " bytes of memory");
+    return {place, place, &tch_ext_release, c10::Device(c10::kCPU)};
+  }
+  c10::DeleterFnPtr raw_deleter() const override { return &tch_ext_release; }
+  void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
 };
 
 char* copy(const char* text) { return strdup(text); }
@@ -123,6 +136,12 @@ bool tch_ext_brgemm(bool half, int64_t m, int64_t n, int64_t k, int64_t lda, int
   } catch (const std::exception&) {
     return false;
   }
+}
+
+// CPU tensors take their memory from `tch_ext_allocate` from now on.
+void tch_ext_set_allocator() {
+  static RustAllocator allocator;
+  c10::SetCPUAllocator(&allocator, 1);
 }
 
 // Peak and current bytes allocated on the accelerator; false where there is none.

@@ -5,7 +5,9 @@
 //! - [`Panels`]: products of small blocks, for kernels that have many in a row;
 //! - [`parallel`], [`parallel_rows`], [`elements`], [`simd!`]: kernels of one's own in safe Rust, on libtorch's
 //!   threads, over tensors, with the machine's best instructions;
-//! - [`memory`]: peak memory of the process and of a CUDA device;
+//! - [`memory`]: peak memory of the process, of CPU tensors and of a CUDA device; an allocator that keeps the memory
+//!   of a step for the next, and knows whose it is;
+//! - [`Region`], [`profile`]: which part of a program takes how long;
 //! - [`load_cuda`]: CUDA support found at start instead of linked, so that one binary serves both machines;
 //! - [`check_gradients`]: an f64 finite-difference check of any differentiable function.
 //!
@@ -17,6 +19,7 @@ mod function;
 mod gemm;
 pub mod memory;
 mod parallel;
+mod region;
 mod simd;
 mod slice;
 
@@ -25,5 +28,6 @@ pub use cuda::{CudaState, libtorch_folder, load_cuda};
 pub use function::{Function, attach};
 pub use gemm::{Panels, Product, Small, Sum, View, gemm};
 pub use parallel::{Rows, Split, parallel, parallel_rows, threads};
+pub use region::{Inside, Region, Spent, profile};
 pub use simd::{Simd, round_bf16};
 pub use slice::{Element, elements, elements_mut};

@@ -5,7 +5,7 @@ use tch::{Reduction, Tensor};
 use tch_ext::{Function, Product, Rows, Sum, attach, gemm, parallel_rows, simd};
 
 use super::number::{Number, Wide, kernel, sum, write};
-use super::{one, wide};
+use super::{LOSS, one, wide};
 
 /// Labels with this value are not supervised.
 pub const IGNORE: i64 = -100;
@@ -16,6 +16,7 @@ pub const IGNORE: i64 = -100;
 /// Only supervised rows reach the head. A constant head works in chunks and makes the gradient on the way:
 /// logits are never kept.
 pub fn cross_entropy(hidden: &Tensor, labels: &Tensor, head: &Linear, mode: Mode) -> (Tensor, i64) {
+    let _inside = LOSS.enter();
     let rows = labels.not_equal(IGNORE).nonzero().reshape(-1);
     let count = rows.size()[0];
     let (hidden, labels) = (hidden.index_select(0, &rows), labels.index_select(0, &rows));
@@ -115,6 +116,7 @@ struct Scaled(Option<Tensor>);
 
 impl Function for Scaled {
     fn backward(&mut self, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
+        let _inside = LOSS.enter();
         vec![grads[0].as_ref().zip(self.0.as_ref()).map(|(g, d)| d * g.to_kind(d.kind()))]
     }
 }

@@ -6,7 +6,7 @@ use tch::Tensor;
 use tch_ext::{Function, Rows, attach, parallel_rows, simd};
 
 use super::number::{Number, kernel, read, write};
-use super::{one, wide};
+use super::{ELEMENTWISE, one, wide};
 
 /// Cosines and sines of a run of positions, `[T, head_dim / 2]`, f32 (f64 for an f64 model).
 pub(crate) struct Angles {
@@ -34,6 +34,7 @@ impl Angles {
 
 /// `[B, T, count * head_dim]` as `[B, count, T, head_dim]`, turned if there are angles.
 pub(crate) fn heads(x: &Tensor, count: i64, angles: Option<&Angles>) -> Tensor {
+    let _inside = ELEMENTWISE.enter();
     let y = tch::no_grad(|| {
         let x = x.detach().contiguous();
         kernel!(&x, gather(&x, count, angles)).unwrap_or_else(|| {
@@ -49,6 +50,7 @@ struct Heads(Option<Angles>);
 
 impl Function for Heads {
     fn backward(&mut self, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
+        let _inside = ELEMENTWISE.enter();
         vec![grads[0].as_ref().map(|g| {
             let (g, back) = (g.contiguous(), self.0.as_ref().map(Angles::back));
             kernel!(&g, scatter(&g, back.as_ref())).unwrap_or_else(|| {
@@ -62,9 +64,12 @@ impl Function for Heads {
 
 /// The way back, `[B, heads, T, head_dim]` to `[B, T, heads * head_dim]`; a layer that reads it need not keep it.
 pub(crate) fn tokens(x: &Tensor) -> Input {
-    let y = x.transpose(1, 2).flatten(2, 3);
-    let kept = x.detach();
-    Input::remade(&y, move || kept.transpose(1, 2).flatten(2, 3))
+    let again = |x: &Tensor| {
+        let _inside = ELEMENTWISE.enter();
+        x.transpose(1, 2).flatten(2, 3)
+    };
+    let (y, kept) = (again(x), x.detach());
+    Input::remade(&y, move || again(&kept))
 }
 
 /// Heads of one token that are worth a thread of their own.

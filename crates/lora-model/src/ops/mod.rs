@@ -15,6 +15,11 @@ pub use rms_norm::rms_norm;
 pub use swiglu::swiglu;
 
 use tch::Tensor;
+use tch_ext::Region;
+
+static ATTENTION: Region = Region::new("attention");
+static LOSS: Region = Region::new("loss");
+static ELEMENTWISE: Region = Region::new("element-wise");
 
 /// f32, or f64 for f64.
 pub(crate) fn wide(t: &Tensor) -> Tensor {

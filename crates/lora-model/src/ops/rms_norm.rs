@@ -5,12 +5,13 @@ use tch::Tensor;
 use tch_ext::{Function, Rows, attach, parallel_rows, simd};
 
 use super::number::{Number, Wide, dot, kernel, read, sum, write};
-use super::{one, wide};
+use super::{ELEMENTWISE, one, wide};
 
 /// `x / sqrt(mean(x²) + eps) * weight` over the last dimension, computed in f32, in x's dtype
 /// (Zhang and Sennrich 2019; transformers' `LlamaRMSNorm`). Saves x and one number a row; a layer that reads it need
 /// not keep it. The weight is frozen.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Input {
+    let _inside = ELEMENTWISE.enter();
     let _guard = tch::no_grad_guard();
     let flat = x.detach().contiguous();
     let weight = weight.to_kind(x.kind()).contiguous();
@@ -20,6 +21,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Input {
     let (kept, w, inv) = (flat.shallow_clone(), weight.shallow_clone(), inverse.shallow_clone());
     let y = one(attach(&[&y], &[x], RmsNorm { x: flat, weight, inverse }));
     Input::remade(&y, move || {
+        let _inside = ELEMENTWISE.enter();
         kernel!(&kept, again(&kept, &w, &inv)).unwrap_or_else(|| scaled(&kept, &w, &inv))
     })
 }
@@ -90,6 +92,7 @@ struct RmsNorm {
 
 impl Function for RmsNorm {
     fn backward(&mut self, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
+        let _inside = ELEMENTWISE.enter();
         vec![grads[0].as_ref().map(|g| {
             let g = g.contiguous();
             kernel!(&g, gradient(&g, self)).unwrap_or_else(|| self.definition(&g))

@@ -5,7 +5,7 @@ use tch::Tensor;
 use tch_ext::{Function, Rows, attach, parallel_rows, simd};
 
 use super::number::{Number, Wide, kernel, read, write};
-use super::one;
+use super::{ELEMENTWISE, one};
 
 /// `silu(gate) * up` (Shazeer 2020). Saves its two inputs; a layer that reads it need not keep it.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Input {
@@ -18,6 +18,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Input {
 }
 
 fn value(gate: &Tensor, up: &Tensor) -> Tensor {
+    let _inside = ELEMENTWISE.enter();
     tch::no_grad(|| kernel!(gate, forward(gate, up)).unwrap_or_else(|| gate.silu() * up))
 }
 
@@ -55,6 +56,7 @@ struct SwiGlu {
 
 impl Function for SwiGlu {
     fn backward(&mut self, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
+        let _inside = ELEMENTWISE.enter();
         let Some(g) = grads[0].as_ref().map(Tensor::contiguous) else { return vec![None, None] };
         let [d_gate, d_up] = kernel!(&g, gradient(&g, self)).unwrap_or_else(|| self.definition(&g));
         vec![Some(d_gate), Some(d_up)]

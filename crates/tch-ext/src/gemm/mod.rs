@@ -14,6 +14,10 @@ pub use small::{Panels, Small, View};
 
 use tch::{Kind, Tensor};
 
+use crate::Region;
+
+static PRODUCTS: Region = Region::new("matrix products");
+
 /// `a [m, k]` times `b [k, n]`, or times `bᵀ` of `b [n, k]`.
 #[derive(Debug, Clone, Copy)]
 pub struct Product<'a> {
@@ -75,7 +79,7 @@ impl<'a> Sum<'a> {
 
 /// Computes the sums, all at once. No gradient is tracked. Shapes that do not fit panic, as tch's operators do.
 pub fn gemm(sums: &[Sum<'_>]) {
-    let _guard = tch::no_grad_guard();
+    let (_guard, _inside) = (tch::no_grad_guard(), PRODUCTS.enter());
     for sum in sums {
         let size = sum.out.size2().expect("a matrix");
         for p in &sum.products {

@@ -4,6 +4,7 @@ use tch::{Device, Kind, Tensor};
 use tch_ext::{Function, Panels, Rows, Small, View, attach, parallel_rows};
 
 use super::rows::{gradients, inner, probabilities, soften};
+use crate::ops::ATTENTION;
 use crate::ops::number::{Number, read, write};
 
 /// Queries in a block.
@@ -159,6 +160,7 @@ fn score<T: Small>(
 
 impl Function for Blocks {
     fn backward(&mut self, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
+        let _inside = ATTENTION.enter();
         let Some(dy) = &grads[0] else { return vec![None, None, None] };
         let dy = dy.contiguous();
         let all = match dy.kind() {

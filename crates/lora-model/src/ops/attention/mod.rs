@@ -5,6 +5,8 @@ mod rows;
 
 use tch::{Kind, Tensor};
 
+use super::ATTENTION;
+
 /// Keys and values of the positions seen so far, a pair a layer, `[B, kv_heads, T, head_dim]`.
 #[derive(Debug, Default)]
 pub struct Cache {
@@ -44,6 +46,7 @@ impl Cache {
 /// `k, v [B, kv_heads, S, head_dim]`; heads is a multiple of kv_heads. With a window, a position sees itself and
 /// the `window - 1` before it.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>) -> Tensor {
+    let _inside = ATTENTION.enter();
     let (t, s) = (q.size()[2], k.size()[2]);
     let windowed = window.filter(|&w| w < s);
     if blocks::pay(q) {

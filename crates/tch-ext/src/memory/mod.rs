@@ -1,4 +1,9 @@
-//! Peak memory, of the process and of a CUDA device.
+//! Memory: what is in use and was at the highest point, of the process, of CPU tensors and of a CUDA device.
+
+mod arena;
+mod manage;
+
+pub use manage::{alive_at_peak, cpu, manage, reset_peak};
 
 unsafe extern "C" {
     fn tch_ext_device_bytes(index: i32, peak: *mut i64, current: *mut i64) -> bool;
@@ -11,6 +16,15 @@ pub struct Usage {
     pub current: u64,
     /// At the highest point so far.
     pub peak: u64,
+}
+
+/// Bytes that belong together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// Whose they are.
+    pub name: &'static str,
+    /// How many.
+    pub bytes: u64,
 }
 
 /// Resident memory of this process (Linux: VmRSS and VmHWM), mapped files included; `None` elsewhere.
@@ -34,6 +48,7 @@ pub fn cuda(index: usize) -> Option<Usage> {
 /// Gives memory that was freed back to the system: after loading, the buffers of conversions would stay with the
 /// process otherwise.
 pub fn trim() {
+    manage::trim();
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: touches free memory alone.
     unsafe {
