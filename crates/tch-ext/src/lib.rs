@@ -26,7 +26,7 @@ mod slice;
 pub use check::check_gradients;
 pub use cuda::{CudaState, libtorch_folder, load_cuda};
 pub use function::{Function, attach};
-pub use gemm::{Panels, Product, Small, Sum, View, gemm};
+pub use gemm::{Panels, Product, Small, Sum, View, gemm, transpose};
 pub use parallel::{Rows, Split, parallel, parallel_rows, threads};
 pub use region::{Inside, Region, Spent, profile};
 pub use simd::{Simd, round_bf16};

@@ -79,23 +79,21 @@ impl Wide for f32 {
     fn exp(self) -> f32 {
         // 2^n e^r with |r| <= ln 2 / 2; adding 1.5 * 2^23 rounds to a whole number. ln 2 in two parts.
         const ROUND: f32 = 12_582_912.0;
-        let x = if self < -87.0 { -87.4 } else { self };
-        let x = if x > 88.7 { 88.8 } else { x };
-        let shifted = x * std::f32::consts::LOG2_E + ROUND;
+        let shifted = self.mul_add(std::f32::consts::LOG2_E, ROUND);
         let n = shifted - ROUND;
-        let r = x - n * 0.693_359_4 - n * -2.121_944_4e-4;
-        let p = 1.987_569_1e-4;
-        let p = p * r + 1.398_199_9e-3;
-        let p = p * r + 8.333_452e-3;
-        let p = p * r + 4.166_579_6e-2;
-        let p = p * r + 1.666_666_6e-1;
-        let p = p * r + 0.5;
-        let e = p * r * r + r + 1.0;
-        // n lies in the low bits of `shifted`. In two steps, since 2^128 is no f32.
-        let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
-        let power = |n: i32| f32::from_bits((n.wrapping_add(127) as u32) << 23);
-        let y = e * power(n >> 1) * power(n - (n >> 1));
-        if self < -87.0 { 0.0 } else { y }
+        let r = (-n).mul_add(0.693_359_4, self);
+        let r = n.mul_add(2.121_944_4e-4, r);
+        let p = r.mul_add(1.987_569_1e-4, 1.398_199_9e-3);
+        let p = p.mul_add(r, 8.333_452e-3);
+        let p = p.mul_add(r, 4.166_579_6e-2);
+        let p = p.mul_add(r, 1.666_666_6e-1);
+        let p = p.mul_add(r, 0.5);
+        let e = p.mul_add(r * r, r) + 1.0;
+        // n lies in the low bits of `shifted`; from there it goes to the exponent.
+        let y = f32::from_bits(e.to_bits().wrapping_add(shifted.to_bits() << 23));
+        let y = if self > 88.72 { f32::INFINITY } else { y };
+        let y = if self < -87.0 { 0.0 } else { y };
+        if self.is_nan() { self } else { y }
     }
 }
 

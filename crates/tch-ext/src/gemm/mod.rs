@@ -8,9 +8,9 @@ mod pack;
 mod panels;
 mod small;
 mod tile;
-mod transpose;
+mod turn;
 
-pub use small::{Panels, Small, View};
+pub use small::{Panels, Small, View, transpose};
 
 use tch::{Kind, Tensor};
 

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::transpose::transpose;
+use super::turn::{transpose, turn_halves, turn_words};
 
 /// Columns of a panel.
 pub(super) const WIDTH: usize = 64;
@@ -37,6 +37,14 @@ pub(super) trait Packed: Copy + Sync {
     const HALF: bool;
     /// Rows that lie interleaved.
     const PAIR: usize;
+    /// Rows of a tile of `turn`; it has 16 columns.
+    const TILE: usize;
+
+    /// `to[j * to_stride + i] = from[i * stride + j]` of a tile.
+    ///
+    /// # Safety
+    /// Both are in bounds, and the machine has AVX-512.
+    unsafe fn turn(from: *const Self, stride: usize, to: *mut Self, to_stride: usize);
 
     /// Packs rows `k..k + depth`, columns `n..n + width` of a `[K, N]` matrix; panel rows are `WIDTH` wide. Where
     /// depth is odd, bf16's last row is paired with zeros.
@@ -59,9 +67,16 @@ pub(super) trait Packed: Copy + Sync {
     );
 }
 
+// SAFETY of words: f32 and u32, and u32 and a pair of bf16, have one size, and no bits are invalid.
 impl Packed for f32 {
     const HALF: bool = false;
     const PAIR: usize = 1;
+    const TILE: usize = 16;
+
+    unsafe fn turn(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { turn_words(from.cast(), stride, to.cast(), to_stride) };
+    }
 
     unsafe fn pack(b: Matrix<f32>, k: usize, depth: usize, n: usize, width: usize, panel: &mut [f32]) {
         for (i, out) in panel.chunks_exact_mut(WIDTH).take(depth).enumerate() {
@@ -78,15 +93,20 @@ impl Packed for f32 {
         width: usize,
         panel: &mut [f32],
     ) {
-        let words = Matrix { data: b.data.cast::<u32>(), stride: b.stride };
-        // SAFETY: f32 and u32 have one size; the caller's promise.
-        unsafe { transpose(words, n, width, k, depth, as_words(panel)) };
+        // SAFETY: the caller's promise.
+        unsafe { transpose(b, (n, width), (k, depth), panel.as_mut_ptr(), WIDTH) };
     }
 }
 
 impl Packed for bf16 {
     const HALF: bool = true;
     const PAIR: usize = 2;
+    const TILE: usize = 32;
+
+    unsafe fn turn(from: *const bf16, stride: usize, to: *mut bf16, to_stride: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { turn_halves(from.cast(), stride, to.cast(), to_stride) };
+    }
 
     unsafe fn pack(b: Matrix<bf16>, k: usize, depth: usize, n: usize, width: usize, panel: &mut [bf16]) {
         // SAFETY: a panel row pair is WIDTH words of two bf16.
@@ -116,8 +136,8 @@ impl Packed for bf16 {
             let words = as_words(panel);
             let (pairs, odd) = (depth / 2, depth % 2 == 1);
             if b.stride.is_multiple_of(2) && k.is_multiple_of(2) && b.data.addr().is_multiple_of(4) {
-                let from = Matrix { data: b.data.cast::<u32>(), stride: b.stride / 2 };
-                transpose(from, n, width, k / 2, pairs, words);
+                let from = Matrix { data: b.data.cast::<f32>(), stride: b.stride / 2 };
+                transpose(from, (n, width), (k / 2, pairs), words.as_mut_ptr().cast(), WIDTH);
             } else {
                 for j in 0..width {
                     for (i, pair) in b.row(n + j, k, 2 * pairs).chunks_exact(2).enumerate() {

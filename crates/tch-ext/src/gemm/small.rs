@@ -8,6 +8,7 @@ use half::bf16;
 use super::pack::{Matrix, Packed, WIDTH};
 use super::panels::supported;
 use super::tile::tch_ext_brgemm;
+use super::turn;
 use crate::slice::Element;
 
 /// An element type with a small product: f32 and bf16.
@@ -131,5 +132,15 @@ impl<T: Small> Panels<T> {
             )
         };
         assert!(ok, "the small product failed");
+    }
+}
+
+/// `to[j * stride + i] = from(i, j)`: the transpose, its rows `stride` apart. Panics if `to` does not hold it.
+pub fn transpose<T: Small>(from: View<'_, T>, to: &mut [T], stride: usize) {
+    let fits = from.columns == 0 || (from.columns - 1) * stride + from.rows <= to.len();
+    assert!(from.rows <= stride && fits, "a transpose in bounds");
+    // SAFETY: just checked.
+    unsafe {
+        turn::transpose(from.matrix(), (0, from.rows), (0, from.columns), to.as_mut_ptr(), stride);
     }
 }

@@ -70,3 +70,20 @@ fn shapes_must_fit() {
     let (a, b) = (random(2, 3, Kind::Float), random(4, 5, Kind::Float));
     gemm(&[Sum::new(vec![Product::plain(&a, &b)], &random(2, 5, Kind::Float))]);
 }
+
+/// Tiles and what is left beside them.
+#[test]
+fn transposes_are_transposed() {
+    fn check<T: Small + PartialEq + std::fmt::Debug>(number: impl Fn(usize) -> T) {
+        for (rows, columns, stride) in [(1, 1, 1), (64, 64, 64), (37, 70, 40), (96, 17, 100), (3, 200, 5)] {
+            let from: Vec<T> = (0..rows * (columns + 3)).map(&number).collect();
+            let mut to = vec![number(0); columns * stride];
+            transpose(View::new(&from, rows, columns, columns + 3), &mut to, stride);
+            for (i, j) in (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))) {
+                assert_eq!(to[j * stride + i], from[i * (columns + 3) + j], "{rows} {columns} at {i} {j}");
+            }
+        }
+    }
+    check(|i| i as f32);
+    check(|i| half::bf16::from_bits(i as u16));
+}

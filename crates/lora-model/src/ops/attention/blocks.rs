@@ -1,9 +1,9 @@
 //! Causal attention in blocks, by small products: probabilities exist for one block of queries at a time.
 
 use tch::{Device, Kind, Tensor};
-use tch_ext::{Function, Panels, Rows, Small, View, attach, parallel_rows};
+use tch_ext::{Function, Panels, Rows, Small, View, attach, parallel_rows, transpose};
 
-use super::rows::{gradients, inner, probabilities, soften};
+use super::rows::{add, gradients, inner, probabilities, soften, store};
 use crate::ops::ATTENTION;
 use crate::ops::number::{Number, read, write};
 
@@ -136,8 +136,7 @@ fn forward<T: Number<Wide = f32> + Small>(node: &mut Blocks) {
                     let sums = &mut sums[block * BLOCK..];
                     values.multiply(block, View::new(&p, n, hi - lo, stride), sums, s.dim, false);
                 }
-                let y = &mut y[start * s.dim..(start + n) * s.dim];
-                y.iter_mut().zip(&sums).for_each(|(y, x)| *y = T::narrow(*x));
+                store(&mut y[start * s.dim..(start + n) * s.dim], &sums);
             }
         }
     });
@@ -177,8 +176,10 @@ fn backward<T: Number<Wide = f32> + Small>(node: &Blocks, dy: &Tensor) -> [Tenso
     let rows = (size[0] * size[1]) as usize;
     let padded = s.s.next_multiple_of(BLOCK);
     let mut dq = node.q.empty_like();
-    // Of each query head: dKᵀ and dVᵀ [dim, keys], summed in f32.
-    let wide = || Tensor::zeros([rows as i64, (s.dim * padded) as i64], (Kind::Float, Device::Cpu));
+    // Of each query head: dKᵀ and dVᵀ [dim, keys], summed in f32. All keys are written, if queries see them all.
+    let size = [rows as i64, (s.dim * padded) as i64];
+    let options = (Kind::Float, Device::Cpu);
+    let wide = || if s.t == s.s { Tensor::empty(size, options) } else { Tensor::zeros(size, options) };
     let (mut dkt, mut dvt) = (wide(), wide());
     let (q, k, v, y) = (read::<T>(&node.q), read::<T>(&node.k), read::<T>(&node.v), read::<T>(&node.y));
     let (dy, lse) = (read::<T>(dy), read::<f32>(&node.lse));
@@ -209,6 +210,7 @@ fn backward<T: Number<Wide = f32> + Small>(node: &Blocks, dy: &Tensor) -> [Tenso
                 vt.pack_transposed(v);
                 keys.pack(k);
             }
+            let mut known = 0;
             for (start, n, lo, hi) in s.blocks() {
                 // From the first key on: the panel of keys has one origin.
                 let (stride, origin) = (hi.next_multiple_of(BLOCK), lo);
@@ -246,16 +248,18 @@ fn backward<T: Number<Wide = f32> + Small>(node: &Blocks, dy: &Tensor) -> [Tenso
                     let sums = &mut sums[block * BLOCK..];
                     keys.multiply(block, View::new(&ds, n, hi, stride), sums, s.dim, false);
                 }
-                dq[at.clone()].iter_mut().zip(&sums).for_each(|(d, x)| *d = T::narrow(*x));
-                transpose(&q[at.clone()], &mut qt, s.dim);
-                transpose(&dy[at], &mut dyt, s.dim);
+                store(&mut dq[at.clone()], &sums);
+                turn(&q[at.clone()], &mut qt, s.dim);
+                turn(&dy[at], &mut dyt, s.dim);
                 ds_panel.pack(View::new(&ds, n, stride, stride));
                 p_panel.pack(View::new(&p, n, stride, stride));
                 for block in origin / BLOCK..hi.div_ceil(BLOCK) {
                     let left = |t| View::new(t, s.dim, n, BLOCK);
-                    ds_panel.multiply(block, left(&qt), &mut dkt[block * BLOCK..], padded, true);
-                    p_panel.multiply(block, left(&dyt), &mut dvt[block * BLOCK..], padded, true);
+                    let more = block < known;
+                    ds_panel.multiply(block, left(&qt), &mut dkt[block * BLOCK..], padded, more);
+                    p_panel.multiply(block, left(&dyt), &mut dvt[block * BLOCK..], padded, more);
                 }
+                known = hi.div_ceil(BLOCK);
             }
         }
     });
@@ -263,11 +267,11 @@ fn backward<T: Number<Wide = f32> + Small>(node: &Blocks, dy: &Tensor) -> [Tenso
 }
 
 /// `[n, dim]` to `[dim, BLOCK]`, zeros behind.
-fn transpose<T: Number<Wide = f32>>(from: &[T], to: &mut [T], dim: usize) {
+fn turn<T: Number<Wide = f32> + Small>(from: &[T], to: &mut [T], dim: usize) {
     let n = from.len() / dim;
-    for (j, out) in to.chunks_exact_mut(BLOCK).enumerate() {
-        out[..n].iter_mut().enumerate().for_each(|(i, out)| *out = from[i * dim + j]);
-        out[n..].fill(T::narrow(0.0));
+    transpose(View::new(from, n, dim, dim), to, BLOCK);
+    if n < BLOCK {
+        to.chunks_exact_mut(BLOCK).for_each(|row| row[n..].fill(T::narrow(0.0)));
     }
 }
 
@@ -278,17 +282,14 @@ fn gathered<T: Number<Wide = f32>>(node: &Blocks, sums: &Tensor, padded: usize) 
     let sums = read::<f32>(sums);
     let rows = out.numel() / (s.s * s.dim);
     parallel_rows(Rows { data: write::<T>(&mut out), width: s.s * s.dim }, rows, 1, |first, _, out| {
-        let mut total = vec![0f32; s.dim * padded];
+        let (mut total, mut turned) = (vec![0f32; s.dim * padded], vec![0f32; padded * s.dim]);
         for (i, out) in out.data.chunks_exact_mut(s.s * s.dim).enumerate() {
-            total.fill(0.0);
-            for head in 0..s.group {
-                // Key heads and query heads lie in one order over batch and heads.
-                let from = ((first + i) * s.group + head) * s.dim * padded;
-                total.iter_mut().zip(&sums[from..]).for_each(|(t, x)| *t += x);
-            }
-            for (t, out) in out.chunks_exact_mut(s.dim).enumerate() {
-                out.iter_mut().enumerate().for_each(|(d, out)| *out = T::narrow(total[d * padded + t]));
-            }
+            // Key heads and query heads lie in one order over batch and heads.
+            let mut heads = sums[(first + i) * s.group * s.dim * padded..].chunks_exact(s.dim * padded);
+            total.copy_from_slice(heads.next().unwrap_or_default());
+            heads.take(s.group - 1).for_each(|head| add(&mut total, head));
+            transpose(View::new(&total, s.dim, padded, padded), &mut turned, s.dim);
+            store(out, &turned);
         }
     });
     out

@@ -1,54 +1,97 @@
-//! Rows of probabilities. A query sees the keys `lo..hi` of its row; what lies outside has probability 0.
+//! Rows of probabilities. A query sees the keys `lo..hi` of its row; what lies outside has probability 0. Rows are
+//! worked on in whole groups of lanes: what a group holds beyond `lo..hi` is hidden first.
 
 use std::ops::Range;
 
 use tch_ext::simd;
 
-use crate::ops::number::{Number, Wide, sum};
+use crate::ops::number::{Number, Wide};
+
+/// Numbers that are worked on together; a block of keys is a multiple of it.
+const LANES: usize = 32;
+
+/// The groups that hold `seen`, in a row of whole groups.
+#[inline(always)]
+fn groups(seen: &Range<usize>) -> Range<usize> {
+    seen.start / LANES * LANES..seen.end.next_multiple_of(LANES)
+}
+
+/// Scores of what is not seen: their exponential is 0.
+#[inline(always)]
+fn hide(z: &mut [f32], seen: &Range<usize>) {
+    let groups = groups(seen);
+    z[groups.start..seen.start].fill(f32::NEG_INFINITY);
+    z[seen.end..groups.end].fill(f32::NEG_INFINITY);
+}
 
 simd! {
-    /// `softmax(scale z)` over `lo..hi` into p; gives the logarithm of the sum of exponentials.
+    /// `softmax(scale z)` over `seen` into p; gives the logarithm of the sum of exponentials.
     pub(super) fn soften<T: HalfOrSingle>(z: &mut [f32], p: &mut [T], seen: Range<usize>, scale: f32) -> f32 {
-        let Range { start: lo, end: hi } = seen;
-        let seen = &mut z[lo..hi];
-        let mut lanes = [f32::NEG_INFINITY; 32];
-        let chunks = seen.chunks_exact(32);
-        let rest = chunks.remainder();
-        for chunk in chunks {
-            lanes.iter_mut().zip(chunk).for_each(|(lane, &z)| *lane = if z > *lane { z } else { *lane });
+        hide(z, &seen);
+        let groups = groups(&seen);
+        let (row, _) = z[groups.clone()].as_chunks_mut::<LANES>();
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        for group in row.iter() {
+            lanes.iter_mut().zip(group).for_each(|(lane, &z)| *lane = if z > *lane { z } else { *lane });
         }
-        let most = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |most, &z| if z > most { z } else { most });
-        seen.iter_mut().for_each(|z| *z = Wide::exp((*z - most) * scale));
-        let total = sum(seen, |z| z);
+        let most = lanes.iter().fold(f32::NEG_INFINITY, |most, &z| if z > most { z } else { most });
+        let shift = -most * scale;
+        let mut total = 0.0;
+        // In lanes of f32, which are emptied into f64 in time.
+        for part in row.chunks_mut(32) {
+            let mut sums = [0f32; LANES];
+            for group in part {
+                for (z, sum) in group.iter_mut().zip(&mut sums) {
+                    *z = Wide::exp(z.mul_add(scale, shift));
+                    *sum += *z;
+                }
+            }
+            total += f64::from(sums.iter().sum::<f32>());
+        }
         let inverse = (1.0 / total) as f32;
-        p[..lo].fill(T::narrow(0.0));
-        p[lo..hi].iter_mut().zip(seen.iter()).for_each(|(p, z)| *p = T::narrow(z * inverse));
-        p[hi..].fill(T::narrow(0.0));
-        most * scale + total.ln() as f32
+        p[..groups.start].fill(T::narrow(0.0));
+        p[groups.end..].fill(T::narrow(0.0));
+        let (p, _) = p[groups].as_chunks_mut::<LANES>();
+        for (p, z) in p.iter_mut().zip(row.iter()) {
+            p.iter_mut().zip(z).for_each(|(p, z)| *p = T::narrow(z * inverse));
+        }
+        total.ln() as f32 - shift
     }
 }
 
 simd! {
     /// The probabilities again, from the logarithm of their sum: in z as they are, in p rounded.
-    pub(super) fn probabilities<T: HalfOrSingle>(z: &mut [f32], p: &mut [T], seen: Range<usize>, scale: f32, lse: f32) {
-        let Range { start: lo, end: hi } = seen;
-        p[..lo].fill(T::narrow(0.0));
-        p[hi..].fill(T::narrow(0.0));
-        for (z, p) in z[lo..hi].iter_mut().zip(&mut p[lo..hi]) {
-            *z = Wide::exp(*z * scale - lse);
-            *p = T::narrow(*z);
+    pub(super) fn probabilities<T: HalfOrSingle>(
+        z: &mut [f32], p: &mut [T], seen: Range<usize>, scale: f32, lse: f32,
+    ) {
+        hide(z, &seen);
+        let groups = groups(&seen);
+        p[..groups.start].fill(T::narrow(0.0));
+        p[groups.end..].fill(T::narrow(0.0));
+        let ((z, _), (p, _)) = (z[groups.clone()].as_chunks_mut::<LANES>(), p[groups].as_chunks_mut::<LANES>());
+        for (z, p) in z.iter_mut().zip(p) {
+            for (z, p) in z.iter_mut().zip(p) {
+                *z = Wide::exp(z.mul_add(scale, -lse));
+                *p = T::narrow(*z);
+            }
         }
     }
 }
 
 simd! {
     /// The gradient of the scores, `scale p ∘ (dp - along)`.
-    pub(super) fn gradients<T: HalfOrSingle>(p: &[f32], dp: &[f32], ds: &mut [T], seen: Range<usize>, scale: f32, along: f32) {
-        let Range { start: lo, end: hi } = seen;
-        ds[..lo].fill(T::narrow(0.0));
-        ds[hi..].fill(T::narrow(0.0));
-        for ((ds, p), dp) in ds[lo..hi].iter_mut().zip(&p[lo..hi]).zip(&dp[lo..hi]) {
-            *ds = T::narrow(p * (dp - along) * scale);
+    pub(super) fn gradients<T: HalfOrSingle>(
+        p: &[f32], dp: &[f32], ds: &mut [T], seen: Range<usize>, scale: f32, along: f32,
+    ) {
+        let groups = groups(&seen);
+        ds[..groups.start].fill(T::narrow(0.0));
+        ds[groups.end..].fill(T::narrow(0.0));
+        let ((p, _), (dp, _)) = (p[groups.clone()].as_chunks::<LANES>(), dp[groups.clone()].as_chunks::<LANES>());
+        let (ds, _) = ds[groups].as_chunks_mut::<LANES>();
+        for ((ds, p), dp) in ds.iter_mut().zip(p).zip(dp) {
+            for ((ds, p), dp) in ds.iter_mut().zip(p).zip(dp) {
+                *ds = T::narrow(p * (dp - along) * scale);
+            }
         }
     }
 }
@@ -63,6 +106,20 @@ simd! {
             lanes.iter_mut().zip(a.iter().zip(b)).for_each(|(lane, (a, b))| *lane += a.wide() * b.wide());
         }
         lanes.iter().sum::<f32>() + rest
+    }
+}
+
+simd! {
+    /// Rounds sums to where they belong.
+    pub(super) fn store<T: HalfOrSingle>(out: &mut [T], sums: &[f32]) {
+        out.iter_mut().zip(sums).for_each(|(out, x)| *out = T::narrow(*x));
+    }
+}
+
+simd! {
+    /// Adds x to the sums.
+    pub(super) fn add(sums: &mut [f32], x: &[f32]) {
+        sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += x);
     }
 }
 
