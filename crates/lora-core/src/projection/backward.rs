@@ -37,15 +37,21 @@ impl Function for Backward {
         let (x, shape) = (flat(&x), x);
         let (ht, dht) = (self.h.tr().contiguous(), dh.tr().contiguous());
         let rows = |t: &Tensor, low: &Low| t.narrow(0, low.first, low.a.size()[0]);
-        let (hts, dhts): (Vec<_>, Vec<_>) = lows().map(|(low, _)| (rows(&ht, low), rows(&dht, low))).unzip();
-        let seen: Vec<Tensor> = lows().map(|(low, _)| low.seen(&x)).collect();
-        let da: Vec<Tensor> = lows().map(|(low, _)| Tensor::empty(low.a.size(), masters)).collect();
+        let hts: Vec<_> = lows().map(|(low, _)| rows(&ht, low)).collect();
+        let all_da = Tensor::empty([self.h.size()[1], x.size()[1]], masters);
+        let da: Vec<Tensor> = lows().map(|(low, _)| rows(&all_da, low)).collect();
         let dbt: Vec<Tensor> = lows().map(|(low, _)| Tensor::empty(low.b.tr().size(), masters)).collect();
-        let mut sums = Vec::new();
-        for (i, (low, dv)) in lows().enumerate() {
-            sums.push(Sum { scale: low.scale, ..Sum::new(vec![Product::plain(&dhts[i], &seen[i])], &da[i]) });
-            sums.push(Sum::new(vec![Product::plain(&hts[i], dv)], &dbt[i]));
-        }
+        let (seen, dhts, scales): (Vec<_>, Vec<_>, Vec<_>) =
+            lows().map(|(low, _)| (low.seen(&x), rows(&dht, low), low.scale)).collect();
+        // Updates that see one x in one product, if they have one scale too.
+        let one = lows().all(|(low, _)| low.mask.is_none()) && scales.iter().all(|s| *s == scales[0]);
+        let mut sums: Vec<Sum<'_>> = if one && da.len() == self.lows() && !da.is_empty() {
+            vec![Sum { scale: scales[0], ..Sum::new(vec![Product::plain(&dht, &x)], &all_da) }]
+        } else {
+            let each = dhts.iter().zip(&seen).zip(da.iter().zip(&scales));
+            each.map(|((dh, x), (da, &scale))| Sum { scale, ..Sum::new(vec![Product::plain(dh, x)], da) }).collect()
+        };
+        sums.extend(lows().zip(&hts).zip(&dbt).map(|(((_, dv), h), db)| Sum::new(vec![Product::plain(h, dv)], db)));
         let dx = self.wants_dx.then(|| x.empty_like());
         let weights: Vec<Tensor> =
             if self.wants_dx { parts().map(|(p, _)| p.weight.dense(kind)).collect() } else { vec![] };
@@ -80,6 +86,10 @@ impl Function for Backward {
 }
 
 impl Backward {
+    fn lows(&self) -> usize {
+        self.parts.iter().filter(|part| part.low.is_some()).count()
+    }
+
     fn nothing(&self) -> Vec<Option<Tensor>> {
         let leaves = |low: &Low| if low.gain.is_some() { 3 } else { 2 };
         let count: usize = self.parts.iter().filter_map(|p| p.low.as_ref()).map(leaves).sum();

@@ -9,14 +9,14 @@ use tch::{Device, Kind, Tensor};
 use super::Sum;
 use super::pack::{Matrix, Packed, WIDTH};
 use super::tile::{block, tch_ext_brgemm};
-use crate::parallel;
+use crate::parallel::{parallel, threads};
 
 /// Rows of a tile: with its f32 sums it fits the first cache.
 pub(super) const ROWS: usize = 64;
 /// Rows that a thread takes at a time.
-pub(super) const ITEM: usize = 256;
-/// Depth of a panel, in bytes a column: with 64 columns a quarter of a megabyte, for the second cache.
-pub(super) const DEPTH: usize = 4096;
+const ITEM: usize = 256;
+/// Depth of a panel, in bytes a column: with 64 columns half a megabyte, for the second cache.
+pub(super) const DEPTH: usize = 8192;
 
 /// Whether all of this is work for panels.
 pub(super) fn fit(sums: &[Sum<'_>], kind: Kind) -> bool {
@@ -91,9 +91,22 @@ pub(super) struct Job<'a, T> {
     pub(super) gain: Option<&'a [f32]>,
     pub(super) bias: Option<Vec<f32>>,
     pub(super) add: bool,
-    /// Its first item, counted over all jobs.
-    pub(super) first: usize,
-    pub(super) row_items: usize,
+}
+
+impl<T> Job<'_, T> {
+    /// Whether sums can go where they belong without a stop on the way.
+    pub(super) fn direct(&self) -> bool {
+        !self.out_half && self.scale == 1.0 && self.gain.is_none() && self.bias.is_none()
+    }
+}
+
+/// A block of a job: `rows` rows of one panel's columns.
+#[derive(Clone, Copy)]
+pub(super) struct Item {
+    pub(super) job: usize,
+    pub(super) column: usize,
+    pub(super) row: usize,
+    pub(super) rows: usize,
 }
 
 // SAFETY: the matrices are only read, and each item writes a block of `out` of its own.
@@ -107,22 +120,37 @@ pub(super) fn run<T: Packed>(sums: &[Sum<'_>]) {
     // An odd depth of bf16 is read in pairs: the left-hand side needs the zero that the panel has.
     let padded: Vec<Vec<Tensor>> =
         sums.iter().map(|s| s.products.iter().map(|p| even::<T>(p.a)).collect()).collect();
-    let mut items = 0;
-    let jobs: Vec<Job<'_, T>> = sums.iter().zip(&padded).map(|(sum, a)| job(sum, a, &mut items)).collect();
-    parallel(items, 1, |range| {
+    let jobs: Vec<Job<'_, T>> = sums.iter().zip(&padded).map(|(sum, a)| job(sum, a)).collect();
+    let items = items(&jobs);
+    parallel(items.len(), 1, |range| {
         BUFFERS.with_borrow_mut(|(panel, tile)| {
             let mut packed = None;
-            for item in range {
-                let index = jobs.partition_point(|j| j.first <= item) - 1;
-                let job = &jobs[index];
-                let (column, row) = ((item - job.first) / job.row_items, (item - job.first) % job.row_items);
-                let fresh = packed != Some((index, column)) || job.passes.len() > 1;
+            for item in &items[range] {
+                let job = &jobs[item.job];
+                let fresh = packed != Some((item.job, item.column)) || job.passes.len() > 1;
                 // SAFETY: the block lies in the matrices.
-                unsafe { block(job, column * WIDTH, row * ITEM, fresh, panel, tile) };
-                packed = Some((index, column));
+                unsafe { block(job, *item, fresh, panel, tile) };
+                packed = Some((item.job, item.column));
             }
         });
     });
+}
+
+/// The blocks of all jobs, column by column. The last ones are small, so that no thread waits long for another.
+fn items<T>(jobs: &[Job<'_, T>]) -> Vec<Item> {
+    let mut items = Vec::new();
+    for (index, job) in jobs.iter().enumerate() {
+        for column in (0..job.columns).step_by(WIDTH) {
+            let rows = (0..job.rows).step_by(ITEM);
+            items.extend(rows.map(|row| Item { job: index, column, row, rows: ITEM.min(job.rows - row) }));
+        }
+    }
+    let large = items.len().saturating_sub(threads());
+    for item in items.split_off(large) {
+        let rows = (0..item.rows).step_by(ROWS);
+        items.extend(rows.map(|i| Item { row: item.row + i, rows: ROWS.min(item.rows - i), ..item }));
+    }
+    items
 }
 
 /// `a`, or a copy with a column of zeros behind it where its depth is odd and pairs are read.
@@ -130,7 +158,7 @@ fn even<T: Packed>(a: &Tensor) -> Tensor {
     if a.size()[1] % T::PAIR as i64 == 0 { a.shallow_clone() } else { a.constant_pad_nd([0, 1]) }
 }
 
-fn job<'a, T: Packed>(sum: &'a Sum<'_>, lefts: &[Tensor], items: &mut usize) -> Job<'a, T> {
+fn job<'a, T: Packed>(sum: &'a Sum<'_>, lefts: &[Tensor]) -> Job<'a, T> {
     let matrix =
         |t: &Tensor| Matrix { data: t.data_ptr().cast_const().cast::<T>(), stride: t.stride()[0] as usize };
     let most = DEPTH / size_of::<T>();
@@ -152,8 +180,6 @@ fn job<'a, T: Packed>(sum: &'a Sum<'_>, lefts: &[Tensor], items: &mut usize) -> 
     }
     passes.push(pass);
     let (rows, columns) = (sum.out.size()[0] as usize, sum.out.size()[1] as usize);
-    let (first, row_items) = (*items, rows.div_ceil(ITEM));
-    *items += row_items * columns.div_ceil(WIDTH);
     Job {
         passes,
         out: sum.out.data_ptr(),
@@ -165,7 +191,5 @@ fn job<'a, T: Packed>(sum: &'a Sum<'_>, lefts: &[Tensor], items: &mut usize) -> 
         gain: sum.gain.and_then(crate::elements),
         bias: sum.bias.and_then(|b| Vec::try_from(b.to_kind(Kind::Float)).ok()),
         add: sum.add,
-        first,
-        row_items,
     }
 }

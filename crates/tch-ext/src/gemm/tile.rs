@@ -5,7 +5,7 @@ use std::ffi::c_void;
 use half::bf16;
 
 use super::pack::{Packed, WIDTH};
-use super::panels::{DEPTH, ITEM, Job, ROWS};
+use super::panels::{DEPTH, Item, Job, ROWS, Slab};
 use crate::round_bf16;
 
 unsafe extern "C" {
@@ -24,45 +24,42 @@ unsafe extern "C" {
     ) -> bool;
 }
 
-/// Computes the block of `ITEM` rows and `WIDTH` columns from (row, column) on. `fresh`: the panels must be packed.
+/// Computes a block. `fresh`: the panels must be packed.
 ///
 /// # Safety
-/// The block begins inside the matrices, and nobody else writes it.
+/// The block lies in the matrices, and nobody else writes it.
 pub(super) unsafe fn block<T: Packed>(
     job: &Job<'_, T>,
-    column: usize,
-    row: usize,
+    item: Item,
     fresh: bool,
     panel: &mut Vec<u32>,
     tile: &mut Vec<f32>,
 ) {
-    let (width, rows) = (WIDTH.min(job.columns - column), ITEM.min(job.rows - row));
+    let Item { column, row, rows, .. } = item;
+    let (width, direct) = (WIDTH.min(job.columns - column), job.direct());
     // A depth may be rounded up to a pair twice in a pass.
     panel.resize((DEPTH / 4 + job.passes[0].len()) * WIDTH, 0);
-    tile.resize(ITEM * WIDTH, 0.0);
+    tile.resize(rows.next_multiple_of(ROWS).max(tile.len() / WIDTH) * WIDTH, 0.0);
     for (i, pass) in job.passes.iter().enumerate() {
         // SAFETY: words are larger than, or as large as, T, which has no invalid bits.
         let panel = unsafe {
             std::slice::from_raw_parts_mut(panel.as_mut_ptr().cast::<T>(), panel.len() * 4 / size_of::<T>())
         };
         if fresh {
-            for slab in pass {
-                let into = &mut panel[slab.offset..slab.offset + slab.padded() * WIDTH];
-                // SAFETY: the slab and the columns lie in b.
-                unsafe {
-                    if slab.transposed {
-                        T::pack_transposed(slab.b, slab.k, slab.depth, column, width, into);
-                    } else {
-                        T::pack(slab.b, slab.k, slab.depth, column, width, into);
-                    }
-                }
-            }
+            // SAFETY: the columns lie in every b of the pass.
+            unsafe { pack(pass, column, width, panel) };
         }
         for start in (0..rows).step_by(ROWS) {
             let count = ROWS.min(rows - start);
             let sums = &mut tile[start * WIDTH..(start + count) * WIDTH];
+            let (out, stride) = if direct {
+                // SAFETY: the block's own place in `out`.
+                (unsafe { job.out.cast::<f32>().add((row + start) * job.out_stride + column) }, job.out_stride)
+            } else {
+                (sums.as_mut_ptr(), WIDTH)
+            };
             for (j, slab) in pass.iter().enumerate() {
-                // SAFETY: `count` rows of a from k on, `padded` rows of the panel, `count` rows of the tile.
+                // SAFETY: `count` rows of a from k on, `padded` rows of the panel, `count` rows of `out`.
                 unsafe {
                     let a = slab.a.data.add((row + start) * slab.a.stride + slab.k);
                     let ok = tch_ext_brgemm(
@@ -72,18 +69,36 @@ pub(super) unsafe fn block<T: Packed>(
                         slab.padded() as i64,
                         slab.a.stride as i64,
                         WIDTH as i64,
-                        WIDTH as i64,
-                        i + j > 0,
+                        stride as i64,
+                        i + j > 0 || direct && job.add,
                         a.cast(),
                         panel.as_ptr().add(slab.offset).cast(),
-                        sums.as_mut_ptr(),
+                        out,
                     );
                     assert!(ok, "the small product failed");
                 }
             }
-            if i + 1 == job.passes.len() {
+            if i + 1 == job.passes.len() && !direct {
                 // SAFETY: `count` rows of `width` from here on are this block's.
                 unsafe { write(job, row + start, column, width, sums) };
+            }
+        }
+    }
+}
+
+/// Packs the columns of a pass.
+///
+/// # Safety
+/// They lie in every b of the pass.
+unsafe fn pack<T: Packed>(pass: &[Slab<T>], column: usize, width: usize, panel: &mut [T]) {
+    for slab in pass {
+        let into = &mut panel[slab.offset..slab.offset + slab.padded() * WIDTH];
+        // SAFETY: the caller's promise.
+        unsafe {
+            if slab.transposed {
+                T::pack_transposed(slab.b, slab.k, slab.depth, column, width, into);
+            } else {
+                T::pack(slab.b, slab.k, slab.depth, column, width, into);
             }
         }
     }
