@@ -1,14 +1,14 @@
 //! The llama family: Llama 2 and 3, SmolLM, Mistral, Qwen2, Qwen3. They differ in biases, head norms, rotary
 //! scaling and window, all of it read from [`ModelConfig`].
 
-use lora_core::{BaseWeight, Error, Linear, Linears, Mode, Result, project};
+use lora_core::{BaseWeight, Error, Linear, Linears, Mode, Result, project, project_onto};
 use tch::{Device, Kind, Tensor};
 use tch_ext::Region;
 
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::model::Model;
-use crate::ops::{Angles, Cache, attention, heads, rms_norm, swiglu, tokens};
+use crate::ops::{Angles, Cache, attention, heads, rms_norm, rms_norm_beside, swiglu, tokens};
 use crate::rope::Rope;
 
 static WEIGHTS: Region = Region::new("weights");
@@ -108,7 +108,8 @@ impl Block {
     ) -> Tensor {
         let eps = config.rms_norm_eps;
         let (batch, t) = (x.size()[0], x.size()[1]);
-        let qkv = project(&[&self.q, &self.k, &self.v], rms_norm(x, &self.input_norm, eps), mode);
+        let (x, normed) = rms_norm_beside(x, &self.input_norm, eps);
+        let qkv = project(&[&self.q, &self.k, &self.v], normed, mode);
         let (mut q, mut k) = (qkv[0].shallow_clone(), qkv[1].shallow_clone());
         if let Some((q_norm, k_norm)) = &self.head_norms {
             let each = |x: &Tensor, weight| {
@@ -124,9 +125,10 @@ impl Block {
             None => (k, v),
         };
         let mixed = tokens(&attention(&q, &k, &v, self.window));
-        let x = x + project(&[&self.o], mixed, mode).swap_remove(0);
-        let gate_up = project(&[&self.gate, &self.up], rms_norm(&x, &self.post_norm, eps), mode);
-        x + project(&[&self.down], swiglu(&gate_up[0], &gate_up[1]), mode).swap_remove(0)
+        let x = project_onto(&x, &self.o, mixed, mode);
+        let (x, normed) = rms_norm_beside(&x, &self.post_norm, eps);
+        let gate_up = project(&[&self.gate, &self.up], normed, mode);
+        project_onto(&x, &self.down, swiglu(&gate_up[0], &gate_up[1]), mode)
     }
 
     fn parts(&self) -> [(&'static str, &Linear); 7] {

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 use tch_ext::{Function, Product, Sum, gemm};
 
 use super::part::{Low, Part};
-use super::{Remake, flat, like};
+use super::{Remake, flat_of, like};
 use crate::weight::master_kind;
 
 pub(super) struct Backward {
@@ -13,6 +13,8 @@ pub(super) struct Backward {
     pub(super) parts: Vec<Part>,
     pub(super) h: Tensor,
     pub(super) wants_dx: bool,
+    /// Whether the output was added to one, the last input.
+    pub(super) residual: bool,
 }
 
 impl Function for Backward {
@@ -34,7 +36,7 @@ impl Function for Backward {
 
         // Everything that remains depends on dh alone: one call.
         let x = (self.remake)();
-        let (x, shape) = (flat(&x), x);
+        let (x, shape) = (flat_of(&x), x);
         let (ht, dht) = (self.h.tr().contiguous(), dh.tr().contiguous());
         let rows = |t: &Tensor, low: &Low| t.narrow(0, low.first, low.a.size()[0]);
         let hts: Vec<_> = lows().map(|(low, _)| rows(&ht, low)).collect();
@@ -49,9 +51,12 @@ impl Function for Backward {
             vec![Sum { scale: scales[0], ..Sum::new(vec![Product::plain(&dht, &x)], &all_da) }]
         } else {
             let each = dhts.iter().zip(&seen).zip(da.iter().zip(&scales));
-            each.map(|((dh, x), (da, &scale))| Sum { scale, ..Sum::new(vec![Product::plain(dh, x)], da) }).collect()
+            each.map(|((dh, x), (da, &scale))| Sum { scale, ..Sum::new(vec![Product::plain(dh, x)], da) })
+                .collect()
         };
-        sums.extend(lows().zip(&hts).zip(&dbt).map(|(((_, dv), h), db)| Sum::new(vec![Product::plain(h, dv)], db)));
+        sums.extend(
+            lows().zip(&hts).zip(&dbt).map(|(((_, dv), h), db)| Sum::new(vec![Product::plain(h, dv)], db)),
+        );
         let dx = self.wants_dx.then(|| x.empty_like());
         let weights: Vec<Tensor> =
             if self.wants_dx { parts().map(|(p, _)| p.weight.dense(kind)).collect() } else { vec![] };
@@ -81,6 +86,7 @@ impl Function for Backward {
             all.extend([da, db]);
             all.extend(low.gain.as_ref().map(|_| dm));
         }
+        all.extend(self.residual.then(|| grads[0].as_ref().map(Tensor::shallow_clone)));
         all
     }
 }
@@ -93,14 +99,14 @@ impl Backward {
     fn nothing(&self) -> Vec<Option<Tensor>> {
         let leaves = |low: &Low| if low.gain.is_some() { 3 } else { 2 };
         let count: usize = self.parts.iter().filter_map(|p| p.low.as_ref()).map(leaves).sum();
-        (0..=count).map(|_| None).collect()
+        (0..=count + usize::from(self.residual)).map(|_| None).collect()
     }
 }
 
 impl Part {
     /// The gradient of the sum before the gain, `[n, out]`.
     fn dv(&self, dy: Option<&Tensor>) -> Option<Tensor> {
-        let dy = flat(dy?);
+        let dy = flat_of(dy?);
         Some(match self.gain() {
             Some(gain) => (&dy * &gain.value).to_kind(dy.kind()),
             None => dy,
@@ -108,8 +114,8 @@ impl Part {
     }
 
     fn d_magnitude(&self, dy: Option<&Tensor>) -> Option<Tensor> {
-        let (gain, dy) = (self.gain()?, flat(dy?));
-        let y = flat(gain.y.as_ref()?);
+        let (gain, dy) = (self.gain()?, flat_of(dy?));
+        let y = flat_of(gain.y.as_ref()?);
         let exact: Kind = gain.value.kind();
         let sum = (dy.to_kind(exact) * y).sum_dim_intlist([0i64].as_slice(), false, None::<Kind>);
         Some(if gain.before { sum * &gain.slope } else { sum / &gain.value * &gain.slope })

@@ -3,12 +3,12 @@
 use tch::Tensor;
 use tch_ext::{Function, Product, Sum, attach, gemm};
 
-use super::{flat, like};
+use super::{flat_of, like};
 
 /// `x wᵀ`, differentiable in both, by the same sums as every other layer: before the first step an adapter's
 /// output is the base's to the last bit.
 pub(crate) fn linear(x: &Tensor, w: &Tensor) -> Tensor {
-    let (flat_x, kept) = (flat(x), w.detach().contiguous());
+    let (flat_x, kept) = (flat_of(x), w.detach().contiguous());
     let y = Tensor::empty([flat_x.size()[0], w.size()[0]], (x.kind(), x.device()));
     gemm(&[Sum::new(vec![Product::transposed(&flat_x, &kept)], &y)]);
     let node = Linear { x: flat_x, w: kept };
@@ -23,7 +23,7 @@ struct Linear {
 impl Function for Linear {
     fn backward(&mut self, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
         let Some(dy) = &grads[0] else { return vec![None, None] };
-        let flat_dy = flat(dy);
+        let flat_dy = flat_of(dy);
         let (dx, dw) = (self.x.empty_like(), self.w.empty_like());
         gemm(&[
             Sum::new(vec![Product::plain(&flat_dy, &self.w)], &dx),

@@ -54,17 +54,31 @@ impl std::fmt::Debug for Input {
 
 /// The outputs `[.., out]` of `layers`, which read one input: one product for them all.
 pub fn project(layers: &[&Linear], input: Input, mode: Mode) -> Vec<Tensor> {
+    compute(layers, input, None, mode)
+}
+
+/// `residual + layer(input)`, rounded once if the layer has no gain.
+pub fn project_onto(residual: &Tensor, layer: &Linear, input: Input, mode: Mode) -> Tensor {
+    compute(&[layer], input, Some(residual), mode).swap_remove(0)
+}
+
+fn compute(layers: &[&Linear], input: Input, residual: Option<&Tensor>, mode: Mode) -> Vec<Tensor> {
     let weights: Vec<Box<dyn BaseWeight>> = layers.iter().map(|layer| layer.weight().share()).collect();
-    let (flat, kind) = (flat(&input.x), input.x.kind());
+    let (flat, kind) = (flat_of(&input.x), input.x.kind());
     let dense: Vec<Tensor> = weights.iter().map(|w| w.dense(kind)).collect();
     let factors: Option<Vec<Option<Factors<'_>>>> =
         layers.iter().zip(&dense).map(|(layer, w)| layer.factors(w)).collect();
     let Some(factors) = factors else {
-        return match layers {
-            [one] => vec![one.forward_by_definition(&input.x)],
+        return match (layers, residual) {
+            ([one], None) => vec![one.forward_by_definition(&input.x)],
+            ([one], Some(residual)) => vec![residual + one.forward_by_definition(&input.x)],
             _ => layers.iter().map(|layer| layer.forward(&input.x, mode)).collect(),
         };
     };
+    // A gain's gradient needs the output by itself.
+    if let (Some(residual), true) = (residual, factors.iter().flatten().any(|f| f.gain.is_some())) {
+        return vec![residual + compute(layers, input, None, mode).swap_remove(0)];
+    }
     let guard = tch::no_grad_guard();
     let mut rank = 0;
     let mut leaves = vec![input.x.shallow_clone()];
@@ -83,13 +97,15 @@ pub fn project(layers: &[&Linear], input: Input, mode: Mode) -> Vec<Tensor> {
     });
     let outs: Vec<Tensor> = outs.collect();
     let hs: Vec<Option<Tensor>> = parts.iter().map(|p| p.low.as_ref().map(|low| low.columns(&h))).collect();
+    let onto = residual.map(flat_of);
     let mut sums = Vec::new();
     for (i, layer) in layers.iter().enumerate() {
         let mut products = vec![Product::transposed(&flat, &dense[i])];
         let low = parts[i].low.as_ref();
         products.extend(low.zip(hs[i].as_ref()).map(|(low, h)| Product::transposed(h, &low.b)));
         let gain = parts[i].gain().map(|g| &g.value).filter(|_| !later[i]);
-        sums.push(Sum { gain, bias: layer.bias().filter(|_| !later[i]), ..Sum::new(products, &outs[i]) });
+        let bias = layer.bias().filter(|_| !later[i]);
+        sums.push(Sum { gain, bias, onto: onto.as_ref(), ..Sum::new(products, &outs[i]) });
     }
     gemm(&sums);
     drop(sums);
@@ -103,13 +119,15 @@ pub fn project(layers: &[&Linear], input: Input, mode: Mode) -> Vec<Tensor> {
         })
         .collect();
     drop(guard);
-    let node = Backward { wants_dx: input.x.requires_grad(), remake: input.remake, parts, h };
+    let wants_dx = input.x.requires_grad();
+    leaves.extend(residual.map(Tensor::shallow_clone));
+    let node = Backward { wants_dx, remake: input.remake, parts, h, residual: residual.is_some() };
     let (outputs, inputs): (Vec<_>, Vec<_>) = (outputs.iter().collect(), leaves.iter().collect());
     attach(&outputs, &inputs, node).expect("the tensors are defined")
 }
 
 /// `[.., width]` as `[n, width]`.
-fn flat(t: &Tensor) -> Tensor {
+fn flat_of(t: &Tensor) -> Tensor {
     t.detach().reshape([-1, last(t)]).contiguous()
 }
 

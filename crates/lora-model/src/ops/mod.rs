@@ -12,6 +12,7 @@ pub use attention::{Cache, attention};
 pub use cross_entropy::{IGNORE, cross_entropy};
 pub(crate) use heads::{Angles, heads, tokens};
 pub use rms_norm::rms_norm;
+pub(crate) use rms_norm::rms_norm_beside;
 pub use swiglu::swiglu;
 
 use tch::Tensor;

@@ -5,25 +5,32 @@ use tch::Tensor;
 use tch_ext::{Function, Rows, attach, parallel_rows, simd};
 
 use super::number::{Number, Wide, dot, kernel, read, sum, write};
-use super::{ELEMENTWISE, one, wide};
+use super::{ELEMENTWISE, wide};
 
 /// `x / sqrt(mean(x²) + eps) * weight` over the last dimension, computed in f32, in x's dtype
 /// (Zhang and Sennrich 2019; transformers' `LlamaRMSNorm`). Saves x and one number a row; a layer that reads it need
 /// not keep it. The weight is frozen.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Input {
+    rms_norm_beside(x, weight, eps).1
+}
+
+/// x once more, and its norm: whoever adds to x later takes it from here, so that both gradients meet in one pass.
+pub(crate) fn rms_norm_beside(x: &Tensor, weight: &Tensor, eps: f64) -> (Tensor, Input) {
     let _inside = ELEMENTWISE.enter();
-    let _guard = tch::no_grad_guard();
+    let guard = tch::no_grad_guard();
     let flat = x.detach().contiguous();
     let weight = weight.to_kind(x.kind()).contiguous();
     let (y, inverse) =
         kernel!(x, forward(&flat, &weight, eps)).unwrap_or_else(|| definition(&flat, &weight, eps));
-    drop(_guard);
+    drop(guard);
     let (kept, w, inv) = (flat.shallow_clone(), weight.shallow_clone(), inverse.shallow_clone());
-    let y = one(attach(&[&y], &[x], RmsNorm { x: flat, weight, inverse }));
-    Input::remade(&y, move || {
+    let node = RmsNorm { x: flat.shallow_clone(), weight, inverse };
+    let both = attach(&[&y, &flat], &[x], node).expect("the tensors are defined");
+    let again = Input::remade(&both[0], move || {
         let _inside = ELEMENTWISE.enter();
         kernel!(&kept, again(&kept, &w, &inv)).unwrap_or_else(|| scaled(&kept, &w, &inv))
-    })
+    });
+    (both[1].shallow_clone(), again)
 }
 
 fn definition(x: &Tensor, weight: &Tensor, eps: f64) -> (Tensor, Tensor) {
@@ -93,43 +100,76 @@ struct RmsNorm {
 impl Function for RmsNorm {
     fn backward(&mut self, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
         let _inside = ELEMENTWISE.enter();
-        vec![grads[0].as_ref().map(|g| {
-            let g = g.contiguous();
-            kernel!(&g, gradient(&g, self)).unwrap_or_else(|| self.definition(&g))
-        })]
+        let beside = grads[1].as_ref().map(Tensor::contiguous);
+        let Some(g) = grads[0].as_ref().map(Tensor::contiguous) else { return vec![beside] };
+        let dx = kernel!(&g, gradient(&g, beside.as_ref(), self));
+        vec![Some(dx.unwrap_or_else(|| self.definition(&g, beside.as_ref())))]
     }
 }
 
 impl RmsNorm {
-    fn definition(&self, g: &Tensor) -> Tensor {
+    fn definition(&self, g: &Tensor, beside: Option<&Tensor>) -> Tensor {
         let g = wide(g) * &self.weight;
         let unit = wide(&self.x) * &self.inverse;
         let along = (&g * &unit).mean_dim(Some([-1i64].as_slice()), true, None);
-        ((g - unit * along) * &self.inverse).to_kind(self.x.kind())
+        let dx = (g - unit * along) * &self.inverse;
+        beside.map_or(dx.shallow_clone(), |beside| &dx + beside).to_kind(self.x.kind())
     }
 }
 
-fn gradient<T: Number>(g: &Tensor, node: &RmsNorm) -> Tensor {
+fn gradient<T: Number>(g: &Tensor, beside: Option<&Tensor>, node: &RmsNorm) -> Tensor {
     let mut dx = g.empty_like();
     let (g, x, w) = (read::<T>(g), read::<T>(&node.x), read::<T>(&node.weight));
-    let inverse = read::<T::Wide>(&node.inverse);
+    let (inverse, beside) = (read::<T::Wide>(&node.inverse), beside.map(read::<T>));
     let width = w.len();
     let out = Rows { data: write::<T>(&mut dx), width };
-    parallel_rows(out, inverse.len(), GRAIN, |first, _, out| {
-        gradients(out.data, &g[first * width..], &x[first * width..], w, &inverse[first..]);
+    parallel_rows(out, inverse.len(), GRAIN, |first, n, out| {
+        let mine = first * width..(first + n) * width;
+        let beside = beside.map(|beside| &beside[mine.clone()]);
+        gradients(out.data, &g[mine.clone()], &x[mine], w, &inverse[first..first + n], beside);
     });
     dx
 }
 
 simd! {
-    fn gradients<T: Number>(dx: &mut [T], g: &[T], x: &[T], w: &[T], inverse: &[T::Wide]) {
+    fn gradients<T: Number>(
+        dx: &mut [T], g: &[T], x: &[T], w: &[T], inverse: &[T::Wide], beside: Option<&[T]>,
+    ) {
         let width = w.len();
         let rows = dx.chunks_exact_mut(width).zip(g.chunks_exact(width)).zip(x.chunks_exact(width));
-        for (((dx, g), x), &inverse) in rows.zip(inverse) {
+        for (i, (((dx, g), x), &inverse)) in rows.zip(inverse).enumerate() {
             let along = T::Wide::of(dot(g, w, x) / width as f64) * inverse * inverse;
-            for (((dx, g), w), x) in dx.iter_mut().zip(g).zip(w).zip(x) {
-                *dx = T::narrow((g.wide() * w.wide() - x.wide() * along) * inverse);
+            let row = dx.iter_mut().zip(g).zip(w).zip(x);
+            match beside {
+                Some(beside) => {
+                    for ((((dx, g), w), x), b) in row.zip(&beside[i * width..]) {
+                        *dx = T::narrow((g.wide() * w.wide() - x.wide() * along) * inverse + b.wide());
+                    }
+                }
+                None => {
+                    for (((dx, g), w), x) in row {
+                        *dx = T::narrow((g.wide() * w.wide() - x.wide() * along) * inverse);
+                    }
+                }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind};
+
+    /// `x + f(norm(x))`: the gradients of both ways meet.
+    #[test]
+    fn what_passes_beside_the_norm_has_its_gradient_too() {
+        let random = |size: &[i64]| Tensor::randn(size, (Kind::Double, Device::Cpu));
+        let (x, w) = (random(&[3, 8]), random(&[8]));
+        let worst = tch_ext::check_gradients(&[x], |t| {
+            let (beside, y) = rms_norm_beside(&t[0], &w, 1e-5);
+            beside * 3.0 + y.tensor().sin()
+        });
+        assert!(worst < 1e-7, "{worst:e}");
     }
 }

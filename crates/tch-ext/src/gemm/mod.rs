@@ -53,7 +53,7 @@ impl<'a> Product<'a> {
     }
 }
 
-/// `out [m, n] = gain ∘ scale (Σ products) + bias`, or added to what `out` holds.
+/// `out [m, n] = gain ∘ scale (Σ products) + bias + onto`, or added to what `out` holds.
 #[derive(Debug)]
 pub struct Sum<'a> {
     /// The terms; all of one dtype, m and n.
@@ -66,6 +66,8 @@ pub struct Sum<'a> {
     pub gain: Option<&'a Tensor>,
     /// An addend `[n]` for each column.
     pub bias: Option<&'a Tensor>,
+    /// An addend `[m, n]`, of out's dtype.
+    pub onto: Option<&'a Tensor>,
     /// Whether to add to `out` instead of replacing it.
     pub add: bool,
 }
@@ -73,7 +75,7 @@ pub struct Sum<'a> {
 impl<'a> Sum<'a> {
     /// A plain sum.
     pub fn new(products: Vec<Product<'a>>, out: &'a Tensor) -> Self {
-        Self { products, out, scale: 1.0, gain: None, bias: None, add: false }
+        Self { products, out, scale: 1.0, gain: None, bias: None, onto: None, add: false }
     }
 }
 
@@ -120,6 +122,9 @@ fn plain(sum: &Sum<'_>) {
     }
     if let Some(bias) = sum.bias {
         total += bias.to_kind(kind);
+    }
+    if let Some(onto) = sum.onto {
+        total += onto.to_kind(kind);
     }
     let mut out = sum.out.shallow_clone();
     if sum.add {

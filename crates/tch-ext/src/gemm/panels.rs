@@ -30,6 +30,7 @@ pub(super) fn fit(sums: &[Sum<'_>], kind: Kind) -> bool {
         && supported(half)
         && sums.iter().all(|s| {
             out(s.out)
+                && s.onto.is_none_or(|onto| dense(onto, s.out.kind()))
                 && s.gain
                     .is_none_or(|g| g.kind() == Kind::Float && g.is_contiguous() && g.device() == Device::Cpu)
                 && !s.products.is_empty()
@@ -90,13 +91,15 @@ pub(super) struct Job<'a, T> {
     pub(super) scale: f32,
     pub(super) gain: Option<&'a [f32]>,
     pub(super) bias: Option<Vec<f32>>,
+    pub(super) onto: Option<(*const c_void, usize)>,
     pub(super) add: bool,
 }
 
 impl<T> Job<'_, T> {
     /// Whether sums can go where they belong without a stop on the way.
     pub(super) fn direct(&self) -> bool {
-        !self.out_half && self.scale == 1.0 && self.gain.is_none() && self.bias.is_none()
+        let plain = self.scale == 1.0 && self.gain.is_none() && self.bias.is_none() && self.onto.is_none();
+        plain && !self.out_half
     }
 }
 
@@ -190,6 +193,7 @@ fn job<'a, T: Packed>(sum: &'a Sum<'_>, lefts: &[Tensor]) -> Job<'a, T> {
         scale: sum.scale as f32,
         gain: sum.gain.and_then(crate::elements),
         bias: sum.bias.and_then(|b| Vec::try_from(b.to_kind(Kind::Float)).ok()),
+        onto: sum.onto.map(|t| (t.data_ptr().cast_const(), t.stride()[0] as usize)),
         add: sum.add,
     }
 }

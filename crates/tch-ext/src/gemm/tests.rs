@@ -20,10 +20,13 @@ fn sums_are_those_of_f64() {
             let gain = random(1, n, Kind::Float).reshape(-1);
             let out = Tensor::zeros([m, n], (kind, Device::Cpu));
             let add = Tensor::ones([m, n], (Kind::Float, Device::Cpu)).to_kind(master(kind));
+            let (onto, sum) =
+                (random(m, n + 3, kind).narrow(1, 2, n), Tensor::zeros([m, n], (kind, Device::Cpu)));
             let products = || vec![Product::transposed(&x, &w), Product::plain(&h, &b)];
             gemm(&[
                 Sum { gain: Some(&gain), ..Sum::new(products(), &out) },
                 Sum { add: true, scale: 0.5, ..Sum::new(products(), &add) },
+                Sum { onto: Some(&onto), ..Sum::new(products(), &sum) },
             ]);
             let wide = |t: &Tensor| t.to_kind(Kind::Double);
             let exact = wide(&x).matmul(&wide(&w).tr()) + wide(&h).matmul(&wide(&b));
@@ -40,6 +43,8 @@ fn sums_are_those_of_f64() {
             };
             let gained = &exact * wide(&gain);
             assert!(far(&out, &gained) < eps * 4.0, "{kind:?} {m} {n} {k}: {}", far(&out, &gained));
+            let summed = &exact + wide(&onto);
+            assert!(far(&sum, &summed) < eps * 4.0, "{kind:?} {m} {n} {k} onto: {}", far(&sum, &summed));
             let added = &exact * 0.5 + 1.0;
             let eps = if kind == Kind::Double { 1e-12 } else { 4e-6 };
             assert!(far(&add, &added) < eps, "{kind:?} {m} {n} {k} added: {}", far(&add, &added));

@@ -54,7 +54,10 @@ pub(super) unsafe fn block<T: Packed>(
             let sums = &mut tile[start * WIDTH..(start + count) * WIDTH];
             let (out, stride) = if direct {
                 // SAFETY: the block's own place in `out`.
-                (unsafe { job.out.cast::<f32>().add((row + start) * job.out_stride + column) }, job.out_stride)
+                (
+                    unsafe { job.out.cast::<f32>().add((row + start) * job.out_stride + column) },
+                    job.out_stride,
+                )
             } else {
                 (sums.as_mut_ptr(), WIDTH)
             };
@@ -120,20 +123,39 @@ unsafe fn write<T>(job: &Job<'_, T>, row: usize, column: usize, width: usize, su
         if let Some(bias) = &job.bias {
             sums.iter_mut().zip(&bias[column..]).for_each(|(s, b)| *s += b);
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller's promise; `onto` has the sizes and the dtype of `out`.
         unsafe {
+            let onto = job.onto.map(|(data, stride)| (data, (row + i) * stride + column));
             if job.out_half {
+                if let Some((data, at)) = onto {
+                    add_half(sums, std::slice::from_raw_parts(data.cast::<bf16>().add(at), width));
+                }
                 let out = std::slice::from_raw_parts_mut(job.out.cast::<bf16>().add(offset), width);
                 store_half(out, sums, job.add);
             } else {
+                if let Some((data, at)) = onto {
+                    add_single(sums, std::slice::from_raw_parts(data.cast::<f32>().add(at), width));
+                }
                 let out = std::slice::from_raw_parts_mut(job.out.cast::<f32>().add(offset), width);
                 if job.add {
-                    out.iter_mut().zip(sums).for_each(|(o, s)| *o += *s);
+                    add_single(out, sums);
                 } else {
                     out.copy_from_slice(sums);
                 }
             }
         }
+    }
+}
+
+crate::simd! {
+    fn add_half(sums: &mut [f32], x: &[bf16]) {
+        sums.iter_mut().zip(x).for_each(|(s, x)| *s += f32::from_bits(u32::from(x.to_bits()) << 16));
+    }
+}
+
+crate::simd! {
+    fn add_single(sums: &mut [f32], x: &[f32]) {
+        sums.iter_mut().zip(x).for_each(|(s, x)| *s += x);
     }
 }
 

@@ -18,7 +18,12 @@ pub(super) unsafe fn transpose<T: Packed>(
     unsafe {
         for i in (0..tiled.0).step_by(T::TILE) {
             for j in (0..tiled.1).step_by(16) {
-                T::turn(from.data.add((i0 + i) * from.stride + j0 + j), from.stride, out.add(j * stride + i), stride);
+                T::turn(
+                    from.data.add((i0 + i) * from.stride + j0 + j),
+                    from.stride,
+                    out.add(j * stride + i),
+                    stride,
+                );
             }
         }
         for i in 0..rows {
@@ -83,9 +88,11 @@ mod avx512 {
     #[target_feature(enable = "avx512f")]
     pub(super) unsafe fn halves(from: *const u16, stride: usize, to: *mut u16, to_stride: usize) {
         // SAFETY: the caller's promise.
-        let row = |i: usize| unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.add(i * stride).cast())) };
+        let row =
+            |i: usize| unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.add(i * stride).cast())) };
         // A word is a pair of rows.
-        let pairs = std::array::from_fn(|i| _mm512_or_si512(row(2 * i), _mm512_slli_epi32(row(2 * i + 1), 16)));
+        let pairs =
+            std::array::from_fn(|i| _mm512_or_si512(row(2 * i), _mm512_slli_epi32(row(2 * i + 1), 16)));
         for (j, row) in turned(pairs).into_iter().enumerate() {
             // SAFETY: as above.
             unsafe { _mm512_storeu_si512(to.add(j * to_stride).cast(), row) };

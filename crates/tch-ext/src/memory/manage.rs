@@ -135,7 +135,8 @@ pub(super) fn trim() {
     if let Some(managed) = managed() {
         managed.with(|arena| {
             for (offset, size) in arena.free() {
-                let (start, end) = (offset.next_multiple_of(HUGE_PAGE), (offset + size) / HUGE_PAGE * HUGE_PAGE);
+                let (start, end) =
+                    (offset.next_multiple_of(HUGE_PAGE), (offset + size) / HUGE_PAGE * HUGE_PAGE);
                 if start < end {
                     let place = std::ptr::with_exposed_provenance_mut(managed.base + start);
                     // SAFETY: a range that nobody has, while the lock is held; its pages come back as zeros.
