@@ -31,7 +31,7 @@ pub fn cross_entropy(hidden: &Tensor, labels: &Tensor, head: &Linear, mode: Mode
 }
 
 /// Rows whose logits exist at one time.
-const CHUNK: i64 = 256;
+const CHUNK: i64 = 192;
 
 fn chunked(hidden: &Tensor, labels: &Tensor, head: &Tensor) -> Tensor {
     let wanted = hidden.requires_grad();
