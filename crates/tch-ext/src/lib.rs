@@ -3,7 +3,7 @@
 //! - [`attach`]: an autograd function whose backward is Rust ([`Function`]);
 //! - [`gemm`]: sums of matrix products, rounded once; on a CPU at oneDNN's speed in f32 as well as in bf16;
 //! - [`Panels`]: products of small blocks, for kernels that have many in a row;
-//! - [`parallel`], [`parallel_rows`], [`elements`], [`simd!`]: kernels of one's own in safe Rust, on libtorch's
+//! - [`parallel`], [`parallel_rows`], [`elements`], [`number`], [`simd!`]: kernels of one's own in safe Rust, on libtorch's
 //!   threads, over tensors, with the machine's best instructions;
 //! - [`memory`]: peak memory of the process, of CPU tensors and of a CUDA device; an allocator that keeps the memory
 //!   of a step for the next, and knows whose it is;
@@ -18,6 +18,7 @@ mod cuda;
 mod function;
 mod gemm;
 pub mod memory;
+pub mod number;
 mod parallel;
 mod region;
 mod simd;
@@ -27,6 +28,8 @@ pub use check::check_gradients;
 pub use cuda::{CudaState, libtorch_folder, load_cuda};
 pub use function::{Function, attach};
 pub use gemm::{Panels, Product, Small, Sum, View, gemm, transpose};
+pub use half::bf16;
+pub use number::{Number, Wide};
 pub use parallel::{Rows, Split, parallel, parallel_rows, threads};
 pub use region::{Inside, Region, Spent, profile};
 pub use simd::{Simd, round_bf16};

@@ -1,9 +1,10 @@
 //! The gradients: `dv = g ∘ dy`, `dh = dv B`, `dx = Σ dv W + dh (sA)`, `dA = s dhᵀ x`, `dB = dvᵀ h`,
 //! `dm = Σ dy ∘ z / n`.
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 use tch_ext::{Function, Product, Sum, gemm};
 
+use super::gain;
 use super::part::{Low, Part};
 use super::{Remake, flat_of, like};
 use crate::weight::master_kind;
@@ -22,9 +23,8 @@ impl Function for Backward {
         let Some(some) = grads.iter().flatten().next() else { return self.nothing() };
         let kind = some.kind();
         let masters = (master_kind(kind), some.device());
-        let dm: Vec<Option<Tensor>> =
-            self.parts.iter().zip(grads).map(|(p, dy)| p.d_magnitude(dy.as_ref())).collect();
-        let dv: Vec<Option<Tensor>> = self.parts.iter().zip(grads).map(|(p, dy)| p.dv(dy.as_ref())).collect();
+        let (dv, dm): (Vec<Option<Tensor>>, Vec<Option<Tensor>>) =
+            self.parts.iter().zip(grads).map(|(p, dy)| p.through_gain(dy.as_ref())).unzip();
         let parts = || self.parts.iter().zip(&dv).filter_map(|(p, dv)| dv.as_ref().map(|dv| (p, dv)));
         let lows = || parts().filter_map(|(p, dv)| p.low.as_ref().map(|low| (low, dv)));
 
@@ -104,20 +104,14 @@ impl Backward {
 }
 
 impl Part {
-    /// The gradient of the sum before the gain, `[n, out]`.
-    fn dv(&self, dy: Option<&Tensor>) -> Option<Tensor> {
-        let dy = flat_of(dy?);
-        Some(match self.gain() {
-            Some(gain) => (&dy * &gain.value).to_kind(dy.kind()),
-            None => dy,
-        })
-    }
-
-    fn d_magnitude(&self, dy: Option<&Tensor>) -> Option<Tensor> {
-        let (gain, dy) = (self.gain()?, flat_of(dy?));
-        let y = flat_of(gain.y.as_ref()?);
-        let exact: Kind = gain.value.kind();
-        let sum = (dy.to_kind(exact) * y).sum_dim_intlist([0i64].as_slice(), false, None::<Kind>);
-        Some(if gain.before { sum * &gain.slope } else { sum / &gain.value * &gain.slope })
+    /// The gradient of the sum before the gain, `[n, out]`, and the magnitude's `[out]`.
+    fn through_gain(&self, dy: Option<&Tensor>) -> (Option<Tensor>, Option<Tensor>) {
+        let Some(dy) = dy.map(flat_of) else { return (None, None) };
+        let Some((gain, y)) = self.gain().and_then(|gain| Some((gain, gain.y.as_ref()?))) else {
+            return (Some(dy), None);
+        };
+        let (dv, sum) = gain::backward(&dy, &flat_of(y), &gain.value);
+        let dm = if gain.before { sum * &gain.slope } else { sum / &gain.value * &gain.slope };
+        (Some(dv), Some(dm))
     }
 }

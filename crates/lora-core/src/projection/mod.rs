@@ -6,6 +6,7 @@
 
 mod backward;
 mod definition;
+mod gain;
 mod part;
 
 use tch::Tensor;

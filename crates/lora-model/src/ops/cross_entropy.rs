@@ -2,9 +2,9 @@
 
 use lora_core::{Linear, Mode, master_kind};
 use tch::{Reduction, Tensor};
-use tch_ext::{Function, Product, Rows, Sum, attach, gemm, parallel_rows, simd};
+use tch_ext::number::{Number, Wide, sum, write};
+use tch_ext::{Function, Product, Rows, Sum, attach, gemm, kernel, parallel_rows, simd};
 
-use super::number::{Number, Wide, kernel, sum, write};
 use super::{LOSS, one, wide};
 
 /// Labels with this value are not supervised.

@@ -3,9 +3,9 @@
 
 use lora_core::Input;
 use tch::Tensor;
-use tch_ext::{Function, Rows, attach, parallel_rows, simd};
+use tch_ext::number::{Number, read, write};
+use tch_ext::{Function, Rows, attach, kernel, parallel_rows, simd};
 
-use super::number::{Number, kernel, read, write};
 use super::{ELEMENTWISE, one, wide};
 
 /// Cosines and sines of a run of positions, `[T, head_dim / 2]`, f32 (f64 for an f64 model).

@@ -4,7 +4,6 @@
 mod attention;
 mod cross_entropy;
 mod heads;
-mod number;
 mod rms_norm;
 mod swiglu;
 

@@ -2,9 +2,9 @@
 
 use lora_core::Input;
 use tch::Tensor;
-use tch_ext::{Function, Rows, attach, parallel_rows, simd};
+use tch_ext::number::{Number, Wide, dot, read, sum, write};
+use tch_ext::{Function, Rows, attach, kernel, parallel_rows, simd};
 
-use super::number::{Number, Wide, dot, kernel, read, sum, write};
 use super::{ELEMENTWISE, wide};
 
 /// `x / sqrt(mean(x²) + eps) * weight` over the last dimension, computed in f32, in x's dtype

@@ -2,9 +2,9 @@
 
 use lora_core::Input;
 use tch::Tensor;
-use tch_ext::{Function, Rows, attach, parallel_rows, simd};
+use tch_ext::number::{Number, Wide, read, write};
+use tch_ext::{Function, Rows, attach, kernel, parallel_rows, simd};
 
-use super::number::{Number, Wide, kernel, read, write};
 use super::{ELEMENTWISE, one};
 
 /// `silu(gate) * up` (Shazeer 2020). Saves its two inputs; a layer that reads it need not keep it.

@@ -1,11 +1,11 @@
 //! Causal attention in blocks, by small products: probabilities exist for one block of queries at a time.
 
 use tch::{Device, Kind, Tensor};
+use tch_ext::number::{Number, read, write};
 use tch_ext::{Function, Panels, Rows, Small, View, attach, parallel_rows, transpose};
 
 use super::rows::{add, gradients, inner, probabilities, soften, store};
 use crate::ops::ATTENTION;
-use crate::ops::number::{Number, read, write};
 
 /// Queries in a block.
 const BLOCK: usize = 64;
@@ -65,7 +65,7 @@ impl Sizes {
 /// Whether this is the way for such queries.
 pub(super) fn pay(q: &Tensor) -> bool {
     let supported = match q.kind() {
-        Kind::BFloat16 => half::bf16::supported(),
+        Kind::BFloat16 => tch_ext::bf16::supported(),
         Kind::Float => f32::supported(),
         _ => false,
     };
@@ -79,7 +79,7 @@ pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>)
     let mut node =
         Blocks { q: flat(q), k: flat(k), v: flat(v), y: flat(q).empty_like(), lse: Tensor::new(), sizes };
     match q.kind() {
-        Kind::BFloat16 => forward::<half::bf16>(&mut node),
+        Kind::BFloat16 => forward::<tch_ext::bf16>(&mut node),
         _ => forward::<f32>(&mut node),
     }
     let y = node.y.shallow_clone();
@@ -163,7 +163,7 @@ impl Function for Blocks {
         let Some(dy) = &grads[0] else { return vec![None, None, None] };
         let dy = dy.contiguous();
         let all = match dy.kind() {
-            Kind::BFloat16 => backward::<half::bf16>(self, &dy),
+            Kind::BFloat16 => backward::<tch_ext::bf16>(self, &dy),
             _ => backward::<f32>(self, &dy),
         };
         all.into_iter().map(Some).collect()

@@ -3,9 +3,7 @@
 
 use std::ops::Range;
 
-use tch_ext::simd;
-
-use crate::ops::number::{Number, Wide};
+use tch_ext::{Number, Wide, simd};
 
 /// Numbers that are worked on together; a block of keys is a multiple of it.
 const LANES: usize = 32;

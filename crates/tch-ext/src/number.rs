@@ -3,18 +3,21 @@
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
 use half::bf16;
-use tch_ext::{Element, round_bf16};
+
+use crate::{Element, elements, elements_mut, round_bf16};
 
 /// How numbers are stored.
-pub(crate) trait Number: Element {
+pub trait Number: Element {
     /// What they are computed in.
     type Wide: Wide;
+    /// To what it is computed in.
     fn wide(self) -> Self::Wide;
+    /// Back, rounded.
     fn narrow(x: Self::Wide) -> Self;
 }
 
 /// f32 or f64.
-pub(crate) trait Wide:
+pub trait Wide:
     Number<Wide = Self>
     + PartialOrd
     + Add<Output = Self>
@@ -24,9 +27,11 @@ pub(crate) trait Wide:
     + Neg<Output = Self>
     + AddAssign
 {
+    /// Rounded.
     fn of(x: f64) -> Self;
+    /// Exactly.
     fn f64(self) -> f64;
-    /// In f32 good to two units in the last place, and without branches; 0 below the normal numbers.
+    /// `e^x`. In f32 good to two units in the last place, and without branches; 0 below the normal numbers.
     fn exp(self) -> Self;
 }
 
@@ -116,7 +121,7 @@ const LANES: usize = 32;
 
 /// The sum of `term(x)` over a slice, in lanes that vectorise; lanes are emptied into f64 in time.
 #[inline(always)]
-pub(crate) fn sum<T: Copy, W: Wide>(x: &[T], term: impl Fn(T) -> W) -> f64 {
+pub fn sum<T: Copy, W: Wide>(x: &[T], term: impl Fn(T) -> W) -> f64 {
     let mut total = 0.0;
     for block in x.chunks(1024) {
         let mut lanes = [W::of(0.0); LANES];
@@ -132,7 +137,7 @@ pub(crate) fn sum<T: Copy, W: Wide>(x: &[T], term: impl Fn(T) -> W) -> f64 {
 
 /// The sum of `a b c`, element by element; as [`sum`].
 #[inline(always)]
-pub(crate) fn dot<T: Number>(a: &[T], b: &[T], c: &[T]) -> f64 {
+pub fn dot<T: Number>(a: &[T], b: &[T], c: &[T]) -> f64 {
     let term = |((a, b), c): ((&T, &T), &T)| a.wide() * b.wide() * c.wide();
     let mut total = 0.0;
     for ((a, b), c) in a.chunks(1024).zip(b.chunks(1024)).zip(c.chunks(1024)) {
@@ -149,28 +154,28 @@ pub(crate) fn dot<T: Number>(a: &[T], b: &[T], c: &[T]) -> f64 {
     total
 }
 
-/// Calls `$f::<T>($args)` with the element type of `$tensor` if it lies on the CPU and has loops; `None` if not.
+/// Calls `$f::<T>($args)` with the element type of `$tensor` if it lies on the CPU and is bf16, f32 or f64; `None` if
+/// not.
+#[macro_export]
 macro_rules! kernel {
     ($tensor:expr, $f:ident($($arg:expr),* $(,)?)) => {{
         let tensor: &tch::Tensor = $tensor;
         match (tensor.device(), tensor.kind()) {
-            (tch::Device::Cpu, tch::Kind::BFloat16) => Some($f::<half::bf16>($($arg),*)),
+            (tch::Device::Cpu, tch::Kind::BFloat16) => Some($f::<$crate::bf16>($($arg),*)),
             (tch::Device::Cpu, tch::Kind::Float) => Some($f::<f32>($($arg),*)),
             (tch::Device::Cpu, tch::Kind::Double) => Some($f::<f64>($($arg),*)),
             _ => None,
         }
     }};
 }
-pub(crate) use kernel;
-
-/// The elements of a contiguous CPU tensor of that type, which the caller has made sure of.
-pub(crate) fn read<T: Number>(t: &tch::Tensor) -> &[T] {
-    tch_ext::elements(t).expect("a contiguous CPU tensor of this type")
+/// The elements of a contiguous CPU tensor of that type; panics if it is another.
+pub fn read<T: Number>(t: &tch::Tensor) -> &[T] {
+    elements(t).expect("a contiguous CPU tensor of this type")
 }
 
 /// As [`read`], to be written.
-pub(crate) fn write<T: Number>(t: &mut tch::Tensor) -> &mut [T] {
-    tch_ext::elements_mut(t).expect("a contiguous CPU tensor of this type")
+pub fn write<T: Number>(t: &mut tch::Tensor) -> &mut [T] {
+    elements_mut(t).expect("a contiguous CPU tensor of this type")
 }
 
 #[cfg(test)]
