@@ -9,15 +9,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-use lora::model::{Checkpoint, IGNORE, Llama, Model};
+use lora::model::{Checkpoint, IGNORE, Llama, Model, Texts};
 use lora::tch_ext::{Product, Sum, gemm};
 use lora::train::{AdamW, AdamWConfig};
-use lora::{AdapterConfig, Dense, Error, Linears, Mode, Result};
+use lora::{AdapterConfig, Dense, Error, Linears, Result};
 use tch::{Device, Kind, Tensor};
 
 const USAGE: &str = "train_step: nothing to measure without a model\n  cargo bench --bench train_step -- --model \
                      FILE.gguf [--variant lora] [--dtype bf16|f32] [--batch 4] [--seq 256] [--rank 8] [--steps 5] \
-                     [--warmup 1]\n  or, beside PEFT: cargo xtask bench --peer peft";
+                     [--warmup 1] [--recompute LAYERS]\n  or, beside PEFT: cargo xtask bench --peer peft";
 
 fn main() -> Result<()> {
     match Settings::from(std::env::args().skip(1))? {
@@ -36,6 +36,7 @@ struct Settings {
     rank: i64,
     steps: usize,
     warmup: usize,
+    recompute: usize,
 }
 
 impl Settings {
@@ -64,6 +65,7 @@ impl Settings {
             rank: number("--rank", 8)? as i64,
             steps: number("--steps", 5)?.max(1),
             warmup: number("--warmup", 1)?,
+            recompute: number("--recompute", 0)?,
         }))
     }
 }
@@ -88,14 +90,13 @@ fn measure(settings: &Settings) -> Result<serde_json::Value> {
     // The weight decay is torch's default, which the peer has.
     let mut optimiser = AdamW::new(&params, AdamWConfig { weight_decay: 0.01, ..Default::default() });
 
+    let supervised = labels.not_equal(IGNORE).sum(Kind::Int64).double_value(&[]);
     let (mut losses, mut seconds) = (Vec::new(), Vec::new());
     let mut step = || -> Result<()> {
         let start = Instant::now();
-        let (sum, count) = model.loss(&ids, &labels, Mode::Train)?;
-        let loss = sum / count as f64;
-        loss.backward();
+        let loss = model.backward(Texts::Rows(&ids), &labels, 1.0 / supervised, settings.recompute)?;
         optimiser.step(&params, 1e-4);
-        losses.push((loss.double_value(&[]) * 1e5).round() / 1e5);
+        losses.push((loss * 1e5).round() / 1e5);
         seconds.push(start.elapsed().as_secs_f64());
         Ok(())
     };

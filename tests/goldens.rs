@@ -5,7 +5,7 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use common::{Tensors, curve, curve_error, first_step, llama, relative};
-use lora::model::{Llama, Model, Sampling, generate};
+use lora::model::{Llama, Model, Sampling, Texts, generate};
 use lora::{AdapterConfig, ErrorKind, Linears, Mode, Recipe, VARIANTS, params, read_tensors};
 use serde_json::{Value, json};
 use tch::Tensor;
@@ -56,7 +56,7 @@ fn near(what: &str, error: f64, tolerance: f64) {
 }
 
 fn logits(model: &Llama, ids: &Tensor) -> Tensor {
-    tch::no_grad(|| model.logits(ids, None, Mode::Eval).unwrap())
+    tch::no_grad(|| model.logits(Texts::Rows(ids), None, Mode::Eval).unwrap())
 }
 
 #[test]

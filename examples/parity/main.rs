@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use common::{Tensors, curve, curve_error, first_step, llama, relative};
-use lora::model::{Llama, Message, Model, Sampling, Tokenizer, generate};
+use lora::model::{Llama, Message, Model, Sampling, Texts, Tokenizer, generate};
 use lora::{Error, Linears, Mode, Result, VARIANTS, read_tensors};
 use serde_json::Value;
 use tch::{Kind, Tensor};
@@ -166,7 +166,7 @@ fn greedy(dir: &Path, hf: &Path, table: &mut Table) -> Result<()> {
 }
 
 fn logits(model: &Llama, ids: &Tensor) -> Result<Tensor> {
-    tch::no_grad(|| model.logits(ids, None, Mode::Eval))
+    tch::no_grad(|| model.logits(Texts::Rows(ids), None, Mode::Eval))
 }
 
 fn tensor<'a>(tensors: &'a Tensors, name: &str) -> Result<&'a Tensor> {

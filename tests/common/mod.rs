@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use lora::model::{IGNORE, Llama, Model};
+use lora::model::{IGNORE, Llama, Model, Texts};
 use lora::train::{AdamWConfig, Dataset, Event, Sample, Schedule, TrainConfig, train};
 use lora::{Dense, Mode, Result, params};
 use tch::{Device, Kind, Tensor};
@@ -46,7 +46,7 @@ pub(crate) fn next_tokens(labels: &Tensor) -> Tensor {
 
 /// The mean loss, and its gradient by every parameter of the adapter, by key.
 pub(crate) fn first_step(model: &Llama, name: &str, ids: &Tensor, labels: &Tensor) -> Result<(f64, Tensors)> {
-    let (sum, count) = model.loss(ids, &next_tokens(labels), Mode::Train)?;
+    let (sum, count) = model.loss(Texts::Rows(ids), &next_tokens(labels), Mode::Train)?;
     let loss = sum / count as f64;
     loss.backward();
     let gradients = params(model, name).into_iter().map(|mut p| {
@@ -78,6 +78,7 @@ pub(crate) fn curve(
         warmup: if clipped { 4.0 / 20.0 } else { 0.0 },
         adamw: AdamWConfig { weight_decay: 0.01, ..AdamWConfig::default() },
         clip: clipped.then_some(0.5),
+        recompute: 0,
         seed: 0,
         eval_every: None,
     };

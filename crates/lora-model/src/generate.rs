@@ -3,7 +3,7 @@
 use lora_core::{Mode, Result};
 use tch::{Kind, Tensor};
 
-use crate::model::Model;
+use crate::model::{Model, Texts};
 use crate::ops::Cache;
 
 /// How the next token is chosen.
@@ -45,7 +45,7 @@ pub fn generate(
     let room = usize::try_from(model.config().max_positions).unwrap_or(0).saturating_sub(prompt.len());
     while text.len() < limit.min(room) {
         let ids = Tensor::from_slice(&input).unsqueeze(0).to_device(model.device());
-        let hidden = model.hidden(&ids, Some(&mut cache), Mode::Eval)?;
+        let hidden = model.hidden(Texts::Rows(&ids), Some(&mut cache), Mode::Eval)?;
         let last = hidden.narrow(1, hidden.size()[1] - 1, 1);
         let logits = model.head().forward(&last, Mode::Eval).to_kind(Kind::Float).reshape(-1);
         let next = choose(&logits, sampling);

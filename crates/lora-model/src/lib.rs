@@ -22,6 +22,6 @@ pub use config::{ModelConfig, RopeScaling};
 pub use export::{export, is_model_file};
 pub use generate::{Sampling, generate};
 pub use llama::{Llama, Store};
-pub use model::Model;
+pub use model::{Model, Texts};
 pub use ops::{Cache, IGNORE, attention, cross_entropy, rms_norm, swiglu};
 pub use tokenizer::{Encoded, TextStream, Tokenizer};

@@ -1,13 +1,15 @@
 //! The llama family: Llama 2 and 3, SmolLM, Mistral, Qwen2, Qwen3. They differ in biases, head norms, rotary
 //! scaling and window, all of it read from [`ModelConfig`].
 
+mod recompute;
+
 use lora_core::{BaseWeight, Error, Linear, Linears, Mode, Result, project, project_onto};
 use tch::{Device, Kind, Tensor};
 use tch_ext::Region;
 
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
-use crate::model::Model;
+use crate::model::{Model, Texts};
 use crate::ops::{Angles, Cache, attention, heads, rms_norm, rms_norm_beside, swiglu, tokens};
 use crate::rope::Rope;
 
@@ -97,15 +99,48 @@ impl Llama {
     }
 }
 
+/// What all blocks need to know of a pass.
+struct Around<'a> {
+    angles: Angles,
+    texts: Option<&'a [i64]>,
+    mode: Mode,
+}
+
+impl Llama {
+    fn embed(&self, texts: Texts<'_>) -> Tensor {
+        Tensor::embedding(&self.embedding, texts.ids(), -1, false, false)
+    }
+
+    fn around<'a>(&self, texts: Texts<'a>, start: i64, mode: Mode) -> Result<Around<'a>> {
+        let options = (Kind::Float, self.device());
+        let (longest, positions) = match texts {
+            Texts::Rows(ids) => {
+                let n = start + ids.size2()?.1;
+                (n, Tensor::arange_start(start, n, options))
+            }
+            Texts::Packed(_, lengths) => {
+                let each: Vec<_> = lengths.iter().map(|&n| Tensor::arange(n, options)).collect();
+                (lengths.iter().copied().max().unwrap_or(0), Tensor::cat(&each, 0))
+            }
+        };
+        if longest > self.config.max_positions {
+            let most = self.config.max_positions;
+            return Err(Error::data(format!("{longest} tokens do not fit the model's context of {most}"))
+                .hint("shorten the text"));
+        }
+        Ok(Around { angles: self.rope.angles(&positions, self.kind()), texts: texts.lengths(), mode })
+    }
+}
+
 impl Block {
     fn forward(
         &self,
         x: &Tensor,
         config: &ModelConfig,
-        angles: &Angles,
+        around: &Around<'_>,
         cache: Option<(usize, &mut Cache)>,
-        mode: Mode,
     ) -> Tensor {
+        let &Around { ref angles, texts, mode } = around;
         let eps = config.rms_norm_eps;
         let (batch, t) = (x.size()[0], x.size()[1]);
         let (x, normed) = rms_norm_beside(x, &self.input_norm, eps);
@@ -124,7 +159,7 @@ impl Block {
             Some((layer, cache)) => cache.extend(layer, k, v),
             None => (k, v),
         };
-        let mixed = tokens(&attention(&q, &k, &v, self.window));
+        let mixed = tokens(&attention(&q, &k, &v, self.window, texts));
         let x = project_onto(&x, &self.o, mixed, mode);
         let (x, normed) = rms_norm_beside(&x, &self.post_norm, eps);
         let gate_up = project(&[&self.gate, &self.up], normed, mode);
@@ -169,26 +204,21 @@ impl Model for Llama {
         self.embedding.kind()
     }
 
-    fn hidden(&self, ids: &Tensor, mut cache: Option<&mut Cache>, mode: Mode) -> Result<Tensor> {
-        let (start, len) = (cache.as_ref().map_or(0, |c| c.len()), ids.size2()?.1);
-        if start + len > self.config.max_positions {
-            return Err(Error::data(format!(
-                "{} tokens do not fit the model's context of {}",
-                start + len,
-                self.config.max_positions
-            ))
-            .hint("shorten the text"));
-        }
-        let angles = self.rope.angles(start, len, self.kind());
-        let mut x = Tensor::embedding(&self.embedding, ids, -1, false, false);
+    fn hidden(&self, texts: Texts<'_>, mut cache: Option<&mut Cache>, mode: Mode) -> Result<Tensor> {
+        let around = self.around(texts, cache.as_ref().map_or(0, |c| c.len()), mode)?;
+        let mut x = self.embed(texts);
         for (i, block) in self.blocks.iter().enumerate() {
-            x = block.forward(&x, &self.config, &angles, cache.as_deref_mut().map(|c| (i, c)), mode);
+            x = block.forward(&x, &self.config, &around, cache.as_deref_mut().map(|c| (i, c)));
         }
         Ok(rms_norm(&x, &self.norm, self.config.rms_norm_eps).tensor())
     }
 
     fn head(&self) -> &Linear {
         &self.head
+    }
+
+    fn backward(&self, texts: Texts<'_>, labels: &Tensor, scale: f64, recompute: usize) -> Result<f64> {
+        recompute::backward(self, texts, labels, scale, recompute)
     }
 }
 

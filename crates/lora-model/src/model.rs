@@ -7,6 +7,34 @@ use crate::config::ModelConfig;
 use crate::ops::Cache;
 use crate::ops::{cross_entropy, wide};
 
+/// Token ids, i64, as a model reads them.
+#[derive(Debug, Clone, Copy)]
+pub enum Texts<'a> {
+    /// `[B, T]`, a text a row. Unequal lengths are padded on the right: causal attention keeps what comes before a
+    /// padding free of it.
+    Rows(&'a Tensor),
+    /// `[1, N]`, texts of these lengths one behind another: positions begin anew with each, none sees another, and
+    /// nothing is spent on padding.
+    Packed(&'a Tensor, &'a [i64]),
+}
+
+impl<'a> Texts<'a> {
+    /// The ids.
+    pub fn ids(self) -> &'a Tensor {
+        match self {
+            Self::Rows(ids) | Self::Packed(ids, _) => ids,
+        }
+    }
+
+    /// The lengths of packed texts.
+    pub fn lengths(self) -> Option<&'a [i64]> {
+        match self {
+            Self::Rows(_) => None,
+            Self::Packed(_, lengths) => Some(lengths),
+        }
+    }
+}
+
 /// A causal language model over frozen weights.
 pub trait Model: Linears + Send {
     /// Its shape and constants.
@@ -18,13 +46,12 @@ pub trait Model: Linears + Send {
     /// The dtype it computes in.
     fn kind(&self) -> Kind;
 
-    /// Token ids `[B, T]` (i64) to the last layer's normalised states `[B, T, hidden]`. With a cache, `ids` go on
-    /// behind what it has seen. Batches of unequal lengths are padded on the right: causal attention keeps
-    /// what comes before a padding free of it.
+    /// Token ids `[B, T]` to the last layer's normalised states `[B, T, hidden]`. With a cache, rows go on behind
+    /// what it has seen.
     ///
     /// # Errors
     /// [`lora_core::Error::data`] if the positions exceed the model's context.
-    fn hidden(&self, ids: &Tensor, cache: Option<&mut Cache>, mode: Mode) -> Result<Tensor>;
+    fn hidden(&self, texts: Texts<'_>, cache: Option<&mut Cache>, mode: Mode) -> Result<Tensor>;
 
     /// The layer from hidden states to logits.
     fn head(&self) -> &Linear;
@@ -33,8 +60,8 @@ pub trait Model: Linears + Send {
     ///
     /// # Errors
     /// As [`Model::hidden`].
-    fn logits(&self, ids: &Tensor, cache: Option<&mut Cache>, mode: Mode) -> Result<Tensor> {
-        Ok(wide(&self.head().forward(&self.hidden(ids, cache, mode)?, mode)))
+    fn logits(&self, texts: Texts<'_>, cache: Option<&mut Cache>, mode: Mode) -> Result<Tensor> {
+        Ok(wide(&self.head().forward(&self.hidden(texts, cache, mode)?, mode)))
     }
 
     /// The summed cross-entropy of `labels [B, T]` (position t's label is the token that follows it;
@@ -42,9 +69,16 @@ pub trait Model: Linears + Send {
     ///
     /// # Errors
     /// As [`Model::hidden`].
-    fn loss(&self, ids: &Tensor, labels: &Tensor, mode: Mode) -> Result<(Tensor, i64)> {
-        let hidden = self.hidden(ids, None, mode)?;
+    fn loss(&self, texts: Texts<'_>, labels: &Tensor, mode: Mode) -> Result<(Tensor, i64)> {
+        let hidden = self.hidden(texts, None, mode)?;
         let width = self.config().hidden_size;
         Ok(cross_entropy(&hidden.reshape([-1, width]), &labels.reshape(-1), self.head(), mode))
     }
+
+    /// Adds the gradient of `scale *` the summed cross-entropy to the leaves; gives that product. What the lowest
+    /// `recompute` layers make on the way is not kept but made again, which takes time and saves memory.
+    ///
+    /// # Errors
+    /// As [`Model::hidden`]; [`lora_core::Error::non_finite`] if the loss is not finite: nothing is added then.
+    fn backward(&self, texts: Texts<'_>, labels: &Tensor, scale: f64, recompute: usize) -> Result<f64>;
 }

@@ -19,9 +19,8 @@ impl Rope {
         Self { inverse: Tensor::from_slice(&inverse).to_device(device) }
     }
 
-    /// For positions `start .. start + len` of a model in `kind`; the angles themselves are f32, as in transformers.
-    pub(crate) fn angles(&self, start: i64, len: i64, kind: Kind) -> Angles {
-        let positions = Tensor::arange_start(start, start + len, (Kind::Float, self.inverse.device()));
+    /// For these positions, f32 `[n]`, of a model in `kind`; the angles themselves are f32, as in transformers.
+    pub(crate) fn angles(&self, positions: &Tensor, kind: Kind) -> Angles {
         let angles = positions.unsqueeze(1) * self.inverse.unsqueeze(0);
         let kind = lora_core::master_kind(kind);
         Angles { cos: angles.cos().to_kind(kind), sin: angles.sin().to_kind(kind) }

@@ -80,6 +80,49 @@ fn attention_defined(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>) ->
     scores.masked_fill(&hidden, f64::NEG_INFINITY).softmax(-1, Kind::Double).matmul(&spread(v))
 }
 
+/// Texts one behind another are each as if alone, in values and gradients.
+#[test]
+fn packed_texts_do_not_see_each_other() {
+    tch::manual_seed(6);
+    for (texts, window) in [
+        (&[3i64, 1, 5][..], None),
+        (&[64, 64], None),
+        (&[10, 120, 70, 3, 61], None),
+        (&[40, 100, 90], Some(17)),
+        (&[200], None),
+        (&[1; 70], None),
+    ] {
+        for kind in [Kind::Double, Kind::Float, Kind::BFloat16] {
+            let n = texts.iter().sum();
+            let leaf = |heads| random(&[1, heads, n, 16]).to_kind(kind).set_requires_grad(true);
+            let ours = [leaf(4), leaf(2), leaf(2)];
+            let exact = ours.each_ref().map(|x| x.detach().to_kind(Kind::Double).set_requires_grad(true));
+            let got = attention(&ours[0], &ours[1], &ours[2], window, Some(texts));
+            let mut start = 0;
+            let each = texts.iter().map(|&n| {
+                let [q, k, v] = exact.each_ref().map(|x| x.narrow(2, start, n));
+                start += n;
+                attention_defined(&q, &k, &v, window)
+            });
+            let want = Tensor::cat(&each.collect::<Vec<_>>(), 2);
+            let weights = random(&got.size()).to_kind(kind);
+            (&got * &weights).sum(Kind::Double).backward();
+            (&want * weights.to_kind(Kind::Double)).sum(Kind::Double).backward();
+            let tolerance = match kind {
+                Kind::BFloat16 => 2e-2,
+                Kind::Float => 2e-6,
+                _ => 1e-10,
+            };
+            let pairs = ours.iter().zip(&exact).map(|(a, b)| (a.grad(), b.grad())).chain([(got, want)]);
+            for (i, (a, b)) in pairs.enumerate() {
+                let size = b.norm().double_value(&[]).max(1e-3);
+                let error = (a.to_kind(Kind::Double) - &b).norm().double_value(&[]) / size;
+                assert!(error < tolerance, "{texts:?}, window {window:?}, {kind:?}, {i}: {error:e}");
+            }
+        }
+    }
+}
+
 /// Causal, grouped, windowed, and behind a cache; block borders; values and gradients in every dtype.
 #[test]
 fn attention_is_its_definition() {
@@ -105,7 +148,7 @@ fn attention_is_its_definition() {
         let ours = [leaf(6, t), leaf(2, s), leaf(2, s)];
         let exact = ours.each_ref().map(|x| x.detach().to_kind(Kind::Double).set_requires_grad(true));
         let (got, want) = (
-            attention(&ours[0], &ours[1], &ours[2], window),
+            attention(&ours[0], &ours[1], &ours[2], window, None),
             attention_defined(&exact[0], &exact[1], &exact[2], window),
         );
         let weights = random(&got.size()).to_kind(kind);

@@ -1,6 +1,6 @@
 //! Samples to tensors, in a seeded order.
 
-use lora_model::IGNORE;
+use lora_model::{IGNORE, Texts};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -8,40 +8,41 @@ use tch::{Device, Tensor};
 
 use crate::data::Sample;
 
-/// A padded batch.
+/// Samples, one behind another in one row: nothing is spent on padding.
 #[derive(Debug)]
 pub struct Batch {
-    /// `[B, T]` i64, padded on the right.
-    pub ids: Tensor,
-    /// `[B, T]` i64, [`IGNORE`] where nothing is learnt.
+    ids: Tensor,
+    lengths: Vec<i64>,
+    /// `[1, N]` i64, [`IGNORE`] where nothing is learnt.
     pub labels: Tensor,
     /// Labels that count.
     pub supervised: usize,
-    /// Positions that are not padding.
+    /// Positions in all.
     pub tokens: usize,
     /// Lines of the data file.
     pub lines: Vec<usize>,
 }
 
 impl Batch {
-    /// Pads `samples` to the longest. What pads does not matter: nothing learnt can see it.
+    /// Puts `samples` together.
     pub fn new(samples: &[&Sample], device: Device) -> Self {
-        let width = samples.iter().map(|s| s.ids.len()).max().unwrap_or(0);
-        let padded = |pick: fn(&Sample) -> &Vec<i64>, fill: i64| {
-            let rows = samples.iter().flat_map(|s| {
-                let row = pick(s);
-                row.iter().copied().chain(std::iter::repeat_n(fill, width - row.len()))
-            });
-            let flat: Vec<i64> = rows.collect();
-            Tensor::from_slice(&flat).view([samples.len() as i64, width as i64]).to_device(device)
+        let row = |pick: fn(&Sample) -> &Vec<i64>| {
+            let flat: Vec<i64> = samples.iter().flat_map(|s| pick(s)).copied().collect();
+            Tensor::from_slice(&flat).unsqueeze(0).to_device(device)
         };
         Self {
-            ids: padded(|s| &s.ids, 0),
-            labels: padded(|s| &s.labels, IGNORE),
+            ids: row(|s| &s.ids),
+            lengths: samples.iter().map(|s| s.ids.len() as i64).collect(),
+            labels: row(|s| &s.labels),
             supervised: samples.iter().flat_map(|s| &s.labels).filter(|&&l| l != IGNORE).count(),
             tokens: samples.iter().map(|s| s.ids.len()).sum(),
             lines: samples.iter().map(|s| s.line).collect(),
         }
+    }
+
+    /// What the model reads.
+    pub fn texts(&self) -> Texts<'_> {
+        Texts::Packed(&self.ids, &self.lengths)
     }
 }
 

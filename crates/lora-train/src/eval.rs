@@ -41,13 +41,10 @@ pub struct Answer {
 /// A sample longer than the model's context.
 pub fn mean_loss(model: &dyn Model, data: &Dataset, batch_size: usize) -> Result<f64> {
     let _guard = tch::no_grad_guard();
-    // Neighbours in length share a batch: less padding, same sum.
-    let mut order: Vec<_> = data.samples.iter().collect();
-    order.sort_by_key(|s| s.ids.len());
     let (mut sum, mut count) = (0.0, 0);
-    for samples in order.chunks(batch_size.max(1)) {
-        let batch = Batch::new(samples, model.device());
-        let (loss, n) = model.loss(&batch.ids, &batch.labels, Mode::Eval)?;
+    for samples in data.samples.chunks(batch_size.max(1)) {
+        let batch = Batch::new(&samples.iter().collect::<Vec<_>>(), model.device());
+        let (loss, n) = model.loss(batch.texts(), &batch.labels, Mode::Eval)?;
         sum += loss.double_value(&[]);
         count += n;
     }

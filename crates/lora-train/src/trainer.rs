@@ -2,10 +2,9 @@
 
 use std::time::Instant;
 
-use lora_core::{Error, ErrorKind, Mode, Param, Result};
+use lora_core::{Error, ErrorKind, Param, Result};
 use lora_model::Model;
 use serde::Serialize;
-use tch::Tensor;
 
 use crate::batches::{Batch, Batches};
 use crate::data::Dataset;
@@ -34,6 +33,8 @@ pub struct TrainConfig {
     pub adamw: AdamWConfig,
     /// Limit of the joint gradient norm.
     pub clip: Option<f64>,
+    /// Layers, from the lowest up, of which only the input is kept: see [`Model::backward`].
+    pub recompute: usize,
     /// Of the order and of dropout.
     pub seed: u64,
     /// Evaluate every so many steps (and at the end).
@@ -127,7 +128,7 @@ pub fn train(
         let step_batches: Vec<_> =
             (0..accumulate).map(|_| Batch::new(&batches.next_samples(), model.device())).collect();
         let lr = config.learning_rate * config.schedule.factor(step, warmup, steps);
-        let (loss, grad_norm) = gradients(model, params, &step_batches, config.clip)
+        let (loss, grad_norm) = gradients(model, params, &step_batches, config.clip, config.recompute)
             .map_err(|e| e.at(format!("step {} ({})", step + 1, lines(data, &step_batches))))?;
         optimiser.step(params, lr);
 
@@ -171,20 +172,20 @@ fn gradients(
     params: &[Param],
     batches: &[Batch],
     clip: Option<f64>,
+    recompute: usize,
 ) -> Result<(f64, f64)> {
     let supervised: usize = batches.iter().map(|b| b.supervised).sum();
     let result = (|| {
         let mut total = 0.0;
         for batch in batches {
-            let (sum, _) = model.loss(&batch.ids, &batch.labels, Mode::Train)?;
-            let loss: Tensor = sum / supervised as f64;
-            let value = loss.double_value(&[]);
-            if !value.is_finite() {
-                return Err(Error::non_finite(format!("the loss is {value}; {}", culprit(params)))
-                    .hint("lower the learning rate; with bf16, try --dtype f32; look at the lines named"));
-            }
-            total += value;
-            loss.f_backward()?;
+            let scale = 1.0 / supervised as f64;
+            total += model.backward(batch.texts(), &batch.labels, scale, recompute).map_err(|e| {
+                match e.kind() {
+                    ErrorKind::NonFinite => Error::non_finite(format!("{e}; {}", culprit(params)))
+                        .hint("lower the learning rate; with bf16, try --dtype f32; look at the lines named"),
+                    _ => e,
+                }
+            })?;
         }
         Ok((total, clip_grad_norm(params, clip)?))
     })();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use lora::model::{Llama, Model, Tokenizer, export, is_model_file};
+use lora::model::{Llama, Model, Texts, Tokenizer, export, is_model_file};
 use lora::train::{DataOptions, Dataset};
 use lora::{Error, Linears, Mode, OutputFolder};
 use tch::{Kind, Tensor};
@@ -117,7 +117,7 @@ fn logits(model: &Llama, texts: &[Vec<i64>]) -> Result<Vec<Tensor>> {
     let _guard = tch::no_grad_guard();
     let run = |ids: &Vec<i64>| {
         let ids = Tensor::from_slice(ids).unsqueeze(0).to_device(model.device());
-        Ok(model.logits(&ids, None, Mode::Eval)?.squeeze_dim(0))
+        Ok(model.logits(Texts::Rows(&ids), None, Mode::Eval)?.squeeze_dim(0))
     };
     texts.iter().map(run).collect()
 }

@@ -92,6 +92,10 @@ pub(crate) struct Args {
     /// Limit of the joint gradient norm; 0 for none
     #[arg(long, default_value_t = 1.0, help_heading = "Training")]
     clip: f64,
+    /// none, all, or so many layers, from the lowest up, of which only the input is kept and the rest made again:
+    /// less memory, more time
+    #[arg(long, default_value = "none", value_name = "LAYERS", help_heading = "Training")]
+    recompute: String,
     /// Of the initialisation, the order and dropout
     #[arg(long, default_value_t = 42, help_heading = "Training")]
     seed: u64,
@@ -226,6 +230,13 @@ impl Args {
             warmup: self.warmup,
             adamw: AdamWConfig { weight_decay: self.weight_decay, ..AdamWConfig::default() },
             clip: (self.clip != 0.0).then_some(self.clip),
+            recompute: match self.recompute.as_str() {
+                "none" => 0,
+                "all" => usize::MAX,
+                layers => layers.parse().map_err(|_| {
+                    Error::usage(format!("--recompute takes none, all or a number of layers, not `{layers}`"))
+                })?,
+            },
             seed: self.seed,
             eval_every: self.eval_every,
         };
@@ -249,6 +260,7 @@ impl Args {
             "accumulate": self.accumulate,
             "weight_decay": self.weight_decay,
             "clip": self.clip,
+            "recompute": self.recompute,
             "outcome": outcome,
         });
         format!("{summary:#}\n").into_bytes()

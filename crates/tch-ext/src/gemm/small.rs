@@ -106,17 +106,26 @@ impl<T: Small> Panels<T> {
         }
     }
 
-    /// `c [m, columns of the block] (+)= a [m, k] b[..k]`, with c's rows `stride` apart. A depth k below the whole
-    /// takes the first rows of b; in bf16 an odd one only at its end, and a must then hold a zero behind each row.
-    pub fn multiply(&self, block: usize, a: View<'_, T>, c: &mut [f32], stride: usize, add: bool) {
+    /// `c [m, columns of the block] (+)= a [m, k] b[from..from + k]`, with c's rows `stride` apart. In bf16 `from` is
+    /// even, and where k is odd a must hold a zero behind each row.
+    pub fn multiply(
+        &self,
+        block: usize,
+        from: usize,
+        a: View<'_, T>,
+        c: &mut [f32],
+        stride: usize,
+        add: bool,
+    ) {
         let width = WIDTH.min(self.width - block * WIDTH);
         let k = a.columns.next_multiple_of(T::PAIR);
-        assert!(k <= self.depth && k <= a.stride, "a depth within the panel");
+        assert!(from.is_multiple_of(T::PAIR), "a depth from a pair on");
+        assert!(from + k <= self.depth && k <= a.stride, "a depth within the panel");
         assert!(a.rows > 0 && width <= stride && (a.rows - 1) * stride + width <= c.len(), "sums in bounds");
         assert!((a.rows - 1) * a.stride + k <= a.data.len(), "a padded row in bounds");
         // SAFETY: all three were just checked.
         let ok = unsafe {
-            let b = self.words.as_ptr().cast::<T>().add(block * self.panel());
+            let b = self.words.as_ptr().cast::<T>().add(block * self.panel() + from * WIDTH);
             tch_ext_brgemm(
                 T::HALF,
                 a.rows as i64,

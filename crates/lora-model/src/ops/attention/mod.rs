@@ -1,11 +1,14 @@
 //! Causal attention with grouped heads, and the key-value cache.
 
+mod backward;
 mod blocks;
+mod layout;
 mod rows;
 
 use tch::{Kind, Tensor};
 
 use super::ATTENTION;
+use layout::Layout;
 
 /// Keys and values of the positions seen so far, a pair a layer, `[B, kv_heads, T, head_dim]`.
 #[derive(Debug, Default)]
@@ -44,17 +47,32 @@ impl Cache {
 
 /// `softmax(q kᵀ / √head_dim) v`, causal: `q [B, heads, T, head_dim]` are the last T of the S positions of
 /// `k, v [B, kv_heads, S, head_dim]`; heads is a multiple of kv_heads. With a window, a position sees itself and
-/// the `window - 1` before it.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>) -> Tensor {
+/// the `window - 1` before it. With `texts`, which takes T = S, a row is texts of these lengths one behind another,
+/// and no text sees another.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, texts: Option<&[i64]>) -> Tensor {
     let _inside = ATTENTION.enter();
-    let (t, s) = (q.size()[2], k.size()[2]);
+    let s = k.size()[2];
     let windowed = window.filter(|&w| w < s);
     if blocks::pay(q) {
-        return blocks::attention(q, k, v, windowed);
+        return blocks::attention(q, k, v, Layout::new(q, k, windowed, texts));
     }
+    let Some(texts) = texts.filter(|texts| texts.len() > 1) else { return definition(q, k, v, windowed) };
+    let mut start = 0;
+    let each = texts.iter().map(|&n| {
+        let [q, k, v] = [q, k, v].map(|x| x.narrow(2, start, n));
+        start += n;
+        definition(&q, &k, &v, windowed)
+    });
+    Tensor::cat(&each.collect::<Vec<_>>(), 2)
+}
+
+/// By libtorch's kernels.
+fn definition(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>) -> Tensor {
+    let (t, s) = (q.size()[2], k.size()[2]);
+    let window = window.filter(|&w| w < s);
     let grouped = q.size()[1] != k.size()[1];
     // The kernels know "causal" and "everything"; a mask is built only for what is neither.
-    let mask = (windowed.is_some() || (t > 1 && t < s)).then(|| mask(t, s, windowed, q));
+    let mask = (window.is_some() || (t > 1 && t < s)).then(|| mask(t, s, window, q));
     let causal = mask.is_none() && t > 1;
     Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, causal, None, grouped)
 }

@@ -1,0 +1,133 @@
+//! Whatever is kept or made again, and however texts lie: the gradient is the same.
+
+#[allow(dead_code)]
+mod common;
+
+use std::path::Path;
+
+use common::{Tensors, llama, relative};
+use lora::model::{IGNORE, Llama, Model, Texts};
+use lora::{AdapterConfig, Targets, attach, params, recipe};
+use tch::{Kind, Tensor};
+
+fn model(variant: &str, config: AdapterConfig) -> Llama {
+    let mut model = llama(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/qwen3/model")).unwrap();
+    tch::manual_seed(1);
+    attach(&mut model, "a", &recipe(variant).unwrap(), &config).unwrap();
+    let _guard = tch::no_grad_guard();
+    // B is no longer zero, so that A has a gradient.
+    for p in params(&model, "a").iter().filter(|p| p.name.contains("lora_B")) {
+        let _ = p.tensor.shallow_clone().normal_(0.0, 0.05);
+    }
+    model
+}
+
+/// Loss and gradients.
+fn step(model: &Llama, texts: Texts<'_>, labels: &Tensor, recompute: usize) -> (f64, Tensors) {
+    tch::manual_seed(7);
+    let loss = model.backward(texts, labels, 0.1, recompute).unwrap();
+    let gradients = params(model, "a").into_iter().map(|mut p| {
+        let grad = p.tensor.grad();
+        let grad = if grad.defined() { grad.copy() } else { p.tensor.zeros_like() };
+        p.tensor.zero_grad();
+        (p.key(), grad)
+    });
+    (loss, gradients.collect())
+}
+
+fn ids(model: &Llama, n: i64) -> Tensor {
+    Tensor::randint(model.config().vocab_size, [1, n], (Kind::Int64, tch::Device::Cpu))
+}
+
+#[test]
+fn what_is_made_again_gives_the_same_gradient() {
+    for variant in ["lora", "dora+rslora", "qlora"] {
+        let config = AdapterConfig { lora_dropout: 0.2, ..AdapterConfig::default() };
+        let model = model(variant, config);
+        let (x, labels) = (ids(&model, 30), ids(&model, 30));
+        let texts = Texts::Packed(&x, &[11, 19]);
+        let want = step(&model, texts, &labels, 1);
+        for layers in [2, usize::MAX] {
+            // Dropout draws by layer as soon as one is run again; the upper layers draw on from there.
+            let got = step(&model, texts, &labels, layers);
+            assert!((got.0 - want.0).abs() < 0.2 * want.0, "{variant}: {} {}", got.0, want.0);
+        }
+        let twice = (step(&model, texts, &labels, 2), step(&model, texts, &labels, 2));
+        assert_eq!(twice.0, twice.1, "{variant}: dropout is that of the seed");
+    }
+    for variant in ["lora", "dora+rslora", "qlora"] {
+        let model = model(variant, AdapterConfig::default());
+        let (x, labels) = (ids(&model, 30), ids(&model, 30));
+        for texts in [Texts::Packed(&x, &[11, 19]), Texts::Rows(&x)] {
+            let want = step(&model, texts, &labels, 0);
+            for layers in [1, 2, usize::MAX] {
+                assert_eq!(step(&model, texts, &labels, layers), want, "{variant}, {layers} layers");
+            }
+        }
+    }
+}
+
+/// Dropout off in the plain pass and in the one that runs again: the masks must be the same ones.
+#[test]
+fn dropout_is_drawn_alike_in_both_passes() {
+    let config = AdapterConfig { lora_dropout: 0.5, ..AdapterConfig::default() };
+    let model = model("lora", config);
+    let (x, labels) = (ids(&model, 20), ids(&model, 20));
+    // The gradient's direction must lower the very loss that was computed: a small step, the same seed.
+    let (before, gradients) = step(&model, Texts::Rows(&x), &labels, usize::MAX);
+    let norm: f64 = gradients.values().map(|g| g.square().sum(Kind::Double).double_value(&[])).sum();
+    let rate = 1e-3 * before / norm;
+    tch::no_grad(|| {
+        for p in params(&model, "a") {
+            let _ = p.tensor.shallow_clone().g_sub_(&(&gradients[&p.key()] * rate));
+        }
+    });
+    let (after, _) = step(&model, Texts::Rows(&x), &labels, usize::MAX);
+    let fall = (before - after) / (rate * norm);
+    assert!((fall - 1.0).abs() < 0.05, "the loss falls by {fall} of what the gradient says");
+}
+
+#[test]
+fn nothing_is_done_below_the_first_adapter() {
+    let config = AdapterConfig {
+        target_modules: Targets::Names(vec!["q_proj".into(), "down_proj".into()]),
+        layers_to_transform: Some(vec![1]),
+        ..AdapterConfig::default()
+    };
+    let model = model("lora", config);
+    let (x, labels) = (ids(&model, 12), ids(&model, 12));
+    let want = step(&model, Texts::Rows(&x), &labels, 0);
+    assert!(want.1.values().all(|g| g.norm().double_value(&[]) > 0.0));
+    for layers in [1, 2, 9] {
+        assert_eq!(step(&model, Texts::Rows(&x), &labels, layers), want);
+    }
+}
+
+/// Texts in one row, without padding, against texts in padded rows.
+#[test]
+fn packed_texts_are_texts_in_rows() {
+    let model = model("dora", AdapterConfig::default());
+    let lengths = [9i64, 1, 14, 6];
+    let (x, labels) = (ids(&model, 30), ids(&model, 30));
+    let labels = labels.index_fill(1, &Tensor::from_slice(&[3i64, 4, 20]), IGNORE);
+    let (mut rows, mut row_labels, mut start) = (Vec::new(), Vec::new(), 0);
+    for n in lengths {
+        let padded = |t: &Tensor, with: i64| {
+            t.narrow(1, start, n).constant_pad_nd([0, 14 - n]).copy() + {
+                let tail = Tensor::arange(14, (Kind::Int64, tch::Device::Cpu)).ge(n).to_kind(Kind::Int64);
+                tail * with
+            }
+        };
+        rows.push(padded(&x, 5));
+        row_labels.push(padded(&labels, IGNORE));
+        start += n;
+    }
+    let (rows, row_labels) = (Tensor::cat(&rows, 0), Tensor::cat(&row_labels, 0));
+    let (loss, gradients) = step(&model, Texts::Packed(&x, &lengths), &labels, 0);
+    let (want, theirs) = step(&model, Texts::Rows(&rows), &row_labels, 0);
+    assert!((loss / want - 1.0).abs() < 1e-6, "{loss} {want}");
+    for (key, gradient) in &gradients {
+        let error = relative(gradient, &theirs[key]);
+        assert!(error < 1e-5, "{key}: {error:e}");
+    }
+}
