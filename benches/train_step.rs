@@ -1,6 +1,7 @@
 //! Seconds and peak memory of one training step, as one JSON line; `cargo xtask bench` runs it beside its peers.
 //!
-//! The work is that of `xtask/peers/peft_step.py`: the same random ids every step, all positions supervised,
+//! The work is that of `xtask/peers/peft_step.py`: the same random ids every step, all positions supervised, or the
+//! rows of a file;
 //! alpha = 2 rank, all linear layers, no dropout, AdamW at 1e-4, no clipping.
 
 #![allow(clippy::print_stdout)]
@@ -9,15 +10,16 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-use lora::model::{Checkpoint, IGNORE, Llama, Model, Texts};
-use lora::tch_ext::{Product, Sum, gemm};
-use lora::train::{AdamW, AdamWConfig};
-use lora::{AdapterConfig, Dense, Error, Linears, Result};
-use tch::{Device, Kind, Tensor};
+use lora::model::{Checkpoint, IGNORE, Llama, Model, Tokenizer};
+use lora::train::{
+    AdamW, AdamWConfig, Batch, DataOptions, Dataset, Sample, Work, matmul_rate, required_flops,
+};
+use lora::{AdapterConfig, Dense, Error, Result};
+use tch::{Device, Kind};
 
 const USAGE: &str = "train_step: nothing to measure without a model\n  cargo bench --bench train_step -- --model \
                      FILE.gguf [--variant lora] [--dtype bf16|f32] [--batch 4] [--seq 256] [--rank 8] [--steps 5] \
-                     [--warmup 1] [--recompute LAYERS]\n  or, beside PEFT: cargo xtask bench --peer peft";
+                     [--warmup 1] [--recompute LAYERS] [--data FILE.jsonl]\n  or, beside PEFT: cargo xtask bench --peer peft";
 
 fn main() -> Result<()> {
     match Settings::from(std::env::args().skip(1))? {
@@ -37,6 +39,7 @@ struct Settings {
     steps: usize,
     warmup: usize,
     recompute: usize,
+    data: Option<String>,
 }
 
 impl Settings {
@@ -66,6 +69,7 @@ impl Settings {
             steps: number("--steps", 5)?.max(1),
             warmup: number("--warmup", 1)?,
             recompute: number("--recompute", 0)?,
+            data: flags.get("--data").map(|file| (*file).to_owned()),
         }))
     }
 }
@@ -86,22 +90,27 @@ fn measure(settings: &Settings) -> Result<serde_json::Value> {
         AdapterConfig { r: settings.rank, lora_alpha: 2.0 * settings.rank as f64, ..Default::default() };
     lora::attach(&mut model, "bench", &recipe, &config)?;
     let params = lora::params(&model, "bench");
-    let (ids, labels) = batch(settings, model.config().vocab_size);
+    let count = settings.warmup + settings.steps;
+    let batches = match &settings.data {
+        Some(file) => real(settings, file, count)?,
+        None => random(settings, model.config().vocab_size, count),
+    };
     // The weight decay is torch's default, which the peer has.
     let mut optimiser = AdamW::new(&params, AdamWConfig { weight_decay: 0.01, ..Default::default() });
 
-    let supervised = labels.not_equal(IGNORE).sum(Kind::Int64).double_value(&[]);
     let (mut losses, mut seconds) = (Vec::new(), Vec::new());
-    let mut step = || -> Result<()> {
+    let mut step = |batch: &Batch| -> Result<()> {
         let start = Instant::now();
-        let loss = model.backward(Texts::Rows(&ids), &labels, 1.0 / supervised, settings.recompute)?;
+        let scale = 1.0 / batch.supervised as f64;
+        let loss = model.backward(batch.texts(), &batch.labels, scale, settings.recompute)?;
         optimiser.step(&params, 1e-4);
         losses.push((loss * 1e5).round() / 1e5);
         seconds.push(start.elapsed().as_secs_f64());
         Ok(())
     };
-    (0..settings.warmup).try_for_each(|_| step())?;
-    let (done, spent) = lora::tch_ext::profile(|| (0..settings.steps).try_for_each(|_| step()));
+    let (warmup, measured) = batches.split_at(settings.warmup);
+    warmup.iter().try_for_each(&mut step)?;
+    let (done, spent) = lora::tch_ext::profile(|| measured.iter().try_for_each(&mut step));
     done?;
     let spent: serde_json::Map<String, serde_json::Value> =
         spent.iter().map(|s| (s.name.to_owned(), (s.seconds / settings.steps as f64).into())).collect();
@@ -111,77 +120,50 @@ fn measure(settings: &Settings) -> Result<serde_json::Value> {
         .collect();
     // Read before the rate is measured, which takes memory of its own.
     let peak = lora::tch_ext::memory::process().map_or(0, |usage| usage.peak);
-    let step = median(&seconds[settings.warmup..]);
-    let tokens = (settings.batch * settings.seq) as f64;
-    let at_best = required_flops(&model, settings) / matmul_rate(&model, tokens as i64, settings.kind);
+    let mut work = Work::default();
+    measured.iter().for_each(|batch| work += batch.work());
+    let seconds = &seconds[settings.warmup..];
+    // The same work every step: the median is the least disturbed. Else there is only the whole.
+    let whole = match settings.data {
+        Some(_) => seconds.iter().sum::<f64>(),
+        None => median(seconds) * settings.steps as f64,
+    };
+    let tokens = work.tokens / settings.steps as f64;
+    let at_best = required_flops(&model, &work) / matmul_rate(&model, tokens as i64);
     Ok(serde_json::json!({
-        "tok_s": tokens / step, "s_step": step, "peak_mb": peak as f64 / 1e6, "limit_fraction": at_best / step,
+        "tok_s": work.tokens / whole, "s_step": median(seconds), "peak_mb": peak as f64 / 1e6,
+        "limit_fraction": at_best / whole,
         "losses": losses, "spent_s": spent, "alive_mb": alive,
     }))
 }
 
-/// The peer's ids `[batch, seq]`, and for each position the id that follows it.
-fn batch(settings: &Settings, vocab: i64) -> (Tensor, Tensor) {
+/// The peer's ids, `batch` texts of `seq` of them, and for each position the id that follows it; the same every step.
+fn random(settings: &Settings, vocab: i64, count: usize) -> Vec<Batch> {
     let mut x: u64 = 42;
-    let ids: Vec<i64> = (0..settings.batch * settings.seq)
-        .map(|_| {
+    let mut text = || {
+        let ids = (0..settings.seq).map(|_| {
             x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (x >> 33) as i64 % vocab
-        })
-        .collect();
-    let shape = [settings.batch as i64, settings.seq as i64];
-    let ids = Tensor::from_slice(&ids).view(shape);
-    let last = Tensor::full([shape[0], 1], IGNORE, (Kind::Int64, Device::Cpu));
-    let labels = Tensor::cat(&[ids.narrow(1, 1, shape[1] - 1), last], 1);
-    (ids, labels)
+        });
+        let ids: Vec<i64> = ids.collect();
+        let labels = ids[1..].iter().copied().chain([IGNORE]).collect();
+        Sample { ids, labels, line: 0 }
+    };
+    let samples: Vec<Sample> = (0..settings.batch).map(|_| text()).collect();
+    (0..count).map(|_| Batch::new(&samples.iter().collect::<Vec<_>>(), Device::Cpu)).collect()
+}
+
+/// Rows of a data file in its order, `batch` a step.
+fn real(settings: &Settings, file: &str, count: usize) -> Result<Vec<Batch>> {
+    let tokenizer = Tokenizer::open(Path::new(&settings.model))?;
+    let data = Dataset::read(Path::new(file), &tokenizer, DataOptions { max_length: 2048, truncate: true })?;
+    let mut rows = data.samples.iter().cycle();
+    let mut batch = || Batch::new(&rows.by_ref().take(settings.batch).collect::<Vec<_>>(), Device::Cpu);
+    Ok((0..count).map(|_| batch()).collect())
 }
 
 fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     (sorted[(sorted.len() - 1) / 2] + sorted[sorted.len() / 2]) / 2.0
-}
-
-/// What no LoRA step can do without: a product with each frozen weight forward and one for its input's gradient
-/// (4 flops a weight and token, the head included), and causal attention's two products forward and four
-/// backward, each over half of the `seq x seq` square.
-fn required_flops(model: &Llama, settings: &Settings) -> f64 {
-    let config = model.config();
-    let weights: i64 =
-        model.linears().iter().map(|(_, l)| l.base().shape()).map(|(out, inp)| out * inp).sum();
-    let attention = 6.0 * settings.seq as f64 * (config.layers * config.heads * config.head_dim) as f64;
-    (settings.batch * settings.seq) as f64 * (4.0 * weights as f64 + attention)
-}
-
-/// Flops a second of the plain products that the step is made of: each weight's shape, forward and backward, as
-/// often as the model has it, by libtorch's product or ours, whichever is faster.
-fn matmul_rate(model: &Llama, tokens: i64, kind: Kind) -> f64 {
-    /// Of the head's many outputs, logits of so many rows exist at one time.
-    const ROWS: i64 = 256;
-    let mut shapes = BTreeMap::new();
-    for (_, layer) in model.linears() {
-        *shapes.entry(layer.base().shape()).or_insert(0.0) += 1.0;
-    }
-    let _guard = tch::no_grad_guard();
-    let (mut flops, mut seconds) = (0.0, 0.0);
-    for ((out, inp), count) in shapes {
-        let rows = if out > 16 * inp { ROWS.min(tokens) } else { tokens };
-        let random = |n, m| Tensor::randn([n, m], (Kind::Float, Device::Cpu)).to_kind(kind);
-        let (w, x, dy) = (random(out, inp), random(rows, inp), random(rows, out));
-        let (y, dx) = (dy.empty_like(), x.empty_like());
-        let best = (0..16).map(|i| {
-            let start = Instant::now();
-            if i % 2 == 0 {
-                let _ = (x.linear(&w, None::<Tensor>), dy.matmul(&w));
-            } else {
-                gemm(&[Sum::new(vec![Product::transposed(&x, &w)], &y)]);
-                gemm(&[Sum::new(vec![Product::plain(&dy, &w)], &dx)]);
-            }
-            start.elapsed().as_secs_f64()
-        });
-        let share = count * tokens as f64 / rows as f64;
-        flops += share * 4.0 * (rows * out * inp) as f64;
-        seconds += share * best.fold(f64::INFINITY, f64::min);
-    }
-    flops / seconds
 }

@@ -1,13 +1,15 @@
 """Times training steps of transformers + PEFT, as a knowledgeable user would run them, and prints one JSON line.
 
     python xtask/peers/peft_step.py --gguf FILE --cache FOLDER --variant lora|dora|rslora --dtype bf16|f32
-        [--batch 4] [--seq 256] [--rank 8] [--steps 5] [--warmup 1] [--checkpointing]
+        [--batch 4] [--seq 256] [--rank 8] [--steps 5] [--warmup 1] [--checkpointing] [--data JSONL]
 
-    {"tok_s": median, "s_step": median, "peak_mb": VmHWM, "losses": [of every step, warm-up included]}
+    {"tok_s": tokens over seconds, "s_step": median, "peak_mb": VmHWM, "losses": [of every step, warm-up included]}
 
 The base is in --dtype with fused attention; the adapter (all-linear, alpha = 2r, no dropout) in the dtype PEFT chooses,
 trained by AdamW at 1e-4. Each step sees the same batch of random ids, every position supervised:
 x[0] = 42, x[n+1] = x[n] * 6364136223846793005 + 1442695040888963407 mod 2^64, ids[i] = (x[i+1] >> 33) % vocab.
+With --data, step n sees rows n * batch .. (n + 1) * batch of the file (`context` + `target`), padded on the right to
+the longest; the target and the end of text are supervised, and tokens are counted without padding.
 The GGUF file is converted once, in another process, so that converting does not count as training memory.
 """
 
@@ -24,8 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.dont_write_bytecode = True
 
 import torch
-from hf import hf_folder, load_model
+from hf import encode, hf_folder, load_model
 from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer
 from transformers.utils import logging
 
 DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
@@ -39,19 +42,37 @@ def random_ids(batch: int, seq: int, vocab: int) -> torch.Tensor:
     return torch.tensor(ids).reshape(batch, seq)
 
 
+def read_batches(path: Path, folder: Path, size: int, count: int) -> list[dict[str, torch.Tensor]]:
+    """Padded batches of prompts and completions, in the file's order, from the start again at its end."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    batches = []
+    for n in range(count):
+        pairs = [rows[(n * size + i) % len(rows)] for i in range(size)]
+        pairs = [(encode(tokenizer, p["context"]), encode(tokenizer, p["target"]) + [2]) for p in pairs]
+        longest = max(len(a) + len(b) for a, b in pairs)
+        pad = [longest - len(a) - len(b) for a, b in pairs]
+        batches.append({
+            "input_ids": torch.tensor([a + b + [2] * n for (a, b), n in zip(pairs, pad)]),
+            "attention_mask": torch.tensor([[1] * (len(a) + len(b)) + [0] * n for (a, b), n in zip(pairs, pad)]),
+            "labels": torch.tensor([[-100] * len(a) + b + [-100] * n for (a, b), n in zip(pairs, pad)]),
+        })
+    return batches
+
+
 def peak_mb() -> int:
     """The most memory this process has ever held, in MB (2^20 bytes)."""
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) * 1024 // 10**6
 
 
-def train(model: torch.nn.Module, ids: torch.Tensor, steps: int) -> tuple[list[float], list[float]]:
+def train(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]]) -> tuple[list[float], list[float]]:
     """Losses and seconds of each step."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     losses, seconds = [], []
-    for _ in range(steps):
+    for batch in batches:
         start = time.perf_counter()
-        loss = model(input_ids=ids, labels=ids).loss
+        loss = model(**batch).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -68,6 +89,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     for name, value in dict(batch=4, seq=256, rank=8, steps=5, warmup=1).items():
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--checkpointing", action="store_true")
     return parser.parse_args()
 
@@ -90,11 +112,21 @@ def main() -> None:
         r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear", task_type="CAUSAL_LM",
         use_dora=args.variant == "dora", use_rslora=args.variant == "rslora",
     ))
-    ids = random_ids(args.batch, args.seq, base.config.vocab_size)
-    losses, seconds = train(model.train(), ids, args.warmup + args.steps)
-    step = statistics.median(seconds[args.warmup:])
+    count = args.warmup + args.steps
+    if args.data:
+        batches = read_batches(args.data, folder, args.batch, count)
+        tokens = [int(batch["attention_mask"].sum()) for batch in batches]
+    else:
+        ids = random_ids(args.batch, args.seq, base.config.vocab_size)
+        batches, tokens = [{"input_ids": ids, "labels": ids}] * count, [ids.numel()] * count
+    losses, seconds = train(model.train(), batches)
+    measured = slice(args.warmup, None)
+    rate = sum(tokens[measured]) / sum(seconds[measured])
+    if not args.data:
+        rate = ids.numel() / statistics.median(seconds[measured])
     print(json.dumps({
-        "tok_s": round(ids.numel() / step, 1), "s_step": round(step, 4), "peak_mb": peak_mb(), "losses": losses,
+        "tok_s": round(rate, 1), "s_step": round(statistics.median(seconds[measured]), 4), "peak_mb": peak_mb(),
+        "losses": losses,
     }))
 
 

@@ -7,6 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use tch::{Device, Tensor};
 
 use crate::data::Sample;
+use crate::limit::Work;
 
 /// Samples, one behind another in one row: nothing is spent on padding.
 #[derive(Debug)]
@@ -37,6 +38,15 @@ impl Batch {
             supervised: samples.iter().flat_map(|s| &s.labels).filter(|&&l| l != IGNORE).count(),
             tokens: samples.iter().map(|s| s.ids.len()).sum(),
             lines: samples.iter().map(|s| s.line).collect(),
+        }
+    }
+
+    /// What there is to do.
+    pub fn work(&self) -> Work {
+        Work {
+            tokens: self.tokens as f64,
+            supervised: self.supervised as f64,
+            squares: self.lengths.iter().map(|&n| (n * n) as f64).sum(),
         }
     }
 

@@ -5,6 +5,7 @@
 mod batches;
 mod data;
 mod eval;
+mod limit;
 mod optim;
 mod rows;
 mod schedule;
@@ -13,6 +14,7 @@ mod trainer;
 pub use batches::{Batch, Batches};
 pub use data::{DataOptions, Dataset, Sample};
 pub use eval::{Answer, Evaluation, answers, mean_loss};
+pub use limit::{Work, matmul_rate, required_flops};
 pub use optim::{AdamW, AdamWConfig, clip_grad_norm};
 pub use rows::{Row, read_rows};
 pub use schedule::Schedule;

@@ -5,12 +5,16 @@ use std::time::Instant;
 use lora_core::{Error, ErrorKind, Param, Result};
 use lora_model::Model;
 use serde::Serialize;
+use tch_ext::Region;
 
 use crate::batches::{Batch, Batches};
 use crate::data::Dataset;
 use crate::eval::mean_loss;
+use crate::limit::Work;
 use crate::optim::{AdamW, AdamWConfig, clip_grad_norm};
 use crate::schedule::Schedule;
+
+static DATA: Region = Region::new("data");
 
 /// How to train.
 #[derive(Debug, Clone)]
@@ -94,6 +98,9 @@ pub struct Outcome {
     pub tokens: usize,
     /// Wall time of the steps.
     pub seconds: f64,
+    /// What was to be done in them.
+    #[serde(skip)]
+    pub work: Work,
 }
 
 /// Trains `params`, leaves of `model`, on `data`.
@@ -121,12 +128,16 @@ pub fn train(
     let warmup = (config.warmup * steps as f64).ceil() as u64;
     let mut optimiser = AdamW::new(params, config.adamw);
     let (mut losses, mut tokens, mut seconds, mut eval_loss) = (Vec::new(), 0, 0.0, None);
+    let mut work = Work::default();
 
     for step in 0..steps {
         let start = Instant::now();
         tch::manual_seed(config.seed.wrapping_add(step) as i64);
-        let step_batches: Vec<_> =
-            (0..accumulate).map(|_| Batch::new(&batches.next_samples(), model.device())).collect();
+        let step_batches: Vec<_> = {
+            let _inside = DATA.enter();
+            (0..accumulate).map(|_| Batch::new(&batches.next_samples(), model.device())).collect()
+        };
+        step_batches.iter().for_each(|batch| work += batch.work());
         let lr = config.learning_rate * config.schedule.factor(step, warmup, steps);
         let (loss, grad_norm) = gradients(model, params, &step_batches, config.clip, config.recompute)
             .map_err(|e| e.at(format!("step {} ({})", step + 1, lines(data, &step_batches))))?;
@@ -163,6 +174,7 @@ pub fn train(
         eval_loss,
         tokens,
         seconds,
+        work,
     })
 }
 

@@ -6,7 +6,7 @@ use tch_ext::{Function, Product, Sum, gemm};
 
 use super::gain;
 use super::part::{Low, Part};
-use super::{Remake, flat_of, like};
+use super::{LAYERS, Remake, flat_of, like};
 use crate::weight::master_kind;
 
 pub(super) struct Backward {
@@ -20,6 +20,7 @@ pub(super) struct Backward {
 
 impl Function for Backward {
     fn backward(&mut self, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
+        let _inside = LAYERS.enter();
         let Some(some) = grads.iter().flatten().next() else { return self.nothing() };
         let kind = some.kind();
         let masters = (master_kind(kind), some.device());

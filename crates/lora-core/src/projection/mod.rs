@@ -10,7 +10,7 @@ mod gain;
 mod part;
 
 use tch::Tensor;
-use tch_ext::{Product, Sum, attach, gemm};
+use tch_ext::{Product, Region, Sum, attach, gemm};
 
 use crate::adapter::Mode;
 use crate::factors::Factors;
@@ -63,7 +63,10 @@ pub fn project_onto(residual: &Tensor, layer: &Linear, input: Input, mode: Mode)
     compute(&[layer], input, Some(residual), mode).swap_remove(0)
 }
 
+static LAYERS: Region = Region::new("layers");
+
 fn compute(layers: &[&Linear], input: Input, residual: Option<&Tensor>, mode: Mode) -> Vec<Tensor> {
+    let _inside = LAYERS.enter();
     let weights: Vec<Box<dyn BaseWeight>> = layers.iter().map(|layer| layer.weight().share()).collect();
     let (flat, kind) = (flat_of(&input.x), input.x.kind());
     let dense: Vec<Tensor> = weights.iter().map(|w| w.dense(kind)).collect();

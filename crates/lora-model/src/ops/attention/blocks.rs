@@ -2,10 +2,10 @@
 
 use tch::{Device, Kind, Tensor};
 use tch_ext::number::{Number, read, write};
-use tch_ext::{Function, Panels, Rows, Small, View, attach, bf16, parallel_rows};
+use tch_ext::{Function, Panels, Small, View, attach, bf16, parallel_rows};
 
 use super::backward::backward;
-use super::layout::{BLOCK, Layout, Range};
+use super::layout::{BLOCK, Layout, Range, Units};
 use super::rows::{soften, store};
 use crate::ops::ATTENTION;
 
@@ -60,36 +60,33 @@ fn forward<T: Number<Wide = f32> + Small>(
     v: &Tensor,
     s: &Layout,
 ) -> (Tensor, Tensor) {
-    let size = q.size();
-    let rows = (size[0] * size[1]) as usize;
     let mut y = q.empty_like();
-    let mut lse = Tensor::empty([size[0] * size[1], size[2]], (Kind::Float, Device::Cpu));
+    let mut lse = Tensor::empty([s.rows as i64, s.t as i64], (Kind::Float, Device::Cpu));
     let (q, k, v) = (read::<T>(q), read::<T>(k), read::<T>(v));
+    let (y_bounds, lse_bounds) = (s.bounds(|text| text.queries * s.dim), s.bounds(|text| text.queries));
     let work = (
-        Rows { data: write::<T>(&mut y), width: s.t * s.dim },
-        Rows { data: write::<f32>(&mut lse), width: s.t },
+        Units { data: write::<T>(&mut y), bounds: &y_bounds },
+        Units { data: write::<f32>(&mut lse), bounds: &lse_bounds },
     );
-    parallel_rows(work, rows, 1, |first, _, (y, lse)| {
-        let (mut keys, mut values) = (Panels::<T>::default(), Panels::<T>::default());
+    parallel_rows(work, s.units(), 1, |first, _, (y, lse)| {
+        let mut packed = Packed::<[Panels<T>; 2]>::default();
         let (mut scores, mut p, mut sums) = (Vec::new(), Vec::new(), vec![0f32; BLOCK * s.dim]);
-        let out = y.data.chunks_exact_mut(s.t * s.dim).zip(lse.data.chunks_exact_mut(s.t));
-        let mut packed = None;
-        for (i, (y, lse)) in out.enumerate() {
-            let (row, key_row) = (first + i, s.key_row(first + i));
-            let q = &q[row * s.t * s.dim..][..s.t * s.dim];
-            if packed != Some(key_row) {
-                let (theirs, of) = (key_row * s.s * s.dim, |x| View::new(x, s.s, s.dim, s.dim));
-                keys.pack_transposed(of(&k[theirs..]));
-                values.pack(of(&v[theirs..]));
-                packed = Some(key_row);
-            }
-            for range in s.blocks() {
+        for (i, (y, lse)) in y.each().zip(lse.each()).enumerate() {
+            let (row, text) = ((first + i) / s.texts.len(), (first + i) % s.texts.len());
+            let [keys, values] = packed.of(s, row, text, |[keys, values], theirs| {
+                let n = theirs.len() / s.dim;
+                keys.pack_transposed(View::new(&k[theirs.clone()], n, s.dim, s.dim));
+                values.pack(View::new(&v[theirs], n, s.dim, s.dim));
+            });
+            let text = &s.texts[text];
+            let q = &q[(row * s.t + text.query) * s.dim..][..text.queries * s.dim];
+            for range in s.blocks(text) {
                 let Range { start, n, lo, hi, stride } = range;
                 scores.resize(BLOCK * stride, 0.0);
                 p.resize(BLOCK * stride, T::narrow(0.0));
-                score(&keys, View::new(&q[start * s.dim..], n, s.dim, s.dim), range, &mut scores);
+                score(keys, View::new(&q[start * s.dim..], n, s.dim, s.dim), range, &mut scores);
                 for r in 0..n {
-                    let (a, b) = s.seen(start + r);
+                    let (a, b) = s.seen(text, start + r);
                     let (scores, p) = (&mut scores[r * stride..][..stride], &mut p[r * stride..][..stride]);
                     lse[start + r] = soften(scores, p, a - lo..b - lo, s.scale());
                 }
@@ -108,5 +105,35 @@ fn forward<T: Number<Wide = f32> + Small>(
 pub(super) fn score<T: Small>(keys: &Panels<T>, q: View<'_, T>, range: Range, scores: &mut [f32]) {
     for (i, block) in range.keys().enumerate() {
         keys.multiply(block, 0, q, &mut scores[i * BLOCK..], range.stride, false);
+    }
+}
+
+/// What a thread has packed of a key head, text by text: query heads that share it come one after another.
+#[derive(Default)]
+pub(super) struct Packed<P> {
+    key_row: Option<usize>,
+    texts: Vec<Option<P>>,
+}
+
+impl<P: Default> Packed<P> {
+    /// For a text of query head `row`; `pack` gets the place of its keys in k and v.
+    pub(super) fn of(
+        &mut self,
+        s: &Layout,
+        row: usize,
+        text: usize,
+        pack: impl FnOnce(&mut P, std::ops::Range<usize>),
+    ) -> &P {
+        let key_row = s.key_row(row);
+        if self.key_row != Some(key_row) {
+            (self.key_row, self.texts) = (Some(key_row), s.texts.iter().map(|_| None).collect());
+        }
+        self.texts[text].get_or_insert_with(|| {
+            let mut packed = P::default();
+            let at = &s.texts[text];
+            let start = (key_row * s.s + at.key) * s.dim;
+            pack(&mut packed, start..start + at.keys * s.dim);
+            packed
+        })
     }
 }

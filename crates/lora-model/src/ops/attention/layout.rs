@@ -1,50 +1,61 @@
 //! Who sees whom.
 
-use std::sync::Arc;
-
 use tch::Tensor;
+use tch_ext::Split;
 
 /// Queries in a block, and keys in a block.
 pub(super) const BLOCK: usize = 64;
 
-/// Sizes of `q [batch, heads, t, dim]` and `k, v [batch, kv_heads, s, dim]`; the queries are the last t of the s
-/// positions. A query sees its own position and the ones before it in its text, `window` of them at the most.
+/// Sizes of `q [batch, heads, t, dim]` and `k, v [batch, kv_heads, s, dim]`, and the texts that lie in a row. A query
+/// sees its own position and the ones before it in its text, `window` of them at the most.
 #[derive(Debug, Clone)]
 pub(super) struct Layout {
-    pub(super) heads: usize,
+    heads: usize,
     pub(super) group: usize,
+    pub(super) rows: usize,
     pub(super) t: usize,
     pub(super) s: usize,
     pub(super) dim: usize,
     window: usize,
-    /// Of each position the first of its text; none: 0.
-    first: Option<Arc<[usize]>>,
+    pub(super) texts: Vec<Text>,
+}
+
+/// A text of a row: its keys, and its queries, which are the last of its positions.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Text {
+    pub(super) key: usize,
+    pub(super) keys: usize,
+    pub(super) query: usize,
+    pub(super) queries: usize,
 }
 
 impl Layout {
-    pub(super) fn new(q: &Tensor, k: &Tensor, window: Option<i64>, texts: Option<&[i64]>) -> Self {
+    pub(super) fn new(q: &Tensor, k: &Tensor, window: Option<i64>, lengths: Option<&[i64]>) -> Self {
         let (q, k) = (q.size(), k.size());
-        let first = texts.map(|lengths| {
-            let mut start = 0;
-            let starts = lengths.iter().flat_map(|&n| {
-                let text = std::iter::repeat_n(start, n as usize);
-                start += n as usize;
-                text
-            });
-            starts.collect::<Arc<[usize]>>()
-        });
-        assert!(
-            first.as_ref().is_none_or(|f| f.len() == k[2] as usize),
-            "the texts' lengths are those of the row"
-        );
+        let (t, s) = (q[2] as usize, k[2] as usize);
+        let texts = match lengths {
+            None => vec![Text { key: 0, keys: s, query: 0, queries: t }],
+            Some(lengths) => {
+                let mut start = 0;
+                let text = |&n: &i64| {
+                    let n = n as usize;
+                    start += n;
+                    Text { key: start - n, keys: n, query: start - n, queries: n }
+                };
+                let texts = lengths.iter().map(text).collect();
+                assert!(start == s && t == s, "the texts' lengths are those of the row");
+                texts
+            }
+        };
         Self {
             heads: q[1] as usize,
             group: (q[1] / k[1]) as usize,
-            t: q[2] as usize,
-            s: k[2] as usize,
+            rows: (q[0] * q[1]) as usize,
+            t,
+            s,
             dim: q[3] as usize,
             window: window.map_or(usize::MAX, |w| w as usize),
-            first,
+            texts,
         }
     }
 
@@ -58,25 +69,40 @@ impl Layout {
         row / heads * (heads / group) + row % heads / group
     }
 
-    /// The keys `lo..hi` that query i sees; lo never falls from one query to the next.
-    pub(super) fn seen(&self, i: usize) -> (usize, usize) {
-        let position = self.s - self.t + i;
-        let first = self.first.as_ref().map_or(0, |first| first[position]);
-        ((position + 1).saturating_sub(self.window).max(first), position + 1)
+    /// Texts of all query heads.
+    pub(super) fn units(&self) -> usize {
+        self.rows * self.texts.len()
     }
 
-    /// Blocks of queries: the first, how many, and the keys `lo..hi` that any of them sees, lo at the start of a
-    /// block of keys.
-    pub(super) fn blocks(&self) -> impl Iterator<Item = Range> + '_ {
-        (0..self.t).step_by(BLOCK).map(move |start| {
-            let n = BLOCK.min(self.t - start);
-            let (lo, hi) = (self.seen(start).0 / BLOCK * BLOCK, self.seen(start + n - 1).1);
+    /// Where each unit begins, and the last ends, if a text takes so much.
+    pub(super) fn bounds(&self, size: impl Fn(&Text) -> usize) -> Vec<usize> {
+        let mut at = 0;
+        let mut bounds = vec![0];
+        for text in (0..self.rows).flat_map(|_| &self.texts) {
+            at += size(text);
+            bounds.push(at);
+        }
+        bounds
+    }
+
+    /// The keys `lo..hi` of its text that its query i sees; lo never falls from one query to the next.
+    pub(super) fn seen(&self, text: &Text, i: usize) -> (usize, usize) {
+        let position = text.keys - text.queries + i;
+        ((position + 1).saturating_sub(self.window), position + 1)
+    }
+
+    /// A text's blocks of queries.
+    pub(super) fn blocks<'a>(&'a self, text: &'a Text) -> impl Iterator<Item = Range> + 'a {
+        (0..text.queries).step_by(BLOCK).map(move |start| {
+            let n = BLOCK.min(text.queries - start);
+            let (lo, hi) = (self.seen(text, start).0 / BLOCK * BLOCK, self.seen(text, start + n - 1).1);
             Range { start, n, lo, hi, stride: (hi - lo).next_multiple_of(BLOCK) }
         })
     }
 }
 
-/// A block of queries, the keys that any of them sees, and how far its rows of scores are apart.
+/// A block of queries: the first, how many, the keys `lo..hi` that any of them sees (lo at the start of a block of
+/// keys), and how far its rows of scores are apart.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Range {
     pub(super) start: usize,
@@ -90,5 +116,30 @@ impl Range {
     /// Blocks of keys.
     pub(super) fn keys(&self) -> std::ops::Range<usize> {
         self.lo / BLOCK..self.hi.div_ceil(BLOCK)
+    }
+}
+
+/// Numbers of units, one behind another.
+pub(super) struct Units<'a, T> {
+    pub(super) data: &'a mut [T],
+    pub(super) bounds: &'a [usize],
+}
+
+impl<'a, T> Units<'a, T> {
+    /// Each unit's own.
+    pub(super) fn each(self) -> impl Iterator<Item = &'a mut [T]> {
+        let mut rest = self.data;
+        self.bounds.windows(2).map(move |pair| {
+            let (unit, others) = std::mem::take(&mut rest).split_at_mut(pair[1] - pair[0]);
+            rest = others;
+            unit
+        })
+    }
+}
+
+impl<T: Send> Split for Units<'_, T> {
+    fn split(self, units: usize) -> (Self, Self) {
+        let (a, b) = self.data.split_at_mut(self.bounds[units] - self.bounds[0]);
+        (Self { data: a, bounds: &self.bounds[..=units] }, Self { data: b, bounds: &self.bounds[units..] })
     }
 }

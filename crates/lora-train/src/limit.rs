@@ -1,0 +1,86 @@
+//! How fast a step could be at best: its matrix products, and nothing else, at this machine's own rate.
+
+use std::collections::BTreeMap;
+use std::ops::AddAssign;
+use std::time::{Duration, Instant};
+
+use lora_model::Model;
+use tch::{Cuda, Device, Kind, Tensor};
+use tch_ext::{Product, Sum, gemm};
+
+/// What a step has to work on.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Work {
+    /// Tokens, padding not counted.
+    pub tokens: f64,
+    /// Of them supervised.
+    pub supervised: f64,
+    /// The squares of the texts' lengths, summed.
+    pub squares: f64,
+}
+
+impl AddAssign for Work {
+    fn add_assign(&mut self, other: Self) {
+        self.tokens += other.tokens;
+        self.supervised += other.supervised;
+        self.squares += other.squares;
+    }
+}
+
+/// What no step can do without: a product with each frozen weight forward and one for its input's gradient (4 flops a
+/// weight and token, in the head for supervised tokens alone), and causal attention's two products forward and four
+/// backward, each over half of a text's square.
+pub fn required_flops(model: &dyn Model, work: &Work) -> f64 {
+    let config = model.config();
+    let head = model.output_head();
+    let linears = model.linears().into_iter().map(|(name, layer)| {
+        let (out, inp) = layer.base().shape();
+        let tokens = if Some(name.as_str()) == head { work.supervised } else { work.tokens };
+        4.0 * (out * inp) as f64 * tokens
+    });
+    let width = (config.layers * config.heads * config.head_dim) as f64;
+    linears.sum::<f64>() + 6.0 * width * work.squares
+}
+
+/// Flops a second of the plain products that a step of `tokens` is made of: each weight's shape, forward and
+/// backward, as often as the model has it, by libtorch's product or ours, whichever is faster. Takes a second or two.
+pub fn matmul_rate(model: &dyn Model, tokens: i64) -> f64 {
+    /// Of the head's many outputs, logits of so many rows exist at one time.
+    const ROWS: i64 = 256;
+    const LEAST: usize = 6;
+    const LONGEST: Duration = Duration::from_millis(400);
+    let mut shapes = BTreeMap::new();
+    for (_, layer) in model.linears() {
+        *shapes.entry(layer.base().shape()).or_insert(0.0) += 1.0;
+    }
+    let (kind, device) = (model.kind(), model.device());
+    let _guard = tch::no_grad_guard();
+    let (mut flops, mut seconds) = (0.0, 0.0);
+    for ((out, inp), count) in shapes {
+        let rows = if out > 16 * inp { ROWS.min(tokens) } else { tokens };
+        let random = |n, m| Tensor::randn([n, m], (Kind::Float, device)).to_kind(kind);
+        let (w, x, dy) = (random(out, inp), random(rows, inp), random(rows, out));
+        let (y, dx) = (dy.empty_like(), x.empty_like());
+        let (begin, mut best) = (Instant::now(), f64::INFINITY);
+        for i in 0..16 {
+            let start = Instant::now();
+            if i % 2 == 0 {
+                let _ = (x.linear(&w, None::<Tensor>), dy.matmul(&w));
+            } else {
+                gemm(&[Sum::new(vec![Product::transposed(&x, &w)], &y)]);
+                gemm(&[Sum::new(vec![Product::plain(&dy, &w)], &dx)]);
+            }
+            if let Device::Cuda(index) = device {
+                Cuda::synchronize(index as i64);
+            }
+            best = best.min(start.elapsed().as_secs_f64());
+            if i + 1 >= LEAST && begin.elapsed() > LONGEST {
+                break;
+            }
+        }
+        let share = count * tokens as f64 / rows as f64;
+        flops += share * 4.0 * (rows * out * inp) as f64;
+        seconds += share * best;
+    }
+    flops / seconds
+}
