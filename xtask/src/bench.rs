@@ -16,9 +16,13 @@ pub(crate) struct Args {
     /// One JSON object a row instead of the table
     #[arg(long)]
     json: bool,
-    /// What to measure: variant-dtype-batchxtokens
+    /// What to measure: variant-dtype-batchxtokens of random ids; with the stem of --data's file in the place of the
+    /// tokens, its rows; with `-recompute` behind it, what the layers make is made again in backward
     #[arg(long, value_delimiter = ',', default_value = "lora-bf16-4x256,lora-f32-4x256,dora-bf16-4x256")]
     rows: Vec<String>,
+    /// Rows of `context` and `target`, whose targets are learnt
+    #[arg(long, value_name = "JSONL")]
+    data: Option<PathBuf>,
     /// Processes of each side a row
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -46,7 +50,7 @@ struct Row {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let rows = args.rows.iter().map(|row| flags(row)).collect::<Result<Vec<_>>>()?;
+    let rows = args.rows.iter().map(|row| flags(row, args.data.as_deref())).collect::<Result<Vec<_>>>()?;
     setup::ensure(false)?;
     let gguf = setup::model()?;
     let ours = executable()?;
@@ -61,17 +65,23 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let (cpu, date) = (cpu(), sh::capture(Command::new("date").args(["-u", "+%F"]))?.trim().to_owned());
     let mut done = Vec::new();
-    for (name, flags) in args.rows.iter().zip(&rows) {
-        let measure = |program: &Path, leading: &[OsString]| {
+    for (name, row) in args.rows.iter().zip(&rows) {
+        let measure = |program: &Path, leading: &[OsString], again: &[&str]| {
             let mut command = Command::new(program);
-            command.args(leading).arg(&gguf).args(flags).args(["--rank", "8", "--warmup", "1", "--steps"]);
+            command
+                .args(leading)
+                .arg(&gguf)
+                .args(&row.flags)
+                .args(if row.recompute { again } else { &[] })
+                .args(["--rank", "8", "--warmup", "1", "--steps"]);
             sh::capture_json(command.arg(args.steps.to_string()))
         };
         let mut rounds = Vec::new();
         for round in 0..args.rounds {
             eprintln!("{name}, round {} of {}", round + 1, args.rounds);
-            let we = || measure(&ours, &["--model".into()]);
-            let they = || peer.as_ref().map(|(python, leading)| measure(python, leading)).transpose();
+            let we = || measure(&ours, &["--model".into()], &["--recompute", "1000"]);
+            let again = ["--checkpointing"];
+            let they = || peer.as_ref().map(|(python, leading)| measure(python, leading, &again)).transpose();
             // Never both at once; and each goes first as often, so that a machine growing warm favours neither.
             rounds.push(if round % 2 == 0 {
                 (we()?, they()?)
@@ -92,19 +102,35 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// `dora-bf16-4x256` as flags of the two programs.
-fn flags(row: &str) -> Result<Vec<String>> {
+/// What a row's name asks for.
+struct Asked {
+    /// Flags that both programs know.
+    flags: Vec<OsString>,
+    recompute: bool,
+}
+
+fn flags(row: &str, data: Option<&Path>) -> Result<Asked> {
     let parse = || {
-        let (rest, shape) = row.rsplit_once('-')?;
+        let (name, recompute) = row.strip_suffix("-recompute").map_or((row, false), |name| (name, true));
+        let (rest, shape) = name.rsplit_once('-')?;
         let (variant, dtype) = rest.rsplit_once('-')?;
-        let (batch, seq) = shape.split_once('x')?;
+        let (batch, what) = shape.split_once('x')?;
         let number = |n: &str| n.parse::<u32>().ok().filter(|n| *n > 0).map(|n| n.to_string());
-        let values = [variant.to_owned(), dtype.to_owned(), number(batch)?, number(seq)?];
-        let names = ["--variant", "--dtype", "--batch", "--seq"];
-        Some(names.into_iter().zip(values).flat_map(|(name, value)| [name.to_owned(), value]).collect())
+        let mut flags: Vec<OsString> =
+            vec!["--variant".into(), variant.into(), "--dtype".into(), dtype.into()];
+        flags.extend(["--batch".into(), number(batch)?.into()]);
+        let file = data.filter(|data| data.file_stem().is_some_and(|stem| stem == what));
+        match file {
+            Some(file) => flags.extend(["--data".into(), std::path::absolute(file).ok()?.into()]),
+            None => flags.extend(["--seq".into(), number(what)?.into()]),
+        }
+        Some(Asked { flags, recompute })
     };
     parse().with_context(|| {
-        format!("row `{row}` is none\n  hint: variant-dtype-batchxtokens, as in lora-bf16-4x256")
+        format!(
+            "row `{row}` is none\n  hint: variant-dtype-batchxtokens, as in lora-bf16-4x256; lora-bf16-16xNAME with \
+             --data NAME.jsonl; either with -recompute behind it"
+        )
     })
 }
 
@@ -206,9 +232,18 @@ mod tests {
     #[test]
     fn rows_are_flags() {
         let want = ["--variant", "qlora+dora", "--dtype", "bf16", "--batch", "4", "--seq", "256"];
-        assert_eq!(flags("qlora+dora-bf16-4x256").unwrap(), want);
-        for bad in ["", "lora", "lora-bf16", "lora-bf16-4", "lora-bf16-0x8", "lora-bf16-ax8"] {
-            assert!(flags(bad).is_err(), "{bad}");
+        let asked = flags("qlora+dora-bf16-4x256", None).unwrap();
+        assert_eq!((asked.flags, asked.recompute), (want.map(OsString::from).to_vec(), false));
+        let data = Some(Path::new("/some/fpb.jsonl"));
+        let asked = flags("lora-f32-16xfpb-recompute", data).unwrap();
+        assert_eq!(
+            (&asked.flags[6..], asked.recompute),
+            (&["--data".into(), "/some/fpb.jsonl".into()][..], true)
+        );
+        for bad in
+            ["", "lora", "lora-bf16", "lora-bf16-4", "lora-bf16-0x8", "lora-bf16-ax8", "lora-bf16-4xnone"]
+        {
+            assert!(flags(bad, data).is_err(), "{bad}");
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod commands;
 mod open;
+mod profile;
 mod progress;
 
 use std::io::Write;

@@ -49,6 +49,7 @@ impl ModelArgs {
     /// Threads and CUDA first, then the checkpoint's configuration and tokenizer: nothing large is read yet.
     pub(crate) fn checkpoint(&self) -> Result<(Box<dyn Checkpoint>, Tokenizer)> {
         lora::tch_ext::load_cuda();
+        lora::tch_ext::memory::manage();
         if let Some(threads) = self.threads {
             if threads < 1 {
                 return Err(Error::usage("--threads must be at least 1").into());

@@ -188,6 +188,21 @@ fn from_training_to_the_merged_model() {
         // The same seed, the same bytes; another one, others.
         assert!(train(7, "again") == first);
         assert!(train(8, "other") != first);
+        // Nor do they depend on what is kept; and the tables add up.
+        let again = TRAIN.replace("--out out", "--out recomputed --recompute all --profile");
+        let shown = bench.lora(&format!("{again} --variant {variant} --rank 4 --lr 1e-2 --seed 7")).ok();
+        assert!(fs::read(bench.path("recomputed/adapter_model.safetensors")).unwrap() == first);
+        for part in [
+            "time ",
+            "matrix products",
+            "attention",
+            "optimiser",
+            "limit ",
+            "memory ",
+            "of what was measured",
+        ] {
+            assert!(shown.contains(part), "{part}: {shown}");
+        }
 
         // Both layers' 4 + 3 matrices, A and B of rank 4, and DoRA's magnitudes: one a row.
         let sides = [(32, 32), (16, 32), (16, 32), (32, 32), (48, 32), (48, 32), (32, 48)];

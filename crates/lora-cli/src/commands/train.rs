@@ -9,6 +9,7 @@ use lora::{AdapterConfig, Error, Init, OutputFolder, Recipe, Targets, VARIANTS};
 
 use super::say;
 use crate::open::{ADAPTER, ModelArgs, count, grouped};
+use crate::profile::Profile;
 use crate::progress::Progress;
 
 /// Train an adapter on a JSONL file
@@ -17,6 +18,7 @@ use crate::progress::Progress;
   lora train --model SmolLM2.gguf --data train.jsonl --out my-adapter
   lora train --model models/Llama-3.2-1B --data train.jsonl --eval heldout.jsonl \\
       --variant qlora+dora+rslora --rank 16 --alpha 32 --out my-adapter
+  lora train ... --recompute all --profile
   lora train ... --targets q_proj,v_proj --rank-pattern 'layers.0.self_attn.q_proj=4'")]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -111,6 +113,9 @@ pub(crate) struct Args {
     /// Cut longer samples off instead of refusing them
     #[arg(long, help_heading = "Training")]
     truncate: bool,
+    /// Say at the end where time and memory went, and how near it came to this machine's limit
+    #[arg(long, help_heading = "Training")]
+    profile: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -135,6 +140,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let out = OutputFolder::create(&args.out, args.overwrite, is_adapter_file)?;
 
+    let program = lora::tch_ext::memory::process().map_or(0, |usage| usage.current);
     let mut model = args.model.load(checkpoint.as_ref(), &recipe)?;
     tch::manual_seed(args.seed as i64);
     lora::attach(&mut model, ADAPTER, &recipe, &config)?;
@@ -159,10 +165,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let room = vec![0u8; params.iter().map(|p| p.tensor.numel() * 4).sum::<usize>() + (64 << 10)];
     out.write(ROOM, &room)?;
 
+    let tokens = data.tokens() * args.batch_size / data.samples.len().max(1);
+    let profile = args.profile.then(|| Profile::begin(&model, tokens as i64, program));
     let mut progress = Progress::new(&metrics_path(&args.out))?;
-    let outcome = lora::train::train(&model, &params, &data, held_out.as_ref(), &training, &mut |event| {
-        progress.event(event)
-    });
+    let mut train = || {
+        lora::train::train(&model, &params, &data, held_out.as_ref(), &training, &mut |event| {
+            progress.event(event)
+        })
+    };
+    let (outcome, spent) = if args.profile { Profile::watch(train) } else { (train(), Vec::new()) };
     progress.finish();
     let outcome = outcome?;
 
@@ -183,6 +194,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         outcome.tokens as f64 / outcome.seconds.max(1e-9)
     );
     say!("adapter written to {}", args.out.display());
+    if let Some(profile) = profile {
+        profile.print(&model, &outcome, &spent);
+    }
     Ok(())
 }
 

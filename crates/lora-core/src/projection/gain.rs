@@ -24,17 +24,22 @@ const GRAIN: usize = 32;
 
 fn fused<T: Number>(dy: &Tensor, y: &Tensor, gain: &Tensor) -> (Tensor, Tensor) {
     let mut dv = dy.empty_like();
-    let (width, total) = (gain.numel(), Mutex::new(vec![0f64; gain.numel()]));
+    let (width, parts) = (gain.numel(), Mutex::new(Vec::new()));
     let (source, y, gain) = (read::<T>(dy), read::<T>(y), read::<T::Wide>(gain));
     let rows = source.len() / width.max(1);
     parallel_rows(Rows { data: write::<T>(&mut dv), width }, rows, GRAIN, |first, n, out| {
         let mine = first * width..(first + n) * width;
         let mut sums = vec![T::Wide::of(0.0); width];
         pass(out.data, &source[mine.clone()], &y[mine], gain, &mut sums);
-        let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
-        total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum.f64());
+        parts.lock().unwrap_or_else(PoisonError::into_inner).push((first, sums));
     });
-    let total = total.into_inner().unwrap_or_else(PoisonError::into_inner);
+    // In the rows' order, whichever thread was first: the same bits every time.
+    let mut parts = parts.into_inner().unwrap_or_else(PoisonError::into_inner);
+    parts.sort_by_key(|(first, _)| *first);
+    let mut total = vec![0f64; width];
+    for (_, sums) in parts {
+        total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum.f64());
+    }
     (dv, Tensor::from_slice(&total).to_kind(crate::master_kind(dy.kind())))
 }
 
