@@ -4,6 +4,7 @@
 //! small product (oneDNN's) adds up all terms of a tile in f32, and the tile is written once. Everywhere else the
 //! same sums are libtorch's ordinary products.
 
+mod ahead;
 mod pack;
 mod panels;
 mod small;

@@ -110,16 +110,12 @@ impl Packed for bf16 {
 
     unsafe fn pack(b: Matrix<bf16>, k: usize, depth: usize, n: usize, width: usize, panel: &mut [bf16]) {
         // SAFETY: a panel row pair is WIDTH words of two bf16.
-        let words = unsafe { as_words(panel) };
-        for (i, out) in words.chunks_exact_mut(WIDTH).take(depth.div_ceil(2)).enumerate() {
+        let (pairs, odd) = unsafe { as_words(panel) }.split_at_mut(depth / 2 * WIDTH);
+        interleave(pairs, b, k, n, width);
+        if depth % 2 == 1 {
             // SAFETY: the caller's promise.
-            let low = unsafe { b.row(k + 2 * i, n, width) };
-            if 2 * i + 1 < depth {
-                // SAFETY: as above.
-                interleave(&mut out[..width], low, unsafe { b.row(k + 2 * i + 1, n, width) });
-            } else {
-                out.iter_mut().zip(low).for_each(|(out, l)| *out = u32::from(l.to_bits()));
-            }
+            let low = unsafe { b.row(k + depth - 1, n, width) };
+            odd.iter_mut().zip(low).for_each(|(out, l)| *out = u32::from(l.to_bits()));
         }
     }
 
@@ -156,9 +152,14 @@ impl Packed for bf16 {
 }
 
 crate::simd! {
-    fn interleave(out: &mut [u32], low: &[bf16], high: &[bf16]) {
-        for ((out, l), h) in out.iter_mut().zip(low).zip(high) {
-            *out = u32::from(l.to_bits()) | u32::from(h.to_bits()) << 16;
+    /// Pairs of rows from k on, columns `n..n + width`. They lie in b.
+    fn interleave(out: &mut [u32], b: Matrix<bf16>, k: usize, n: usize, width: usize) {
+        for (i, out) in out.chunks_exact_mut(WIDTH).enumerate() {
+            // SAFETY: see above.
+            let (low, high) = unsafe { (b.row(k + 2 * i, n, width), b.row(k + 2 * i + 1, n, width)) };
+            for ((out, l), h) in out[..width].iter_mut().zip(low).zip(high) {
+                *out = u32::from(l.to_bits()) | u32::from(h.to_bits()) << 16;
+            }
         }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use tch::{Device, Kind, Tensor};
 
 use super::Sum;
+use super::ahead::Ahead;
 use super::pack::{Matrix, Packed, WIDTH};
 use super::tile::{block, tch_ext_brgemm};
 use crate::parallel::{parallel, threads};
@@ -112,6 +113,13 @@ pub(super) struct Item {
     pub(super) rows: usize,
 }
 
+impl Item {
+    /// Which panel it multiplies with.
+    fn panel(&self) -> (usize, usize) {
+        (self.job, self.column)
+    }
+}
+
 // SAFETY: the matrices are only read, and each item writes a block of `out` of its own.
 unsafe impl<T: Sync> Sync for Job<'_, T> {}
 
@@ -128,12 +136,18 @@ pub(super) fn run<T: Packed>(sums: &[Sum<'_>]) {
     parallel(items.len(), 1, |range| {
         BUFFERS.with_borrow_mut(|(panel, tile)| {
             let mut packed = None;
-            for item in &items[range] {
+            let items = &items[range];
+            for (i, item) in items.iter().enumerate() {
                 let job = &jobs[item.job];
-                let fresh = packed != Some((item.job, item.column)) || job.passes.len() > 1;
+                let fresh = packed != Some(item.panel()) || job.passes.len() > 1;
+                let next = items.get(i + 1).filter(|next| next.panel() != item.panel());
+                let next = next.map(|next| {
+                    let job = &jobs[next.job];
+                    Ahead { pass: &job.passes[0], column: next.column, columns: job.columns }
+                });
                 // SAFETY: the block lies in the matrices.
-                unsafe { block(job, *item, fresh, panel, tile) };
-                packed = Some((item.job, item.column));
+                unsafe { block(job, *item, fresh, next.as_ref(), panel, tile) };
+                packed = Some(item.panel());
             }
         });
     });

@@ -4,6 +4,7 @@ use std::ffi::c_void;
 
 use half::bf16;
 
+use super::ahead::Ahead;
 use super::pack::{Packed, WIDTH};
 use super::panels::{DEPTH, Item, Job, ROWS, Slab};
 use crate::round_bf16;
@@ -24,7 +25,7 @@ unsafe extern "C" {
     ) -> bool;
 }
 
-/// Computes a block. `fresh`: the panels must be packed.
+/// Computes a block. `fresh`: the panels must be packed; `next`: what will be after it.
 ///
 /// # Safety
 /// The block lies in the matrices, and nobody else writes it.
@@ -32,6 +33,7 @@ pub(super) unsafe fn block<T: Packed>(
     job: &Job<'_, T>,
     item: Item,
     fresh: bool,
+    next: Option<&Ahead<'_, T>>,
     panel: &mut Vec<u32>,
     tile: &mut Vec<f32>,
 ) {
@@ -49,7 +51,12 @@ pub(super) unsafe fn block<T: Packed>(
             // SAFETY: the columns lie in every b of the pass.
             unsafe { pack(pass, column, width, panel) };
         }
+        let mine = job.passes.get(i + 1).map(|pass| Ahead { pass, column, columns: job.columns });
+        let ahead = mine.as_ref().or(next);
         for start in (0..rows).step_by(ROWS) {
+            if let Some(ahead) = ahead {
+                ahead.fetch(start / ROWS, rows.div_ceil(ROWS));
+            }
             let count = ROWS.min(rows - start);
             let sums = &mut tile[start * WIDTH..(start + count) * WIDTH];
             let (out, stride) = if direct {
