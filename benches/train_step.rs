@@ -98,12 +98,15 @@ fn measure(settings: &Settings) -> Result<serde_json::Value> {
     // The weight decay is torch's default, which the peer has.
     let mut optimiser = AdamW::new(&params, AdamWConfig { weight_decay: 0.01, ..Default::default() });
 
-    let (mut losses, mut seconds) = (Vec::new(), Vec::new());
+    let (mut losses, mut seconds, mut first) = (Vec::new(), Vec::new(), f64::NAN);
     let mut step = |batch: &Batch| -> Result<()> {
         let start = Instant::now();
         let scale = 1.0 / batch.supervised as f64;
         let loss = model.backward(batch.texts(), &batch.labels, scale, settings.recompute)?;
         optimiser.step(&params, 1e-4);
+        if losses.is_empty() {
+            first = age();
+        }
         losses.push((loss * 1e5).round() / 1e5);
         seconds.push(start.elapsed().as_secs_f64());
         Ok(())
@@ -133,7 +136,7 @@ fn measure(settings: &Settings) -> Result<serde_json::Value> {
     Ok(serde_json::json!({
         "tok_s": work.tokens / whole, "s_step": median(seconds), "peak_mb": peak as f64 / 1e6,
         "limit_fraction": at_best / whole,
-        "losses": losses, "spent_s": spent, "alive_mb": alive,
+        "first_loss_s": first, "losses": losses, "spent_s": spent, "alive_mb": alive,
     }))
 }
 
@@ -160,6 +163,17 @@ fn real(settings: &Settings, file: &str, count: usize) -> Result<Vec<Batch>> {
     let mut rows = data.samples.iter().cycle();
     let mut batch = || Batch::new(&rows.by_ref().take(settings.batch).collect::<Vec<_>>(), Device::Cpu);
     Ok((0..count).map(|_| batch()).collect())
+}
+
+/// Seconds since this process was started; NaN where the system does not tell.
+fn age() -> f64 {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let up = read("/proc/uptime").split_whitespace().next().and_then(|t| t.parse::<f64>().ok());
+    let stat = read("/proc/self/stat");
+    // Behind the program's name in brackets it is the 20th field, in hundredths of a second.
+    let start =
+        stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19)?.parse::<f64>().ok());
+    up.zip(start).map_or(f64::NAN, |(up, start)| up - start / 100.0)
 }
 
 fn median(values: &[f64]) -> f64 {

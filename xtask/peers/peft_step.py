@@ -3,7 +3,8 @@
     python xtask/peers/peft_step.py --gguf FILE --cache FOLDER --variant lora|dora|rslora --dtype bf16|f32
         [--batch 4] [--seq 256] [--rank 8] [--steps 5] [--warmup 1] [--checkpointing] [--data JSONL]
 
-    {"tok_s": tokens over seconds, "s_step": median, "peak_mb": VmHWM, "losses": [of every step, warm-up included]}
+    {"tok_s": tokens over seconds, "s_step": median, "peak_mb": VmHWM, "first_loss_s": since the process began,
+     "losses": [of every step, warm-up included]}
 
 The base is in --dtype with fused attention; the adapter (all-linear, alpha = 2r, no dropout) in the dtype PEFT chooses,
 trained by AdamW at 1e-4. Each step sees the same batch of random ids, every position supervised:
@@ -66,10 +67,16 @@ def peak_mb() -> int:
     return int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) * 1024 // 10**6
 
 
-def train(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]]) -> tuple[list[float], list[float]]:
-    """Losses and seconds of each step."""
+def age() -> float:
+    """Seconds since this process was started."""
+    start = Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19]
+    return float(Path("/proc/uptime").read_text().split()[0]) - int(start) / 100
+
+
+def train(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]]) -> tuple[list[float], list[float], float]:
+    """Losses and seconds of each step, and when the first loss was there."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-    losses, seconds = [], []
+    losses, seconds, first = [], [], 0.0
     for batch in batches:
         start = time.perf_counter()
         loss = model(**batch).loss
@@ -77,8 +84,9 @@ def train(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]]) -> tup
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(round(loss.item(), 5))
+        first = first or age()
         seconds.append(time.perf_counter() - start)
-    return losses, seconds
+    return losses, seconds, first
 
 
 def arguments() -> argparse.Namespace:
@@ -119,14 +127,14 @@ def main() -> None:
     else:
         ids = random_ids(args.batch, args.seq, base.config.vocab_size)
         batches, tokens = [{"input_ids": ids, "labels": ids}] * count, [ids.numel()] * count
-    losses, seconds = train(model.train(), batches)
+    losses, seconds, first = train(model.train(), batches)
     measured = slice(args.warmup, None)
     rate = sum(tokens[measured]) / sum(seconds[measured])
     if not args.data:
         rate = ids.numel() / statistics.median(seconds[measured])
     print(json.dumps({
         "tok_s": round(rate, 1), "s_step": round(statistics.median(seconds[measured]), 4), "peak_mb": peak_mb(),
-        "losses": losses,
+        "first_loss_s": round(first, 2), "losses": losses,
     }))
 
 

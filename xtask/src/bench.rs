@@ -45,6 +45,8 @@ struct Row {
     peak_mb: f64,
     peer_peak_mb: Option<f64>,
     limit_fraction: Option<f64>,
+    first_loss_s: Option<f64>,
+    peer_first_loss_s: Option<f64>,
     cpu: String,
     date: String,
 }
@@ -171,9 +173,15 @@ fn summary(name: &str, rounds: &[(Value, Option<Value>)], cpu: &str, date: &str)
         limit_fraction: median(
             &rounds.iter().filter_map(|(r, _)| r["limit_fraction"].as_f64()).collect::<Vec<_>>(),
         ),
+        first_loss_s: first(&rounds.iter().map(|(run, _)| run).collect::<Vec<_>>()),
+        peer_first_loss_s: first(&rounds.iter().filter_map(|(_, run)| run.as_ref()).collect::<Vec<_>>()),
         cpu: cpu.to_owned(),
         date: date.to_owned(),
     })
+}
+
+fn first(runs: &[&Value]) -> Option<f64> {
+    median(&runs.iter().filter_map(|run| run["first_loss_s"].as_f64()).collect::<Vec<_>>())
 }
 
 /// A race is fair over the same distance only: says so where the first losses differ by more than two percent.
@@ -197,18 +205,23 @@ fn median(values: &[f64]) -> Option<f64> {
 fn table(rows: &[Row]) -> String {
     let or = |value: Option<f64>, digits: usize| value.map_or("-".into(), |v| format!("{v:.digits$}"));
     let head =
-        ["row", "tok/s", "peer", "ratio", "(min..max)", "peak MB", "peer MB", "of limit"].map(str::to_owned);
-    let line = |c: [String; 8]| {
-        let [name, rate, peer, ratio, spread, peak, peer_peak, limit] = c;
-        format!("{name:24} {rate:>9} {peer:>9} {ratio:>6} {spread:>13} {peak:>8} {peer_peak:>8} {limit:>8}\n")
+        ["row", "tok/s", "peer", "ratio", "(min..max)", "peak MB", "peer MB", "of limit", "1st loss", "peer"];
+    let line = |c: [String; 10]| {
+        let [name, rate, peer, ratio, spread, peak, peer_peak, limit, first, peer_first] = c;
+        format!(
+            "{name:26} {rate:>7} {peer:>6} {ratio:>6} {spread:>12} {peak:>8} {peer_peak:>8} {limit:>8} {first:>8} \
+             {peer_first:>6}\n"
+        )
     };
     let cells = |row: &Row| {
         let spread = row.ratio_min.zip(row.ratio_max).map_or("-".into(), |(a, b)| format!("{a:.2}..{b:.2}"));
         let (rate, peak) = (format!("{:.0}", row.tok_s), format!("{:.0}", row.peak_mb));
         let (peer, peer_peak) = (or(row.peer_tok_s, 0), or(row.peer_peak_mb, 0));
-        [row.name.clone(), rate, peer, or(row.ratio, 2), spread, peak, peer_peak, or(row.limit_fraction, 2)]
+        let (limit, first) = (or(row.limit_fraction, 2), or(row.first_loss_s, 1));
+        let (ratio, theirs) = (or(row.ratio, 2), or(row.peer_first_loss_s, 1));
+        [row.name.clone(), rate, peer, ratio, spread, peak, peer_peak, limit, first, theirs]
     };
-    let mut text = line(head);
+    let mut text = line(head.map(str::to_owned));
     text.extend(rows.iter().map(|row| line(cells(row))));
     if let Some(row) = rows.first() {
         text += &format!("{}, {}\n", row.cpu, row.date);
