@@ -35,7 +35,7 @@ mod weight;
 pub use adapter::{Adapter, Mode};
 pub use config::{AdapterConfig, CONFIG_FILE, Init};
 pub use error::{Error, ErrorKind, Result};
-pub use factors::{Factors, Gain};
+pub use factors::{Copies, Factors, Gain};
 pub use folder::{IsOurs, OutputFolder, write_file};
 pub use linear::Linear;
 pub use linears::{

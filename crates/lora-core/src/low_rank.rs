@@ -5,7 +5,7 @@ use tch_ext::{Product, Sum, gemm};
 
 use crate::adapter::Adapter;
 use crate::config::Init;
-use crate::factors::Factors;
+use crate::factors::{Copies, Factors};
 use crate::recipe::LayerSpec;
 use crate::weight::{BaseWeight, master_kind};
 use crate::{Error, Result};
@@ -17,6 +17,7 @@ pub struct LowRank {
     b: Tensor,
     scale: f64,
     dropout: f64,
+    copies: Copies,
 }
 
 impl LowRank {
@@ -44,7 +45,7 @@ impl LowRank {
             Init::Gaussian => a.normal_(0.0, 1.0 / rank as f64),
         };
         let b = Tensor::zeros([out, rank], options);
-        Ok(Self { a: a.set_requires_grad(true), b: b.set_requires_grad(true), scale, dropout })
+        Ok(Self { a: a.set_requires_grad(true), b: b.set_requires_grad(true), scale, dropout, copies: Copies::default() })
     }
 }
 
@@ -60,8 +61,8 @@ impl Adapter for LowRank {
     }
 
     fn factors(&self, _: &dyn BaseWeight, _: &Tensor) -> Option<Factors<'_>> {
-        let &Self { ref a, ref b, scale, dropout } = self;
-        Some(Factors { a, b, scale, dropout, gain: None })
+        let &Self { ref a, ref b, scale, dropout, ref copies } = self;
+        Some(Factors { a, b, scale, dropout, copies, gain: None })
     }
 
     /// `‖W + sBA‖² = ‖W‖² + 2s (W Aᵀ) ∘ B + s² (B (A Aᵀ)) ∘ B`, summed over rows: nothing of size

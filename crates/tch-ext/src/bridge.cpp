@@ -156,5 +156,8 @@ bool tch_ext_device_bytes(int index, int64_t* peak, int64_t* current) {
     return false;
   }
 }
+// The tensor's numbers were changed in place.
+void tch_ext_changed(at::Tensor* t) { t->unsafeGetTensorImpl()->bump_version(); }
+
 void tch_ext_free_c_string(char* text) { free(text); }
 }

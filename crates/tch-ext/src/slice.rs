@@ -45,9 +45,18 @@ pub fn elements<T: Element>(t: &Tensor) -> Option<&[T]> {
     })
 }
 
-/// The elements of `t`, to be written; as [`elements`]. Other handles on the same data must lie still.
+unsafe extern "C" {
+    fn tch_ext_changed(tensor: *mut std::ffi::c_void);
+}
+
+/// The elements of `t`, to be written; as [`elements`]. Other handles on the same data must lie still. Counts as a
+/// change in place: `t.internal_version()` grows, and that of every other handle on the tensor.
 pub fn elements_mut<T: Element>(t: &mut Tensor) -> Option<&mut [T]> {
     let fits = t.device() == Device::Cpu && t.kind() == T::KIND && t.is_contiguous();
+    if fits {
+        // SAFETY: a live tensor.
+        unsafe { tch_ext_changed(t.as_mut_ptr().cast()) };
+    }
     // SAFETY: as in `elements`; `t` is borrowed uniquely.
     fits.then(|| match t.numel() {
         0 => &mut [][..],

@@ -46,10 +46,11 @@ impl Low {
         let first = *rank;
         *rank += f.a.size()[0];
         let keep = 1.0 - f.dropout;
+        let (a, b) = f.in_kind(x.kind());
         let drops = mode == Mode::Train && f.dropout > 0.0;
         Self {
-            a: (f.a * f.scale).to_kind(x.kind()),
-            b: f.b.to_kind(x.kind()).contiguous(),
+            a,
+            b,
             scale: f.scale,
             first,
             mask: drops.then(|| x.empty_like().bernoulli_float_(keep) / keep),
