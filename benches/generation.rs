@@ -18,7 +18,8 @@ const USAGE: &str = "generation: nothing to measure without a model\n  cargo ben
 fn main() -> Result<()> {
     let args: Vec<_> = std::env::args().skip(1).collect();
     let flags: BTreeMap<_, _> = args.windows(2).map(|w| (w[0].as_str(), w[1].as_str())).collect();
-    let number = |flag: &str, default: i64| flags.get(flag).and_then(|n| n.parse().ok()).unwrap_or(default).max(1);
+    let number =
+        |flag: &str, default: i64| flags.get(flag).and_then(|n| n.parse().ok()).unwrap_or(default).max(1);
     match flags.get("--model") {
         Some(model) => {
             let sizes = (number("--batch", 1), number("--prompt", 256), number("--tokens", 64));
@@ -33,7 +34,8 @@ fn measure(path: &Path, (batch, prompt, tokens): (i64, i64, i64)) -> Result<serd
     lora::tch_ext::memory::manage();
     tch::manual_seed(0);
     let checkpoint = lora::model::open(path)?;
-    let mut model = Llama::load(checkpoint.as_ref(), Kind::BFloat16, Device::Cpu, &|_, w| Ok(Box::new(Dense::new(w))))?;
+    let mut model =
+        Llama::load(checkpoint.as_ref(), Kind::BFloat16, Device::Cpu, &|_, w| Ok(Box::new(Dense::new(w))))?;
     let recipe = lora::recipe("lora")?;
     lora::attach(&mut model, "bench", &recipe, &AdapterConfig::default())?;
     let ids = Tensor::randint(model.config().vocab_size, [batch, prompt], (Kind::Int64, Device::Cpu));

@@ -45,7 +45,13 @@ impl LowRank {
             Init::Gaussian => a.normal_(0.0, 1.0 / rank as f64),
         };
         let b = Tensor::zeros([out, rank], options);
-        Ok(Self { a: a.set_requires_grad(true), b: b.set_requires_grad(true), scale, dropout, copies: Copies::default() })
+        Ok(Self {
+            a: a.set_requires_grad(true),
+            b: b.set_requires_grad(true),
+            scale,
+            dropout,
+            copies: Copies::default(),
+        })
     }
 }
 

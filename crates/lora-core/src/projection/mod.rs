@@ -92,7 +92,7 @@ fn compute(layers: &[&Linear], input: Input, residual: Option<&Tensor>, mode: Mo
         let low = factors.as_ref().map(|f| Low::new(f, &flat, layer.bias(), &mut rank, mode));
         parts.push(Part { weight, low });
     }
-    let h = hidden(&flat, &parts, rank);
+    let (h, columns) = hidden(&flat, &parts, rank);
     // Where backward needs the sum itself, what is done to it comes after.
     let later: Vec<bool> = parts.iter().map(|p| p.gain().is_some_and(|g| g.before)).collect();
     let outs = dense.iter().zip(&later).map(|(w, &later)| {
@@ -100,13 +100,15 @@ fn compute(layers: &[&Linear], input: Input, residual: Option<&Tensor>, mode: Mo
         Tensor::empty([flat.size()[0], w.size()[0]], (kind, flat.device()))
     });
     let outs: Vec<Tensor> = outs.collect();
-    let hs: Vec<Option<Tensor>> = parts.iter().map(|p| p.low.as_ref().map(|low| low.columns(&h))).collect();
+    let mut columns = columns.iter();
     let onto = residual.map(flat_of);
     let mut sums = Vec::new();
     for (i, layer) in layers.iter().enumerate() {
         let mut products = vec![Product::transposed(&flat, &dense[i])];
         let low = parts[i].low.as_ref();
-        products.extend(low.zip(hs[i].as_ref()).map(|(low, h)| Product::transposed(h, &low.b)));
+        products.extend(
+            low.and_then(|low| Some((low, columns.next()?))).map(|(low, h)| Product::transposed(h, &low.b)),
+        );
         let gain = parts[i].gain().map(|g| &g.value).filter(|_| !later[i]);
         let bias = layer.bias().filter(|_| !later[i]);
         sums.push(Sum { gain, bias, onto: onto.as_ref(), ..Sum::new(products, &outs[i]) });

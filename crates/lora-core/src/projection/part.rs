@@ -91,17 +91,24 @@ impl Part {
     }
 }
 
-/// `h = x (sA)ᵀ [n, all ranks]`: at once where no dropout tells the layers' inputs apart.
-pub(super) fn hidden(x: &Tensor, parts: &[Part], rank: i64) -> Tensor {
+/// `h = x (sA)ᵀ [n, all ranks]`, and each update's columns of it: at once where no dropout tells the layers' inputs
+/// apart.
+pub(super) fn hidden(x: &Tensor, parts: &[Part], rank: i64) -> (Tensor, Vec<Tensor>) {
     let h = Tensor::empty([x.size()[0], rank], (x.kind(), x.device()));
     let lows: Vec<&Low> = parts.iter().filter_map(|p| p.low.as_ref()).collect();
-    if lows.iter().any(|low| low.mask.is_some()) {
-        for low in lows {
-            gemm(&[Sum::new(vec![Product::transposed(&low.seen(x), &low.a)], &low.columns(&h))]);
-        }
+    let columns: Vec<Tensor> = match &lows[..] {
+        [_] => vec![h.shallow_clone()],
+        _ => lows.iter().map(|low| low.columns(&h)).collect(),
+    };
+    // For a generated token or two, putting the A together takes longer than multiplying with them.
+    if lows.len() == 1 || x.size()[0] <= 4 || lows.iter().any(|low| low.mask.is_some()) {
+        let seen: Vec<Tensor> = lows.iter().map(|low| low.seen(x)).collect();
+        let sums = lows.iter().zip(&seen).zip(&columns);
+        let sums = sums.map(|((low, x), h)| Sum::new(vec![Product::transposed(x, &low.a)], h));
+        gemm(&sums.collect::<Vec<_>>());
     } else if !lows.is_empty() {
         let a = Tensor::cat(&lows.iter().map(|low| &low.a).collect::<Vec<_>>(), 0);
         gemm(&[Sum::new(vec![Product::transposed(x, &a)], &h)]);
     }
-    h
+    (h, columns)
 }

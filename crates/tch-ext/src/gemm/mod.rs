@@ -5,6 +5,7 @@
 //! same sums are libtorch's ordinary products.
 
 mod ahead;
+mod few;
 mod pack;
 mod panels;
 mod small;
@@ -98,6 +99,11 @@ pub fn gemm(sums: &[Sum<'_>]) {
     let kind = sums.first().and_then(|s| s.products.first()).map_or(Kind::Double, |p| p.a.kind());
     if !panels::fit(sums, kind) {
         sums.iter().for_each(plain);
+    } else if few::fit(sums) {
+        match kind {
+            Kind::BFloat16 => few::run::<half::bf16>(sums),
+            _ => few::run::<f32>(sums),
+        }
     } else if kind == Kind::BFloat16 {
         panels::run::<half::bf16>(sums);
     } else {

@@ -2,6 +2,8 @@
 
 use half::bf16;
 
+use crate::Number;
+
 use super::turn::{transpose, turn_halves, turn_words};
 
 /// Columns of a panel.
@@ -32,7 +34,7 @@ impl<T> Matrix<T> {
 }
 
 /// An element type that has a small product.
-pub(super) trait Packed: Copy + Sync {
+pub(super) trait Packed: Number<Wide = f32> {
     /// bf16?
     const HALF: bool;
     /// Rows that lie interleaved.
