@@ -45,7 +45,7 @@ pub(super) fn backward<T: Number<Wide = f32> + Small>(node: &Blocks, dy: &Tensor
             let head = Head { q: &q[mine.clone()], y: &y[mine.clone()], dy: &dy[mine], lse: &lse[start..] };
             let mut known = 0;
             for range in s.blocks(text) {
-                buffers.block(s, text, (keys, &head), range, dq, (&mut *dkt, &mut *dvt), known);
+                buffers.block(s, text, (keys, &head), range, (&mut *dq, &mut *dkt, &mut *dvt), known);
                 known = range.keys().end;
             }
         }
@@ -112,8 +112,7 @@ impl<T: Number<Wide = f32> + Small> Buffers<T> {
         text: &Text,
         (keys, head): (&Keys<T>, &Head<'_, T>),
         range: Range,
-        dq: &mut [T],
-        (dkt, dvt): (&mut [f32], &mut [f32]),
+        (dq, dkt, dvt): (&mut [T], &mut [f32], &mut [f32]),
         known: usize,
     ) {
         let Range { start, n, lo, hi, stride } = range;
