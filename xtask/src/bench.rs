@@ -1,6 +1,6 @@
 //! `bench`: training steps a second and peak memory, alone or round by round against a peer.
 
-use crate::{cache, peers, setup, sh};
+use crate::{cache, generation, peers, setup, sh};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use serde_json::Value;
@@ -13,6 +13,9 @@ pub(crate) struct Args {
     /// Also the peer, interleaved with us round by round
     #[arg(long, value_parser = ["peft"])]
     peer: Option<String>,
+    /// Generation instead of training
+    #[arg(long)]
+    generation: bool,
     /// One JSON object a row instead of the table
     #[arg(long)]
     json: bool,
@@ -52,10 +55,13 @@ struct Row {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.generation {
+        return generation::run(args.peer.is_some(), args.json, args.rounds, &args.peers);
+    }
     let rows = args.rows.iter().map(|row| flags(row, args.data.as_deref())).collect::<Result<Vec<_>>>()?;
     setup::ensure(false)?;
     let gguf = setup::model()?;
-    let ours = executable()?;
+    let ours = executable("train_step")?;
     let mut peer = None;
     if args.peer.is_some() {
         let script = sh::root().join("xtask/peers/peft_step.py");
@@ -136,10 +142,10 @@ fn flags(row: &str, data: Option<&Path>) -> Result<Asked> {
     })
 }
 
-fn executable() -> Result<PathBuf> {
-    let built = sh::built(sh::cargo().args(["bench", "--bench", "train_step", "--no-run"]))?;
-    let found = built.into_iter().find(|b| b.target == "train_step").map(|b| b.file);
-    found.context("cargo built no bench called train_step")
+pub(crate) fn executable(bench: &str) -> Result<PathBuf> {
+    let built = sh::built(sh::cargo().args(["bench", "--bench", bench, "--no-run"]))?;
+    let found = built.into_iter().find(|b| b.target == bench).map(|b| b.file);
+    found.with_context(|| format!("cargo built no bench called {bench}"))
 }
 
 fn summary(name: &str, rounds: &[(Value, Option<Value>)], cpu: &str, date: &str) -> Result<Row> {

@@ -6,6 +6,7 @@ mod bundle;
 mod cache;
 mod ci;
 mod demo;
+mod generation;
 mod lexer;
 mod libtorch;
 mod parity;
