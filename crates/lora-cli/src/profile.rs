@@ -52,6 +52,12 @@ impl Profile {
     fn print_memory(&self) {
         let (Some(process), parts) = (memory::process(), memory::alive_at_peak()) else { return };
         let mb = |bytes: u64| bytes as f64 / 1e6;
+        if memory::cpu().is_none() {
+            say!("memory    {:.0} MB of this process at the highest point", mb(process.peak));
+            return say!(
+                "  (whose it was is not known: a limit on addresses, as of `ulimit -v`, keeps the allocator out)"
+            );
+        }
         say!("memory    {:.0} MB of this process at the highest point; then alive:", mb(process.peak));
         for part in parts.iter().filter(|part| part.bytes >= 50_000) {
             let what = match part.name {
