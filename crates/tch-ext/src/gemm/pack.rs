@@ -39,6 +39,9 @@ pub(super) trait Packed: Number<Wide = f32> {
     const HALF: bool;
     /// Rows that lie interleaved.
     const PAIR: usize;
+    /// Terms that are added up one after another before they join the sum. In f32 longer chains show: of 1536 terms
+    /// instead of 1024 they double the error of a gradient. In bf16 its own rounding hides that.
+    const CHAIN: usize;
     /// Rows of a tile of `turn`; it has 16 columns.
     const TILE: usize;
 
@@ -73,6 +76,7 @@ pub(super) trait Packed: Number<Wide = f32> {
 impl Packed for f32 {
     const HALF: bool = false;
     const PAIR: usize = 1;
+    const CHAIN: usize = 1024;
     const TILE: usize = 16;
 
     unsafe fn turn(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
@@ -103,6 +107,7 @@ impl Packed for f32 {
 impl Packed for bf16 {
     const HALF: bool = true;
     const PAIR: usize = 2;
+    const CHAIN: usize = usize::MAX;
     const TILE: usize = 32;
 
     unsafe fn turn(from: *const bf16, stride: usize, to: *mut bf16, to_stride: usize) {

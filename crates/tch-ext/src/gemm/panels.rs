@@ -188,7 +188,7 @@ fn job<'a, T: Packed>(sum: &'a Sum<'_>, lefts: &[Tensor]) -> Job<'a, T> {
                 passes.push(std::mem::take(&mut pass));
                 used = 0;
             }
-            let part = (depth - k).min(most - used);
+            let part = (depth - k).min(most - used).min(T::CHAIN);
             let slab = Slab { a, b, transposed: p.transposed, k, depth: part, offset: used * WIDTH };
             used += slab.padded();
             pass.push(slab);
