@@ -10,7 +10,7 @@ use super::Sum;
 use super::pack::{Matrix, Packed};
 use crate::parallel::parallel;
 
-/// With more rows than this, packing pays.
+/// With more rows than this, panels are used.
 const MOST: i64 = 4;
 /// Columns that are worth a thread of their own.
 const GRAIN: usize = 32;
