@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use lora::model::{Checkpoint, IGNORE, Llama, Model, Tokenizer};
 use lora::train::{
-    AdamW, AdamWConfig, Batch, DataOptions, Dataset, Sample, Work, matmul_rate, required_flops,
+    AdamW, AdamWConfig, Arena, Batch, DataOptions, Dataset, Sample, Work, matmul_rate, required_flops,
 };
 use lora::{AdapterConfig, Dense, Error, Result};
 use tch::{Device, Kind};
@@ -89,21 +89,21 @@ fn measure(settings: &Settings) -> Result<serde_json::Value> {
     let config =
         AdapterConfig { r: settings.rank, lora_alpha: 2.0 * settings.rank as f64, ..Default::default() };
     lora::attach(&mut model, "bench", &recipe, &config)?;
-    let params = lora::params(&model, "bench");
+    let mut arena = Arena::new(lora::params(&model, "bench"))?;
     let count = settings.warmup + settings.steps;
     let batches = match &settings.data {
         Some(file) => real(settings, file, count)?,
         None => random(settings, model.config().vocab_size, count),
     };
     // The weight decay is torch's default, which the peer has.
-    let mut optimiser = AdamW::new(&params, AdamWConfig { weight_decay: 0.01, ..Default::default() });
+    let mut optimiser = AdamW::new(&arena, AdamWConfig { weight_decay: 0.01, ..Default::default() });
 
     let (mut losses, mut seconds, mut first) = (Vec::new(), Vec::new(), f64::NAN);
     let mut step = |batch: &Batch| -> Result<()> {
         let start = Instant::now();
         let scale = 1.0 / batch.supervised as f64;
         let loss = model.backward(batch.texts(), &batch.labels, scale, settings.recompute)?;
-        optimiser.step(&params, 1e-4);
+        optimiser.step(&mut arena, 1e-4);
         if losses.is_empty() {
             first = age();
         }

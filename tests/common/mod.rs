@@ -84,7 +84,7 @@ pub(crate) fn curve(
     };
     let data = Dataset { path: PathBuf::from("golden"), rows: Vec::new(), samples, truncated: 0 };
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
-    train(model, &params(model, name), &data, None, &config, &mut |event| {
+    train(model, params(model, name), &data, None, &config, &mut |event| {
         if let Event::Step(step) = event {
             losses.push(step.loss);
             norms.push(step.grad_norm);

@@ -65,7 +65,7 @@ impl Profile {
                 "element-wise" | "attention" => "for backward",
                 "loss" => "logits of a few rows, and their gradient",
                 "optimiser" => "moments",
-                "adapters" => "parameters",
+                "adapters" => "parameters, gradients",
                 _ => "",
             };
             let line = format!("  {:24} {:9.1} MB  {what}", part.name, mb(part.bytes));

@@ -2,6 +2,7 @@
 //!
 //! The trainer knows parameters by name and a loss; which adapter they belong to is no concern of its.
 
+mod arena;
 mod batches;
 mod data;
 mod eval;
@@ -11,11 +12,12 @@ mod rows;
 mod schedule;
 mod trainer;
 
+pub use arena::Arena;
 pub use batches::{Batch, Batches};
 pub use data::{DataOptions, Dataset, Sample};
 pub use eval::{Answer, Evaluation, answers, mean_loss};
 pub use limit::{Work, matmul_rate, required_flops};
-pub use optim::{AdamW, AdamWConfig, clip_grad_norm};
+pub use optim::{AdamW, AdamWConfig};
 pub use rows::{Row, read_rows};
 pub use schedule::Schedule;
 pub use trainer::{Event, Outcome, StepReport, TrainConfig, train};

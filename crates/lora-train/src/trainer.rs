@@ -7,11 +7,12 @@ use lora_model::Model;
 use serde::Serialize;
 use tch_ext::Region;
 
+use crate::arena::Arena;
 use crate::batches::{Batch, Batches};
 use crate::data::Dataset;
 use crate::eval::mean_loss;
 use crate::limit::Work;
-use crate::optim::{AdamW, AdamWConfig, clip_grad_norm};
+use crate::optim::{AdamW, AdamWConfig};
 use crate::schedule::Schedule;
 
 static DATA: Region = Region::new("data");
@@ -110,23 +111,21 @@ pub struct Outcome {
 /// loss or gradient is not finite (the parameters are then as after the step before); what `each` returns.
 pub fn train(
     model: &dyn Model,
-    params: &[Param],
+    params: Vec<Param>,
     data: &Dataset,
     held_out: Option<&Dataset>,
     config: &TrainConfig,
     each: &mut dyn FnMut(&Event) -> Result<()>,
 ) -> Result<Outcome> {
     config.check()?;
-    if params.is_empty() {
-        return Err(Error::usage("nothing trains").hint("attach an adapter first"));
-    }
+    let mut arena = Arena::new(params)?;
     let mut batches = Batches::new(&data.samples, config.batch_size, config.seed);
     let accumulate = config.accumulate.max(1);
     let per_epoch = batches.per_epoch() as f64 / accumulate as f64;
     let steps = (per_epoch * config.epochs).ceil().max(1.0) as u64;
     let steps = config.max_steps.map_or(steps, |most| steps.min(most.max(1)));
     let warmup = (config.warmup * steps as f64).ceil() as u64;
-    let mut optimiser = AdamW::new(params, config.adamw);
+    let mut optimiser = AdamW::new(&arena, config.adamw);
     let (mut losses, mut tokens, mut seconds, mut eval_loss) = (Vec::new(), 0, 0.0, None);
     let mut work = Work::default();
 
@@ -139,9 +138,9 @@ pub fn train(
         };
         step_batches.iter().for_each(|batch| work += batch.work());
         let lr = config.learning_rate * config.schedule.factor(step, warmup, steps);
-        let (loss, grad_norm) = gradients(model, params, &step_batches, config.clip, config.recompute)
+        let (loss, grad_norm) = gradients(model, &mut arena, &step_batches, config.clip, config.recompute)
             .map_err(|e| e.at(format!("step {} ({})", step + 1, lines(data, &step_batches))))?;
-        optimiser.step(params, lr);
+        optimiser.step(&mut arena, lr);
 
         let report = StepReport {
             step: step + 1,
@@ -181,7 +180,7 @@ pub fn train(
 /// Leaves the clipped gradient of the step's mean loss in the parameters; that loss, and the norm before.
 fn gradients(
     model: &dyn Model,
-    params: &[Param],
+    arena: &mut Arena,
     batches: &[Batch],
     clip: Option<f64>,
     recompute: usize,
@@ -193,16 +192,16 @@ fn gradients(
             let scale = 1.0 / supervised as f64;
             total += model.backward(batch.texts(), &batch.labels, scale, recompute).map_err(|e| {
                 match e.kind() {
-                    ErrorKind::NonFinite => Error::non_finite(format!("{e}; {}", culprit(params)))
+                    ErrorKind::NonFinite => Error::non_finite(format!("{e}; {}", culprit(arena.params())))
                         .hint("lower the learning rate; with bf16, try --dtype f32; look at the lines named"),
                     _ => e,
                 }
             })?;
         }
-        Ok((total, clip_grad_norm(params, clip)?))
+        Ok((total, arena.clip(clip)?))
     })();
     if result.is_err() {
-        params.iter().for_each(|p| p.tensor.shallow_clone().zero_grad());
+        arena.zero_grads();
     }
     result
 }

@@ -159,5 +159,15 @@ bool tch_ext_device_bytes(int index, int64_t* peak, int64_t* current) {
 // The tensor's numbers were changed in place.
 void tch_ext_changed(at::Tensor* t) { t->unsafeGetTensorImpl()->bump_version(); }
 
+// Null: no gradient.
+bool tch_ext_set_grad(at::Tensor* t, const at::Tensor* grad) {
+  try {
+    t->mutable_grad() = grad ? *grad : at::Tensor();
+    return true;
+  } catch (const std::exception&) {
+    return false;
+  }
+}
+
 void tch_ext_free_c_string(char* text) { free(text); }
 }

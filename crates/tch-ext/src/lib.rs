@@ -9,6 +9,7 @@
 //!   of a step for the next, and knows whose it is;
 //! - [`Region`], [`profile`]: which part of a program takes how long;
 //! - [`load_cuda`]: CUDA support found at start instead of linked, so that one binary serves both machines;
+//! - [`set_grad`], [`changed`]: gradients and parameters as views of one flat tensor;
 //! - [`check_gradients`]: an f64 finite-difference check of any differentiable function.
 //!
 //! This is the only crate of the workspace with `unsafe` code.
@@ -33,4 +34,4 @@ pub use number::{Number, Wide};
 pub use parallel::{Rows, Split, parallel, parallel_rows, threads};
 pub use region::{Inside, Region, Spent, profile};
 pub use simd::{Simd, round_bf16};
-pub use slice::{Element, elements, elements_mut};
+pub use slice::{Element, changed, elements, elements_mut, set_grad};

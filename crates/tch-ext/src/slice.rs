@@ -47,6 +47,29 @@ pub fn elements<T: Element>(t: &Tensor) -> Option<&[T]> {
 
 unsafe extern "C" {
     fn tch_ext_changed(tensor: *mut std::ffi::c_void);
+    fn tch_ext_set_grad(tensor: *mut std::ffi::c_void, grad: *const std::ffi::c_void) -> bool;
+}
+
+/// Says that `t`'s numbers were changed through another handle on its memory: `t.internal_version()` grows.
+pub fn changed(t: &Tensor) {
+    // SAFETY: a live tensor.
+    unsafe { tch_ext_changed(t.as_ptr().cast_mut().cast()) };
+}
+
+/// Makes `grad` the gradient of the leaf `t`, or takes it away. Backward passes add to it in place: as a view of a
+/// longer tensor it stays one.
+///
+/// # Panics
+/// If `grad` has another shape, dtype or device than `t`.
+pub fn set_grad(t: &Tensor, grad: Option<&Tensor>) {
+    if let Some(grad) = grad {
+        let of = |t: &Tensor| (t.size(), t.kind(), t.device());
+        assert_eq!(of(t), of(grad), "a gradient is like its tensor");
+    }
+    let grad = grad.map_or(std::ptr::null(), |g| g.as_ptr().cast());
+    // SAFETY: two live tensors, or a null.
+    let done = unsafe { tch_ext_set_grad(t.as_ptr().cast_mut().cast(), grad) };
+    assert!(done, "libtorch refuses a gradient for this tensor");
 }
 
 /// The elements of `t`, to be written; as [`elements`]. Other handles on the same data must lie still. Counts as a

@@ -168,8 +168,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let tokens = data.tokens() * args.batch_size / data.samples.len().max(1);
     let profile = args.profile.then(|| Profile::begin(&model, tokens as i64, program));
     let mut progress = Progress::new(&metrics_path(&args.out))?;
-    let mut train = || {
-        lora::train::train(&model, &params, &data, held_out.as_ref(), &training, &mut |event| {
+    let train = || {
+        lora::train::train(&model, params, &data, held_out.as_ref(), &training, &mut |event| {
             progress.event(event)
         })
     };

@@ -83,7 +83,7 @@ impl Function for Backward {
         for ((part, dv), dm) in self.parts.iter().zip(&dv).zip(dm) {
             let Some(low) = &part.low else { continue };
             let pair = if dv.is_some() { made.next() } else { None };
-            let (da, db) = pair.map(|(da, dbt)| (da, dbt.tr().contiguous())).unzip();
+            let (da, db) = pair.map(|(da, dbt)| (da, dbt.tr())).unzip();
             all.extend([da, db]);
             all.extend(low.gain.as_ref().map(|_| dm));
         }

@@ -1,0 +1,134 @@
+//! All trainable parameters in one flat tensor, and their gradients in another, so that what is done to all of them
+//! is done in one pass.
+
+use lora_core::{Error, ErrorKind, Param, Result};
+use tch::{Kind, Tensor};
+use tch_ext::{Region, changed, elements, elements_mut, number, parallel_rows, set_grad};
+
+use crate::optim::OPTIMISER;
+
+static ADAPTERS: Region = Region::new("adapters");
+
+/// The parameters, from now on views of `values`, with gradients that are views of `grads`: backward passes add to
+/// them. What is done to a flat tensor is done to its views, and the other way round; the leaves stay the leaves that
+/// they were.
+#[derive(Debug)]
+pub struct Arena {
+    values: Tensor,
+    grads: Tensor,
+    params: Vec<Param>,
+}
+
+/// Elements that are worth a thread of their own.
+pub(crate) const GRAIN: usize = 16_384;
+
+impl Arena {
+    /// Moves `params` together; gradients of zero.
+    ///
+    /// # Errors
+    /// [`Error::usage`] if there are none, or they differ in dtype or device.
+    pub fn new(params: Vec<Param>) -> Result<Self> {
+        let _inside = ADAPTERS.enter();
+        let _guard = tch::no_grad_guard();
+        let of = |p: &Param| (p.tensor.kind(), p.tensor.device());
+        let Some(first) = params.first() else {
+            return Err(Error::usage("nothing trains").hint("attach an adapter first"));
+        };
+        if let Some(other) = params.iter().find(|p| of(p) != of(first)) {
+            let text = format!("{:?}, where {} is {:?}", of(other), first.key(), of(first));
+            return Err(Error::usage(text)
+                .at(other.key())
+                .hint("train parameters of one dtype on one device"));
+        }
+        let flat: Vec<Tensor> = params.iter().map(|p| p.tensor.detach().reshape(-1)).collect();
+        let values = Tensor::cat(&flat, 0);
+        drop(flat);
+        let grads = values.zeros_like();
+        let mut start = 0;
+        for p in &params {
+            let view = |t: &Tensor| t.narrow(0, start, p.tensor.numel() as i64).view(&p.tensor.size()[..]);
+            let (value, grad) = (view(&values), view(&grads));
+            p.tensor.shallow_clone().set_data(&value);
+            changed(&p.tensor);
+            set_grad(&p.tensor, Some(&grad));
+            start += p.tensor.numel() as i64;
+        }
+        Ok(Self { values, grads, params })
+    }
+
+    /// The parameters, in the order of their numbers.
+    pub fn params(&self) -> &[Param] {
+        &self.params
+    }
+
+    /// All numbers `[n]`.
+    pub fn values(&self) -> &Tensor {
+        &self.values
+    }
+
+    /// All gradients `[n]`.
+    pub fn grads(&self) -> &Tensor {
+        &self.grads
+    }
+
+    /// Values to be changed, and gradients to be read or cleared, together; the parameters count as changed.
+    pub(crate) fn both_mut(&mut self) -> (&mut Tensor, &mut Tensor) {
+        self.params.iter().for_each(|p| changed(&p.tensor));
+        (&mut self.values, &mut self.grads)
+    }
+
+    /// Gradients of zero.
+    pub fn zero_grads(&mut self) {
+        let _ = self.grads.zero_();
+    }
+
+    /// Scales the gradients down to a joint norm of at most `limit` (`torch.nn.utils.clip_grad_norm_`); the norm
+    /// before.
+    ///
+    /// # Errors
+    /// [`Error::non_finite`], naming parameters, if the norm is not finite. No gradient is changed then.
+    pub fn clip(&mut self, limit: Option<f64>) -> Result<f64> {
+        let _inside = OPTIMISER.enter();
+        let norm = norm(&self.grads);
+        if !norm.is_finite() {
+            let bad = self.params.iter().filter(|p| !lora_core::all_finite(&p.tensor.grad()));
+            let bad: Vec<_> = bad.map(Param::key).take(5).collect();
+            return Err(Error::faults(ErrorKind::NonFinite, "these gradients are not finite", bad)
+                .hint("lower the learning rate; with bf16, try --dtype f32"));
+        }
+        let factor = limit.map_or(1.0, |limit| limit / (norm + 1e-6));
+        if factor < 1.0 {
+            let _ = self.grads.g_mul_scalar_(factor);
+        }
+        Ok(norm)
+    }
+}
+
+impl Drop for Arena {
+    /// The parameters keep their memory together; the gradients go.
+    fn drop(&mut self) {
+        self.params.iter().for_each(|p| set_grad(&p.tensor, None));
+    }
+}
+
+/// The Euclidean norm, summed in f64.
+fn norm(flat: &Tensor) -> f64 {
+    let Some(numbers) = elements::<f32>(flat) else {
+        return flat.norm_scalaropt_dtype(2.0, Kind::Double).double_value(&[]);
+    };
+    let parts = numbers.len().div_ceil(GRAIN);
+    // A sum a part, added in their order: the same bits, however many threads there are.
+    let mut sums = Tensor::zeros([parts as i64], (Kind::Double, flat.device()));
+    let rows = tch_ext::Rows { data: elements_mut::<f64>(&mut sums).unwrap_or_default(), width: 1 };
+    parallel_rows(rows, parts, 1, |first, _, out| {
+        let mine = numbers[first * GRAIN..].chunks(GRAIN);
+        out.data.iter_mut().zip(mine).for_each(|(sum, part)| *sum = squares(part));
+    });
+    sums.sum(Kind::Double).double_value(&[]).sqrt()
+}
+
+tch_ext::simd! {
+    fn squares(part: &[f32]) -> f64 {
+        number::sum(part, |x| x * x)
+    }
+}
