@@ -43,9 +43,11 @@ def hf_folder(gguf: Path, folder: Path, dtype: torch.dtype = torch.float32, keep
     return folder
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32, attention: str = "eager") -> torch.nn.Module:
+def load_model(
+    folder: Path, dtype: torch.dtype = torch.float32, attention: str = "eager", **more: object
+) -> torch.nn.Module:
     """The causal language model of a Hugging Face folder, in evaluation mode."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention, **more).eval()
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:

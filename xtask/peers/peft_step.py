@@ -1,7 +1,7 @@
 """Times training steps of transformers + PEFT, as a knowledgeable user would run them, and prints one JSON line.
 
-    python xtask/peers/peft_step.py --gguf FILE --cache FOLDER --variant lora|dora|rslora --dtype bf16|f32
-        [--batch 4] [--seq 256] [--rank 8] [--steps 5] [--warmup 1] [--checkpointing] [--data JSONL]
+    python xtask/peers/peft_step.py --model GGUF|FOLDER --cache FOLDER --variant lora|dora|rslora|qlora --dtype
+        bf16|f32 [--batch 4] [--seq 256] [--rank 8] [--steps 5] [--warmup 1] [--checkpointing] [--data JSONL]
 
     {"tok_s": tokens over seconds, "s_step": median, "peak_mb": VmHWM, "first_loss_s": since the process began,
      "losses": [of every step, warm-up included]}
@@ -11,7 +11,8 @@ trained by AdamW at 1e-4. Each step sees the same batch of random ids, every pos
 x[0] = 42, x[n+1] = x[n] * 6364136223846793005 + 1442695040888963407 mod 2^64, ids[i] = (x[i+1] >> 33) % vocab.
 With --data, step n sees rows n * batch .. (n + 1) * batch of the file (`context` + `target`), padded on the right to
 the longest; the target and the end of text are supervised, and tokens are counted without padding.
-The GGUF file is converted once, in another process, so that converting does not count as training memory.
+qlora: bitsandbytes' NF4 with double quantisation, computed in --dtype.
+A GGUF file is converted once, in another process, so that converting does not count as training memory.
 """
 
 import argparse
@@ -30,6 +31,7 @@ import torch
 from hf import encode, hf_folder, load_model
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer
+from transformers import BitsAndBytesConfig
 from transformers.utils import logging
 
 DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
@@ -91,9 +93,9 @@ def train(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]]) -> tup
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gguf", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--variant", choices=["lora", "dora", "rslora"], default="lora")
+    parser.add_argument("--variant", choices=["lora", "dora", "rslora", "qlora"], default="lora")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     for name, value in dict(batch=4, seq=256, rank=8, steps=5, warmup=1).items():
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -105,13 +107,20 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     logging.disable_progress_bar()
-    dtype, folder = DTYPES[args.dtype], args.cache / f"hf-{args.dtype}"
-    if not (folder / "complete").exists():
-        conversion = get_context("spawn").Process(target=hf_folder, args=(args.gguf, folder, dtype))
+    dtype, folder = DTYPES[args.dtype], args.model
+    if args.model.is_file():
+        # Named after the file: each model has a folder of its own.
+        default = args.model.name.startswith("SmolLM2-135M-Instruct")
+        folder = args.cache / (f"hf-{args.dtype}" if default else f"hf-{args.dtype}-{args.model.stem}")
+    if args.model.is_file() and not (folder / "complete").exists():
+        conversion = get_context("spawn").Process(target=hf_folder, args=(args.model, folder, dtype))
         conversion.start()
         conversion.join()
     torch.manual_seed(0)
-    base = load_model(folder, dtype, attention="sdpa")
+    four_bits = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
+    ) if args.variant == "qlora" else None
+    base = load_model(folder, dtype, attention="sdpa", quantization_config=four_bits)
     base.config.use_cache = False
     if args.checkpointing:
         base.gradient_checkpointing_enable()

@@ -23,6 +23,10 @@ pub(crate) struct Args {
     /// tokens, its rows; with `-recompute` behind it, what the layers make is made again in backward
     #[arg(long, value_delimiter = ',', default_value = "lora-bf16-4x256,lora-f32-4x256,dora-bf16-4x256")]
     rows: Vec<String>,
+    /// The model: a GGUF file or a folder, or the shape of one, with random weights in bf16 (made at the first call by
+    /// the peers' Python): llama-3.2-1b (2.5 GB), llama-3-8b (16 GB); default: the demo's, SmolLM2-135M-Instruct
+    #[arg(long, value_name = "PATH|SHAPE")]
+    model: Option<PathBuf>,
     /// Rows of `context` and `target`, whose targets are learnt
     #[arg(long, value_name = "JSONL")]
     data: Option<PathBuf>,
@@ -60,7 +64,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let rows = args.rows.iter().map(|row| flags(row, args.data.as_deref())).collect::<Result<Vec<_>>>()?;
     setup::ensure(false)?;
-    let gguf = setup::model()?;
+    let model = model(args)?;
     let ours = executable("train_step")?;
     let mut peer = None;
     if args.peer.is_some() {
@@ -68,7 +72,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let folder = cache::dir()?.join("peers-models");
         peer = Some((
             peers::python(&args.peers)?,
-            [script.into(), "--cache".into(), folder.into(), "--gguf".into()],
+            [script.into(), "--cache".into(), folder.into(), "--model".into()],
         ));
     }
     let (cpu, date) = (cpu(), sh::capture(Command::new("date").args(["-u", "+%F"]))?.trim().to_owned());
@@ -78,7 +82,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let mut command = Command::new(program);
             command
                 .args(leading)
-                .arg(&gguf)
+                .arg(&model)
                 .args(&row.flags)
                 .args(if row.recompute { again } else { &[] })
                 .args(["--rank", "8", "--warmup", "1", "--steps"]);
@@ -108,6 +112,24 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         print!("{}", table(&done));
     }
     Ok(())
+}
+
+/// The model that `--model` names, made first if it is a shape.
+fn model(args: &Args) -> Result<PathBuf> {
+    let Some(model) = &args.model else { return setup::model() };
+    let shape = model.to_str().filter(|name| ["llama-3.2-1b", "llama-3-8b"].contains(name));
+    let Some(shape) = shape.filter(|_| !model.exists()) else {
+        return std::path::absolute(model)
+            .ok()
+            .filter(|path| path.exists())
+            .with_context(|| format!("--model {}: neither a file, nor a folder, nor a shape", model.display()));
+    };
+    let folder = cache::dir()?.join("peers-models").join(shape);
+    if !folder.join("complete").exists() {
+        let script = sh::root().join("xtask/peers/random_model.py");
+        sh::run(Command::new(peers::python(&args.peers)?).arg(script).arg(shape).arg(&folder))?;
+    }
+    Ok(folder)
 }
 
 /// What a row's name asks for.

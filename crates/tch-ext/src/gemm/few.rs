@@ -7,11 +7,14 @@ use half::bf16;
 use tch::Tensor;
 
 use super::Sum;
+use super::dots::{Term, dots};
 use super::pack::{Matrix, Packed};
 use crate::parallel::parallel;
 
 /// With more rows than this, panels are used.
 const MOST: i64 = 4;
+/// Rows that a column is multiplied with while it is in registers.
+const ROWS: usize = 4;
 /// Columns that are worth a thread of their own.
 const GRAIN: usize = 32;
 
@@ -21,13 +24,14 @@ pub(super) fn fit(sums: &[Sum<'_>]) -> bool {
 }
 
 struct Job<'a, T> {
-    products: Vec<(Matrix<T>, Matrix<T>, usize)>,
+    terms: Vec<Term<T>>,
     out: (*mut c_void, usize),
     half: bool,
     onto: Option<(*const c_void, usize)>,
     bias: Option<Vec<f32>>,
     gain: Option<&'a [f32]>,
     rows: usize,
+    columns: usize,
     scale: f32,
     add: bool,
 }
@@ -38,37 +42,72 @@ unsafe impl<T: Sync> Sync for Job<'_, T> {}
 pub(super) fn run<T: Packed>(sums: &[Sum<'_>]) {
     let matrix =
         |t: &Tensor| Matrix { data: t.data_ptr().cast_const().cast::<T>(), stride: t.stride()[0] as usize };
-    for sum in sums {
-        let job = Job {
-            products: sum.products.iter().map(|p| (matrix(p.a), matrix(p.b), p.depth() as usize)).collect(),
+    let jobs = sums.iter().map(|sum| {
+        let (rows, columns) = (sum.out.size()[0] as usize, sum.out.size()[1] as usize);
+        let term = |p: &super::Product<'_>| {
+            let (a, depth) = (matrix(p.a), p.depth() as usize);
+            // SAFETY: so many rows of that length does the matrix have.
+            let wide = (0..rows).flat_map(|i| unsafe { a.row(i, 0, depth) }.iter().map(|x| x.wide()));
+            Term { a: wide.collect(), b: matrix(p.b), depth }
+        };
+        Job {
+            terms: sum.products.iter().map(term).collect(),
             out: (sum.out.data_ptr(), sum.out.stride()[0] as usize),
             half: sum.out.kind() == tch::Kind::BFloat16,
             onto: sum.onto.map(|t| (t.data_ptr().cast_const(), t.stride()[0] as usize)),
             bias: sum.bias.and_then(|b| Vec::try_from(b.to_kind(tch::Kind::Float)).ok()),
             gain: sum.gain.and_then(crate::elements),
-            rows: sum.out.size()[0] as usize,
+            rows,
+            columns,
             scale: sum.scale as f32,
             add: sum.add,
-        };
-        parallel(sum.out.size()[1] as usize, GRAIN, |columns| {
-            for column in columns {
-                for row in 0..job.rows {
-                    // SAFETY: row and column lie in the matrices, and the column is this thread's.
-                    unsafe { number(&job, row, column) };
-                }
+        }
+    });
+    let jobs: Vec<Job<'_, T>> = jobs.collect();
+    // All columns of all sums, one behind another.
+    parallel(jobs.iter().map(|job| job.columns).sum(), GRAIN, |range| {
+        let mut first = 0;
+        for job in &jobs {
+            let (begin, end) = (range.start.max(first), range.end.min(first + job.columns));
+            if begin < end {
+                columns(job, begin - first, end - first);
             }
-        });
+            first += job.columns;
+        }
+    });
+}
+
+/// Columns `begin..end` of a job: this thread's.
+fn columns<T: Packed>(job: &Job<'_, T>, begin: usize, end: usize) {
+    for column in begin..end {
+        let mut row = 0;
+        while row < job.rows {
+            row += match job.rows - row {
+                1 => numbers::<T, 1>(job, row, column),
+                2 => numbers::<T, 2>(job, row, column),
+                3 => numbers::<T, 3>(job, row, column),
+                _ => numbers::<T, ROWS>(job, row, column),
+            };
+        }
     }
+}
+
+/// R numbers of a column from `row` on; R.
+fn numbers<T: Packed, const R: usize>(job: &Job<'_, T>, row: usize, column: usize) -> usize {
+    // SAFETY: row and column lie in the job's matrices.
+    let sums: [f32; R] = unsafe { dots(&job.terms, row, column) };
+    for (r, sum) in sums.into_iter().enumerate() {
+        // SAFETY: row and column lie in the job's matrices, and the column is this thread's.
+        unsafe { finish(job, row + r, column, sum) };
+    }
+    R
 }
 
 /// # Safety
 /// Row and column lie in the job's matrices, and nobody else writes there.
-unsafe fn number<T: Packed>(job: &Job<'_, T>, row: usize, column: usize) {
-    // SAFETY: the caller's promise.
-    let product = |&(a, b, depth): &(Matrix<T>, Matrix<T>, usize)| unsafe {
-        dot(a.row(row, 0, depth), b.row(column, 0, depth))
-    };
-    let mut sum: f32 = job.products.iter().map(product).sum::<f32>() * job.scale;
+#[inline(always)]
+unsafe fn finish<T: Packed>(job: &Job<'_, T>, row: usize, column: usize, sum: f32) {
+    let mut sum = sum * job.scale;
     sum *= job.gain.map_or(1.0, |gain| gain[column]);
     sum += job.bias.as_ref().map_or(0.0, |bias| bias[column]);
     let wide = |x: bf16| f32::from_bits(u32::from(x.to_bits()) << 16);
@@ -87,20 +126,5 @@ unsafe fn number<T: Packed>(job: &Job<'_, T>, row: usize, column: usize) {
             sum += if job.add { *out } else { 0.0 };
             *out = sum;
         }
-    }
-}
-
-crate::simd! {
-    /// `Σ a b`, in lanes.
-    fn dot<T: Packed>(a: &[T], b: &[T]) -> f32 {
-        let mut lanes = [0f32; 64];
-        let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<64>(), b.as_chunks::<64>());
-        for (a, b) in a.iter().zip(b) {
-            for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
-                *lane = a.wide().mul_add(b.wide(), *lane);
-            }
-        }
-        let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a.wide() * b.wide()).sum();
-        lanes.iter().sum::<f32>() + rest
     }
 }

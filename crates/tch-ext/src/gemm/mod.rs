@@ -5,6 +5,7 @@
 //! same sums are libtorch's ordinary products.
 
 mod ahead;
+mod dots;
 mod few;
 mod pack;
 mod panels;
