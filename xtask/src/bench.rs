@@ -119,10 +119,9 @@ fn model(args: &Args) -> Result<PathBuf> {
     let Some(model) = &args.model else { return setup::model() };
     let shape = model.to_str().filter(|name| ["llama-3.2-1b", "llama-3-8b"].contains(name));
     let Some(shape) = shape.filter(|_| !model.exists()) else {
-        return std::path::absolute(model)
-            .ok()
-            .filter(|path| path.exists())
-            .with_context(|| format!("--model {}: neither a file, nor a folder, nor a shape", model.display()));
+        return std::path::absolute(model).ok().filter(|path| path.exists()).with_context(|| {
+            format!("--model {}: neither a file, nor a folder, nor a shape", model.display())
+        });
     };
     let folder = cache::dir()?.join("peers-models").join(shape);
     if !folder.join("complete").exists() {

@@ -114,6 +114,23 @@ char* tch_ext_attach(at::Tensor** outputs, size_t n_out, at::Tensor** inputs, si
   }
 }
 
+bool tch_ext_grad_enabled() { return at::GradMode::is_enabled(); }
+
+// What a matrix is, without a tensor operation: its memory, sizes, strides, dtype (0 f32, 1 bf16, 2 another).
+struct Flat {
+  void* data;
+  int64_t rows, columns, stride, inner;
+  int32_t kind;
+  bool cpu;
+};
+bool tch_ext_flat(const at::Tensor* t, Flat* out) {
+  if (!t->defined() || t->dim() != 2 || t->layout() != at::kStrided) return false;
+  auto type = t->scalar_type();
+  *out = {t->data_ptr(), t->size(0),  t->size(1), t->stride(0), t->stride(1),
+          type == at::kFloat ? 0 : type == at::kBFloat16 ? 1 : 2, t->is_cpu()};
+  return true;
+}
+
 // Runs `call(state, begin, end)` over parts of 0..n on libtorch's own threads.
 void tch_ext_parallel(int64_t n, int64_t grain, void (*call)(void*, int64_t, int64_t), void* state) {
   at::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { call(state, begin, end); });

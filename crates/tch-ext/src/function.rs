@@ -27,6 +27,13 @@ unsafe extern "C" {
         attached: *mut *mut c_void,
     ) -> *mut c_char;
     fn tch_ext_free_c_string(text: *mut c_char);
+    fn tch_ext_grad_enabled() -> bool;
+}
+
+/// Whether operations are recorded for backward here: not under `tch::no_grad`.
+pub fn grad_enabled() -> bool {
+    // SAFETY: reads a setting of this thread.
+    unsafe { tch_ext_grad_enabled() }
 }
 
 /// Puts `outputs`, computed from `inputs` without gradient tracking, into the autograd graph with `function`

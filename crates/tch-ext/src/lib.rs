@@ -27,11 +27,11 @@ mod slice;
 
 pub use check::check_gradients;
 pub use cuda::{CudaState, libtorch_folder, load_cuda};
-pub use function::{Function, attach};
+pub use function::{Function, attach, grad_enabled};
 pub use gemm::{Panels, Product, Small, Sum, View, gemm, transpose};
 pub use half::bf16;
 pub use number::{Number, Wide};
 pub use parallel::{Rows, Split, parallel, parallel_rows, threads};
 pub use region::{Inside, Region, Spent, profile};
 pub use simd::{Simd, round_bf16};
-pub use slice::{Element, changed, elements, elements_mut, set_grad};
+pub use slice::{Element, changed, elements, elements_mut, set_grad, span};

@@ -45,6 +45,20 @@ pub fn elements<T: Element>(t: &Tensor) -> Option<&[T]> {
     })
 }
 
+/// All memory from the first element of `t` to the last, whatever lies between them, and the strides; `None` unless
+/// it lies on the CPU with that dtype. As [`elements`].
+pub fn span<T: Element>(t: &Tensor) -> Option<(&[T], Vec<usize>)> {
+    let fits = t.device() == Device::Cpu && t.kind() == T::KIND;
+    let strides: Vec<usize> = t.stride().into_iter().map(|s| usize::try_from(s).unwrap_or(0)).collect();
+    let last: usize = t.size().iter().zip(&strides).map(|(n, s)| (*n as usize).saturating_sub(1) * s).sum();
+    // SAFETY: the first element and the last lie in the tensor's memory, which lives as long as `t`; libtorch knows no
+    // negative strides.
+    fits.then(|| match t.numel() {
+        0 => (&[][..], strides),
+        _ => (unsafe { std::slice::from_raw_parts(t.data_ptr().cast(), last + 1) }, strides),
+    })
+}
+
 unsafe extern "C" {
     fn tch_ext_changed(tensor: *mut std::ffi::c_void);
     fn tch_ext_set_grad(tensor: *mut std::ffi::c_void, grad: *const std::ffi::c_void) -> bool;

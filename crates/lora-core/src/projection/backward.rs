@@ -39,7 +39,7 @@ impl Function for Backward {
         let x = (self.remake)();
         let (x, shape) = (flat_of(&x), x);
         let (ht, dht) = (self.h.tr().contiguous(), dh.tr().contiguous());
-        let rows = |t: &Tensor, low: &Low| t.narrow(0, low.first, low.a.size()[0]);
+        let rows = |t: &Tensor, low: &Low| t.narrow(0, low.first, low.rank);
         let hts: Vec<_> = lows().map(|(low, _)| rows(&ht, low)).collect();
         let all_da = Tensor::empty([self.h.size()[1], x.size()[1]], masters);
         let da: Vec<Tensor> = lows().map(|(low, _)| rows(&all_da, low)).collect();
@@ -108,7 +108,8 @@ impl Part {
     /// The gradient of the sum before the gain, `[n, out]`, and the magnitude's `[out]`.
     fn through_gain(&self, dy: Option<&Tensor>) -> (Option<Tensor>, Option<Tensor>) {
         let Some(dy) = dy.map(flat_of) else { return (None, None) };
-        let Some((gain, y)) = self.gain().and_then(|gain| Some((gain, gain.y.as_ref()?))) else {
+        let Some((gain, y)) = super::part::gain(&self.low).and_then(|gain| Some((gain, gain.y.as_ref()?)))
+        else {
             return (Some(dy), None);
         };
         let (dv, sum) = gain::backward(&dy, &flat_of(y), &gain.value);

@@ -10,15 +10,15 @@ mod gain;
 mod part;
 
 use tch::Tensor;
-use tch_ext::{Product, Region, Sum, attach, gemm};
+use tch_ext::{Product, Region, Sum, attach, gemm, grad_enabled};
 
 use crate::adapter::Mode;
 use crate::factors::Factors;
 use crate::linear::Linear;
-use crate::weight::{BaseWeight, master_kind};
+use crate::weight::master_kind;
 use backward::Backward;
 pub(crate) use definition::linear;
-use part::{Low, Part, hidden};
+use part::{Low, Part, gain, hidden};
 
 /// What layers read: a tensor, and perhaps a cheap way to make it again, so that backward need not keep it.
 pub struct Input {
@@ -67,9 +67,8 @@ static LAYERS: Region = Region::new("layers");
 
 fn compute(layers: &[&Linear], input: Input, residual: Option<&Tensor>, mode: Mode) -> Vec<Tensor> {
     let _inside = LAYERS.enter();
-    let weights: Vec<Box<dyn BaseWeight>> = layers.iter().map(|layer| layer.weight().share()).collect();
     let (flat, kind) = (flat_of(&input.x), input.x.kind());
-    let dense: Vec<Tensor> = weights.iter().map(|w| w.dense(kind)).collect();
+    let dense: Vec<Tensor> = layers.iter().map(|layer| layer.weight().dense(kind)).collect();
     let factors: Option<Vec<Option<Factors<'_>>>> =
         layers.iter().zip(&dense).map(|(layer, w)| layer.factors(w)).collect();
     let Some(factors) = factors else {
@@ -79,22 +78,20 @@ fn compute(layers: &[&Linear], input: Input, residual: Option<&Tensor>, mode: Mo
             _ => layers.iter().map(|layer| layer.forward(&input.x, mode)).collect(),
         };
     };
+    let trains = grad_enabled();
     // A gain's gradient needs the output by itself.
-    if let (Some(residual), true) = (residual, factors.iter().flatten().any(|f| f.gain.is_some())) {
+    if let (Some(residual), true) = (residual, trains && factors.iter().flatten().any(|f| f.gain.is_some())) {
         return vec![residual + compute(layers, input, None, mode).swap_remove(0)];
     }
     let guard = tch::no_grad_guard();
     let mut rank = 0;
-    let mut leaves = vec![input.x.shallow_clone()];
-    let mut parts = Vec::new();
-    for ((weight, factors), layer) in weights.into_iter().zip(&factors).zip(layers) {
-        leaves.extend(factors.iter().flat_map(Factors::leaves).map(Tensor::shallow_clone));
-        let low = factors.as_ref().map(|f| Low::new(f, &flat, layer.bias(), &mut rank, mode));
-        parts.push(Part { weight, low });
-    }
-    let (h, columns) = hidden(&flat, &parts, rank);
+    let lows = factors.iter().zip(layers).map(|(factors, layer)| {
+        factors.as_ref().map(|f| Low::new(f, &flat, layer.bias(), &mut rank, (mode, trains)))
+    });
+    let mut lows: Vec<Option<Low>> = lows.collect();
+    let (h, columns) = hidden(&flat, &lows, rank, trains);
     // Where backward needs the sum itself, what is done to it comes after.
-    let later: Vec<bool> = parts.iter().map(|p| p.gain().is_some_and(|g| g.before)).collect();
+    let later: Vec<bool> = lows.iter().map(|low| gain(low).is_some_and(|g| g.before)).collect();
     let outs = dense.iter().zip(&later).map(|(w, &later)| {
         let kind = if later { master_kind(kind) } else { kind };
         Tensor::empty([flat.size()[0], w.size()[0]], (kind, flat.device()))
@@ -105,11 +102,11 @@ fn compute(layers: &[&Linear], input: Input, residual: Option<&Tensor>, mode: Mo
     let mut sums = Vec::new();
     for (i, layer) in layers.iter().enumerate() {
         let mut products = vec![Product::transposed(&flat, &dense[i])];
-        let low = parts[i].low.as_ref();
+        let low = lows[i].as_ref();
         products.extend(
             low.and_then(|low| Some((low, columns.next()?))).map(|(low, h)| Product::transposed(h, &low.b)),
         );
-        let gain = parts[i].gain().map(|g| &g.value).filter(|_| !later[i]);
+        let gain = gain(&lows[i]).map(|g| &g.value).filter(|_| !later[i]);
         let bias = layer.bias().filter(|_| !later[i]);
         sums.push(Sum { gain, bias, onto: onto.as_ref(), ..Sum::new(products, &outs[i]) });
     }
@@ -118,13 +115,18 @@ fn compute(layers: &[&Linear], input: Input, residual: Option<&Tensor>, mode: Mo
     let outputs: Vec<Tensor> = layers
         .iter()
         .zip(outs)
-        .zip(&mut parts)
-        .map(|((layer, out), part)| {
-            let gain = part.low.as_mut().and_then(|low| low.gain.as_mut());
+        .zip(&mut lows)
+        .map(|((layer, out), low)| {
+            let gain = low.as_mut().and_then(|low| low.gain.as_mut());
             like(&gain.map_or(out.shallow_clone(), |gain| gain.finish(out, layer.bias(), kind)), &input.x)
         })
         .collect();
     drop(guard);
+    let Some(h) = h.filter(|_| trains) else { return outputs };
+    let mut leaves = vec![input.x.shallow_clone()];
+    leaves.extend(factors.iter().flatten().flat_map(Factors::leaves).map(Tensor::shallow_clone));
+    let parts = layers.iter().zip(lows).map(|(layer, low)| Part { weight: layer.weight().share(), low });
+    let parts = parts.collect();
     let wants_dx = input.x.requires_grad();
     leaves.extend(residual.map(Tensor::shallow_clone));
     let node = Backward { wants_dx, remake: input.remake, parts, h, residual: residual.is_some() };

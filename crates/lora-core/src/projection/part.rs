@@ -18,8 +18,9 @@ pub(super) struct Low {
     pub(super) a: Tensor,
     pub(super) b: Tensor,
     pub(super) scale: f64,
-    /// Its first column in `h`.
+    /// Its first column in `h`, and how many it has: its rank.
     pub(super) first: i64,
+    pub(super) rank: i64,
     /// Dropout: x is multiplied with it.
     pub(super) mask: Option<Tensor>,
     pub(super) gain: Option<Kept>,
@@ -41,10 +42,10 @@ impl Low {
         x: &Tensor,
         bias: Option<&Tensor>,
         rank: &mut i64,
-        mode: Mode,
+        (mode, backward): (Mode, bool),
     ) -> Self {
-        let first = *rank;
-        *rank += f.a.size()[0];
+        let (first, mine) = (*rank, f.a.size()[0]);
+        *rank += mine;
         let keep = 1.0 - f.dropout;
         let (a, b) = f.in_kind(x.kind());
         let drops = mode == Mode::Train && f.dropout > 0.0;
@@ -53,9 +54,10 @@ impl Low {
             b,
             scale: f.scale,
             first,
+            rank: mine,
             mask: drops.then(|| x.empty_like().bernoulli_float_(keep) / keep),
             gain: f.gain.as_ref().map(|g| Kept {
-                before: bias.is_some() || g.value.eq(0.0).any().int64_value(&[]) != 0,
+                before: backward && (bias.is_some() || g.value.eq(0.0).any().int64_value(&[]) != 0),
                 value: g.value.shallow_clone(),
                 slope: g.slope.shallow_clone(),
                 y: None,
@@ -65,7 +67,7 @@ impl Low {
 
     /// Its columns of `h` or of h's gradient.
     pub(super) fn columns(&self, h: &Tensor) -> Tensor {
-        h.narrow(1, self.first, self.a.size()[0])
+        h.narrow(1, self.first, self.rank)
     }
 
     /// What of x it sees.
@@ -85,30 +87,40 @@ impl Kept {
     }
 }
 
-impl Part {
-    pub(super) fn gain(&self) -> Option<&Kept> {
-        self.low.as_ref().and_then(|low| low.gain.as_ref())
-    }
+pub(super) fn gain(low: &Option<Low>) -> Option<&Kept> {
+    low.as_ref().and_then(|low| low.gain.as_ref())
 }
 
 /// `h = x (sA)ᵀ [n, all ranks]`, and each update's columns of it: at once where no dropout tells the layers' inputs
-/// apart.
-pub(super) fn hidden(x: &Tensor, parts: &[Part], rank: i64) -> (Tensor, Vec<Tensor>) {
-    let h = Tensor::empty([x.size()[0], rank], (x.kind(), x.device()));
-    let lows: Vec<&Low> = parts.iter().filter_map(|p| p.low.as_ref()).collect();
-    let columns: Vec<Tensor> = match &lows[..] {
-        [_] => vec![h.shallow_clone()],
-        _ => lows.iter().map(|low| low.columns(&h)).collect(),
-    };
+/// apart. Backward wants h whole.
+pub(super) fn hidden(
+    x: &Tensor,
+    lows: &[Option<Low>],
+    rank: i64,
+    backward: bool,
+) -> (Option<Tensor>, Vec<Tensor>) {
+    let lows: Vec<&Low> = lows.iter().flatten().collect();
+    let rows = x.size()[0];
+    let empty = |rank: i64| Tensor::empty([rows, rank], (x.kind(), x.device()));
     // For a generated token or two, putting the A together takes longer than multiplying with them.
-    if lows.len() == 1 || x.size()[0] <= 4 || lows.iter().any(|low| low.mask.is_some()) {
+    let few = rows <= 4;
+    let whole = (backward || !few).then(|| empty(rank));
+    let columns: Vec<Tensor> = match (&lows[..], &whole) {
+        (_, None) => lows.iter().map(|low| empty(low.rank)).collect(),
+        ([_], Some(h)) => vec![h.shallow_clone()],
+        (_, Some(h)) => lows.iter().map(|low| low.columns(h)).collect(),
+    };
+    if lows.is_empty() {
+    } else if let (Some(h), true) =
+        (&whole, !few && lows.len() > 1 && lows.iter().all(|low| low.mask.is_none()))
+    {
+        let a = Tensor::cat(&lows.iter().map(|low| &low.a).collect::<Vec<_>>(), 0);
+        gemm(&[Sum::new(vec![Product::transposed(x, &a)], h)]);
+    } else {
         let seen: Vec<Tensor> = lows.iter().map(|low| low.seen(x)).collect();
         let sums = lows.iter().zip(&seen).zip(&columns);
         let sums = sums.map(|((low, x), h)| Sum::new(vec![Product::transposed(x, &low.a)], h));
         gemm(&sums.collect::<Vec<_>>());
-    } else if !lows.is_empty() {
-        let a = Tensor::cat(&lows.iter().map(|low| &low.a).collect::<Vec<_>>(), 0);
-        gemm(&[Sum::new(vec![Product::transposed(x, &a)], &h)]);
     }
-    (h, columns)
+    (whole, columns)
 }

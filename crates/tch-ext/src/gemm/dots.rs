@@ -1,44 +1,44 @@
 //! Rows times one column, the column loaded once.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use super::pack::{Matrix, Packed};
 
 /// One product: the left-hand rows in f32, the right-hand matrix, transposed, as it lies.
 pub(super) struct Term<T> {
-    pub(super) a: Vec<f32>,
+    /// One row behind another.
+    pub(super) a: Arc<[f32]>,
     pub(super) b: Matrix<T>,
     pub(super) depth: usize,
 }
 
-impl<T: Packed> Term<T> {
-    fn left(&self, row: usize) -> &[f32] {
-        &self.a[row * self.depth..][..self.depth]
-    }
-}
-
-/// Rows `row..row + R` of the terms' sum, in lanes.
+/// The terms' sums of R rows for each of these columns.
 ///
 /// # Safety
-/// The terms have these rows and that column.
+/// The terms have these rows and columns.
 #[inline]
 pub(super) unsafe fn dots<T: Packed, const R: usize>(
     terms: &[Term<T>],
-    row: usize,
-    column: usize,
-) -> [f32; R] {
+    columns: Range<usize>,
+    each: impl Fn(usize, [f32; R]),
+) {
     #[cfg(target_arch = "x86_64")]
     if crate::Simd::best() == crate::Simd::Avx512 {
         // SAFETY: the caller's promise, and the machine has it.
-        return unsafe { avx512::dots(terms, row, column) };
+        return unsafe { avx512::dots(terms, columns, each) };
     }
-    let mut sums = [0f32; R];
-    for term in terms {
-        // SAFETY: the caller's promise.
-        let b = unsafe { term.b.row(column, 0, term.depth) };
-        for (r, sum) in sums.iter_mut().enumerate() {
-            *sum += plain(term.left(row + r), b);
+    for column in columns {
+        let mut sums = [0f32; R];
+        for term in terms {
+            // SAFETY: the caller's promise.
+            let b = unsafe { term.b.row(column, 0, term.depth) };
+            for (r, sum) in sums.iter_mut().enumerate() {
+                *sum += plain(&term.a[r * term.depth..][..term.depth], b);
+            }
         }
+        each(column, sums);
     }
-    sums
 }
 
 crate::simd! {
@@ -59,6 +59,7 @@ crate::simd! {
 mod avx512 {
     use super::{Packed, Term};
     use std::arch::x86_64::*;
+    use std::ops::Range;
 
     /// Two vectors of a column a turn, each with sums of its own.
     ///
@@ -67,42 +68,42 @@ mod avx512 {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     pub(super) unsafe fn dots<T: Packed, const R: usize>(
         terms: &[Term<T>],
-        row: usize,
-        column: usize,
-    ) -> [f32; R] {
-        let (mut even, mut odd) = ([_mm512_setzero_ps(); R], [_mm512_setzero_ps(); R]);
-        for term in terms {
-            let (depth, mut k) = (term.depth, 0);
-            let mut a = [std::ptr::null::<f32>(); R];
-            for (r, a) in a.iter_mut().enumerate() {
-                *a = term.left(row + r).as_ptr();
-            }
-            // SAFETY: the caller's promise: 32 elements, 16, or those that the mask leaves are there.
-            unsafe {
-                let b = term.b.row(column, 0, depth).as_ptr();
-                while k + 32 <= depth {
-                    let (b0, b1) = (wide(b.add(k), !0), wide(b.add(k + 16), !0));
-                    for r in 0..R {
-                        even[r] = _mm512_fmadd_ps(_mm512_loadu_ps(a[r].add(k)), b0, even[r]);
-                        odd[r] = _mm512_fmadd_ps(_mm512_loadu_ps(a[r].add(k + 16)), b1, odd[r]);
+        columns: Range<usize>,
+        each: impl Fn(usize, [f32; R]),
+    ) {
+        for column in columns {
+            let (mut even, mut odd) = ([_mm512_setzero_ps(); R], [_mm512_setzero_ps(); R]);
+            for term in terms {
+                let (depth, a, mut k) = (term.depth, term.a.as_ptr(), 0);
+                // SAFETY: the caller's promise: 32 elements, 16, or those that the mask leaves are there.
+                unsafe {
+                    let b = term.b.row(column, 0, depth).as_ptr();
+                    while k + 32 <= depth {
+                        let (b0, b1) = (wide(b.add(k), !0), wide(b.add(k + 16), !0));
+                        for r in 0..R {
+                            let a = a.add(r * depth + k);
+                            even[r] = _mm512_fmadd_ps(_mm512_loadu_ps(a), b0, even[r]);
+                            odd[r] = _mm512_fmadd_ps(_mm512_loadu_ps(a.add(16)), b1, odd[r]);
+                        }
+                        k += 32;
                     }
-                    k += 32;
-                }
-                while k < depth {
-                    let mask = if depth - k >= 16 { !0 } else { (1u16 << (depth - k)) - 1 };
-                    let b0 = wide(b.add(k), mask);
-                    for r in 0..R {
-                        even[r] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, a[r].add(k)), b0, even[r]);
+                    while k < depth {
+                        let mask = if depth - k >= 16 { !0 } else { (1u16 << (depth - k)) - 1 };
+                        let b0 = wide(b.add(k), mask);
+                        for r in 0..R {
+                            let a = _mm512_maskz_loadu_ps(mask, a.add(r * depth + k));
+                            even[r] = _mm512_fmadd_ps(a, b0, even[r]);
+                        }
+                        k += 16;
                     }
-                    k += 16;
                 }
             }
+            let mut sums = [0f32; R];
+            for r in 0..R {
+                sums[r] = _mm512_reduce_add_ps(_mm512_add_ps(even[r], odd[r]));
+            }
+            each(column, sums);
         }
-        let mut sums = [0f32; R];
-        for r in 0..R {
-            sums[r] = _mm512_reduce_add_ps(_mm512_add_ps(even[r], odd[r]));
-        }
-        sums
     }
 
     /// # Safety

@@ -2,25 +2,24 @@
 //! times, so nothing is packed, and what counts is how fast they come.
 
 use std::ffi::c_void;
-
-use half::bf16;
-use tch::Tensor;
+use std::ops::Range;
+use std::sync::Arc;
 
 use super::Sum;
 use super::dots::{Term, dots};
+use super::flat::{Flat, Flats};
 use super::pack::{Matrix, Packed};
 use crate::parallel::parallel;
+use half::bf16;
 
-/// With more rows than this, panels are used.
+/// So many rows are multiplied with a column while it is in registers; for more, panels are faster.
 const MOST: i64 = 4;
-/// Rows that a column is multiplied with while it is in registers.
-const ROWS: usize = 4;
 /// Columns that are worth a thread of their own.
 const GRAIN: usize = 32;
 
 /// Whether this is the way for all of them; their layout is one that panels would take.
-pub(super) fn fit(sums: &[Sum<'_>]) -> bool {
-    sums.iter().all(|s| s.out.size()[0] <= MOST && s.products.iter().all(|p| p.transposed))
+pub(super) fn fit(sums: &[Sum<'_>], flats: &[Flats]) -> bool {
+    flats.iter().all(|f| f.out.rows <= MOST) && sums.iter().all(|s| s.products.iter().all(|p| p.transposed))
 }
 
 struct Job<'a, T> {
@@ -39,22 +38,36 @@ struct Job<'a, T> {
 // SAFETY: matrices are only read, and each column is written by one thread.
 unsafe impl<T: Sync> Sync for Job<'_, T> {}
 
-pub(super) fn run<T: Packed>(sums: &[Sum<'_>]) {
-    let matrix =
-        |t: &Tensor| Matrix { data: t.data_ptr().cast_const().cast::<T>(), stride: t.stride()[0] as usize };
-    let jobs = sums.iter().map(|sum| {
-        let (rows, columns) = (sum.out.size()[0] as usize, sum.out.size()[1] as usize);
-        let term = |p: &super::Product<'_>| {
-            let (a, depth) = (matrix(p.a), p.depth() as usize);
+pub(super) fn run<T: Packed>(sums: &[Sum<'_>], flats: &[Flats]) {
+    let matrix = |f: &Flat| Matrix { data: f.data.cast_const().cast::<T>(), stride: f.stride as usize };
+    // Several sums read one input.
+    let mut lefts: Vec<(Matrix<T>, Arc<[f32]>)> = Vec::new();
+    let mut left = |a: Matrix<T>, rows: usize, depth: usize| {
+        let same = |(m, wide): &&(Matrix<T>, Arc<[f32]>)| {
+            (m.data, m.stride, wide.len()) == (a.data, a.stride, rows * depth)
+        };
+        if let Some((_, wide)) = lefts.iter().find(same) {
+            return wide.clone();
+        }
+        let mut wide = vec![0f32; rows * depth];
+        for (i, wide) in wide.chunks_exact_mut(depth.max(1)).enumerate() {
             // SAFETY: so many rows of that length does the matrix have.
-            let wide = (0..rows).flat_map(|i| unsafe { a.row(i, 0, depth) }.iter().map(|x| x.wide()));
-            Term { a: wide.collect(), b: matrix(p.b), depth }
+            widen(wide, unsafe { a.row(i, 0, depth) });
+        }
+        lefts.push((a, wide.into()));
+        lefts[lefts.len() - 1].1.clone()
+    };
+    let jobs = sums.iter().zip(flats).map(|(sum, flat)| {
+        let (rows, columns) = (flat.out.rows as usize, flat.out.columns as usize);
+        let term = |(a, b): &(Flat, Flat)| {
+            let depth = a.columns as usize;
+            Term { a: left(matrix(a), rows, depth), b: matrix(b), depth }
         };
         Job {
-            terms: sum.products.iter().map(term).collect(),
-            out: (sum.out.data_ptr(), sum.out.stride()[0] as usize),
-            half: sum.out.kind() == tch::Kind::BFloat16,
-            onto: sum.onto.map(|t| (t.data_ptr().cast_const(), t.stride()[0] as usize)),
+            terms: flat.products.iter().map(term).collect(),
+            out: (flat.out.data, flat.out.stride as usize),
+            half: flat.out.is_half(),
+            onto: flat.onto.map(|onto| (onto.data.cast_const(), onto.stride as usize)),
             bias: sum.bias.and_then(|b| Vec::try_from(b.to_kind(tch::Kind::Float)).ok()),
             gain: sum.gain.and_then(crate::elements),
             rows,
@@ -70,37 +83,39 @@ pub(super) fn run<T: Packed>(sums: &[Sum<'_>]) {
         for job in &jobs {
             let (begin, end) = (range.start.max(first), range.end.min(first + job.columns));
             if begin < end {
-                columns(job, begin - first, end - first);
+                columns(job, begin - first..end - first);
             }
             first += job.columns;
         }
     });
 }
 
-/// Columns `begin..end` of a job: this thread's.
-fn columns<T: Packed>(job: &Job<'_, T>, begin: usize, end: usize) {
-    for column in begin..end {
-        let mut row = 0;
-        while row < job.rows {
-            row += match job.rows - row {
-                1 => numbers::<T, 1>(job, row, column),
-                2 => numbers::<T, 2>(job, row, column),
-                3 => numbers::<T, 3>(job, row, column),
-                _ => numbers::<T, ROWS>(job, row, column),
-            };
-        }
+crate::simd! {
+    fn widen<T: Packed>(wide: &mut [f32], x: &[T]) {
+        wide.iter_mut().zip(x).for_each(|(wide, x)| *wide = x.wide());
     }
 }
 
-/// R numbers of a column from `row` on; R.
-fn numbers<T: Packed, const R: usize>(job: &Job<'_, T>, row: usize, column: usize) -> usize {
-    // SAFETY: row and column lie in the job's matrices.
-    let sums: [f32; R] = unsafe { dots(&job.terms, row, column) };
-    for (r, sum) in sums.into_iter().enumerate() {
-        // SAFETY: row and column lie in the job's matrices, and the column is this thread's.
-        unsafe { finish(job, row + r, column, sum) };
+/// These columns of a job: this thread's.
+fn columns<T: Packed>(job: &Job<'_, T>, range: Range<usize>) {
+    match job.rows {
+        0 => {}
+        1 => numbers::<T, 1>(job, range),
+        2 => numbers::<T, 2>(job, range),
+        3 => numbers::<T, 3>(job, range),
+        _ => numbers::<T, { MOST as usize }>(job, range),
     }
-    R
+}
+
+fn numbers<T: Packed, const R: usize>(job: &Job<'_, T>, range: Range<usize>) {
+    // SAFETY: the columns lie in the job's matrices, R are its rows, and the columns are this thread's.
+    unsafe {
+        dots::<T, R>(&job.terms, range, |column, sums| {
+            for (row, sum) in sums.into_iter().enumerate() {
+                finish(job, row, column, sum);
+            }
+        });
+    }
 }
 
 /// # Safety

@@ -7,6 +7,7 @@
 mod ahead;
 mod dots;
 mod few;
+mod flat;
 mod pack;
 mod panels;
 mod small;
@@ -15,9 +16,10 @@ mod turn;
 
 pub use small::{Panels, Small, View, transpose};
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::Region;
+use flat::Flats;
 
 static PRODUCTS: Region = Region::new("matrix products");
 
@@ -45,10 +47,6 @@ impl<'a> Product<'a> {
 
     fn depth(&self) -> i64 {
         self.b.size()[usize::from(self.transposed)]
-    }
-
-    fn width(&self) -> i64 {
-        self.b.size()[usize::from(!self.transposed)]
     }
 
     fn right(&self) -> Tensor {
@@ -85,30 +83,14 @@ impl<'a> Sum<'a> {
 /// Computes the sums, all at once. No gradient is tracked. Shapes that do not fit panic, as tch's operators do.
 pub fn gemm(sums: &[Sum<'_>]) {
     let (_guard, _inside) = (tch::no_grad_guard(), PRODUCTS.enter());
-    for sum in sums {
-        let size = sum.out.size2().expect("a matrix");
-        for p in &sum.products {
-            assert!(
-                (p.a.size()[0], p.width()) == size && p.a.size()[1] == p.depth(),
-                "{:?} times {:?} (transposed: {}) into {size:?}",
-                p.a.size(),
-                p.b.size(),
-                p.transposed
-            );
-        }
-    }
-    let kind = sums.first().and_then(|s| s.products.first()).map_or(Kind::Double, |p| p.a.kind());
-    if !panels::fit(sums, kind) {
-        sums.iter().for_each(plain);
-    } else if few::fit(sums) {
-        match kind {
-            Kind::BFloat16 => few::run::<half::bf16>(sums),
-            _ => few::run::<f32>(sums),
-        }
-    } else if kind == Kind::BFloat16 {
-        panels::run::<half::bf16>(sums);
-    } else {
-        panels::run::<f32>(sums);
+    let flats: Vec<Flats> = sums.iter().map(Flats::of).collect();
+    let half = flats.first().and_then(|f| f.products.first()).is_some_and(|(a, _)| a.is_half());
+    match (panels::fit(sums, &flats, half), few::fit(sums, &flats), half) {
+        (false, ..) => sums.iter().for_each(plain),
+        (_, true, true) => few::run::<half::bf16>(sums, &flats),
+        (_, true, false) => few::run::<f32>(sums, &flats),
+        (_, false, true) => panels::run::<half::bf16>(sums),
+        (_, false, false) => panels::run::<f32>(sums),
     }
 }
 

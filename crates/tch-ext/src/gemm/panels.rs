@@ -8,6 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::Sum;
 use super::ahead::Ahead;
+use super::flat::{Flat, Flats};
 use super::pack::{Matrix, Packed, WIDTH};
 use super::tile::{block, tch_ext_brgemm};
 use crate::parallel::{parallel, threads};
@@ -20,23 +21,18 @@ const ITEM: usize = 256;
 pub(super) const DEPTH: usize = 8192;
 
 /// Whether all of this is work for panels.
-pub(super) fn fit(sums: &[Sum<'_>], kind: Kind) -> bool {
-    let dense = |t: &Tensor, kind: Kind| {
-        let stride = t.stride();
-        t.kind() == kind && t.device() == Device::Cpu && (stride[1] == 1 || t.size()[1] == 1)
+pub(super) fn fit(sums: &[Sum<'_>], flats: &[Flats], half: bool) -> bool {
+    let kind = if half { Flat::HALF } else { Flat::SINGLE };
+    let gain = |g: &Tensor| g.kind() == Kind::Float && g.is_contiguous() && g.device() == Device::Cpu;
+    let fits = |f: &Flats| {
+        let out = if f.out.is_half() { Flat::HALF } else { Flat::SINGLE };
+        (out == Flat::SINGLE || half)
+            && f.out.dense(out)
+            && f.onto.is_none_or(|onto| onto.dense(out))
+            && !f.products.is_empty()
+            && f.products.iter().all(|(a, b)| a.dense(kind) && b.dense(kind))
     };
-    let out = |t: &Tensor| dense(t, kind) || dense(t, Kind::Float);
-    let half = kind == Kind::BFloat16;
-    (half || kind == Kind::Float)
-        && supported(half)
-        && sums.iter().all(|s| {
-            out(s.out)
-                && s.onto.is_none_or(|onto| dense(onto, s.out.kind()))
-                && s.gain
-                    .is_none_or(|g| g.kind() == Kind::Float && g.is_contiguous() && g.device() == Device::Cpu)
-                && !s.products.is_empty()
-                && s.products.iter().all(|p| dense(p.a, kind) && dense(p.b, kind))
-        })
+    supported(half) && flats.iter().all(fits) && sums.iter().all(|s| s.gain.is_none_or(gain))
 }
 
 /// Whether the small product runs here; tried once.

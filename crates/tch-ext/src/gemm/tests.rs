@@ -1,6 +1,6 @@
 //! Sums against f64.
 
-use tch::Device;
+use tch::{Device, Kind};
 
 use super::*;
 

@@ -2,48 +2,16 @@
 
 mod backward;
 mod blocks;
+mod cache;
 mod layout;
+mod one;
 mod rows;
 
 use tch::{Kind, Tensor};
 
 use super::ATTENTION;
+pub use cache::Cache;
 use layout::Layout;
-
-/// Keys and values of the positions seen so far, a pair a layer, `[B, kv_heads, T, head_dim]`.
-#[derive(Debug, Default)]
-pub struct Cache {
-    layers: Vec<(Tensor, Tensor)>,
-}
-
-impl Cache {
-    /// Empty.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Positions seen so far.
-    pub fn len(&self) -> i64 {
-        self.layers.first().map_or(0, |(k, _)| k.size()[2])
-    }
-
-    /// Whether nothing was seen yet.
-    pub fn is_empty(&self) -> bool {
-        self.layers.is_empty()
-    }
-
-    /// Appends `k` and `v` to a layer (layers come in order) and gives all of them.
-    pub(crate) fn extend(&mut self, layer: usize, k: Tensor, v: Tensor) -> (Tensor, Tensor) {
-        if layer == self.layers.len() {
-            self.layers.push((k, v));
-        } else {
-            let old = &self.layers[layer];
-            self.layers[layer] = (Tensor::cat(&[&old.0, &k], 2), Tensor::cat(&[&old.1, &v], 2));
-        }
-        let (k, v) = &self.layers[layer];
-        (k.shallow_clone(), v.shallow_clone())
-    }
-}
 
 /// `softmax(q kᵀ / √head_dim) v`, causal: `q [B, heads, T, head_dim]` are the last T of the S positions of
 /// `k, v [B, kv_heads, S, head_dim]`; heads is a multiple of kv_heads. With a window, a position sees itself and
@@ -55,6 +23,9 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, texts:
     let windowed = window.filter(|&w| w < s);
     if blocks::pay(q) {
         return blocks::attention(q, k, v, Layout::new(q, k, windowed, texts));
+    }
+    if let Some(y) = one::attention(q, k, v, windowed) {
+        return y;
     }
     let Some(texts) = texts.filter(|texts| texts.len() > 1) else { return definition(q, k, v, windowed) };
     let mut start = 0;

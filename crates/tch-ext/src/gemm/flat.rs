@@ -1,0 +1,82 @@
+//! What a sum's matrices are, asked once and at little cost: a generated token has hundreds of small sums.
+
+use std::ffi::c_void;
+
+use tch::Tensor;
+
+use super::Sum;
+
+/// A matrix; `rows` and `columns` lie `stride` and `inner` elements apart.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Flat {
+    pub(super) data: *mut c_void,
+    pub(super) rows: i64,
+    pub(super) columns: i64,
+    pub(super) stride: i64,
+    pub(super) inner: i64,
+    kind: i32,
+    cpu: bool,
+}
+
+unsafe extern "C" {
+    fn tch_ext_flat(tensor: *const c_void, out: *mut Flat) -> bool;
+}
+
+impl Flat {
+    pub(super) const SINGLE: i32 = 0;
+    pub(super) const HALF: i32 = 1;
+
+    pub(super) fn of(t: &Tensor) -> Self {
+        let mut flat = Self {
+            data: std::ptr::null_mut(),
+            rows: 0,
+            columns: 0,
+            stride: 0,
+            inner: 0,
+            kind: 2,
+            cpu: false,
+        };
+        // SAFETY: a live tensor, and a place of that layout.
+        let matrix = unsafe { tch_ext_flat(t.as_ptr().cast(), &mut flat) };
+        assert!(matrix, "a sum's operands are matrices, not {:?}", t.size());
+        flat
+    }
+
+    /// On the CPU, of that kind, with rows of neighbours.
+    pub(super) fn dense(&self, kind: i32) -> bool {
+        self.kind == kind && self.cpu && (self.inner == 1 || self.columns == 1)
+    }
+
+    pub(super) fn is_half(&self) -> bool {
+        self.kind == Self::HALF
+    }
+}
+
+/// The matrices of a [`Sum`].
+pub(super) struct Flats {
+    pub(super) products: Vec<(Flat, Flat)>,
+    pub(super) out: Flat,
+    pub(super) onto: Option<Flat>,
+}
+
+impl Flats {
+    /// Panics where shapes do not fit.
+    pub(super) fn of(sum: &Sum<'_>) -> Self {
+        let out = Flat::of(sum.out);
+        let both = |p: &super::Product<'_>| {
+            let (a, b) = (Flat::of(p.a), Flat::of(p.b));
+            let (depth, width) = if p.transposed { (b.columns, b.rows) } else { (b.rows, b.columns) };
+            assert!(
+                (a.rows, width) == (out.rows, out.columns) && a.columns == depth,
+                "{:?} times {:?} (transposed: {}) into {:?}",
+                p.a.size(),
+                p.b.size(),
+                p.transposed,
+                sum.out.size()
+            );
+            (a, b)
+        };
+        Self { products: sum.products.iter().map(both).collect(), out, onto: sum.onto.map(Flat::of) }
+    }
+}
