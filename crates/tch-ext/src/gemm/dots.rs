@@ -71,8 +71,30 @@ mod avx512 {
         columns: Range<usize>,
         each: impl Fn(usize, [f32; R]),
     ) {
+        // A low-rank term, behind a deep one, stays in registers.
+        let (terms, short) = match terms {
+            [terms @ .., short] if short.depth <= 16 && !terms.is_empty() => (terms, Some(short)),
+            terms => (terms, None),
+        };
+        let mask = |left: usize| if left >= 16 { !0 } else { (1u16 << left) - 1 };
+        let mut kept = [_mm512_setzero_ps(); R];
+        if let Some(short) = short {
+            for (r, kept) in kept.iter_mut().enumerate() {
+                // SAFETY: R rows of that depth.
+                *kept = unsafe {
+                    _mm512_maskz_loadu_ps(mask(short.depth), short.a.as_ptr().add(r * short.depth))
+                };
+            }
+        }
         for column in columns {
             let (mut even, mut odd) = ([_mm512_setzero_ps(); R], [_mm512_setzero_ps(); R]);
+            if let Some(short) = short {
+                // SAFETY: as above.
+                let b = unsafe { wide(short.b.row(column, 0, short.depth).as_ptr(), mask(short.depth)) };
+                for r in 0..R {
+                    odd[r] = _mm512_mul_ps(kept[r], b);
+                }
+            }
             for term in terms {
                 let (depth, a, mut k) = (term.depth, term.a.as_ptr(), 0);
                 // SAFETY: the caller's promise: 32 elements, 16, or those that the mask leaves are there.
@@ -88,7 +110,7 @@ mod avx512 {
                         k += 32;
                     }
                     while k < depth {
-                        let mask = if depth - k >= 16 { !0 } else { (1u16 << (depth - k)) - 1 };
+                        let mask = mask(depth - k);
                         let b0 = wide(b.add(k), mask);
                         for r in 0..R {
                             let a = _mm512_maskz_loadu_ps(mask, a.add(r * depth + k));
