@@ -124,3 +124,21 @@ fn packed_texts_are_texts_in_rows() {
         assert!(error < 1e-5, "{key}: {error:e}");
     }
 }
+
+/// A whole step by the kernels for CUDA, emulated: their order of adding up differs, nothing else.
+#[test]
+fn kernels_for_cuda_give_the_same_step() {
+    let _alone = RANDOM.lock();
+    for variant in ["lora", "dora+rslora"] {
+        let model = model(variant, AdapterConfig::default());
+        let (x, labels) = (ids(&model, 30), ids(&model, 30));
+        let texts = Texts::Packed(&x, &[11, 19]);
+        let want = step(&model, texts, &labels, 0);
+        let got = tch_ext::cuda::emulated(|| step(&model, texts, &labels, 0));
+        assert!((got.0 / want.0 - 1.0).abs() < 1e-6, "{variant}: {} {}", got.0, want.0);
+        for (key, gradient) in &got.1 {
+            let error = relative(gradient, &want.1[key]);
+            assert!(error < 1e-5, "{variant}, {key}: {error:e}");
+        }
+    }
+}

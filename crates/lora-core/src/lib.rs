@@ -42,7 +42,7 @@ pub use linears::{
     Linears, Param, WEIGHTS_FILE, activate, attach, detach, load, merge, params, save, unmerge,
 };
 pub use low_rank::LowRank;
-pub use projection::{Input, project, project_onto};
+pub use projection::{CUDA_SOURCES, Input, project, project_onto};
 pub use recipe::{DENSE, LORA, LayerSpec, Part, Recipe, Scaling, Store, Top, Update, Variant};
 pub use targets::{Selection, Targets, compact_names};
 pub use tensors::{read_metadata, read_tensors, write_tensors, write_tensors_to};

@@ -23,5 +23,5 @@ pub use export::{export, is_model_file};
 pub use generate::{Sampling, generate};
 pub use llama::{Llama, Store};
 pub use model::{Model, Texts};
-pub use ops::{Cache, IGNORE, attention, cross_entropy, rms_norm, swiglu};
+pub use ops::{CUDA_SOURCES, Cache, IGNORE, attention, cross_entropy, rms_norm, swiglu};
 pub use tokenizer::{Encoded, TextStream, Tokenizer};

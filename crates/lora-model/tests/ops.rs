@@ -5,6 +5,12 @@ use lora_model::{IGNORE, attention, cross_entropy, rms_norm, swiglu};
 use tch::{Device, Kind, Reduction, Tensor};
 use tch_ext::check_gradients;
 
+/// On this machine's processor, and by the kernels for CUDA.
+fn both(test: impl Fn()) {
+    test();
+    tch_ext::cuda::emulated(test);
+}
+
 fn random(size: &[i64]) -> Tensor {
     Tensor::randn(size, (Kind::Double, Device::Cpu))
 }
@@ -16,6 +22,10 @@ fn near(a: &Tensor, b: &Tensor) {
 
 #[test]
 fn rms_norm_is_its_definition() {
+    both(rms_norm_is_its_definition_here);
+}
+
+fn rms_norm_is_its_definition_here() {
     let (x, w) = (random(&[3, 2, 8]), random(&[8]));
     let definition = |x: &Tensor| {
         let mean = x.square().mean_dim(Some([-1i64].as_slice()), true, None);
@@ -28,6 +38,10 @@ fn rms_norm_is_its_definition() {
 
 #[test]
 fn swiglu_is_its_definition() {
+    both(swiglu_is_its_definition_here);
+}
+
+fn swiglu_is_its_definition_here() {
     let (gate, up) = (random(&[5, 7]), random(&[5, 7]));
     near(&swiglu(&gate, &up).tensor(), &(&gate * gate.sigmoid() * &up));
     let worst = check_gradients(&[gate, up], |t| swiglu(&t[0], &t[1]).tensor());
@@ -37,6 +51,10 @@ fn swiglu_is_its_definition() {
 /// More rows than a chunk holds, some not supervised.
 #[test]
 fn cross_entropy_is_its_definition() {
+    both(cross_entropy_is_its_definition_here);
+}
+
+fn cross_entropy_is_its_definition_here() {
     let (n, d, vocab) = (600, 6, 11);
     let (hidden, head) = (random(&[n, d]), Linear::dense(random(&[vocab, d]), None));
     let labels = Tensor::randint(vocab, [n], (Kind::Int64, Device::Cpu));
@@ -65,6 +83,10 @@ fn cross_entropy_is_its_definition() {
 /// In the dtypes that are trained in: values and gradients against f64, from the same rounded inputs.
 #[test]
 fn in_their_own_dtype_they_are_their_definition_rounded() {
+    both(in_their_own_dtype_they_are_their_definition_rounded_here);
+}
+
+fn in_their_own_dtype_they_are_their_definition_rounded_here() {
     tch::manual_seed(8);
     for (kind, eps) in [(Kind::Float, 2e-6), (Kind::BFloat16, 1e-2)] {
         let leaf = |size: &[i64]| random(size).to_kind(kind).set_requires_grad(true);

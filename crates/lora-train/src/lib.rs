@@ -17,7 +17,7 @@ pub use batches::{Batch, Batches};
 pub use data::{DataOptions, Dataset, Sample};
 pub use eval::{Answer, Evaluation, answers, mean_loss};
 pub use limit::{Work, matmul_rate, required_flops};
-pub use optim::{AdamW, AdamWConfig};
+pub use optim::{AdamW, AdamWConfig, CUDA_SOURCES};
 pub use rows::{Row, read_rows};
 pub use schedule::Schedule;
 pub use trainer::{Event, Outcome, StepReport, TrainConfig, train};

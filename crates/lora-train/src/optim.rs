@@ -1,6 +1,7 @@
 //! AdamW in one pass over flat memory.
 
 use tch::Tensor;
+use tch_ext::cuda::{Arg, Source};
 use tch_ext::{Region, Rows, elements_mut, parallel_rows};
 
 use crate::arena::{Arena, GRAIN};
@@ -53,6 +54,15 @@ impl AdamW {
         let (bias1, bias2) = (1.0 - beta1.powi(self.step), 1.0 - beta2.powi(self.step));
         let (m, v) = (&mut self.m, &mut self.v);
         let (p, g) = arena.both_mut();
+        if let Some(ready) = SOURCE.on(&[p], 1) {
+            let n = p.numel();
+            let of = |t| Arg::Of(t, p.kind(), n);
+            let constants =
+                [1.0 - lr * weight_decay, 1.0 - beta1, beta2, 1.0 - beta2, bias2.sqrt(), eps, lr / bias1];
+            let tensors = [of(p), of(g), of(m), of(v), Arg::Int(n)];
+            let args: Vec<Arg<'_>> = tensors.into_iter().chain(constants.map(Arg::Float)).collect();
+            return ready.run("step", n.div_ceil(256).min(1 << 14), 256, &args);
+        }
         if let (Some(p), Some(g)) = (elements_mut(p), elements_mut(g))
             && let (Some(m), Some(v)) = (elements_mut(m), elements_mut(v))
         {
@@ -71,7 +81,7 @@ impl AdamW {
                 step(p.data, g.data, m.data, v.data, rates);
             });
         }
-        // On another device, or f64: the same in torch's operations.
+        // f64, or elsewhere: the same in torch's operations.
         if weight_decay != 0.0 {
             let _ = p.g_mul_scalar_(1.0 - lr * weight_decay);
         }
@@ -82,6 +92,11 @@ impl AdamW {
         let _ = g.zero_();
     }
 }
+
+// SAFETY: the kernel reads and writes n elements of four tensors.
+static SOURCE: Source = unsafe { Source::new("optim", include_str!("optim.cu")) };
+/// The kernels of this crate, to be compiled for devices that are not here.
+pub const CUDA_SOURCES: [&Source; 1] = [&SOURCE];
 
 #[derive(Clone, Copy)]
 struct Rates {

@@ -55,6 +55,11 @@ fn leaves_are_views_and_stay_leaves() {
 
 #[test]
 fn steps_and_clipping_are_torchs() {
+    steps_and_clipping();
+    tch_ext::cuda::emulated(steps_and_clipping);
+}
+
+fn steps_and_clipping() {
     for (kind, bound) in [(Kind::Float, 2e-6), (Kind::Double, 1e-12)] {
         let params = leaves(kind);
         let config = AdamWConfig { weight_decay: 0.1, ..AdamWConfig::default() };

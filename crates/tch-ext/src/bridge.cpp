@@ -173,6 +173,17 @@ bool tch_ext_device_bytes(int index, int64_t* peak, int64_t* current) {
     return false;
   }
 }
+// The native handle of the stream that libtorch's operators go to on that CUDA device.
+bool tch_ext_current_stream(int32_t index, void** stream) {
+  try {
+    auto device = c10::Device(at::kCUDA, static_cast<c10::DeviceIndex>(index));
+    *stream = at::accelerator::getCurrentStream(device.index()).native_handle();
+    return true;
+  } catch (const std::exception&) {
+    return false;
+  }
+}
+
 // The tensor's numbers were changed in place.
 void tch_ext_changed(at::Tensor* t) { t->unsafeGetTensorImpl()->bump_version(); }
 

@@ -9,13 +9,14 @@
 //!   of a step for the next, and knows whose it is;
 //! - [`Region`], [`profile`]: which part of a program takes how long;
 //! - [`load_cuda`]: CUDA support found at start instead of linked, so that one binary serves both machines;
+//! - [`cuda`]: CUDA kernels of one's own, compiled at first use, on torch's current stream;
 //! - [`set_grad`], [`changed`]: gradients and parameters as views of one flat tensor;
 //! - [`check_gradients`]: an f64 finite-difference check of any differentiable function.
 //!
 //! This is the only crate of the workspace with `unsafe` code.
 
 mod check;
-mod cuda;
+pub mod cuda;
 mod function;
 mod gemm;
 pub mod memory;

@@ -3,6 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use tch::{Kind, Tensor};
+use tch_ext::cuda::{Arg, Source};
 use tch_ext::number::{Number, Wide, read, write};
 use tch_ext::{Rows, kernel, parallel_rows, simd};
 
@@ -10,13 +11,37 @@ use tch_ext::{Rows, kernel, parallel_rows, simd};
 pub(super) fn backward(dy: &Tensor, y: &Tensor, gain: &Tensor) -> (Tensor, Tensor) {
     let kind = dy.kind();
     let same = y.kind() == kind && gain.kind() == crate::master_kind(kind);
-    same.then(|| kernel!(dy, fused(&dy.contiguous(), &y.contiguous(), &gain.contiguous())))
-        .flatten()
-        .unwrap_or_else(|| {
-            let wide = dy.to_kind(gain.kind());
-            let sum = (&wide * y).sum_dim_intlist([0i64].as_slice(), false, None::<Kind>);
-            ((wide * gain).to_kind(kind), sum)
-        })
+    let (flat_dy, flat_y, flat_gain) = (dy.contiguous(), y.contiguous(), gain.contiguous());
+    let fused = || {
+        on_cuda(&flat_dy, &flat_y, &flat_gain).or_else(|| kernel!(dy, fused(&flat_dy, &flat_y, &flat_gain)))
+    };
+    same.then(fused).flatten().unwrap_or_else(|| {
+        let wide = dy.to_kind(gain.kind());
+        let sum = (&wide * y).sum_dim_intlist([0i64].as_slice(), false, None::<Kind>);
+        ((wide * gain).to_kind(kind), sum)
+    })
+}
+
+// SAFETY: a block writes `part` rows of `width` elements at most, and one row of sums.
+static SOURCE: Source = unsafe { Source::new("gain", include_str!("gain.cu")) };
+/// The kernels of this crate, to be compiled for devices that are not here.
+pub const CUDA_SOURCES: [&Source; 1] = [&SOURCE];
+
+fn on_cuda(dy: &Tensor, y: &Tensor, gain: &Tensor) -> Option<(Tensor, Tensor)> {
+    const PART: usize = 64;
+    let width = gain.numel();
+    let ready = SOURCE.on(&[dy, y, gain], width)?;
+    let rows = dy.numel() / width.max(1);
+    let blocks = rows.div_ceil(PART);
+    let dv = dy.empty_like();
+    let sums = Tensor::empty([blocks as i64, width as i64], (gain.kind(), gain.device()));
+    let of = |t, n| Arg::Of(t, dy.kind(), n);
+    let wide = |t, n| Arg::Of(t, crate::master_kind(dy.kind()), n);
+    let n = rows * width;
+    let tensors = [of(&dv, n), wide(&sums, blocks * width), of(dy, n), of(y, n), wide(gain, width)];
+    let args: Vec<Arg<'_>> = tensors.into_iter().chain([rows, width, PART].map(Arg::Int)).collect();
+    ready.run("backward", blocks, 256, &args);
+    Some((dv, sums.sum_dim_intlist([0i64].as_slice(), false, None::<Kind>)))
 }
 
 /// Rows that are worth a thread of their own; their sums stay in the gain's dtype.
@@ -63,6 +88,11 @@ mod tests {
 
     #[test]
     fn one_pass_is_the_definition() {
+        one_pass();
+        tch_ext::cuda::emulated(one_pass);
+    }
+
+    fn one_pass() {
         for kind in [Kind::BFloat16, Kind::Float, Kind::Double] {
             let random = |size: &[i64]| Tensor::randn(size, (Kind::Float, Device::Cpu)).to_kind(kind);
             let (dy, y) = (random(&[150, 37]), random(&[150, 37]));

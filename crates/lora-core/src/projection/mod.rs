@@ -16,6 +16,8 @@ use crate::adapter::Mode;
 use crate::factors::Factors;
 use crate::linear::Linear;
 use crate::weight::master_kind;
+pub use gain::CUDA_SOURCES;
+
 use backward::Backward;
 pub(crate) use definition::linear;
 use part::{Low, Part, gain, hidden};

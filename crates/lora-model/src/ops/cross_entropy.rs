@@ -1,11 +1,11 @@
 //! The loss, without logits that are kept.
 
 use lora_core::{Linear, Mode, master_kind};
-use tch::{Reduction, Tensor};
+use tch::{Kind, Reduction, Tensor};
 use tch_ext::number::{Number, Wide, sum, write};
 use tch_ext::{Function, Product, Rows, Sum, attach, gemm, kernel, parallel_rows, simd};
 
-use super::{LOSS, one, wide};
+use super::{LOSS, cuda, one, wide};
 
 /// Labels with this value are not supervised.
 pub const IGNORE: i64 = -100;
@@ -39,39 +39,43 @@ fn chunked(hidden: &Tensor, labels: &Tensor, head: &Tensor) -> Tensor {
     let (kind, device) = (hidden.kind(), hidden.device());
     let (rows, vocabulary) = (hidden.size()[0], head.size()[0]);
     let (hidden_now, dx) = (hidden.detach().contiguous(), hidden.empty_like());
-    let mut total = 0.0;
+    let mut losses = Vec::new();
     let logits = Tensor::empty([CHUNK.min(rows), vocabulary], (master_kind(kind), device));
     for start in (0..rows).step_by(CHUNK as usize) {
         let n = CHUNK.min(rows - start);
         let (h, labels) = (hidden_now.narrow(0, start, n), labels.narrow(0, start, n));
         let mut logits = logits.narrow(0, 0, n);
         gemm(&[Sum::new(vec![Product::transposed(&h, head)], &logits)]);
-        let (loss, d) = kernel!(&h, softmax(&mut logits, &labels))
+        let (loss, d) = cuda::softmax(&logits, &labels, kind)
+            .or_else(|| kernel!(&h, softmax(&mut logits, &labels)))
             .unwrap_or_else(|| definition(&mut logits, &labels, kind));
-        total += loss;
+        losses.push(loss);
         if wanted {
             gemm(&[Sum::new(vec![Product::plain(&d, head)], &dx.narrow(0, start, n))]);
         }
     }
-    let loss = Tensor::from(total).to_kind(master_kind(kind)).to_device(device);
+    // In f64, on the device: nothing waits for it.
+    let total =
+        if losses.is_empty() { Tensor::zeros([], (Kind::Double, device)) } else { Tensor::stack(&losses, 0) };
+    let loss = total.sum(Kind::Double).to_kind(master_kind(kind));
     drop(guard);
     one(attach(&[&loss], &[hidden], Scaled(wanted.then_some(dx))))
 }
 
-/// The summed loss of `logits [n, V]`, which are overwritten, and its gradient in `kind`.
-fn definition(logits: &mut Tensor, labels: &Tensor, kind: tch::Kind) -> (f64, Tensor) {
+/// The summed loss of `logits [n, V]`, which are overwritten, in f64, and its gradient in `kind`.
+fn definition(logits: &mut Tensor, labels: &Tensor, kind: Kind) -> (Tensor, Tensor) {
     let label = labels.unsqueeze(1);
     // torch's log_softmax adds up a row's terms one after another in f32, which moves gradients by 3e-4.
     let _ = logits.g_sub_(&logits.amax([1i64].as_slice(), true));
     let chosen = logits.gather(1, &label, false);
     let sum = logits.exp_().sum_dim_intlist([1i64].as_slice(), true, None);
-    let loss = (sum.log() - chosen).sum(tch::Kind::Double).double_value(&[]);
+    let loss = (sum.log() - chosen).sum(Kind::Double);
     let mut d = logits.g_div_(&sum);
     let _ = d.scatter_add_(1, &label, &Tensor::full(label.size(), -1.0, (d.kind(), d.device())));
     (loss, d.to_kind(kind))
 }
 
-fn softmax<T: Number>(logits: &mut Tensor, labels: &Tensor) -> (f64, Tensor) {
+fn softmax<T: Number>(logits: &mut Tensor, labels: &Tensor) -> (Tensor, Tensor) {
     let (rows, width) = (logits.size()[0] as usize, logits.size()[1] as usize);
     let mut d = Tensor::empty([rows as i64, width as i64], (T::KIND, logits.device()));
     let mut losses = vec![0.0; rows];
@@ -87,7 +91,7 @@ fn softmax<T: Number>(logits: &mut Tensor, labels: &Tensor) -> (f64, Tensor) {
             *loss = row(z, d, label as usize);
         }
     });
-    (losses.iter().sum(), d)
+    (Tensor::from(losses.iter().sum::<f64>()), d)
 }
 
 simd! {

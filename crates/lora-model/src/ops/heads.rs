@@ -6,7 +6,7 @@ use tch::Tensor;
 use tch_ext::number::{Number, read, write};
 use tch_ext::{Function, Rows, attach, kernel, parallel_rows, simd};
 
-use super::{ELEMENTWISE, one, wide};
+use super::{ELEMENTWISE, cuda, one, wide};
 
 /// Cosines and sines of a run of positions, `[T, head_dim / 2]`, f32 (f64 for an f64 model).
 pub(crate) struct Angles {
@@ -37,8 +37,9 @@ pub(crate) fn heads(x: &Tensor, count: i64, angles: Option<&Angles>) -> Tensor {
     let _inside = ELEMENTWISE.enter();
     let y = tch::no_grad(|| {
         let x = x.detach().contiguous();
-        kernel!(&x, gather(&x, count, angles)).unwrap_or_else(|| {
-            let size = x.size();
+        let size = x.size();
+        let fused = on_cuda(&x, &[size[0], count, size[1], size[2] / count], angles, false);
+        fused.or_else(|| kernel!(&x, gather(&x, count, angles))).unwrap_or_else(|| {
             let y = x.view([size[0], size[1], count, size[2] / count]).transpose(1, 2);
             angles.map_or(y.contiguous(), |angles| angles.turn(&y))
         })
@@ -53,13 +54,22 @@ impl Function for Heads {
         let _inside = ELEMENTWISE.enter();
         vec![grads[0].as_ref().map(|g| {
             let (g, back) = (g.contiguous(), self.0.as_ref().map(Angles::back));
-            kernel!(&g, scatter(&g, back.as_ref())).unwrap_or_else(|| {
+            let fused = on_cuda(&g, &g.size(), back.as_ref(), true);
+            fused.or_else(|| kernel!(&g, scatter(&g, back.as_ref()))).unwrap_or_else(|| {
                 let g = back.as_ref().map_or(g.shallow_clone(), |back| back.turn(&g)).transpose(1, 2);
                 let size = g.size();
                 g.reshape([size[0], size[1], size[2] * size[3]])
             })
         })]
     }
+}
+
+/// `size` is that of the heads, `[B, count, T, dim]`.
+fn on_cuda(x: &Tensor, size: &[i64], angles: Option<&Angles>, back: bool) -> Option<Tensor> {
+    let &[batch, count, t, dim] = size else { return None };
+    let tokens = [batch, t, count * dim];
+    let out = Tensor::empty(if back { &tokens[..] } else { size }, (x.kind(), x.device()));
+    cuda::heads(x, &out, (t as usize, count as usize, dim as usize), angles, back).map(|()| out)
 }
 
 /// The way back, `[B, heads, T, head_dim]` to `[B, T, heads * head_dim]`; a layer that reads it need not keep it.

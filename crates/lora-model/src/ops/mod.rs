@@ -1,14 +1,16 @@
 //! What lies between the linear layers, each a function that saves little: on a CPU a loop of our own over rows, in
-//! one pass; elsewhere its definition, which stands beside it.
+//! one pass; on CUDA one kernel; elsewhere its definition, which stands beside it.
 
 mod attention;
 mod cross_entropy;
+mod cuda;
 mod heads;
 mod rms_norm;
 mod swiglu;
 
 pub use attention::{Cache, attention};
 pub use cross_entropy::{IGNORE, cross_entropy};
+pub use cuda::SOURCES as CUDA_SOURCES;
 pub(crate) use heads::{Angles, heads, tokens};
 pub use rms_norm::rms_norm;
 pub(crate) use rms_norm::rms_norm_beside;

@@ -5,7 +5,7 @@ use tch::Tensor;
 use tch_ext::number::{Number, Wide, dot, read, sum, write};
 use tch_ext::{Function, Rows, attach, kernel, parallel_rows, simd};
 
-use super::{ELEMENTWISE, wide};
+use super::{ELEMENTWISE, cuda, wide};
 
 /// `x / sqrt(mean(x²) + eps) * weight` over the last dimension, computed in f32, in x's dtype
 /// (Zhang and Sennrich 2019; transformers' `LlamaRMSNorm`). Saves x and one number a row; a layer that reads it need
@@ -20,15 +20,17 @@ pub(crate) fn rms_norm_beside(x: &Tensor, weight: &Tensor, eps: f64) -> (Tensor,
     let guard = tch::no_grad_guard();
     let flat = x.detach().contiguous();
     let weight = weight.to_kind(x.kind()).contiguous();
-    let (y, inverse) =
-        kernel!(x, forward(&flat, &weight, eps)).unwrap_or_else(|| definition(&flat, &weight, eps));
+    let both = cuda::rms_norm(&flat, &weight, eps).or_else(|| kernel!(x, forward(&flat, &weight, eps)));
+    let (y, inverse) = both.unwrap_or_else(|| definition(&flat, &weight, eps));
     drop(guard);
     let (kept, w, inv) = (flat.shallow_clone(), weight.shallow_clone(), inverse.shallow_clone());
     let node = RmsNorm { x: flat.shallow_clone(), weight, inverse };
     let both = attach(&[&y, &flat], &[x], node).expect("the tensors are defined");
     let again = Input::remade(&both[0], move || {
         let _inside = ELEMENTWISE.enter();
-        kernel!(&kept, again(&kept, &w, &inv)).unwrap_or_else(|| scaled(&kept, &w, &inv))
+        cuda::rms_norm_again(&kept, &w, &inv)
+            .or_else(|| kernel!(&kept, again(&kept, &w, &inv)))
+            .unwrap_or_else(|| scaled(&kept, &w, &inv))
     });
     (both[1].shallow_clone(), again)
 }
@@ -102,7 +104,9 @@ impl Function for RmsNorm {
         let _inside = ELEMENTWISE.enter();
         let beside = grads[1].as_ref().map(Tensor::contiguous);
         let Some(g) = grads[0].as_ref().map(Tensor::contiguous) else { return vec![beside] };
-        let dx = kernel!(&g, gradient(&g, beside.as_ref(), self));
+        let Self { x, weight, inverse } = &*self;
+        let dx = cuda::rms_norm_gradient(&g, beside.as_ref(), x, weight, inverse);
+        let dx = dx.or_else(|| kernel!(&g, gradient(&g, beside.as_ref(), self)));
         vec![Some(dx.unwrap_or_else(|| self.definition(&g, beside.as_ref())))]
     }
 }

@@ -5,7 +5,7 @@ use tch::Tensor;
 use tch_ext::number::{Number, Wide, read, write};
 use tch_ext::{Function, Rows, attach, kernel, parallel_rows, simd};
 
-use super::{ELEMENTWISE, one};
+use super::{ELEMENTWISE, cuda, one};
 
 /// `silu(gate) * up` (Shazeer 2020). Saves its two inputs; a layer that reads it need not keep it.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Input {
@@ -19,7 +19,10 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Input {
 
 fn value(gate: &Tensor, up: &Tensor) -> Tensor {
     let _inside = ELEMENTWISE.enter();
-    tch::no_grad(|| kernel!(gate, forward(gate, up)).unwrap_or_else(|| gate.silu() * up))
+    tch::no_grad(|| {
+        let y = cuda::swiglu(gate, up).or_else(|| kernel!(gate, forward(gate, up)));
+        y.unwrap_or_else(|| gate.silu() * up)
+    })
 }
 
 /// Elements that are worth a thread of their own.
@@ -58,7 +61,9 @@ impl Function for SwiGlu {
     fn backward(&mut self, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
         let _inside = ELEMENTWISE.enter();
         let Some(g) = grads[0].as_ref().map(Tensor::contiguous) else { return vec![None, None] };
-        let [d_gate, d_up] = kernel!(&g, gradient(&g, self)).unwrap_or_else(|| self.definition(&g));
+        let both = cuda::swiglu_gradient(&g, &self.gate, &self.up);
+        let both = both.or_else(|| kernel!(&g, gradient(&g, self)));
+        let [d_gate, d_up] = both.unwrap_or_else(|| self.definition(&g));
         vec![Some(d_gate), Some(d_up)]
     }
 }

@@ -45,7 +45,7 @@ pub fn libtorch_folder() -> Option<PathBuf> {
     Path::new(&name).canonicalize().ok()?.parent().map(Path::to_owned)
 }
 
-fn open(path: &Path) -> Result<(), String> {
+pub(super) fn open(path: &Path) -> Result<(), String> {
     let name = CString::new(path.to_string_lossy().as_bytes()).map_err(|e| e.to_string())?;
     // SAFETY: plain dlopen and dlerror; the handle is kept for the life of the process on purpose.
     unsafe {

@@ -1,0 +1,27 @@
+// A row's loss, and softmax(z) - onehot(label): a block a row of `width` logits.
+
+KERNEL softmax(T* d, double* loss, const W* z, const i64* labels, i64 width) {
+  i64 row = blockIdx.x, label = labels[row];
+  z += row * width;
+  // The largest so far, and the sum of the exponentials against it.
+  W most = z[0], sum = 0;
+  for (i64 i = threadIdx.x; i < width; i += blockDim.x) {
+    if (z[i] > most) {
+      sum = sum * exp_of(most - z[i]) + 1;
+      most = z[i];
+    } else {
+      sum += exp_of(z[i] - most);
+    }
+  }
+  W top = block_max(most);
+  W total = block_sum(sum * exp_of(most - top)), inverse = (W)(1.0 / (double)total);
+  if (threadIdx.x == 0) loss[row] = log((double)total) - (double)(z[label] - top);
+  for (i64 i = threadIdx.x * VEC; i < width; i += blockDim.x * VEC) {
+    Pack out;
+    for (int j = 0; j < VEC; j++) {
+      W p = exp_of(z[i + j] - top) * inverse;
+      narrow(out.at[j], i + j == label ? p - (W)1 : p);
+    }
+    store(d + row * width + i, out);
+  }
+}
