@@ -19,7 +19,7 @@ use tch::{Device, Kind};
 
 const USAGE: &str = "train_step: nothing to measure without a model\n  cargo bench --bench train_step -- --model \
                      FILE.gguf [--variant lora] [--dtype bf16|f32] [--batch 4] [--seq 256] [--rank 8] [--steps 5] \
-                     [--warmup 1] [--recompute LAYERS] [--data FILE.jsonl]\n  or, beside PEFT: cargo xtask bench --peer peft";
+                     [--warmup 1] [--recompute LAYERS] [--data FILE.jsonl] [--device cpu|cuda]\n  or, beside PEFT: cargo xtask bench --peer peft";
 
 fn main() -> Result<()> {
     match Settings::from(std::env::args().skip(1))? {
@@ -40,6 +40,7 @@ struct Settings {
     warmup: usize,
     recompute: usize,
     data: Option<String>,
+    device: Device,
 }
 
 impl Settings {
@@ -59,7 +60,14 @@ impl Settings {
             "f32" => Kind::Float,
             other => return Err(Error::usage(format!("--dtype is bf16 or f32, not `{other}`"))),
         };
+        lora::tch_ext::load_cuda();
+        let device = match flags.get("--device").copied().unwrap_or("cpu") {
+            "cpu" => Device::Cpu,
+            "cuda" if tch::Cuda::is_available() => Device::Cuda(0),
+            other => return Err(Error::usage(format!("--device {other} is not here"))),
+        };
         Ok(Some(Self {
+            device,
             model: (*model).to_owned(),
             variant: flags.get("--variant").copied().unwrap_or("lora").to_owned(),
             kind,
@@ -77,7 +85,7 @@ impl Settings {
 fn measure(settings: &Settings) -> Result<serde_json::Value> {
     lora::tch_ext::memory::manage();
     let recipe = lora::recipe(&settings.variant)?;
-    let device = Device::Cpu;
+    let device = settings.device;
     tch::manual_seed(0);
     let mut model = {
         let checkpoint: Box<dyn Checkpoint> = lora::model::open(Path::new(&settings.model))?;
@@ -104,6 +112,9 @@ fn measure(settings: &Settings) -> Result<serde_json::Value> {
         let scale = 1.0 / batch.supervised as f64;
         let loss = model.backward(batch.texts(), &batch.labels, scale, settings.recompute)?;
         optimiser.step(&mut arena, 1e-4);
+        if device.is_cuda() {
+            tch::Cuda::synchronize(0);
+        }
         if losses.is_empty() {
             first = age();
         }
@@ -113,7 +124,11 @@ fn measure(settings: &Settings) -> Result<serde_json::Value> {
     };
     let (warmup, measured) = batches.split_at(settings.warmup);
     warmup.iter().try_for_each(&mut step)?;
-    let (done, spent) = lora::tch_ext::profile(|| measured.iter().try_for_each(&mut step));
+    // A device would be waited for at every border of a region.
+    let (done, spent) = match device {
+        Device::Cpu => lora::tch_ext::profile(|| measured.iter().try_for_each(&mut step)),
+        _ => (measured.iter().try_for_each(&mut step), Vec::new()),
+    };
     done?;
     let spent: serde_json::Map<String, serde_json::Value> =
         spent.iter().map(|s| (s.name.to_owned(), (s.seconds / settings.steps as f64).into())).collect();
@@ -122,7 +137,11 @@ fn measure(settings: &Settings) -> Result<serde_json::Value> {
         .map(|part| (part.name.to_owned(), (part.bytes as f64 / 1e6).into()))
         .collect();
     // Read before the rate is measured, which takes memory of its own.
-    let peak = lora::tch_ext::memory::process().map_or(0, |usage| usage.peak);
+    let usage = match device {
+        Device::Cpu => lora::tch_ext::memory::process(),
+        _ => lora::tch_ext::memory::cuda(0),
+    };
+    let peak = usage.map_or(0, |usage| usage.peak);
     let mut work = Work::default();
     measured.iter().for_each(|batch| work += batch.work());
     let seconds = &seconds[settings.warmup..];
@@ -153,7 +172,7 @@ fn random(settings: &Settings, vocab: i64, count: usize) -> Vec<Batch> {
         Sample { ids, labels, line: 0 }
     };
     let samples: Vec<Sample> = (0..settings.batch).map(|_| text()).collect();
-    (0..count).map(|_| Batch::new(&samples.iter().collect::<Vec<_>>(), Device::Cpu)).collect()
+    (0..count).map(|_| Batch::new(&samples.iter().collect::<Vec<_>>(), settings.device)).collect()
 }
 
 /// Rows of a data file in its order, `batch` a step.
@@ -161,7 +180,7 @@ fn real(settings: &Settings, file: &str, count: usize) -> Result<Vec<Batch>> {
     let tokenizer = Tokenizer::open(Path::new(&settings.model))?;
     let data = Dataset::read(Path::new(file), &tokenizer, DataOptions { max_length: 2048, truncate: true })?;
     let mut rows = data.samples.iter().cycle();
-    let mut batch = || Batch::new(&rows.by_ref().take(settings.batch).collect::<Vec<_>>(), Device::Cpu);
+    let mut batch = || Batch::new(&rows.by_ref().take(settings.batch).collect::<Vec<_>>(), settings.device);
     Ok((0..count).map(|_| batch()).collect())
 }
 

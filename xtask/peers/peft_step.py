@@ -2,6 +2,7 @@
 
     python xtask/peers/peft_step.py --model GGUF|FOLDER --cache FOLDER --variant lora|dora|rslora|qlora --dtype
         bf16|f32 [--batch 4] [--seq 256] [--rank 8] [--steps 5] [--warmup 1] [--checkpointing] [--data JSONL]
+        [--device cpu|cuda]
 
     {"tok_s": tokens over seconds, "s_step": median, "peak_mb": VmHWM, "first_loss_s": since the process began,
      "losses": [of every step, warm-up included]}
@@ -69,6 +70,11 @@ def peak_mb() -> int:
     return int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) * 1024 // 10**6
 
 
+def device_peak_mb(device: str) -> int:
+    """Of the process, or of what torch has handed out on the GPU."""
+    return peak_mb() if device == "cpu" else torch.cuda.max_memory_allocated() // 10**6
+
+
 def age() -> float:
     """Seconds since this process was started."""
     start = Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19]
@@ -85,6 +91,8 @@ def train(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]]) -> tup
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if loss.is_cuda:
+            torch.cuda.synchronize()
         losses.append(round(loss.item(), 5))
         first = first or age()
         seconds.append(time.perf_counter() - start)
@@ -100,6 +108,7 @@ def arguments() -> argparse.Namespace:
     for name, value in dict(batch=4, seq=256, rank=8, steps=5, warmup=1).items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--checkpointing", action="store_true")
     return parser.parse_args()
 
@@ -120,7 +129,7 @@ def main() -> None:
     four_bits = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
     ) if args.variant == "qlora" else None
-    base = load_model(folder, dtype, attention="sdpa", quantization_config=four_bits)
+    base = load_model(folder, dtype, attention="sdpa", quantization_config=four_bits, device_map=args.device)
     base.config.use_cache = False
     if args.checkpointing:
         base.gradient_checkpointing_enable()
@@ -136,13 +145,14 @@ def main() -> None:
     else:
         ids = random_ids(args.batch, args.seq, base.config.vocab_size)
         batches, tokens = [{"input_ids": ids, "labels": ids}] * count, [ids.numel()] * count
+    batches = [{name: tensor.to(args.device) for name, tensor in batch.items()} for batch in batches]
     losses, seconds, first = train(model.train(), batches)
     measured = slice(args.warmup, None)
     rate = sum(tokens[measured]) / sum(seconds[measured])
     if not args.data:
         rate = ids.numel() / statistics.median(seconds[measured])
     print(json.dumps({
-        "tok_s": round(rate, 1), "s_step": round(statistics.median(seconds[measured]), 4), "peak_mb": peak_mb(),
+        "tok_s": round(rate, 1), "s_step": round(statistics.median(seconds[measured]), 4), "peak_mb": device_peak_mb(args.device),
         "first_loss_s": round(first, 2), "losses": losses,
     }))
 

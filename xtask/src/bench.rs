@@ -27,6 +27,9 @@ pub(crate) struct Args {
     /// the peers' Python): llama-3.2-1b (2.5 GB), llama-3-8b (16 GB); default: the demo's, SmolLM2-135M-Instruct
     #[arg(long, value_name = "PATH|SHAPE")]
     model: Option<PathBuf>,
+    /// Where both run
+    #[arg(long, default_value = "cpu", value_parser = ["cpu", "cuda"])]
+    device: String,
     /// Rows of `context` and `target`, whose targets are learnt
     #[arg(long, value_name = "JSONL")]
     data: Option<PathBuf>,
@@ -85,7 +88,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 .arg(&model)
                 .args(&row.flags)
                 .args(if row.recompute { again } else { &[] })
-                .args(["--rank", "8", "--warmup", "1", "--steps"]);
+                .args(["--device", &args.device, "--rank", "8", "--warmup", "1", "--steps"]);
             sh::capture_json(command.arg(args.steps.to_string()))
         };
         let mut rounds = Vec::new();

@@ -53,7 +53,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         fs::create_dir_all(out.join(folder))?;
         fs::write(out.join(format!("{folder}.txt")), list)?;
     }
-    for place in ["tests", "benches", "docs/demo", "crates", "src"] {
+    for place in ["tests", "benches", "docs/demo", "crates", "src", "xtask/peers"] {
         copy_data(&root.join(place), &out.join(place))?;
     }
     script(&out)?;

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# run.sh test [FILTER..] | bench [NAME ARGS..] | lora ARGS..   over the torch of this machine's python3.
+# run.sh test [FILTER..] | bench [NAME ARGS..] | lora ARGS.. | gpu [SHAPE BATCH TOKENS]   over the torch of this machine's python3.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 torch=$("${PYTHON:-python3}" -c 'import importlib.util as u; s = u.find_spec("torch"); print(s.submodule_search_locations[0] if s else "")')
@@ -33,5 +33,17 @@ bench)
         echo "== $name"
         (cd "$here/$folder" && "$here/benches/$name" --bench "$@" </dev/null)
     done <"$here/benches.txt" ;;
+gpu)
+    # A step of SHAPE with random weights beside PEFT on the GPU, one JSON line each; SHAPE's files go to $LORA_MODELS.
+    shape=${1:-llama-3-8b} batch=${2:-4} tokens=${3:-2048} models=${LORA_MODELS:-/tmp/lora-models}
+    python=${PYTHON:-python3} peers=$here/xtask/peers
+    "$here/bin/lora" doctor
+    "$python" "$peers/random_model.py" "$shape" "$models/$shape"
+    for variant in ${LORA_VARIANTS:-lora dora rslora qlora}; do
+        set -- --model "$models/$shape" --variant "$variant" --dtype bf16 --device "${LORA_DEVICE:-cuda}" \
+            --batch "$batch" --seq "$tokens" --steps 5 --warmup 2
+        echo "$variant-bf16-${batch}x$tokens ours $("$here/benches/root-train_step" "$@" | tail -1)"
+        echo "$variant-bf16-${batch}x$tokens peft $("$python" "$peers/peft_step.py" --cache "$models" "$@" | tail -1)"
+    done ;;
 *) sed -n 2p "$0" >&2; exit 2 ;;
 esac

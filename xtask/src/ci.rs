@@ -38,7 +38,11 @@ fn steps() -> Vec<Step> {
     vec![
         ("format", "cargo fmt --all", all_of(vec![cargo(&["fmt", "--all", "--check"])])),
         ("tidy", "cargo xtask tidy", Box::new(tidy::run)),
-        ("setup", "cargo xtask setup", Box::new(|| setup::ensure(false))),
+        (
+            "setup",
+            "cargo xtask setup --nvrtc",
+            Box::new(|| setup::ensure(false).and_then(|()| setup::nvrtc())),
+        ),
         (
             "lints",
             "cargo clippy --release --workspace --all-targets -- -D warnings",

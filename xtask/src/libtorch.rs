@@ -168,6 +168,27 @@ fn place_cuda(name: &str) -> Option<String> {
     file.contains(".so").then(|| format!("cuda/lib/{file}"))
 }
 
+/// The compiler of CUDA kernels beside a libtorch for CPUs, so that kernels are compiled where no GPU is.
+pub(crate) fn nvrtc(home: &Path) -> Result<()> {
+    const NAME: &str = "libnvrtc.so.13";
+    let folder = home.join("nvrtc");
+    let elsewhere = ["lib", "cuda/lib"].map(|dir| home.join(dir).join(NAME).exists()).contains(&true);
+    if elsewhere || folder.join(NAME).exists() || !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        return Ok(());
+    }
+    let wheel = wheels::fetch(&[wheels::NVRTC])?.remove(0);
+    let partial = home.join(format!("nvrtc.partial-{}", std::process::id()));
+    cache::remove(&partial)?;
+    let place = |name: &str| {
+        let file = name.rsplit('/').next()?;
+        (file.contains(".so") && !file.contains(".alt.")).then(|| file.to_owned())
+    };
+    if zip::unpack(&wheel, &partial, &place)? == 0 {
+        bail!("{} holds no compiler", wheel.display());
+    }
+    fs::rename(&partial, &folder).with_context(|| format!("cannot put {} in place", folder.display()))
+}
+
 /// Makes `into` a folder of links to the libtorch in `dir` and, for a Python package, to its CUDA libraries.
 pub(crate) fn link(dir: &Path, into: &Path) -> Result<()> {
     let lib = into.join("lib");

@@ -12,6 +12,9 @@ pub(crate) struct Args {
     /// Also the CUDA libraries (2.5 GB); without this flag, where an NVIDIA GPU is found
     #[arg(long)]
     cuda: bool,
+    /// Also the compiler of CUDA kernels (115 MB), which needs no GPU; `cargo xtask test` fetches it too
+    #[arg(long)]
+    nvrtc: bool,
     /// Also the model of the demo; prints its path
     #[arg(long)]
     model: bool,
@@ -19,6 +22,9 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     ensure(args.cuda)?;
+    if args.nvrtc {
+        nvrtc()?;
+    }
     if args.model {
         println!("{}", model()?.display());
     }
@@ -57,6 +63,13 @@ pub(crate) fn ensure(cuda: bool) -> Result<()> {
     cache::remove(&old)?;
     eprintln!("libtorch {} is in {}", libtorch::VERSION, home.display());
     Ok(())
+}
+
+/// The compiler of CUDA kernels, in `.libtorch`.
+pub(crate) fn nvrtc() -> Result<()> {
+    let root = sh::root();
+    let _lock = cache::lock(&root.join(".libtorch.partial-lock"))?;
+    libtorch::nvrtc(&root.join(".libtorch"))
 }
 
 /// The demo's model, whole and verified, in the cache.

