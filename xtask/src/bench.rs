@@ -1,6 +1,6 @@
 //! `bench`: training steps a second and peak memory, alone or round by round against a peer.
 
-use crate::{cache, generation, peers, setup, sh};
+use crate::{cache, generation, ops, peers, setup, sh};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use serde_json::Value;
@@ -16,6 +16,12 @@ pub(crate) struct Args {
     /// Generation instead of training
     #[arg(long)]
     generation: bool,
+    /// The operations instead, each over libtorch's own, against the ratios kept in benches/ratios.json
+    #[arg(long, conflicts_with = "generation")]
+    ops: bool,
+    /// Keep the ratios of this run
+    #[arg(long, requires = "ops")]
+    keep: bool,
     /// One JSON object a row instead of the table
     #[arg(long)]
     json: bool,
@@ -62,6 +68,9 @@ struct Row {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.ops {
+        return ops::run(args.keep);
+    }
     if args.generation {
         return generation::run(args.peer.is_some(), args.json, args.rounds, &args.peers);
     }

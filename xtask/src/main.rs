@@ -9,6 +9,7 @@ mod demo;
 mod generation;
 mod lexer;
 mod libtorch;
+mod ops;
 mod parity;
 mod peers;
 mod pip;

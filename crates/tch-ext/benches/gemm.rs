@@ -21,16 +21,16 @@ fn products(c: &mut Criterion) {
             let mut dx = random(m, k);
             group.throughput(Throughput::Elements((2 * m * n * k) as u64));
             let name = format!("{kind:?} {m}x{n}x{k}");
-            group.bench_function(BenchmarkId::new("forward", &name), |b| {
+            group.bench_function(BenchmarkId::new(format!("forward {name}"), "ours"), |b| {
                 b.iter(|| gemm(&[Sum::new(vec![Product::transposed(black_box(&x), &w)], &out)]));
             });
-            group.bench_function(BenchmarkId::new("forward libtorch", &name), |b| {
+            group.bench_function(BenchmarkId::new(format!("forward {name}"), "libtorch"), |b| {
                 b.iter(|| out = black_box(&x).linear(&w, None::<Tensor>));
             });
-            group.bench_function(BenchmarkId::new("backward", &name), |b| {
+            group.bench_function(BenchmarkId::new(format!("backward {name}"), "ours"), |b| {
                 b.iter(|| gemm(&[Sum::new(vec![Product::plain(black_box(&dy), &w)], &dx)]));
             });
-            group.bench_function(BenchmarkId::new("backward libtorch", &name), |b| {
+            group.bench_function(BenchmarkId::new(format!("backward {name}"), "libtorch"), |b| {
                 b.iter(|| dx = black_box(&dy).matmul(&w));
             });
         }

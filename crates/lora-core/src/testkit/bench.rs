@@ -28,7 +28,7 @@ pub fn layer_bench(spec: &str, variants: &[Variant]) {
 
         let mut group = criterion.benchmark_group(format!("{spec}/{kind:?}/{device:?}"));
         group.throughput(Throughput::Elements(TOKENS as u64));
-        for (name, layer) in [("dense", &dense), (spec, &adapted)] {
+        for (name, layer) in [("dense", &dense), ("ours", &adapted)] {
             group.bench_function(BenchmarkId::new("forward", name), |b| {
                 b.iter(|| {
                     let _ = tch::no_grad(|| layer.forward(&x, Mode::Eval));

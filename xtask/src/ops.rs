@@ -1,0 +1,146 @@
+//! `bench --ops`: the operations' criterion benches, against what was kept. A time says little on another machine, or
+//! another day; what is kept is each operation's time over that of libtorch's own, in the same run.
+
+use crate::{setup, sh};
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What the others are compared with.
+const REFERENCES: [&str; 2] = ["libtorch", "dense"];
+/// So much worse is no noise.
+const SLACK: f64 = 1.3;
+
+/// Ratios by name.
+type Ratios = BTreeMap<String, f64>;
+
+pub(crate) fn run(keep: bool) -> Result<()> {
+    setup::ensure(false)?;
+    let kept_in = sh::root().join("benches/ratios.json");
+    let folder = sh::root().join("target/criterion");
+    crate::cache::remove(&folder)?;
+    measure("")?;
+    let mut now = ratios(&medians(&folder)?);
+    if keep {
+        let text = serde_json::to_string_pretty(&rounded(&now))? + "\n";
+        fs::write(&kept_in, text).with_context(|| format!("cannot write {}", kept_in.display()))?;
+        println!("{} ratios kept in {}", now.len(), kept_in.display());
+        return Ok(());
+    }
+    let kept: Ratios = serde_json::from_slice(&fs::read(&kept_in).context("nothing was kept: --keep")?)?;
+    // What seems slower is looked at once more, alone: machines have bad moments.
+    let slow = now.iter().filter(|(name, ratio)| slower(**ratio, kept.get(*name)));
+    let slow: Vec<String> = slow.map(|(name, _)| name.replace('+', "\\+")).collect();
+    if !slow.is_empty() {
+        measure(&format!("^({})/", slow.join("|")))?;
+        for (name, again) in ratios(&medians(&folder)?) {
+            now.entry(name).and_modify(|ratio| *ratio = ratio.min(again));
+        }
+    }
+    let (text, slips) = compared(&now, &kept);
+    print!("{text}");
+    if slips > 0 {
+        bail!(
+            "{slips} operations are slower than what was kept\n  hint: run it again; if it stays so, what changed?"
+        );
+    }
+    Ok(())
+}
+
+/// Runs the benches whose names match.
+fn measure(filter: &str) -> Result<()> {
+    let mut cargo = sh::cargo();
+    // All packages, so that features are those of every other build.
+    cargo.args(["bench", "--workspace", "--bench", "gemm", "--bench", "ops", "--bench", "layer", "--"]);
+    sh::run(cargo.args(["--noplot", "--warm-up-time", "0.5", "--measurement-time", "1"]).arg(filter))
+}
+
+fn slower(now: f64, kept: Option<&f64>) -> bool {
+    kept.is_some_and(|kept| now > kept * SLACK)
+}
+
+/// The medians of every bench that criterion left, by its full name.
+fn medians(folder: &Path) -> Result<Ratios> {
+    let mut all = Ratios::new();
+    let mut folders: Vec<PathBuf> = vec![folder.to_owned()];
+    while let Some(dir) = folders.pop() {
+        for entry in fs::read_dir(&dir).with_context(|| dir.display().to_string())? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+            }
+        }
+        if dir.ends_with("new") {
+            let read =
+                |name: &str| -> Result<Value> { Ok(serde_json::from_slice(&fs::read(dir.join(name))?)?) };
+            let (what, times) = (read("benchmark.json")?, read("estimates.json")?);
+            let (name, median) = (what["full_id"].as_str(), times["median"]["point_estimate"].as_f64());
+            let (name, median) =
+                name.zip(median).with_context(|| format!("{}: no estimate", dir.display()))?;
+            all.insert(name.to_owned(), median);
+        }
+    }
+    Ok(all)
+}
+
+/// `NAME/ours` over `NAME/libtorch`, or whichever reference it has.
+fn ratios(medians: &Ratios) -> Ratios {
+    let ours = medians.iter().filter_map(|(name, time)| Some((name.strip_suffix("/ours")?, time)));
+    let over = ours.filter_map(|(name, time)| {
+        let reference = REFERENCES.iter().find_map(|r| medians.get(&format!("{name}/{r}")))?;
+        Some((name.to_owned(), time / reference))
+    });
+    over.collect()
+}
+
+fn rounded(ratios: &Ratios) -> Ratios {
+    ratios.iter().map(|(name, ratio)| (name.clone(), (ratio * 1e3).round() / 1e3)).collect()
+}
+
+/// A table, and how many have become slower.
+fn compared(now: &Ratios, kept: &Ratios) -> (String, usize) {
+    let (mut text, mut slips) = (format!("{:58} {:>7} {:>7}\n", "time over libtorch's", "kept", "now"), 0);
+    for (name, ratio) in now {
+        let before = kept.get(name);
+        let slip = slower(*ratio, before);
+        slips += usize::from(slip);
+        let before = before.map_or("-".to_owned(), |b| format!("{b:.3}"));
+        text += &format!("{name:58} {before:>7} {ratio:7.3}{}\n", if slip { "  slower" } else { "" });
+    }
+    for name in kept.keys().filter(|name| !now.contains_key(*name)) {
+        slips += 1;
+        text += &format!("{name:58} was kept, and is gone\n");
+    }
+    (text, slips)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(pairs: &[(&str, f64)]) -> Ratios {
+        pairs.iter().map(|(name, x)| ((*name).to_owned(), *x)).collect()
+    }
+
+    #[test]
+    fn ratios_are_over_the_reference_of_the_same_name() {
+        let times = of(&[
+            ("a/f/ours", 3.0),
+            ("a/f/libtorch", 6.0),
+            ("b/g/ours", 2.0),
+            ("b/g/dense", 1.0),
+            ("c/ours", 1.0),
+        ]);
+        assert_eq!(ratios(&times), of(&[("a/f", 0.5), ("b/g", 2.0)]));
+    }
+
+    #[test]
+    fn a_slip_is_seen_and_noise_is_not() {
+        let kept = of(&[("a", 0.5), ("b", 0.5), ("c", 1.0)]);
+        let (text, slips) = compared(&of(&[("a", 0.6), ("b", 0.7), ("d", 9.0)]), &kept);
+        assert_eq!(slips, 2, "{text}");
+        assert!(text.contains("gone") && text.lines().any(|l| l.starts_with("b ") && l.ends_with("slower")));
+    }
+}
