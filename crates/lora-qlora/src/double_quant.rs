@@ -1,6 +1,7 @@
 //! Double quantisation: the scales of the blocks, in 8 bits.
 
 use tch::{Kind, Tensor};
+use tch_ext::elements;
 
 use crate::nf4::{nearest, pad_to};
 use crate::tables::{DYNAMIC, floats};
@@ -36,6 +37,22 @@ impl Scales {
         (values * self.nested.unsqueeze(1)).view(-1).narrow(0, 0, count) + &self.offset
     }
 
+    /// Codes, their scales, and what is added.
+    pub(crate) fn parts(&self) -> [&Tensor; 3] {
+        [&self.codes, &self.nested, &self.offset]
+    }
+
+    /// To be asked one by one; `None` if they lie elsewhere.
+    pub(crate) fn on_cpu(&self) -> Option<OnCpu<'_>> {
+        let offset = *elements::<f32>(&self.offset)?.first()?;
+        Some(OnCpu {
+            codes: elements(&self.codes)?,
+            nested: elements(&self.nested)?,
+            offset,
+            map: floats(DYNAMIC),
+        })
+    }
+
     pub(crate) fn bytes(&self) -> u64 {
         (self.codes.numel() + 4 * self.nested.numel() + 4) as u64
     }
@@ -46,5 +63,20 @@ impl Scales {
             nested: self.nested.shallow_clone(),
             offset: self.offset.shallow_clone(),
         }
+    }
+}
+
+/// Scales on the CPU.
+pub(crate) struct OnCpu<'a> {
+    codes: &'a [u8],
+    nested: &'a [f32],
+    offset: f32,
+    map: [f32; 256],
+}
+
+impl OnCpu<'_> {
+    /// The scale of a block, in the two roundings of [`Scales::dense`].
+    pub(crate) fn of(&self, block: usize) -> f32 {
+        self.map[usize::from(self.codes[block])] * self.nested[block / NESTED as usize] + self.offset
     }
 }

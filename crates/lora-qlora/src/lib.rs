@@ -18,7 +18,7 @@ mod double_quant;
 mod nf4;
 mod tables;
 
-pub use nf4::Nf4;
+pub use nf4::{CUDA_SOURCES, Nf4};
 
 use lora_core::{Part, Variant};
 

@@ -3,6 +3,7 @@
 //! - [`attach`]: an autograd function whose backward is Rust ([`Function`]);
 //! - [`gemm`]: sums of matrix products, rounded once; on a CPU at oneDNN's speed in f32 as well as in bf16;
 //! - [`Panels`]: products of small blocks, for kernels that have many in a row;
+//! - [`nibbles`]: 4-bit codes to the numbers that they stand for;
 //! - [`parallel`], [`parallel_rows`], [`elements`], [`number`], [`simd!`]: kernels of one's own in safe Rust, on libtorch's
 //!   threads, over tensors, with the machine's best instructions;
 //! - [`memory`]: peak memory of the process, of CPU tensors and of a CUDA device; an allocator that keeps the memory
@@ -16,6 +17,7 @@
 //! This is the only crate of the workspace with `unsafe` code.
 
 mod check;
+mod codes;
 pub mod cuda;
 mod function;
 mod gemm;
@@ -27,6 +29,7 @@ mod simd;
 mod slice;
 
 pub use check::check_gradients;
+pub use codes::nibbles;
 pub use cuda::{CudaState, libtorch_folder, load_cuda};
 pub use function::{Function, attach, grad_enabled};
 pub use gemm::{Panels, Product, Small, Sum, View, gemm, transpose};
