@@ -27,8 +27,7 @@ fn kernels_compile_for_every_architecture() {
 
 #[test]
 fn a_fault_is_told_with_its_line() {
-    // SAFETY: never run.
-    let source = unsafe { tch_ext::cuda::Source::new("broken", "KERNEL f(T* y) { y[0] = nothing; }") };
+    let source = tch_ext::cuda_source!("broken", "KERNEL f(T* y) { y[0] = nothing; }");
     match source.compile(Kind::Float, 1, "sm_90") {
         Err(why) if why.contains("--nvrtc") => eprintln!("not compiled: {why}"),
         Err(why) => assert!(why.contains("broken") && why.contains("nothing"), "{why}"),

@@ -69,7 +69,8 @@ fn graph(tree: &Tree, faults: &mut Vec<String>) {
         let (may, must) = allowed(&package.name, tree);
         let place = join(&package.dir, "Cargo.toml");
         for dep in package.dependencies.iter().filter(|d| d.local) {
-            let testkit = dep.dev && dep.name == "lora-core" && package.name != "xtask";
+            let testkits = ["lora-core", "tch-ext"].contains(&dep.name.as_str());
+            let testkit = dep.dev && testkits && package.name != "xtask";
             if !may.contains(&dep.name.as_str()) && !testkit {
                 let may = if may.is_empty() { "none of ours".into() } else { may.join(", ") };
                 faults.push(format!(

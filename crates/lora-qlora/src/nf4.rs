@@ -152,8 +152,8 @@ impl Nf4 {
     }
 }
 
-// SAFETY: the kernel writes n weights, and reads n / 2 bytes, a scale for 64 weights, 272 table entries.
-static SOURCE: Source = unsafe { Source::new("nf4", include_str!("nf4.cu")) };
+// The kernel writes n weights, and reads n / 2 bytes, a scale for 64 weights, 272 table entries.
+static SOURCE: Source = tch_ext::cuda_source!("nf4", include_str!("nf4.cu"));
 /// The kernels of this crate, to be compiled for devices that are not here.
 pub const CUDA_SOURCES: [&Source; 1] = [&SOURCE];
 

@@ -93,8 +93,8 @@ impl AdamW {
     }
 }
 
-// SAFETY: the kernel reads and writes n elements of four tensors.
-static SOURCE: Source = unsafe { Source::new("optim", include_str!("optim.cu")) };
+// The kernel reads and writes n elements of four tensors.
+static SOURCE: Source = tch_ext::cuda_source!("optim", include_str!("optim.cu"));
 /// The kernels of this crate, to be compiled for devices that are not here.
 pub const CUDA_SOURCES: [&Source; 1] = [&SOURCE];
 

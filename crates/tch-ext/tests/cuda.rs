@@ -18,8 +18,7 @@ KERNEL joins(W* sums, W* most, const T* x) {
   }
 }
 ";
-// SAFETY: n elements; as many as there are threads, and blocks.
-static SOURCE: Source = unsafe { Source::new("prelude", TEXT) };
+static SOURCE: Source = tch_ext::cuda_source!("prelude", TEXT);
 
 #[test]
 fn rounding_is_to_the_nearest_even() {

@@ -22,8 +22,8 @@ pub(super) fn backward(dy: &Tensor, y: &Tensor, gain: &Tensor) -> (Tensor, Tenso
     })
 }
 
-// SAFETY: a block writes `part` rows of `width` elements at most, and one row of sums.
-static SOURCE: Source = unsafe { Source::new("gain", include_str!("gain.cu")) };
+// A block writes `part` rows of `width` elements at most, and one row of sums.
+static SOURCE: Source = tch_ext::cuda_source!("gain", include_str!("gain.cu"));
 /// The kernels of this crate, to be compiled for devices that are not here.
 pub const CUDA_SOURCES: [&Source; 1] = [&SOURCE];
 

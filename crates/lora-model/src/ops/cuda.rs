@@ -3,16 +3,16 @@
 use lora_core::master_kind;
 use tch::{Kind, Tensor};
 use tch_ext::cuda::{Arg, Source};
+use tch_ext::cuda_source;
 
 use super::heads::Angles;
 
-// SAFETY of all: the kernels write rows or elements whose number is an argument, and read as many; `run` is told how
-// large each tensor must be for that.
-pub(super) static RMS_NORM: Source = unsafe { Source::new("rms_norm", include_str!("rms_norm.cu")) };
-pub(super) static SWIGLU: Source = unsafe { Source::new("swiglu", include_str!("swiglu.cu")) };
-pub(super) static HEADS: Source = unsafe { Source::new("heads", include_str!("heads.cu")) };
-pub(super) static CROSS_ENTROPY: Source =
-    unsafe { Source::new("cross_entropy", include_str!("cross_entropy.cu")) };
+// The kernels write rows or elements whose number is an argument, and read as many; `run` is told how large each tensor
+// must be for that.
+static RMS_NORM: Source = cuda_source!("rms_norm", include_str!("rms_norm.cu"));
+static SWIGLU: Source = cuda_source!("swiglu", include_str!("swiglu.cu"));
+static HEADS: Source = cuda_source!("heads", include_str!("heads.cu"));
+static CROSS_ENTROPY: Source = cuda_source!("cross_entropy", include_str!("cross_entropy.cu"));
 
 /// All of them, to be compiled for devices that are not here.
 pub const SOURCES: [&Source; 4] = [&RMS_NORM, &SWIGLU, &HEADS, &CROSS_ENTROPY];

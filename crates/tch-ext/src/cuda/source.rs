@@ -14,7 +14,20 @@ use super::launch::{Arg, Module, device};
 pub struct Source {
     name: &'static str,
     text: &'static str,
-    made: Mutex<BTreeMap<(i32, i32, usize), Result<Module, String>>>,
+    made: Mutex<BTreeMap<Key, Result<Module, String>>>,
+}
+
+/// Device, dtype, and elements that move together.
+type Key = (i32, i32, usize);
+
+/// A [`Source`] from its name and text, for a static. Who writes it promises what a compiler cannot see: that the kernels
+/// keep within the arguments that they are launched with.
+#[macro_export]
+macro_rules! cuda_source {
+    ($name:expr, $text:expr) => {
+        // SAFETY: see above.
+        unsafe { $crate::cuda::Source::new($name, $text) }
+    };
 }
 
 /// Kernels that can run on the device of a tensor.
@@ -32,7 +45,7 @@ enum How {
 }
 
 impl Source {
-    /// Nothing is compiled yet.
+    /// Nothing is compiled yet; [`crate::cuda_source!`] calls this.
     ///
     /// # Safety
     /// The kernels keep within the arguments that they are launched with.

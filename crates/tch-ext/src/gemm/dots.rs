@@ -112,9 +112,9 @@ mod avx512 {
                     while k < depth {
                         let mask = mask(depth - k);
                         let b0 = wide(b.add(k), mask);
-                        for r in 0..R {
+                        for (r, even) in even.iter_mut().enumerate() {
                             let a = _mm512_maskz_loadu_ps(mask, a.add(r * depth + k));
-                            even[r] = _mm512_fmadd_ps(a, b0, even[r]);
+                            *even = _mm512_fmadd_ps(a, b0, *even);
                         }
                         k += 16;
                     }
