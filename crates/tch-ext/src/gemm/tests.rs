@@ -104,3 +104,24 @@ fn transposes_are_transposed() {
     check(|i| i as f32);
     check(|i| half::bf16::from_bits(i as u16));
 }
+
+/// A large term swallows the ones that are added up one by one with it: no more than a chain of them.
+#[test]
+fn sums_of_f32_are_cut_into_chains() {
+    if !panels::supported(false) {
+        return;
+    }
+    const DEPTH: i64 = 8192;
+    let large = f64::from(1 << 24);
+    for rows in [1, 70] {
+        for transposed in [false, true] {
+            let ones = |n, m| Tensor::ones([n, m], (Kind::Float, Device::Cpu));
+            let a = ones(rows, DEPTH);
+            let _ = a.narrow(1, 0, 1).fill_(large);
+            let (b, out) = (if transposed { ones(64, DEPTH) } else { ones(DEPTH, 64) }, ones(rows, 64));
+            gemm(&[Sum::new(vec![Product { a: &a, b: &b, transposed }], &out)]);
+            let least = out.min().double_value(&[]) - large;
+            assert!(least >= (DEPTH - 1024) as f64, "{rows} rows: only {least} of {DEPTH} ones arrived");
+        }
+    }
+}
