@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 use tch_ext::elements;
 
-use crate::nf4::{nearest, pad_to};
+use crate::encode::{nearest, pad_to};
 use crate::tables::{DYNAMIC, floats};
 
 /// Scales that share one scale of their own.

@@ -14,11 +14,14 @@
 //! # Ok::<(), lora_core::Error>(())
 //! ```
 
+mod decode;
 mod double_quant;
+mod encode;
 mod nf4;
 mod tables;
 
-pub use nf4::{CUDA_SOURCES, Nf4};
+pub use decode::CUDA_SOURCES;
+pub use nf4::Nf4;
 
 use lora_core::{Part, Variant};
 
