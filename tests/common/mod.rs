@@ -13,8 +13,13 @@ pub(crate) type Tensors = BTreeMap<String, Tensor>;
 
 /// A folder or GGUF file as an f32 model on the CPU.
 pub(crate) fn llama(path: &Path) -> Result<Llama> {
+    llama_in(Kind::Float, path)
+}
+
+/// The same in another dtype.
+pub(crate) fn llama_in(kind: Kind, path: &Path) -> Result<Llama> {
     let checkpoint = lora::model::open(path)?;
-    Llama::load(checkpoint.as_ref(), Kind::Float, Device::Cpu, &|_, w| Ok(Box::new(Dense::new(w))))
+    Llama::load(checkpoint.as_ref(), kind, Device::Cpu, &|_, w| Ok(Box::new(Dense::new(w))))
 }
 
 /// `‖a − b‖ / ‖b‖` in f64; infinite where the shapes differ.

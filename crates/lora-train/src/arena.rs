@@ -61,7 +61,7 @@ impl Arena {
         &self.params
     }
 
-    /// All numbers `[n]`.
+    /// All numbers `[n]`, to be read: copies that were made of a parameter would not see a change that goes past it.
     pub fn values(&self) -> &Tensor {
         &self.values
     }

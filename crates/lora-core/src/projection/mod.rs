@@ -81,8 +81,9 @@ fn compute(layers: &[&Linear], input: Input, residual: Option<&Tensor>, mode: Mo
         };
     };
     let trains = grad_enabled();
-    // A gain's gradient needs the output by itself.
-    if let (Some(residual), true) = (residual, trains && factors.iter().flatten().any(|f| f.gain.is_some())) {
+    // A gain's gradient needs the output by itself; without gradient it is rounded as often, so that what recompute
+    // makes again is what was there.
+    if let (Some(residual), true) = (residual, factors.iter().flatten().any(|f| f.gain.is_some())) {
         return vec![residual + compute(layers, input, None, mode).swap_remove(0)];
     }
     let guard = tch::no_grad_guard();

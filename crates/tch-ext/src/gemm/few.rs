@@ -41,12 +41,12 @@ unsafe impl<T: Sync> Sync for Job<'_, T> {}
 pub(super) fn run<T: Packed>(sums: &[Sum<'_>], flats: &[Flats]) {
     let matrix = |f: &Flat| Matrix { data: f.data.cast_const().cast::<T>(), stride: f.stride as usize };
     // Several sums read one input.
-    let mut lefts: Vec<(Matrix<T>, Arc<[f32]>)> = Vec::new();
+    let mut lefts: Vec<(Matrix<T>, usize, Arc<[f32]>)> = Vec::new();
     let mut left = |a: Matrix<T>, rows: usize, depth: usize| {
-        let same = |(m, wide): &&(Matrix<T>, Arc<[f32]>)| {
-            (m.data, m.stride, wide.len()) == (a.data, a.stride, rows * depth)
+        let same = |(m, deep, wide): &&(Matrix<T>, usize, Arc<[f32]>)| {
+            (m.data, m.stride, *deep, wide.len()) == (a.data, a.stride, depth, rows * depth)
         };
-        if let Some((_, wide)) = lefts.iter().find(same) {
+        if let Some((.., wide)) = lefts.iter().find(same) {
             return wide.clone();
         }
         let mut wide = vec![0f32; rows * depth];
@@ -54,8 +54,8 @@ pub(super) fn run<T: Packed>(sums: &[Sum<'_>], flats: &[Flats]) {
             // SAFETY: so many rows of that length does the matrix have.
             widen(wide, unsafe { a.row(i, 0, depth) });
         }
-        lefts.push((a, wide.into()));
-        lefts[lefts.len() - 1].1.clone()
+        lefts.push((a, depth, wide.into()));
+        lefts[lefts.len() - 1].2.clone()
     };
     let jobs = sums.iter().zip(flats).map(|(sum, flat)| {
         let (rows, columns) = (flat.out.rows as usize, flat.out.columns as usize);

@@ -125,3 +125,23 @@ fn sums_of_f32_are_cut_into_chains() {
         }
     }
 }
+
+/// Left-hand views that begin alike and hold as many numbers are not one.
+#[test]
+fn views_of_one_matrix_are_told_apart() {
+    for kind in [Kind::BFloat16, Kind::Float] {
+        let x = random(4, 6, kind);
+        let (wide, tall) = (x.narrow(0, 0, 2), x.narrow(1, 0, 3));
+        let (b, c) = (random(5, 6, kind), random(5, 3, kind));
+        let [y, z] = [2, 4].map(|rows| Tensor::empty([rows, 5], (Kind::Float, Device::Cpu)));
+        gemm(&[
+            Sum::new(vec![Product::transposed(&wide, &b)], &y),
+            Sum::new(vec![Product::transposed(&tall, &c)], &z),
+        ]);
+        for (a, b, out) in [(wide, b, y), (tall, c, z)] {
+            let want = a.to_kind(Kind::Double).matmul(&b.to_kind(Kind::Double).tr());
+            let error = (out.to_kind(Kind::Double) - want).abs().max().double_value(&[]);
+            assert!(error < 1e-5, "{kind:?}: {error:e}");
+        }
+    }
+}
