@@ -233,3 +233,19 @@ fn attention_is_its_definition() {
         }
     }
 }
+
+/// A generated token: one query, keys in memory that is longer than they are.
+#[test]
+fn one_query_sees_all_keys_of_its_window() {
+    for (kind, eps) in [(Kind::Float, 1e-6), (Kind::BFloat16, 1e-2)] {
+        for (dim, window) in [(64, None), (40, Some(9)), (64, Some(1)), (16, Some(500))] {
+            let q = random(&[2, 6, 1, dim]).to_kind(kind);
+            let [k, v] = [(); 2].map(|()| random(&[2, 2, 100, dim]).to_kind(kind).narrow(2, 0, 70));
+            let got = tch::no_grad(|| attention(&q, &k, &v, window, None));
+            let [q, k, v] = [q, k, v].map(|x| x.to_kind(Kind::Double));
+            let want = attention_defined(&q, &k, &v, window);
+            let error = ((got.to_kind(Kind::Double) - &want).norm() / want.norm()).double_value(&[]);
+            assert!(error < eps, "{kind:?}, {dim}, {window:?}: {error:e}");
+        }
+    }
+}
