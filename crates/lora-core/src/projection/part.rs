@@ -110,10 +110,7 @@ pub(super) fn hidden(
         ([_], Some(h)) => vec![h.shallow_clone()],
         (_, Some(h)) => lows.iter().map(|low| low.columns(h)).collect(),
     };
-    if lows.is_empty() {
-    } else if let (Some(h), true) =
-        (&whole, !few && lows.len() > 1 && lows.iter().all(|low| low.mask.is_none()))
-    {
+    if let (Some(h), true) = (&whole, !few && lows.len() > 1 && lows.iter().all(|low| low.mask.is_none())) {
         let a = Tensor::cat(&lows.iter().map(|low| &low.a).collect::<Vec<_>>(), 0);
         gemm(&[Sum::new(vec![Product::transposed(x, &a)], h)]);
     } else {

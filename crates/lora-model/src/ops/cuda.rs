@@ -82,27 +82,29 @@ pub(super) fn swiglu_gradient(dy: &Tensor, gate: &Tensor, up: &Tensor) -> Option
     Some(both)
 }
 
-/// Rows of `dim` from `x` to `out`, which is `[B, count, T, dim]`; `back`: from there to `[B, T, count dim]`.
+/// Rows of `dim` from `x` to a tensor of `size`, `[B, count, T, dim]`; `back`: from there to `[B, T, count dim]`.
 pub(super) fn heads(
     x: &Tensor,
-    out: &Tensor,
+    size: &[i64],
     (t, count, dim): (usize, usize, usize),
     angles: Option<&Angles>,
     back: bool,
-) -> Option<()> {
+) -> Option<Tensor> {
     let (rows, half) = (x.numel() / dim.max(1), dim / 2);
     if !dim.is_multiple_of(2) {
         return None;
     }
     let ready = HEADS.on(&[x], half)?;
+    let out = Tensor::empty(size, (x.kind(), x.device()));
     let angle = |of: fn(&Angles) -> &Tensor| {
         angles.map_or(Arg::Null, |a| Arg::Of(of(a), master_kind(x.kind()), t * half))
     };
     let (cos, sin) = (angle(|a| &a.cos), angle(|a| &a.sin));
     let sizes = [rows, t, count, half, usize::from(back)].map(Arg::Int);
-    let args: Vec<Arg<'_>> = [like(out, x), all(x), cos, sin].into_iter().chain(sizes).collect();
+    let args: Vec<Arg<'_>> = [like(&out, x), all(x), cos, sin].into_iter().chain(sizes).collect();
     ready.run("turn", blocks(rows * half, ready.vec()), THREADS, &args);
-    Some(())
+    drop(args);
+    Some(out)
 }
 
 /// The summed loss of `logits [n, V]`, f64, and its gradient in `kind`.

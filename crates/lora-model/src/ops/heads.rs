@@ -68,8 +68,8 @@ impl Function for Heads {
 fn on_cuda(x: &Tensor, size: &[i64], angles: Option<&Angles>, back: bool) -> Option<Tensor> {
     let &[batch, count, t, dim] = size else { return None };
     let tokens = [batch, t, count * dim];
-    let out = Tensor::empty(if back { &tokens[..] } else { size }, (x.kind(), x.device()));
-    cuda::heads(x, &out, (t as usize, count as usize, dim as usize), angles, back).map(|()| out)
+    let size = if back { &tokens[..] } else { size };
+    cuda::heads(x, size, (t as usize, count as usize, dim as usize), angles, back)
 }
 
 /// The way back, `[B, heads, T, head_dim]` to `[B, T, heads * head_dim]`; a layer that reads it need not keep it.
