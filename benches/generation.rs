@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-use lora::model::{Cache, Llama, Model, Texts};
-use lora::{AdapterConfig, Dense, Mode, Result};
+use lora::model::{Cache, Keep, Llama, Model, Texts};
+use lora::{AdapterConfig, Mode, Result};
 use tch::{Device, Kind, Tensor};
 
 const USAGE: &str = "generation: nothing to measure without a model\n  cargo bench --bench generation -- --model \
@@ -33,9 +33,8 @@ fn main() -> Result<()> {
 fn measure(path: &Path, (batch, prompt, tokens): (i64, i64, i64)) -> Result<serde_json::Value> {
     lora::tch_ext::memory::manage();
     tch::manual_seed(0);
-    let checkpoint = lora::model::open(path)?;
-    let mut model =
-        Llama::load(checkpoint.as_ref(), Kind::BFloat16, Device::Cpu, &|_, w| Ok(Box::new(Dense::new(w))))?;
+    let checkpoint = lora::open(path)?;
+    let mut model = Llama::load(checkpoint.as_ref(), Kind::BFloat16, Device::Cpu, Keep::DENSE)?;
     let recipe = lora::recipe("lora")?;
     lora::attach(&mut model, "bench", &recipe, &AdapterConfig::default())?;
     let ids = Tensor::randint(model.config().vocab_size, [batch, prompt], (Kind::Int64, Device::Cpu));

@@ -10,11 +10,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-use lora::model::{Checkpoint, IGNORE, Llama, Model, Tokenizer};
+use lora::model::{IGNORE, Keep, Llama, Model, Tokenizer};
 use lora::train::{
     AdamW, AdamWConfig, Arena, Batch, DataOptions, Dataset, Sample, Work, matmul_rate, required_flops,
 };
-use lora::{AdapterConfig, Dense, Error, Result};
+use lora::{AdapterConfig, Error, Result};
 use tch::{Device, Kind};
 
 const USAGE: &str = "train_step: nothing to measure without a model\n  cargo bench --bench train_step -- --model \
@@ -88,11 +88,10 @@ fn measure(settings: &Settings) -> Result<serde_json::Value> {
     let device = settings.device;
     tch::manual_seed(0);
     let mut model = {
-        let checkpoint: Box<dyn Checkpoint> = lora::model::open(Path::new(&settings.model))?;
-        Llama::load(checkpoint.as_ref(), settings.kind, device, &|name, w| match name {
-            "lm_head" => Ok(Box::new(Dense::new(w))),
-            _ => recipe.store(w),
-        })?
+        let checkpoint = lora::open(Path::new(&settings.model))?;
+        let head = ["lm_head".to_owned()];
+        let keep = Keep { storage: Some(recipe.storage()), packed: None, skip: &head };
+        Llama::load(checkpoint.as_ref(), settings.kind, device, keep)?
     };
     let config =
         AdapterConfig { r: settings.rank, lora_alpha: 2.0 * settings.rank as f64, ..Default::default() };

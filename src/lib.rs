@@ -25,6 +25,15 @@ pub use tch_ext;
 /// Every variant this build knows: what `--variant` and adapter files can ask for. A new method is one more line.
 pub const VARIANTS: &[Variant] = &[DENSE, LORA, lora_rslora::RSLORA, lora_dora::DORA, lora_qlora::QLORA];
 
+/// Opens a model folder or GGUF file, whose weights may be packed as any of [`VARIANTS`] packs them.
+///
+/// # Errors
+/// Those of [`model::open_with`].
+pub fn open(path: &std::path::Path) -> Result<Box<dyn model::Checkpoint>> {
+    let packing = |v: &Variant| if let Part::Storage(_, packing) = v.part { packing } else { None };
+    model::open_with(path, &VARIANTS.iter().filter_map(packing).collect::<Vec<_>>())
+}
+
 /// A recipe out of [`VARIANTS`].
 ///
 /// # Errors

@@ -80,7 +80,7 @@ fn greedy_texts_are_those_of_transformers() {
 
 #[test]
 fn a_sharded_checkpoint_is_read_from_its_shards() {
-    let checkpoint = lora::model::open(&goldens().join("llama2/model")).unwrap();
+    let checkpoint = lora::open(&goldens().join("llama2/model")).unwrap();
     assert_eq!(checkpoint.files().len(), 2);
 }
 

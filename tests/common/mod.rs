@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use lora::model::{IGNORE, Llama, Model, Texts};
+use lora::model::{IGNORE, Keep, Llama, Model, Texts};
 use lora::train::{AdamWConfig, Dataset, Event, Sample, Schedule, TrainConfig, train};
-use lora::{Dense, Mode, Result, params};
+use lora::{Mode, Result, params};
 use tch::{Device, Kind, Tensor};
 
 /// A safetensors file.
@@ -18,8 +18,8 @@ pub(crate) fn llama(path: &Path) -> Result<Llama> {
 
 /// The same in another dtype.
 pub(crate) fn llama_in(kind: Kind, path: &Path) -> Result<Llama> {
-    let checkpoint = lora::model::open(path)?;
-    Llama::load(checkpoint.as_ref(), kind, Device::Cpu, &|_, w| Ok(Box::new(Dense::new(w))))
+    let checkpoint = lora::open(path)?;
+    Llama::load(checkpoint.as_ref(), kind, Device::Cpu, Keep::DENSE)
 }
 
 /// `‖a − b‖ / ‖b‖` in f64; infinite where the shapes differ.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
-use lora::model::{Checkpoint, Llama, Tokenizer};
+use lora::model::{Checkpoint, Keep, Llama, Tokenizer};
 use lora::{AdapterConfig, Error, Linears, Recipe, VARIANTS};
 use tch::{Device, Kind};
 
@@ -20,6 +20,15 @@ pub(crate) struct ModelArgs {
     /// What the base is computed in: bf16, f16 or f32 (exact, slower)
     #[arg(long, default_value = "bf16", value_parser = ["bf16", "f16", "f32"])]
     pub(crate) dtype: String,
+
+    /// Keep packed weights as the file has them (native), or unpack them (dense); auto: native for checkpoints of
+    /// bitsandbytes, and for other files as the variant says
+    #[arg(long, default_value = "auto", value_parser = ["auto", "native", "dense"], value_name = "HOW")]
+    pub(crate) base_storage: String,
+
+    /// Modules that stay dense, by the end of their path
+    #[arg(long, value_name = "MODULES", value_delimiter = ',', default_value = "lm_head")]
+    pub(crate) skip: Vec<String>,
 
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
@@ -57,7 +66,7 @@ impl ModelArgs {
             tch::set_num_threads(threads);
         }
         self.device()?;
-        Ok((lora::model::open(&self.model)?, Tokenizer::open(&self.model)?))
+        Ok((lora::open(&self.model)?, Tokenizer::open(&self.model)?))
     }
 
     pub(crate) fn device(&self) -> Result<Device> {
@@ -79,13 +88,15 @@ impl ModelArgs {
         }
     }
 
-    /// Loads the weights, kept as `recipe`'s storage does; the output head stays dense.
+    /// Loads the weights, kept as the flags and `recipe`'s storage say.
     pub(crate) fn load(&self, checkpoint: &dyn Checkpoint, recipe: &Recipe) -> Result<Llama> {
-        let device = self.device()?;
-        let dense = Recipe::default();
-        Ok(Llama::load(checkpoint, self.kind(), device, &|name, weight| {
-            if name == "lm_head" { dense.store(weight) } else { recipe.store(weight) }
-        })?)
+        let packed = match self.base_storage.as_str() {
+            "native" => Some(true),
+            "dense" => Some(false),
+            _ => None,
+        };
+        let keep = Keep { storage: Some(recipe.storage()), packed, skip: &self.skip };
+        Ok(Llama::load(checkpoint, self.kind(), self.device()?, keep)?)
     }
 
     /// All of it, with the adapter of that folder if one is named, on the storage that `variant` names.

@@ -26,6 +26,7 @@ mod low_rank;
 mod pairs;
 mod projection;
 mod recipe;
+mod storage;
 mod targets;
 mod tensors;
 #[cfg(feature = "testkit")]
@@ -43,7 +44,8 @@ pub use linears::{
 };
 pub use low_rank::LowRank;
 pub use projection::{CUDA_SOURCES, Input, project, project_onto};
-pub use recipe::{DENSE, LORA, LayerSpec, Part, Recipe, Scaling, Store, Top, Update, Variant};
+pub use recipe::{DENSE, LORA, LayerSpec, NewStorage, Part, Recipe, Scaling, Top, Update, Variant};
+pub use storage::{Packing, Parts, Storage};
 pub use targets::{Selection, Targets, compact_names};
 pub use tensors::{read_metadata, read_tensors, write_tensors, write_tensors_to};
 pub use weight::{BaseWeight, Dense, all_finite, master_kind, row_norms_sq};

@@ -2,17 +2,19 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 
 use tch::Tensor;
 
 use crate::adapter::Adapter;
 use crate::config::Init;
 use crate::low_rank::LowRank;
-use crate::weight::{BaseWeight, Dense};
+use crate::storage::{AsIs, Packing, Storage, no_options};
+use crate::weight::BaseWeight;
 use crate::{Error, Result};
 
-/// Makes a storage from `W [out, in]`.
-pub type Store = fn(Tensor) -> Result<Box<dyn BaseWeight>>;
+/// Makes a storage from the options behind its name (`qlora:fp4:128`: `fp4:128`; often none).
+pub type NewStorage = fn(&str) -> Result<Arc<dyn Storage>>;
 /// Makes an update for a frozen weight.
 pub type Update = fn(&dyn BaseWeight, &LayerSpec) -> Result<Box<dyn Adapter>>;
 /// The scale from α and r.
@@ -36,8 +38,8 @@ pub struct LayerSpec {
 /// Which hole of the formula a variant fills, and with what.
 #[derive(Debug, Clone, Copy)]
 pub enum Part {
-    /// How the frozen weight is kept, from `W [out, in]`.
-    Storage(Store),
+    /// How the frozen weight is kept, and how checkpoints keep it so, if they do.
+    Storage(NewStorage, Option<&'static dyn Packing>),
     /// The trainable change.
     Update(Update),
     /// Its size, from α and r.
@@ -49,7 +51,7 @@ pub enum Part {
 impl Part {
     fn hole(&self) -> &'static str {
         match self {
-            Part::Storage(_) => "storage",
+            Part::Storage(..) => "storage",
             Part::Update(_) => "update",
             Part::Scaling(_) => "scaling",
             Part::Top(_) => "top",
@@ -78,7 +80,13 @@ pub const DENSE: Variant = Variant {
     about: "the frozen weight as it is",
     paper: "",
     flag: None,
-    part: Part::Storage(|w| Ok(Box::new(Dense::new(w)))),
+    part: Part::Storage(
+        |options| {
+            no_options("dense", options)?;
+            Ok(Arc::new(AsIs))
+        },
+        None,
+    ),
 };
 
 /// The low-rank update with scaling α/r.
@@ -93,17 +101,27 @@ pub const LORA: Variant = Variant {
 /// One choice for each hole; an empty hole takes its default (dense, low rank, α/r, nothing).
 #[derive(Debug, Clone, Default)]
 pub struct Recipe {
-    storage: Option<Variant>,
+    storage: Option<Chosen>,
     update: Option<Variant>,
     scaling: Option<Variant>,
     top: Option<Variant>,
 }
 
+/// A storage by name, and as made from its options.
+#[derive(Debug, Clone)]
+struct Chosen {
+    spec: String,
+    dense: bool,
+    made: Arc<dyn Storage>,
+}
+
 impl Recipe {
-    /// Reads `qlora+dora+rslora`: names out of `variants`, in any order.
+    /// Reads `qlora+dora+rslora`: names out of `variants`, in any order. A storage's options stand behind its name,
+    /// after colons.
     ///
     /// # Errors
-    /// [`Error::usage`] for a name that is not there, and for two names that fill one hole.
+    /// [`Error::usage`] for a name that is not there, for two names that fill one hole, and for options that there
+    /// are not.
     ///
     /// ```
     /// use lora_core::{DENSE, LORA, Recipe};
@@ -113,9 +131,10 @@ impl Recipe {
     /// ```
     pub fn parse(spec: &str, variants: &[Variant]) -> Result<Self> {
         let mut recipe = Self::default();
-        for name in spec.split('+').map(str::trim) {
+        for spec in spec.split('+').map(str::trim) {
+            let (name, options) = spec.split_once(':').unwrap_or((spec, ""));
             let found = variants.iter().find(|v| v.name == name);
-            recipe.fill(found.ok_or_else(|| unknown(name, variants))?)?;
+            recipe.fill(found.ok_or_else(|| unknown(name, variants))?, options)?;
         }
         Ok(recipe)
     }
@@ -128,39 +147,53 @@ impl Recipe {
         let mut recipe = Self::default();
         for flag in flags {
             let found = variants.iter().find(|v| v.flag == Some(flag));
-            recipe.fill(found.ok_or_else(|| {
-                Error::unsupported(format!("no variant here implements `{flag}`"))
-                    .at("adapter_config.json")
-                    .hint("the adapter needs a method that this program was built without")
-            })?)?;
+            recipe.fill(
+                found.ok_or_else(|| {
+                    Error::unsupported(format!("no variant here implements `{flag}`"))
+                        .at("adapter_config.json")
+                        .hint("the adapter needs a method that this program was built without")
+                })?,
+                "",
+            )?;
         }
         Ok(recipe)
     }
 
-    fn fill(&mut self, variant: &Variant) -> Result<()> {
+    fn fill(&mut self, variant: &Variant, options: &str) -> Result<()> {
         let hole = match variant.part {
-            Part::Storage(_) => &mut self.storage,
+            Part::Storage(new, _) => {
+                let colon = if options.is_empty() { "" } else { ":" };
+                let chosen = Chosen {
+                    spec: format!("{}{colon}{options}", variant.name),
+                    dense: variant.name == DENSE.name,
+                    made: new(options)?,
+                };
+                return match self.storage.replace(chosen) {
+                    Some(other) => Err(twice(&other.spec, variant)),
+                    None => Ok(()),
+                };
+            }
             Part::Update(_) => &mut self.update,
             Part::Scaling(_) => &mut self.scaling,
             Part::Top(_) => &mut self.top,
         };
-        if let Some(other) = hole.replace(*variant) {
-            let (a, b, hole) = (other.name, variant.name, variant.part.hole());
-            return Err(Error::usage(format!("`{a}` and `{b}` both fill the {hole} hole"))
-                .hint("a recipe takes one variant for each of storage, update, scaling and top"));
+        no_options(variant.name, options)?;
+        match hole.replace(*variant) {
+            Some(other) => Err(twice(other.name, variant)),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// The same recipe on another recipe's storage.
     #[must_use]
     pub fn stored_as(mut self, other: &Self) -> Self {
-        self.storage = other.storage;
+        self.storage.clone_from(&other.storage);
         self
     }
 
+    /// The variants of all holes but the storage, which no adapter depends on.
     fn parts(&self) -> impl Iterator<Item = &Variant> {
-        [&self.storage, &self.update, &self.scaling, &self.top].into_iter().flatten()
+        [&self.update, &self.scaling, &self.top].into_iter().flatten()
     }
 
     /// The flags that `adapter_config.json` must set for this recipe.
@@ -170,7 +203,12 @@ impl Recipe {
 
     /// Whether the frozen weights are kept as they come.
     pub fn is_dense(&self) -> bool {
-        self.storage.is_none_or(|v| v.name == DENSE.name)
+        self.storage.as_ref().is_none_or(|chosen| chosen.dense)
+    }
+
+    /// The recipe's storage.
+    pub fn storage(&self) -> &dyn Storage {
+        self.storage.as_ref().map_or(&AsIs, |chosen| chosen.made.as_ref())
     }
 
     /// Keeps `weight [out, in]` as the recipe's storage does.
@@ -178,10 +216,7 @@ impl Recipe {
     /// # Errors
     /// What the storage refuses.
     pub fn store(&self, weight: Tensor) -> Result<Box<dyn BaseWeight>> {
-        match self.storage.unwrap_or(DENSE).part {
-            Part::Storage(store) => store(weight),
-            _ => unreachable!("`fill` puts storages here"),
-        }
+        self.storage().store(weight)
     }
 
     /// `scaling(α, r)`: the only place where it is computed.
@@ -222,10 +257,17 @@ impl Recipe {
 /// As [`Recipe::parse`] reads it.
 impl fmt::Display for Recipe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<_> = self.parts().map(|v| v.name).collect();
+        let storage = self.storage.iter().map(|chosen| chosen.spec.as_str());
+        let names: Vec<_> = storage.chain(self.parts().map(|v| v.name)).collect();
         f.write_str(if names.is_empty() { LORA.name } else { "" })?;
         f.write_str(&names.join("+"))
     }
+}
+
+fn twice(other: &str, variant: &Variant) -> Error {
+    let (name, hole) = (variant.name, variant.part.hole());
+    Error::usage(format!("`{other}` and `{name}` both fill the {hole} hole"))
+        .hint("a recipe takes one variant for each of storage, update, scaling and top")
 }
 
 fn unknown(name: &str, variants: &[Variant]) -> Error {

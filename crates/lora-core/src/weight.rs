@@ -22,8 +22,18 @@ pub trait BaseWeight: Debug + Send {
     /// `W [out, in]` in `kind`.
     fn dense(&self, kind: Kind) -> Tensor;
 
+    /// The same weight on `device`; another handle on the same storage where it lies there already.
+    fn to_device(&self, device: Device) -> Box<dyn BaseWeight>;
+
     /// Another handle on the same storage.
-    fn share(&self) -> Box<dyn BaseWeight>;
+    fn share(&self) -> Box<dyn BaseWeight> {
+        self.to_device(self.device())
+    }
+
+    /// The tensors that a checkpoint keeps a packed weight as: see [`crate::Parts`]. `None` for a dense one.
+    fn parts(&self) -> Option<Vec<(String, Tensor)>> {
+        None
+    }
 
     /// `‖Wᵢ‖²` of each row, f32 (f64 for an f64 weight) `[out]`; computed once.
     fn row_norms_sq(&self) -> Tensor;
@@ -65,8 +75,8 @@ impl BaseWeight for Dense {
         self.weight.to_kind(kind)
     }
 
-    fn share(&self) -> Box<dyn BaseWeight> {
-        Box::new(Self::new(self.weight.shallow_clone()))
+    fn to_device(&self, device: Device) -> Box<dyn BaseWeight> {
+        Box::new(Self::new(self.weight.to_device(device)))
     }
 
     fn row_norms_sq(&self) -> Tensor {

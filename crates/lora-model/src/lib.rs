@@ -17,11 +17,11 @@ mod shapes;
 mod tokenizer;
 
 pub use chat::{ChatTemplate, Message};
-pub use checkpoint::{Checkpoint, Gguf, GgufValue, open};
+pub use checkpoint::{Checkpoint, Gguf, GgufValue, Keep, open, open_with};
 pub use config::{ModelConfig, RopeScaling};
 pub use export::{export, is_model_file};
 pub use generate::{Sampling, generate};
-pub use llama::{Llama, Store};
+pub use llama::Llama;
 pub use model::{Model, Texts};
 pub use ops::{CUDA_SOURCES, Cache, IGNORE, attention, cross_entropy, rms_norm, swiglu};
 pub use tokenizer::{Encoded, TextStream, Tokenizer};

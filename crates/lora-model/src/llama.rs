@@ -3,11 +3,11 @@
 
 mod recompute;
 
-use lora_core::{BaseWeight, Error, Linear, Linears, Mode, Result, project, project_onto};
+use lora_core::{Error, Linear, Linears, Mode, Result, project, project_onto};
 use tch::{Device, Kind, Tensor};
 use tch_ext::Region;
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Keep};
 use crate::config::ModelConfig;
 use crate::model::{Model, Texts};
 use crate::ops::{Angles, Cache, attention, heads, rms_norm, rms_norm_beside, swiglu, tokens};
@@ -44,23 +44,20 @@ struct Block {
     window: Option<i64>,
 }
 
-/// How a linear layer's weight `[out, in]` of that name is to be kept.
-pub type Store<'a> = dyn Fn(&str, Tensor) -> Result<Box<dyn BaseWeight>> + 'a;
-
 impl Llama {
-    /// Reads a checkpoint tensor by tensor: each linear weight goes through `store`, so that the peak is the
-    /// stored model and one tensor.
+    /// Reads a checkpoint tensor by tensor, linear weights as `keep` says, so that the peak is the stored model and one
+    /// tensor.
     ///
     /// # Errors
     /// Missing tensors, shapes that disagree with the configuration (both all at once), weights that are not
-    /// finite, and what `store` refuses.
-    pub fn load(checkpoint: &dyn Checkpoint, kind: Kind, device: Device, store: &Store<'_>) -> Result<Self> {
+    /// finite, and what the storage refuses.
+    pub fn load(checkpoint: &dyn Checkpoint, kind: Kind, device: Device, keep: Keep<'_>) -> Result<Self> {
         let _inside = WEIGHTS.enter();
         let config = checkpoint.config().clone();
         crate::shapes::check(checkpoint)?;
         let tensor = |name: &str| -> Result<Tensor> { Ok(checkpoint.load(name, kind)?.to_device(device)) };
         let linear = |path: &str, bias: bool| -> Result<Linear> {
-            let weight = store(path, tensor(&format!("{path}.weight"))?).map_err(|e| e.at(path))?;
+            let weight = keep.weight(checkpoint, path, (kind, device))?;
             let bias = if bias { Some(tensor(&format!("{path}.bias"))?) } else { None };
             Ok(Linear::new(weight, bias))
         };

@@ -4,17 +4,18 @@ use tch::{Device, Kind, Tensor};
 use tch_ext::cuda::{Arg, Source};
 use tch_ext::{Number, Rows, elements, elements_mut, nibbles, parallel_rows};
 
-use crate::nf4::{BLOCK, GRAIN, Nf4};
-use crate::tables::{DYNAMIC, NF4, floats};
+use crate::encode::GRAIN;
+use crate::four_bit::FourBit;
+use crate::scales::Scales;
 
-impl Nf4 {
+impl FourBit {
     /// All blocks in f32, by libtorch's operations.
     pub(crate) fn definition(&self) -> Tensor {
         // A byte is looked up whole: both of its codes at once.
-        let book = floats(NF4);
+        let book = &self.book;
         let pairs: Vec<f32> = (0..256usize).flat_map(|byte| [book[byte >> 4], book[byte & 15]]).collect();
         let table = Tensor::from_slice(&pairs).view([256, 2]).to_device(self.packed.device());
-        let codes = table.index_select(0, &self.packed.to_kind(Kind::Int)).view([-1, BLOCK]);
+        let codes = table.index_select(0, &self.packed.to_kind(Kind::Int)).view([-1, self.block as i64]);
         (codes * self.scales.dense().unsqueeze(1)).view(-1)
     }
 
@@ -26,21 +27,32 @@ impl Nf4 {
         let ready = SOURCE.on(&[&out], n)?;
         let out = Tensor::empty([n as i64], (kind, device));
         let tables = self.tables.get_or_init(|| {
-            let both: Vec<f32> = floats(NF4).into_iter().chain(floats(DYNAMIC)).collect();
+            let map = self.scales.map().unwrap_or(&[0.0; 256]);
+            let both: Vec<f32> = self.book.iter().chain(map).copied().collect();
             Tensor::from_slice(&both).to_device(device)
         });
-        let [codes, nested, offset] = self.scales.parts();
-        let blocks = n / BLOCK as usize;
-        let args = [
+        let blocks = n / self.block;
+        let mut args = vec![
             Arg::Of(&out, kind, n),
             Arg::Of(&self.packed, Kind::Uint8, n / 2),
-            Arg::Of(codes, Kind::Uint8, blocks),
-            Arg::Of(nested, Kind::Float, blocks.div_ceil(256)),
-            Arg::Of(offset, Kind::Float, 1),
             Arg::Of(tables, Kind::Float, 272),
-            Arg::Int(n),
         ];
-        ready.run("dequantise", n.div_ceil(256 * ready.vec()).min(1 << 14), 256, &args);
+        let kernel = match &self.scales {
+            Scales::Plain(absmax) => {
+                args.push(Arg::Of(absmax, Kind::Float, blocks));
+                "plain"
+            }
+            Scales::Nested(nested) => {
+                args.extend([
+                    Arg::Of(&nested.codes, Kind::Uint8, blocks),
+                    Arg::Of(&nested.absmax, Kind::Float, blocks.div_ceil(256)),
+                    Arg::Of(&nested.offset, Kind::Float, 1),
+                ]);
+                "nested"
+            }
+        };
+        args.extend([Arg::Int(self.block), Arg::Int(n)]);
+        ready.run(kernel, n.div_ceil(256 * ready.vec()).min(1 << 14), 256, &args);
         Some(out)
     }
 
@@ -48,22 +60,26 @@ impl Nf4 {
     pub(crate) fn dequantised<T: Number<Wide = f32>>(&self) -> Option<Tensor> {
         let (packed, scales) = (elements::<u8>(&self.packed)?, self.scales.on_cpu()?);
         let mut out = Tensor::empty([2 * packed.len() as i64], (T::KIND, Device::Cpu));
-        let book = floats(NF4);
-        let rows = Rows { data: elements_mut::<T>(&mut out)?, width: BLOCK as usize };
-        parallel_rows(rows, packed.len() * 2 / BLOCK as usize, GRAIN, |first, _, out| {
-            let mut codes = [0f32; BLOCK as usize];
-            let bytes = packed[first * BLOCK as usize / 2..].chunks_exact(BLOCK as usize / 2);
-            for (i, (out, bytes)) in out.data.chunks_exact_mut(BLOCK as usize).zip(bytes).enumerate() {
-                nibbles(&mut codes, bytes, &book);
-                scaled(out, &codes, scales.of(first + i));
+        // A block may be long: its numbers are looked up in pieces that stay in registers and cache.
+        let piece = self.block.min(64);
+        let per = self.block / piece;
+        let book = &self.book;
+        let rows = Rows { data: elements_mut::<T>(&mut out)?, width: piece };
+        parallel_rows(rows, packed.len() * 2 / piece, GRAIN, |first, _, out| {
+            let mut codes = [0f32; 64];
+            let codes = &mut codes[..piece];
+            let bytes = packed[first * piece / 2..].chunks_exact(piece / 2);
+            for (i, (out, bytes)) in out.data.chunks_exact_mut(piece).zip(bytes).enumerate() {
+                nibbles(codes, bytes, book);
+                scaled(out, codes, scales.of((first + i) / per));
             }
         });
         Some(out)
     }
 }
 
-// The kernel writes n weights, and reads n / 2 bytes, a scale for 64 weights, 272 table entries.
-static SOURCE: Source = tch_ext::cuda_source!("nf4", include_str!("nf4.cu"));
+// The kernels write n weights, and read n / 2 bytes, a scale for each block of them, 272 table entries.
+static SOURCE: Source = tch_ext::cuda_source!("four_bit", include_str!("four_bit.cu"));
 /// The kernels of this crate, to be compiled for devices that are not here.
 pub const CUDA_SOURCES: [&Source; 1] = [&SOURCE];
 

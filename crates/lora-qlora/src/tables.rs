@@ -9,6 +9,12 @@ pub(crate) const NF4: [u32; 16] = [
     0x3da2faff, 0x3e24cae3, 0x3e7c04dd, 0x3ead033a, 0x3ee1a4b8, 0x3f1007ab, 0x3f3913b3, 0x3f800000,
 ];
 
+/// FP4 by bit pattern: sign, two bits of exponent, one of mantissa; twelfths of 0, 1/16, 8, 12, 4, 6, 2, 3. Zero has one sign.
+pub(crate) const FP4: [u32; 16] = [
+    0x00000000, 0x3baaaaab, 0x3f2aaaab, 0x3f800000, 0x3eaaaaab, 0x3f000000, 0x3e2aaaab, 0x3e800000,
+    0x00000000, 0xbbaaaaab, 0xbf2aaaab, 0xbf800000, 0xbeaaaaab, 0xbf000000, 0xbe2aaaab, 0xbe800000,
+];
+
 /// The signed dynamic 8-bit map, ascending.
 pub(crate) const DYNAMIC: [u32; 256] = [
     0xbf7e3333, 0xbf7a999a, 0xbf770000, 0xbf736666, 0xbf6fcccd, 0xbf6c3333, 0xbf68999a, 0xbf650000,

@@ -3,38 +3,74 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use lora_core::{BaseWeight, read_tensors};
-use lora_qlora::Nf4;
+use lora_core::{BaseWeight, Packing, Parts, read_tensors};
+use lora_qlora::{Bitsandbytes, FourBit, Options};
 use tch::{Kind, Tensor};
 
 fn golden() -> BTreeMap<String, Tensor> {
     read_tensors(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/nf4.safetensors")).unwrap()
 }
 
-/// Packed codes, scales and the order of roundings are all in this: one bit of difference in any would show.
+type Tensors = BTreeMap<String, Tensor>;
+
+/// The cases of the file, by name, each with the weight that it was made from as `source`.
+fn cases() -> BTreeMap<String, Tensors> {
+    let mut cases: BTreeMap<String, Tensors> = BTreeMap::new();
+    for (key, tensor) in golden() {
+        let (case, part) = key.split_once('.').unwrap();
+        cases.entry(case.to_owned()).or_default().insert(part.to_owned(), tensor);
+    }
+    let sources = cases.remove("source").unwrap();
+    assert!(cases.len() > 50);
+    for (name, case) in &mut cases {
+        let (_, about) = name.split_once(' ').unwrap();
+        case.insert("source".to_owned(), sources[about].shallow_clone());
+    }
+    cases
+}
+
+fn same_bits(a: &Tensor, b: &Tensor) -> bool {
+    let bits = |t: &Tensor| t.contiguous().view([-1]).view_dtype(Kind::Uint8);
+    a.kind() == b.kind() && a.numel() == b.numel() && bits(a) == bits(b)
+}
+
+/// Codes, scales, maps and the text of the state: every part that would be saved, bit for bit.
 #[test]
-fn dequantised_weights_are_those_of_bitsandbytes_bit_for_bit() {
-    let golden = golden();
-    for name in ["f32", "bf16", "many"] {
-        let (weight, theirs) = (&golden[&format!("{name}.weight")], &golden[&format!("{name}.dense")]);
-        let ours = Nf4::new(weight).unwrap().dense(weight.kind());
-        assert_eq!(ours.kind(), theirs.kind());
-        let differ = ours.ne_tensor(theirs).sum(Kind::Int64).int64_value(&[]);
-        assert_eq!(differ, 0, "{name}: {differ} of {} weights differ", ours.numel());
-        let zeros = theirs.reshape(-1).narrow(0, 640, 64);
-        assert_eq!(zeros.abs().max().double_value(&[]), 0.0, "{name}: the block of zeros");
+fn what_is_made_here_is_what_bitsandbytes_makes() {
+    for (name, case) in cases() {
+        let (options, _) = name.split_once(' ').unwrap();
+        let weight = FourBit::new(&case["source"], Options::parse(options).unwrap()).unwrap();
+        let parts = weight.parts().unwrap();
+        assert_eq!(parts.len() + 2, case.len(), "{name}");
+        for (part, ours) in parts {
+            let key = if part.is_empty() { "weight".to_owned() } else { format!("weight.{part}") };
+            let theirs = &case[&key];
+            if part.starts_with("quant_state") {
+                let text = |t: &Tensor| {
+                    String::from_utf8(t.iter::<i64>().unwrap().map(|b| b as u8).collect()).unwrap()
+                };
+                assert_eq!(text(&ours), text(theirs), "{name}");
+            }
+            assert!(same_bits(&ours, theirs), "{name}: {key} differs");
+        }
     }
 }
 
-/// Two codes a byte, one a scale, one f32 for 256 scales, one for all.
+/// Read from bitsandbytes' parts, and dequantised.
 #[test]
-fn it_takes_as_many_bytes_as_bitsandbytes() {
-    let golden = golden();
-    for name in ["f32", "bf16", "many"] {
-        let parts = ["packed", "codes", "nested", "offset"].map(|part| &golden[&format!("{name}.{part}")]);
-        let theirs: usize = parts.iter().map(|t| t.numel() * t.kind().elt_size_in_bytes()).sum();
-        // The last block may be padded up to a whole one, the last nest to whole scales.
-        let ours = Nf4::new(&golden[&format!("{name}.weight")]).unwrap().bytes();
-        assert!(ours.abs_diff(theirs as u64) <= 32, "{name}: {ours} bytes, theirs {theirs}");
+fn what_bitsandbytes_made_is_read_and_dequantised_to_its_bits() {
+    for (name, case) in cases() {
+        let names: Vec<&str> =
+            case.keys().filter_map(|k| k.strip_prefix("weight")).map(|k| k.trim_start_matches('.')).collect();
+        let load = |part: &str| {
+            Ok(case[&if part.is_empty() { "weight".to_owned() } else { format!("weight.{part}") }]
+                .shallow_clone())
+        };
+        let parts = Parts { names: &names, load: &load };
+        let theirs = &case["dense"];
+        let (shape, kind) = Bitsandbytes.describe(&parts).unwrap().unwrap();
+        assert_eq!((shape, kind), (theirs.size2().unwrap(), theirs.kind()), "{name}");
+        let ours = Bitsandbytes.read(&parts, kind).unwrap().dense(kind);
+        assert!(same_bits(&ours, theirs), "{name}");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
-use half::bf16;
+use half::{bf16, f16};
 
 use crate::{Element, elements, elements_mut, round_bf16};
 
@@ -44,6 +44,18 @@ impl Number for bf16 {
     #[inline(always)]
     fn narrow(x: f32) -> bf16 {
         round_bf16(x)
+    }
+}
+
+impl Number for f16 {
+    type Wide = f32;
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        self.to_f32()
+    }
+    #[inline(always)]
+    fn narrow(x: f32) -> f16 {
+        f16::from_f32(x)
     }
 }
 

@@ -1,6 +1,6 @@
 //! A CPU tensor's numbers as a slice.
 
-use half::bf16;
+use half::{bf16, f16};
 use tch::{Device, Kind, Tensor};
 
 /// A Rust type of tensor elements.
@@ -23,6 +23,10 @@ unsafe impl Element for f64 {
 // SAFETY: as above.
 unsafe impl Element for bf16 {
     const KIND: Kind = Kind::BFloat16;
+}
+// SAFETY: as above.
+unsafe impl Element for f16 {
+    const KIND: Kind = Kind::Half;
 }
 // SAFETY: as above.
 unsafe impl Element for u8 {

@@ -46,7 +46,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let trained: usize = modules.values().flat_map(|m| m.values()).map(Tensor::numel).sum();
     let base = match &args.model {
         Some(path) => {
-            let checkpoint = lora::model::open(path)?;
+            let checkpoint = lora::open(path)?;
             let shapes = checkpoint.names().into_iter().filter_map(|n| checkpoint.shape(&n));
             let all = shapes.map(|s| s.iter().product::<i64>()).sum::<i64>();
             Some((usize::try_from(all).unwrap_or(0), checkpoint.stored_bytes()))

@@ -99,7 +99,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 fn reopen(folder: &Path, args: &Args) -> Result<Llama> {
-    let checkpoint = lora::model::open(folder)?;
+    let checkpoint = lora::open(folder)?;
     args.model.load(checkpoint.as_ref(), &lora::Recipe::default())
 }
 

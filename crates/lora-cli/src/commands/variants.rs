@@ -19,7 +19,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     for v in VARIANTS {
         let hole = match v.part {
-            Part::Storage(_) => "storage",
+            Part::Storage(..) => "storage",
             Part::Update(_) => "update",
             Part::Scaling(_) => "scaling",
             Part::Top(_) => "top",

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use lora_core::{Error, ErrorKind, Result};
+use lora_core::{BaseWeight, Error, ErrorKind, Packing, Result};
 use serde::Deserialize;
 use tch::{Kind, Tensor};
 
+use super::packed::Packed;
 use super::safetensors::{Entry, Mapped, Unique, kind_of};
 use super::{Checkpoint, finite, no_such_tensor};
 use crate::ModelConfig;
@@ -24,15 +25,17 @@ pub(super) struct HfCheckpoint {
     shards: Vec<Mapped>,
     /// Tensor name to position in `shards`.
     tensors: BTreeMap<String, usize>,
+    /// Weights that are several tensors; their parts are no longer in `tensors`.
+    packed: BTreeMap<String, Packed>,
 }
 
 impl HfCheckpoint {
-    pub(super) fn open(dir: &Path) -> Result<Self> {
+    pub(super) fn open(dir: &Path, packings: &[&'static dyn Packing]) -> Result<Self> {
         if !dir.join("config.json").exists() {
             return Err(not_a_model(dir));
         }
         let config = ModelConfig::from_folder(dir)?;
-        let (shards, tensors) = if dir.join(SINGLE).exists() {
+        let (shards, mut tensors) = if dir.join(SINGLE).exists() {
             let shard = Mapped::open(&dir.join(SINGLE))?;
             let tensors = shard.tensors.keys().map(|name| (name.clone(), 0)).collect();
             (vec![shard], tensors)
@@ -41,12 +44,41 @@ impl HfCheckpoint {
         } else {
             return Err(no_weights(dir));
         };
-        Ok(Self { dir: dir.to_owned(), config, shards, tensors })
+        let packed = Packed::find(&shards, &mut tensors, packings)?;
+        if packed.is_empty()
+            && let Some(method) = config.raw["quantization_config"]["quant_method"].as_str()
+        {
+            return Err(Error::unsupported(format!(
+                "weights quantised by `{method}` in a form not read here"
+            ))
+            .at(dir.display())
+            .hint("4 bits of bitsandbytes (nf4, fp4) are read; otherwise use the original model"));
+        }
+        Ok(Self { dir: dir.to_owned(), config, shards, tensors, packed })
     }
 
     fn entry(&self, name: &str) -> Option<(&Mapped, &Entry)> {
         let shard = self.shards.get(*self.tensors.get(name)?)?;
         Some((shard, shard.tensors.get(name)?))
+    }
+
+    /// The tensor in `kind`, got out of its file by `get`.
+    fn tensor(
+        &self,
+        name: &str,
+        kind: Kind,
+        get: fn(&Mapped, &Entry, Kind) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        if let Some(packed) = self.packed(name, kind)? {
+            return finite(packed.dense(kind), kind).map_err(|e| e.at(name).at(self.dir.display()));
+        }
+        let (shard, entry) = self.entry(name).ok_or_else(|| no_such_tensor(name, &self.dir))?;
+        let place = |e: Error| e.at(format!("{}, tensor `{name}`", shard.path.display()));
+        let stored = kind_of(entry.dtype).ok_or_else(|| {
+            let what = format!("weights of type {} (F64, F32, F16 and BF16 are read)", entry.dtype);
+            place(Error::unsupported(what).hint("save the model in bf16 or f32"))
+        })?;
+        get(shard, entry, stored).and_then(|t| finite(t, kind)).map_err(place)
     }
 }
 
@@ -56,25 +88,35 @@ impl Checkpoint for HfCheckpoint {
     }
 
     fn names(&self) -> Vec<String> {
-        self.tensors.keys().cloned().collect()
+        let mut names: Vec<_> = self.tensors.keys().chain(self.packed.keys()).cloned().collect();
+        names.sort_unstable();
+        names
     }
 
     fn shape(&self, name: &str) -> Option<Vec<i64>> {
-        self.entry(name).map(|(_, e)| e.shape.clone())
+        let packed = self.packed.get(name).map(|p| vec![p.shape.0, p.shape.1]);
+        packed.or_else(|| self.entry(name).map(|(_, e)| e.shape.clone()))
     }
 
     fn kind(&self, name: &str) -> Option<Kind> {
-        self.entry(name).and_then(|(_, e)| kind_of(e.dtype))
+        let packed = self.packed.get(name).map(|p| p.kind);
+        packed.or_else(|| self.entry(name).and_then(|(_, e)| kind_of(e.dtype)))
     }
 
     fn load(&self, name: &str, kind: Kind) -> Result<Tensor> {
-        let (shard, entry) = self.entry(name).ok_or_else(|| no_such_tensor(name, &self.dir))?;
-        let place = |e: Error| e.at(format!("{}, tensor `{name}`", shard.path.display()));
-        let stored = kind_of(entry.dtype).ok_or_else(|| {
-            let what = format!("weights of type {} (F64, F32, F16 and BF16 are read)", entry.dtype);
-            place(Error::unsupported(what).hint("save the model in bf16 or f32"))
-        })?;
-        shard.view(entry, stored).and_then(|t| finite(t, kind)).map_err(place)
+        self.tensor(name, kind, Mapped::view)
+    }
+
+    fn read(&self, name: &str, kind: Kind) -> Result<Tensor> {
+        self.tensor(name, kind, Mapped::read)
+    }
+
+    fn packed(&self, name: &str, kind: Kind) -> Result<Option<Box<dyn BaseWeight>>> {
+        self.packed.get(name).map(|packed| packed.read(&self.shards, name, kind)).transpose()
+    }
+
+    fn prefers_packed(&self) -> bool {
+        true
     }
 
     fn source(&self) -> &Path {
@@ -86,7 +128,8 @@ impl Checkpoint for HfCheckpoint {
     }
 
     fn stored_bytes(&self) -> u64 {
-        self.tensors.keys().filter_map(|name| self.entry(name)).map(|(_, e)| e.nbytes()).sum()
+        let packed: u64 = self.packed.iter().map(|(name, packed)| packed.nbytes(name, &self.shards)).sum();
+        packed + self.tensors.keys().filter_map(|name| self.entry(name)).map(|(_, e)| e.nbytes()).sum::<u64>()
     }
 }
 

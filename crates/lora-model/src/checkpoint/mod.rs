@@ -2,6 +2,8 @@
 
 mod gguf;
 mod hf;
+mod keep;
+mod packed;
 mod safetensors;
 
 use std::fmt::Debug;
@@ -9,11 +11,12 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use lora_core::{Error, Result};
+use lora_core::{BaseWeight, Error, Packing, Result};
 use tch::{Kind, Tensor};
 
 use crate::ModelConfig;
 pub use gguf::{Gguf, Value as GgufValue};
+pub use keep::Keep;
 
 /// Weights by their Hugging Face name.
 pub trait Checkpoint: Debug + Send {
@@ -23,7 +26,8 @@ pub trait Checkpoint: Debug + Send {
     fn names(&self) -> Vec<String>;
     /// The tensor's shape, if there is such a tensor.
     fn shape(&self, name: &str) -> Option<Vec<i64>>;
-    /// The type it is stored in; `Float` for quantised blocks, `None` for a type that `load` refuses.
+    /// The type it is stored in; for packed weights, the one that they were made from (GGUF: `Float`); `None` for a
+    /// type that `load` refuses.
     fn kind(&self, name: &str) -> Option<Kind>;
     /// The tensor on the CPU, in `kind`. It may be a private view of the mapped file: writing to it changes no
     /// file, but the file must not be changed or cut short by others while the tensor lives.
@@ -32,6 +36,26 @@ pub trait Checkpoint: Debug + Send {
     /// `Data` for a name that is not there, `Unsupported` for a stored type we do not read, `NonFinite` for weights
     /// that are (or become, in `kind`) infinite or NaN. All name tensor and file.
     fn load(&self, name: &str, kind: Kind) -> Result<Tensor>;
+    /// The same in memory of its own, that is free again with the tensor: for what is read once and packed.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::load`].
+    fn read(&self, name: &str, kind: Kind) -> Result<Tensor> {
+        self.load(name, kind)
+    }
+    /// A packed weight as the file keeps it, on the CPU, to be computed in `kind`; `None` for a tensor that is not
+    /// packed.
+    ///
+    /// # Errors
+    /// What is wrong with its parts.
+    fn packed(&self, name: &str, kind: Kind) -> Result<Option<Box<dyn BaseWeight>>> {
+        let _ = (name, kind);
+        Ok(None)
+    }
+    /// Whether packed weights are to be kept as they are where nobody says otherwise.
+    fn prefers_packed(&self) -> bool {
+        false
+    }
     /// What was opened.
     fn source(&self) -> &Path;
     /// The files with weights.
@@ -49,9 +73,17 @@ pub trait Checkpoint: Debug + Send {
 /// # Errors
 /// `Io` if nothing is there; `Data` or `Unsupported`, with a hint, if it is neither, or is malformed.
 pub fn open(path: &Path) -> Result<Box<dyn Checkpoint>> {
+    open_with(path, &[])
+}
+
+/// The same, where weights in safetensors may be packed in one of these ways.
+///
+/// # Errors
+/// Those of [`open`], and what is wrong with packed weights.
+pub fn open_with(path: &Path, packings: &[&'static dyn Packing]) -> Result<Box<dyn Checkpoint>> {
     let found = std::fs::metadata(path).map_err(|e| Error::io("open the model", path, e))?;
     if found.is_dir() {
-        return Ok(Box::new(hf::HfCheckpoint::open(path)?));
+        return Ok(Box::new(hf::HfCheckpoint::open(path, packings)?));
     }
     let mut magic = [0; 4];
     let read = File::open(path).and_then(|mut f| f.read_exact(&mut magic));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
@@ -36,6 +36,7 @@ pub(super) struct Mapped {
     pub(super) path: PathBuf,
     pub(super) tensors: BTreeMap<String, Entry>,
     bytes: Tensor,
+    file: File,
 }
 
 impl Mapped {
@@ -50,7 +51,19 @@ impl Mapped {
         // Private: what is written to a view stays in memory.
         let bytes = Tensor::f_from_file(name, false, len as i64, (Kind::Uint8, Device::Cpu))
             .map_err(|e| Error::from(e).at(path.display()))?;
-        Ok(Self { path: path.to_owned(), tensors, bytes })
+        Ok(Self { path: path.to_owned(), tensors, bytes, file })
+    }
+
+    /// The tensor as stored, read into memory of its own.
+    pub(super) fn read(&self, entry: &Entry, kind: Kind) -> Result<Tensor> {
+        let io = |e| Error::io("read", &self.path, e);
+        let mut bytes = Tensor::f_empty([entry.nbytes], (Kind::Uint8, Device::Cpu))?;
+        if let Some(bytes) = tch_ext::elements_mut::<u8>(&mut bytes) {
+            let mut file = self.file.try_clone().map_err(io)?;
+            file.seek(SeekFrom::Start(entry.start.unsigned_abs())).map_err(io)?;
+            file.read_exact(bytes).map_err(io)?;
+        }
+        Ok(bytes.f_view_dtype(kind)?.f_view(&entry.shape[..])?)
     }
 
     /// A view of the tensor as stored; a copy only where its bytes are not aligned for its type.
@@ -73,6 +86,14 @@ pub(super) fn kind_of(dtype: Dtype) -> Option<Kind> {
         Dtype::F16 => Some(Kind::Half),
         Dtype::BF16 => Some(Kind::BFloat16),
         _ => None,
+    }
+}
+
+/// The same for a part of a packed weight.
+pub(super) fn part_kind(dtype: Dtype) -> Option<Kind> {
+    match dtype {
+        Dtype::U8 => Some(Kind::Uint8),
+        other => kind_of(other),
     }
 }
 
