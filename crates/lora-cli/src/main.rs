@@ -4,6 +4,7 @@ mod commands;
 mod open;
 mod profile;
 mod progress;
+mod rounding;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -26,6 +27,7 @@ enum Verb {
     Eval(commands::eval::Args),
     Generate(commands::generate::Args),
     Merge(commands::merge::Args),
+    Quantize(commands::quantize::Args),
     Inspect(commands::inspect::Args),
     Variants(commands::variants::Args),
     Doctor(commands::doctor::Args),
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
         Verb::Eval(args) => commands::eval::run(&args),
         Verb::Generate(args) => commands::generate::run(&args),
         Verb::Merge(args) => commands::merge::run(&args),
+        Verb::Quantize(args) => commands::quantize::run(&args),
         Verb::Inspect(args) => commands::inspect::run(&args),
         Verb::Variants(args) => commands::variants::run(&args),
         Verb::Doctor(args) => commands::doctor::run(&args),

@@ -48,11 +48,7 @@ pub(crate) struct Opened {
 
 impl ModelArgs {
     pub(crate) fn kind(&self) -> Kind {
-        match self.dtype.as_str() {
-            "f32" => Kind::Float,
-            "f16" => Kind::Half,
-            _ => Kind::BFloat16,
-        }
+        kind_of(&self.dtype)
     }
 
     /// Threads and CUDA first, then the checkpoint's configuration and tokenizer: nothing large is read yet.
@@ -112,6 +108,15 @@ impl ModelArgs {
             lora::load(&mut model, ADAPTER, folder, VARIANTS)?;
         }
         Ok(Opened { checkpoint, tokenizer, model })
+    }
+}
+
+/// The dtype of that name on the command line.
+pub(crate) fn kind_of(dtype: &str) -> Kind {
+    match dtype {
+        "f32" => Kind::Float,
+        "f16" => Kind::Half,
+        _ => Kind::BFloat16,
     }
 }
 

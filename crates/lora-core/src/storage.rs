@@ -16,6 +16,9 @@ pub trait Storage: Debug + Send + Sync {
     /// What the storage refuses.
     fn store(&self, weight: Tensor) -> Result<Box<dyn BaseWeight>>;
 
+    /// Bytes that a weight of `shape`, computed in `kind`, takes so.
+    fn bytes(&self, shape: (i64, i64), kind: Kind) -> u64;
+
     /// Whether what it keeps is the very tensor that it was given, as long as that lives.
     fn keeps_the_tensor(&self) -> bool {
         false
@@ -73,6 +76,10 @@ pub(crate) struct AsIs;
 impl Storage for AsIs {
     fn store(&self, weight: Tensor) -> Result<Box<dyn BaseWeight>> {
         Ok(Box::new(Dense::new(weight)))
+    }
+
+    fn bytes(&self, (out, inp): (i64, i64), kind: Kind) -> u64 {
+        (out * inp).unsigned_abs() * kind.elt_size_in_bytes() as u64
     }
 
     fn keeps_the_tensor(&self) -> bool {

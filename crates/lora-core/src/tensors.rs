@@ -7,7 +7,8 @@ use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value, json};
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Device, Kind, TchError, Tensor, no_grad};
+use tch_ext::elements;
 
 use crate::folder::write_file_with;
 use crate::pairs::Pairs;
@@ -151,43 +152,74 @@ pub fn write_tensors(path: &Path, tensors: &[(String, Tensor)], metadata: &[(&st
     write_file_with(path, |file| write_tensors_to(file, tensors, metadata).map_err(|e| e.at(path.display())))
 }
 
-/// Writes a safetensors file: metadata `format: pt` (which PEFT wants) and what is given, then the tensors by
-/// name, those of wider elements first so that each lies aligned. The same input gives the same bytes.
+/// A tensor to be written: what it is, and how to get it when its turn comes.
+pub struct Pending<'a> {
+    /// Its name.
+    pub name: String,
+    /// Its dtype.
+    pub kind: Kind,
+    /// Its shape.
+    pub shape: Vec<i64>,
+    /// Makes it.
+    pub make: Box<dyn FnOnce() -> Result<Tensor> + 'a>,
+}
+
+impl<'a> Pending<'a> {
+    /// One that is there.
+    pub fn ready(name: &str, value: &'a Tensor) -> Self {
+        let make = Box::new(|| Ok(value.shallow_clone()));
+        Self { name: name.to_owned(), kind: value.kind(), shape: value.size(), make }
+    }
+}
+
+/// Writes a safetensors file, as [`write_pending_to`].
 ///
 /// # Errors
-/// A name comes twice, a dtype is none that [`read_tensors`] reads, or `to` cannot be written.
+/// As [`write_pending_to`].
 pub fn write_tensors_to(
     to: &mut impl Write,
     tensors: &[(String, Tensor)],
     metadata: &[(&str, &str)],
 ) -> Result<()> {
+    write_pending_to(to, tensors.iter().map(|(name, value)| Pending::ready(name, value)).collect(), metadata)
+}
+
+/// Writes a safetensors file: metadata `format: pt` (which PEFT wants) and what is given, then the tensors by
+/// name, those of wider elements first so that each lies aligned. The same input gives the same bytes. Each tensor is
+/// made when it is written, and let go.
+///
+/// # Errors
+/// A name comes twice, a dtype is none that [`read_tensors`] reads, a tensor is not what it was said to be, or `to`
+/// cannot be written.
+pub fn write_pending_to(
+    to: &mut impl Write,
+    tensors: Vec<Pending<'_>>,
+    metadata: &[(&str, &str)],
+) -> Result<()> {
     let mut names = BTreeSet::new();
     let mut sorted = Vec::with_capacity(tensors.len());
-    for (name, value) in tensors {
-        let kind = KINDS.iter().find(|(.., kind)| *kind == value.kind());
+    for pending in tensors {
+        let kind = KINDS.iter().find(|(.., kind)| *kind == pending.kind);
         let (_, dtype, kind) = kind.ok_or_else(|| {
-            Error::unsupported(format!("its dtype is {:?}, which a file cannot hold", value.kind()))
-                .at(tensor(name))
+            Error::unsupported(format!("its dtype is {:?}, which a file cannot hold", pending.kind))
+                .at(tensor(&pending.name))
         })?;
-        if name == "__metadata__" || !names.insert(name) {
-            return Err(
-                Error::usage("a name that comes twice, or that the format keeps for itself").at(tensor(name))
-            );
+        if pending.name == "__metadata__" || !names.insert(pending.name.clone()) {
+            return Err(Error::usage("a name that comes twice, or that the format keeps for itself")
+                .at(tensor(&pending.name)));
         }
-        sorted.push((kind.elt_size_in_bytes(), name, *dtype, value));
+        sorted.push((kind.elt_size_in_bytes(), *dtype, pending));
     }
-    sorted.sort_by(|a, b| (b.0, a.1).cmp(&(a.0, b.1)));
+    sorted.sort_by(|a, b| (b.0, &a.2.name).cmp(&(a.0, &b.2.name)));
 
     let remarks: BTreeMap<&str, &str> =
         [("format", "pt")].into_iter().chain(metadata.iter().copied()).collect();
     let mut header = Map::from_iter([("__metadata__".to_owned(), json!(remarks))]);
     let mut offset = 0;
-    for (width, name, dtype, value) in &sorted {
-        let end = offset + width * value.numel();
-        header.insert(
-            (*name).clone(),
-            json!({ "dtype": dtype, "shape": value.size(), "data_offsets": [offset, end] }),
-        );
+    for (width, dtype, pending) in &sorted {
+        let end = offset + width * pending.shape.iter().product::<i64>().unsigned_abs() as usize;
+        let about = json!({ "dtype": dtype, "shape": pending.shape, "data_offsets": [offset, end] });
+        header.insert(pending.name.clone(), about);
         offset = end;
     }
     let mut header = Value::Object(header).to_string().into_bytes();
@@ -197,11 +229,19 @@ pub fn write_tensors_to(
         |bytes: &[u8]| to.write_all(bytes).map_err(|e| Error::io("write", Path::new("the tensors"), e));
     put(&(header.len() as u64).to_le_bytes())?;
     put(&header)?;
-    for (width, name, _, value) in sorted {
-        let mut bytes = vec![0; width * value.numel()];
-        no_grad(|| value.f_to_device(Device::Cpu)?.f_contiguous()?.f_copy_data_u8(&mut bytes, value.numel()))
-            .map_err(|e| Error::from(e).at(tensor(name)))?;
-        put(&bytes)?;
+    for (_, _, Pending { name, kind, shape, make }) in sorted {
+        let value = make()?;
+        if (value.kind(), value.size()) != (kind, shape) {
+            return Err(Error::internal("is not what was promised of it").at(tensor(&name)));
+        }
+        let bytes = bytes_of(&value).map_err(|e| Error::from(e).at(tensor(&name)))?;
+        put(elements(&bytes).unwrap_or_default())?;
     }
     Ok(())
+}
+
+/// The tensor's memory, u8.
+fn bytes_of(value: &Tensor) -> std::result::Result<Tensor, TchError> {
+    let flat = no_grad(|| value.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?.f_reshape([-1]))?;
+    flat.f_view_dtype(Kind::Uint8)
 }

@@ -165,10 +165,12 @@ fn refuse(cfg: &Object<'_>) -> Result<()> {
     }
     if let Some(quantised) = cfg.object("quantization_config")? {
         let method = quantised.text("quant_method")?.unwrap_or("unknown");
-        let what = format!("weights already quantised ({method})");
-        return Err(cfg
-            .fault("quantization_config", Error::unsupported(what))
-            .hint("use the model's original weights; QLoRA quantises them while loading"));
+        if method != "bitsandbytes" || quantised.flag("load_in_8bit")? == Some(true) {
+            let what = format!("weights already quantised ({method})");
+            return Err(cfg
+                .fault("quantization_config", Error::unsupported(what))
+                .hint("4 bits of bitsandbytes are read; otherwise use the model's original weights"));
+        }
     }
     Ok(())
 }

@@ -2,15 +2,15 @@
 
 use std::path::Path;
 
-use lora_core::{Error, OutputFolder, Result, write_tensors_to};
+use lora_core::{BaseWeight, Error, OutputFolder, Pending, Result, Storage, write_pending_to};
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Keep};
 use crate::tokenizer::Tokenizer;
 
-/// The most that one shard holds, and so what is in memory at one time.
-const SHARD: u64 = 2 << 30;
+/// About the most that one file holds.
+const SHARD: u64 = 1 << 30;
 
 /// What an HF folder may hold beside its weights; copied as it is.
 const COMPANIONS: [&str; 10] = [
@@ -26,7 +26,7 @@ const COMPANIONS: [&str; 10] = [
     "LICENSE",
 ];
 
-/// Whether `path`, inside a model folder, is a file that [`export`] writes.
+/// Whether `path`, inside a model folder, is a file that [`Export`] writes.
 pub fn is_model_file(path: &Path) -> bool {
     let name = path.to_string_lossy();
     let shard = name.strip_prefix("model-").is_some_and(|n| n.ends_with(".safetensors"));
@@ -38,67 +38,125 @@ pub fn is_model_file(path: &Path) -> bool {
         || COMPANIONS.contains(&&*name)
 }
 
-/// Writes the checkpoint's tensors in `kind` with its configuration and tokenizer. `replaced` gives the weight to
-/// write in place of the stored one, by name; a replaced output head that was tied to the embedding is untied.
-///
-/// # Errors
-/// What loading, `replaced` and writing refuse; the folder is not committed here.
-pub fn export(
-    checkpoint: &dyn Checkpoint,
-    tokenizer: &Tokenizer,
-    kind: Kind,
-    out: &OutputFolder,
-    replaced: &dyn Fn(&str) -> Result<Option<Tensor>>,
-) -> Result<()> {
-    const HEAD: &str = "lm_head.weight";
-    let mut names = checkpoint.names();
-    let untied = checkpoint.config().tie_word_embeddings && replaced(HEAD)?.is_some();
-    if untied && !names.iter().any(|n| n == HEAD) {
-        names.push(HEAD.to_owned());
-    }
-    let shards = plan(checkpoint, &names, kind);
-    let mut index = Map::new();
-    let mut total = 0;
-    for (i, shard) in shards.iter().enumerate() {
-        let file = match shards.len() {
-            1 => "model.safetensors".to_owned(),
-            n => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
-        };
-        let mut tensors = Vec::new();
-        for name in shard {
-            let tensor = match replaced(name)? {
-                Some(w) => w.to_kind(kind),
-                None => checkpoint.load(name, kind)?,
-            };
-            total += tensor.numel() * kind.elt_size_in_bytes();
-            index.insert(name.clone(), json!(file));
-            tensors.push((name.clone(), tensor));
-        }
-        out.write_with(&file, |to| write_tensors_to(to, &tensors, &[]))?;
-    }
-    if shards.len() > 1 {
-        let index = json!({ "metadata": { "total_size": total }, "weight_map": index });
-        out.write("model.safetensors.index.json", pretty(&index))?;
-    }
-    out.write("config.json", pretty(&config(checkpoint, kind, untied)))?;
-    companions(checkpoint, tokenizer, out)
+/// What is written of a checkpoint.
+pub struct Export<'a> {
+    /// The model.
+    pub checkpoint: &'a dyn Checkpoint,
+    /// Its tokenizer, written for checkpoints that are no folder; a folder's own files are copied.
+    pub tokenizer: Option<&'a Tokenizer>,
+    /// The dtype of what is written dense, and that the rest is computed in.
+    pub kind: Kind,
+    /// Weights to write in place of the stored ones, by name. A replaced output head that was tied to the embedding is
+    /// untied.
+    pub replaced: &'a dyn Fn(&str) -> Result<Option<Tensor>>,
+    /// How linear weights inside the blocks are packed, and the modules that are not.
+    pub packed: Option<Pack<'a>>,
 }
 
-fn plan(checkpoint: &dyn Checkpoint, names: &[String], kind: Kind) -> Vec<Vec<String>> {
-    let (mut shards, mut size) = (vec![Vec::new()], 0);
-    for name in names {
-        let shape = checkpoint.shape(name).unwrap_or_default();
-        let bytes = shape.iter().product::<i64>().unsigned_abs() * kind.elt_size_in_bytes() as u64;
-        if size + bytes > SHARD && size > 0 {
-            shards.push(Vec::new());
-            size = 0;
+/// How weights are packed, and what is told of each: its name, as it was, and as it is kept.
+#[derive(Clone, Copy)]
+pub struct Pack<'a> {
+    /// What packs them.
+    pub keep: Keep<'a>,
+    /// Is shown each weight as it was and as it is kept.
+    pub seen: &'a dyn Fn(&str, &Tensor, &dyn BaseWeight),
+}
+
+impl Export<'_> {
+    /// Writes tensors, configuration and tokenizer into the folder, which is not committed here. In memory are one
+    /// tensor and, of packed weights, what one file holds.
+    ///
+    /// # Errors
+    /// What loading, `replaced`, packing and writing refuse.
+    pub fn write(&self, out: &OutputFolder) -> Result<()> {
+        const HEAD: &str = "lm_head.weight";
+        let Self { checkpoint, kind, replaced, .. } = *self;
+        let mut names = checkpoint.names();
+        let untied = checkpoint.config().tie_word_embeddings && replaced(HEAD)?.is_some();
+        if untied && !names.iter().any(|n| n == HEAD) {
+            names.push(HEAD.to_owned());
         }
-        size += bytes;
-        if let Some(last) = shards.last_mut() {
-            last.push(name.clone());
+        let shards = self.plan(&names);
+        let (mut index, mut total) = (Map::new(), 0);
+        for (i, shard) in shards.iter().enumerate() {
+            let file = match shards.len() {
+                1 => "model.safetensors".to_owned(),
+                n => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
+            };
+            let packed = shard.iter().filter(|name| self.storage(name).is_some());
+            let packed = packed.map(|name| self.packed(name)).collect::<Result<Vec<_>>>()?;
+            let mut tensors: Vec<_> =
+                packed.iter().flatten().map(|(name, t)| Pending::ready(name, t)).collect();
+            for name in shard.iter().filter(|name| self.storage(name).is_none()) {
+                let shape = checkpoint.shape(name).or_else(|| checkpoint.shape("model.embed_tokens.weight"));
+                let make = Box::new(move || self.dense(name));
+                tensors.push(Pending { name: name.clone(), kind, shape: shape.unwrap_or_default(), make });
+            }
+            for t in &tensors {
+                total += t.shape.iter().product::<i64>().unsigned_abs() * t.kind.elt_size_in_bytes() as u64;
+                index.insert(t.name.clone(), json!(file));
+            }
+            out.write_with(&file, |to| write_pending_to(to, tensors, &[]))?;
+        }
+        if shards.len() > 1 {
+            let index = json!({ "metadata": { "total_size": total }, "weight_map": index });
+            out.write("model.safetensors.index.json", pretty(&index))?;
+        }
+        let mut config = config(checkpoint, kind, untied);
+        let packing = self.packed.and_then(|p| p.keep.storage?.config(kind, p.keep.skip));
+        if let (Some(object), Some(packing)) = (config.as_object_mut(), packing) {
+            object.insert("quantization_config".into(), packing);
+        }
+        out.write("config.json", pretty(&config))?;
+        companions(checkpoint, self.tokenizer, out)
+    }
+
+    /// What packs the tensor of that name, if anything does: linear weights inside the blocks are packed.
+    fn storage(&self, name: &str) -> Option<&dyn Storage> {
+        let keep = self.packed.as_ref()?.keep;
+        let module = name.strip_suffix(".weight")?;
+        let linear = module.starts_with("model.layers.") && self.checkpoint.shape(name)?.len() == 2;
+        if linear && !keep.skips(module) { keep.storage } else { None }
+    }
+
+    fn dense(&self, name: &str) -> Result<Tensor> {
+        match (self.replaced)(name)? {
+            Some(w) => Ok(w.to_kind(self.kind)),
+            None => self.checkpoint.read(name, self.kind),
         }
     }
-    shards
+
+    /// The parts of a packed weight; as the checkpoint has them, where it keeps the weight so and nothing replaced it.
+    fn packed(&self, name: &str) -> Result<Vec<(String, Tensor)>> {
+        let weight = self.dense(name)?;
+        let Some((storage, pack)) = self.storage(name).zip(self.packed.as_ref()) else { return Ok(vec![]) };
+        let kept = storage.store(weight.shallow_clone()).map_err(|e| e.at(name))?;
+        (pack.seen)(name, &weight, kept.as_ref());
+        let parts = kept.parts().unwrap_or_else(|| vec![(String::new(), weight)]);
+        let full = |part: String| if part.is_empty() { name.to_owned() } else { format!("{name}.{part}") };
+        Ok(parts.into_iter().map(|(part, t)| (full(part), t)).collect())
+    }
+
+    /// The names by file.
+    fn plan(&self, names: &[String]) -> Vec<Vec<String>> {
+        let (mut shards, mut size) = (vec![Vec::new()], 0);
+        for name in names {
+            let shape = self.checkpoint.shape(name).unwrap_or_default();
+            let bytes = match (self.storage(name), &shape[..]) {
+                (Some(storage), &[out, inp]) => storage.bytes((out, inp), self.kind),
+                _ => shape.iter().product::<i64>().unsigned_abs() * self.kind.elt_size_in_bytes() as u64,
+            };
+            if size + bytes > SHARD && size > 0 {
+                shards.push(Vec::new());
+                size = 0;
+            }
+            size += bytes;
+            if let Some(last) = shards.last_mut() {
+                last.push(name.clone());
+            }
+        }
+        shards
+    }
 }
 
 fn config(checkpoint: &dyn Checkpoint, kind: Kind, untied: bool) -> Value {
@@ -112,6 +170,7 @@ fn config(checkpoint: &dyn Checkpoint, kind: Kind, untied: bool) -> Value {
         // Older readers look for torch_dtype, newer ones for dtype.
         object.insert("dtype".into(), json!(name));
         object.insert("torch_dtype".into(), json!(name));
+        object.remove("quantization_config");
         if untied {
             object.insert("tie_word_embeddings".into(), json!(false));
         }
@@ -120,9 +179,9 @@ fn config(checkpoint: &dyn Checkpoint, kind: Kind, untied: bool) -> Value {
 }
 
 /// A folder's own files, byte for byte; for other sources the tokenizer as we understand it.
-fn companions(checkpoint: &dyn Checkpoint, tokenizer: &Tokenizer, out: &OutputFolder) -> Result<()> {
+fn companions(checkpoint: &dyn Checkpoint, tokenizer: Option<&Tokenizer>, out: &OutputFolder) -> Result<()> {
     if !checkpoint.source().is_dir() {
-        return tokenizer.save(out.path());
+        return tokenizer.map_or(Ok(()), |tokenizer| tokenizer.save(out.path()));
     }
     for name in COMPANIONS {
         let from = checkpoint.source().join(name);

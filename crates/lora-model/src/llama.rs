@@ -16,7 +16,24 @@ use crate::rope::Rope;
 static WEIGHTS: Region = Region::new("weights");
 
 /// The output head's name.
-const HEAD: &str = "lm_head";
+pub(crate) const HEAD: &str = "lm_head";
+
+/// The names of a block's linear layers.
+pub(crate) const PARTS: [&str; 7] = [
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+];
+
+/// The names of all linear layers, in the model's order.
+pub(crate) fn linear_names(config: &ModelConfig) -> impl Iterator<Item = String> + use<> {
+    let inner = (0..config.layers).flat_map(|i| PARTS.map(|part| format!("model.layers.{i}.{part}")));
+    inner.chain([HEAD.to_owned()])
+}
 
 /// A decoder of the llama family.
 #[derive(Debug)]
@@ -163,28 +180,14 @@ impl Block {
         project_onto(&x, &self.down, swiglu(&gate_up[0], &gate_up[1]), mode)
     }
 
-    fn parts(&self) -> [(&'static str, &Linear); 7] {
-        [
-            ("self_attn.q_proj", &self.q),
-            ("self_attn.k_proj", &self.k),
-            ("self_attn.v_proj", &self.v),
-            ("self_attn.o_proj", &self.o),
-            ("mlp.gate_proj", &self.gate),
-            ("mlp.up_proj", &self.up),
-            ("mlp.down_proj", &self.down),
-        ]
+    /// The linear layers, in the order of [`PARTS`].
+    fn parts(&self) -> [&Linear; 7] {
+        [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
     }
 
-    fn parts_mut(&mut self) -> [(&'static str, &mut Linear); 7] {
-        [
-            ("self_attn.q_proj", &mut self.q),
-            ("self_attn.k_proj", &mut self.k),
-            ("self_attn.v_proj", &mut self.v),
-            ("self_attn.o_proj", &mut self.o),
-            ("mlp.gate_proj", &mut self.gate),
-            ("mlp.up_proj", &mut self.up),
-            ("mlp.down_proj", &mut self.down),
-        ]
+    fn parts_mut(&mut self) -> [&mut Linear; 7] {
+        let Self { q, k, v, o, gate, up, down, .. } = self;
+        [q, k, v, o, gate, up, down]
     }
 }
 
@@ -221,17 +224,13 @@ impl Model for Llama {
 
 impl Linears for Llama {
     fn linears(&self) -> Vec<(String, &Linear)> {
-        let blocks = self.blocks.iter().enumerate();
-        let inner =
-            blocks.flat_map(|(i, b)| b.parts().map(|(part, l)| (format!("model.layers.{i}.{part}"), l)));
-        inner.chain([(HEAD.to_owned(), &self.head)]).collect()
+        let layers = self.blocks.iter().flat_map(Block::parts).chain([&self.head]);
+        linear_names(&self.config).zip(layers).collect()
     }
 
     fn linears_mut(&mut self) -> Vec<(String, &mut Linear)> {
-        let blocks = self.blocks.iter_mut().enumerate();
-        let inner =
-            blocks.flat_map(|(i, b)| b.parts_mut().map(|(part, l)| (format!("model.layers.{i}.{part}"), l)));
-        inner.chain([(HEAD.to_owned(), &mut self.head)]).collect()
+        let layers = self.blocks.iter_mut().flat_map(Block::parts_mut).chain([&mut self.head]);
+        linear_names(&self.config).zip(layers).collect()
     }
 
     fn output_head(&self) -> Option<&str> {

@@ -48,6 +48,12 @@ impl Storage for Options {
         Ok(Box::new(FourBit::new(&weight, *self)?))
     }
 
+    fn bytes(&self, (out, inp): (i64, i64), _: Kind) -> u64 {
+        let blocks = (out * inp).unsigned_abs().div_ceil(self.block as u64);
+        let scales = if self.nested { blocks + 4 * blocks.div_ceil(256) + 4 } else { 4 * blocks };
+        blocks * self.block as u64 / 2 + scales
+    }
+
     /// transformers' `BitsAndBytesConfig`.
     fn config(&self, kind: Kind, skipped: &[String]) -> Option<Value> {
         let compute = match kind {

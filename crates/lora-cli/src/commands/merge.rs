@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use lora::model::{Llama, Model, Texts, Tokenizer, export, is_model_file};
+use lora::model::{Export, Keep, Llama, Model, OnDisk, Pack, Texts, Tokenizer, is_model_file};
+use lora::qlora::Options;
 use lora::train::{DataOptions, Dataset};
-use lora::{Error, Linears, Mode, OutputFolder};
+use lora::{Error, Linears, Mode, OutputFolder, VARIANTS};
 use tch::{Kind, Tensor};
 
 use super::say;
-use crate::open::ModelArgs;
+use crate::open::{ADAPTER, ModelArgs};
+use crate::rounding::Rounding;
 
 /// Fold an adapter into its base: an ordinary Hugging Face model folder
 #[derive(clap::Args)]
@@ -18,7 +20,9 @@ use crate::open::ModelArgs;
   lora merge --model SmolLM2.gguf --adapter my-adapter --out merged --verify
   lora merge --model models/Qwen3-0.6B --adapter my-adapter --out merged --verify heldout.jsonl
 
-The base is taken as stored, not in 4 bits, and the merged weights are written in --dtype.")]
+Merged weights are written in --dtype, tensor by tensor, so that a model larger than memory can be merged. A base of
+bitsandbytes is dequantised. --requantize rounds the result to 4 bits again, which loses a part of what was learnt; it
+says how much, and --verify what it does to the answers.")]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -31,6 +35,9 @@ pub(crate) struct Args {
     /// Replace a model folder that is there
     #[arg(long)]
     overwrite: bool,
+    /// Write the merged weights in 4 bits, as bitsandbytes does [options: nf4 or fp4, block size, single]
+    #[arg(long, value_name = "OPTIONS")]
+    requantize: Option<Option<String>>,
     /// Compare adapter and merged model on these rows, or on built-in texts, before the folder appears
     #[arg(long, value_name = "JSONL")]
     verify: Option<Option<PathBuf>>,
@@ -54,34 +61,55 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if !(args.tolerance >= 0.0) {
         return Err(Error::usage("--tolerance must be at least 0").into());
     }
-    let opened = args.model.open(Some(&args.adapter), "lora")?;
+    let packing = args.requantize.as_ref().map(|o| Options::parse(o.as_deref().unwrap_or(""))).transpose()?;
+    let (checkpoint, tokenizer) = args.model.checkpoint()?;
     let out = OutputFolder::create(&args.out, args.overwrite, is_model_file)?;
+    let kind = args.model.kind();
+    let mut model = OnDisk::new(lora::open(&args.model.model)?, kind)?;
+    lora::load(&mut model, ADAPTER, &args.adapter, VARIANTS)?;
+    model.check()?;
     let expected = match &args.verify {
         Some(rows) => {
-            let texts =
-                texts(rows.as_deref(), &opened.tokenizer, args.limit, opened.model.config().max_positions)?;
+            let opened = args.model.open(Some(&args.adapter), "lora")?;
+            let texts = texts(rows.as_deref(), &tokenizer, args.limit, opened.model.config().max_positions)?;
             let logits = logits(&opened.model, &texts)?;
             Some((texts, logits))
         }
         None => None,
     };
-    let kind = args.model.kind();
+    let rounding = Rounding::default();
     {
-        let layers: BTreeMap<_, _> = opened.model.linears().into_iter().collect();
-        export(opened.checkpoint.as_ref(), &opened.tokenizer, kind, &out, &|name| {
+        let layers: BTreeMap<_, _> = model.linears().into_iter().collect();
+        let replaced = |name: &str| {
             let layer = name.strip_suffix(".weight").and_then(|n| layers.get(n));
             let Some(layer) = layer.filter(|l| l.adapter().is_some()) else { return Ok(None) };
             let w = layer.effective(kind);
+            model.check()?;
             match lora::all_finite(&w) {
                 true => Ok(Some(w)),
                 false => Err(Error::non_finite("the merged weight is not finite").at(name).hint(
                     "the adapter holds extreme values; `lora inspect` shows the norms; try --dtype f32",
                 )),
             }
-        })?;
+        };
+        let update = |name: &str, merged: &Tensor| -> Option<Tensor> {
+            let layer = name.strip_suffix(".weight").and_then(|n| layers.get(n));
+            layer.filter(|l| l.adapter().is_some()).map(|l| merged - l.base().dense(kind))
+        };
+        let seen = |name: &str, w: &Tensor, kept: &dyn lora::BaseWeight| {
+            rounding.add(w, kept, update(name, w).as_ref());
+        };
+        let keep = Keep { storage: packing.as_ref().map(|p| p as _), packed: None, skip: &args.model.skip };
+        let packed = packing.is_some().then_some(Pack { keep, seen: &seen });
+        let (checkpoint, tokenizer) = (checkpoint.as_ref(), Some(&tokenizer));
+        Export { checkpoint, tokenizer, kind, replaced: &replaced, packed }.write(&out)?;
+        model.check()?;
+    }
+    drop(model);
+    if packing.is_some() {
+        say!("{rounding}");
     }
     if let Some((texts, expected)) = expected {
-        drop(opened);
         let difference = compare(&reopen(out.path(), args)?, &texts, &expected)?;
         say!("{difference}");
         if !(difference.mean_kl <= args.tolerance) {
@@ -89,7 +117,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 "the merged model differs by a mean KL of {:.2e}, above the tolerance of {:.2e}; it was not kept",
                 difference.mean_kl, args.tolerance
             ))
-            .hint("merge in --dtype f32, or raise --tolerance")
+            .hint("merge in --dtype f32 and not to 4 bits, or raise --tolerance")
             .into());
         }
     }

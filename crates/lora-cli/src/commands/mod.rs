@@ -5,6 +5,7 @@ pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod merge;
+pub(crate) mod quantize;
 pub(crate) mod train;
 pub(crate) mod variants;
 

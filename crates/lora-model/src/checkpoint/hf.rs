@@ -45,14 +45,12 @@ impl HfCheckpoint {
             return Err(no_weights(dir));
         };
         let packed = Packed::find(&shards, &mut tensors, packings)?;
-        if packed.is_empty()
-            && let Some(method) = config.raw["quantization_config"]["quant_method"].as_str()
-        {
-            return Err(Error::unsupported(format!(
-                "weights quantised by `{method}` in a form not read here"
-            ))
-            .at(dir.display())
-            .hint("4 bits of bitsandbytes (nf4, fp4) are read; otherwise use the original model"));
+        if packed.is_empty() && !config.raw["quantization_config"].is_null() {
+            return Err(Error::data("its configuration says that weights are packed, but none is")
+                .at(dir.display())
+                .hint(
+                    "the checkpoint is incomplete, or its weights are packed in a way that is not read here",
+                ));
         }
         Ok(Self { dir: dir.to_owned(), config, shards, tensors, packed })
     }

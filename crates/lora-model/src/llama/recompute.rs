@@ -83,6 +83,6 @@ fn with_gradient(y: &Tensor, dy: Tensor) -> Result<()> {
 impl Block {
     /// Whether anything in it wants a gradient.
     fn trains(&self) -> bool {
-        self.parts().iter().any(|(_, layer)| layer.constant().is_none())
+        self.parts().iter().any(|layer| layer.constant().is_none())
     }
 }

@@ -1,0 +1,115 @@
+//! Models written in 4 bits, and opened again.
+
+use std::path::{Path, PathBuf};
+
+use lora::model::{Export, Keep, Llama, Model, OnDisk, Pack, Texts};
+use lora::qlora::Options;
+use lora::{Linears, Mode, OutputFolder, Recipe, VARIANTS};
+use tch::{Device, Kind, Tensor};
+
+fn source() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/llama2/model")
+}
+
+fn load(path: &Path, keep: Keep<'_>) -> Llama {
+    let checkpoint = lora::open(path).unwrap();
+    Llama::load(checkpoint.as_ref(), Kind::Float, Device::Cpu, keep).unwrap()
+}
+
+fn logits(model: &Llama) -> Tensor {
+    let ids = Tensor::arange(24, (Kind::Int64, Device::Cpu)).view([2, 12]);
+    model.logits(Texts::Rows(&ids), None, Mode::Eval).unwrap()
+}
+
+fn quantised(options: &Options, skip: &[String], folder: &Path) {
+    let out = OutputFolder::create(folder, true, lora::model::is_model_file).unwrap();
+    let checkpoint = lora::open(&source()).unwrap();
+    let keep = Keep { storage: Some(options), packed: None, skip };
+    Export {
+        checkpoint: checkpoint.as_ref(),
+        tokenizer: None,
+        kind: Kind::Float,
+        replaced: &|_| Ok(None),
+        packed: Some(Pack { keep, seen: &|_, _, _| {} }),
+    }
+    .write(&out)
+    .unwrap();
+    out.commit().unwrap();
+}
+
+/// The written model is the one that is quantised while it is loaded, and stays packed; unpacked it is the same.
+#[test]
+fn a_model_written_in_4_bits_is_the_model_quantised_while_loading() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    for options in ["", "fp4:32:single", "nf4:128"] {
+        let options = Options::parse(options).unwrap();
+        let skip = ["lm_head".to_owned(), "mlp.down_proj".to_owned()];
+        quantised(&options, &skip, &out);
+        let at_once = load(&source(), Keep { storage: Some(&options), packed: None, skip: &skip });
+        let written = load(&out, Keep { storage: None, packed: None, skip: &[] });
+        let dense = load(&out, Keep::DENSE);
+        assert_eq!(logits(&written), logits(&at_once));
+        assert_eq!(logits(&dense), logits(&at_once));
+        assert_ne!(logits(&written), logits(&load(&source(), Keep::DENSE)));
+        for ((name, a), (_, b)) in written.linears().into_iter().zip(dense.linears()) {
+            let packed = name.contains("layers") && !name.ends_with("down_proj");
+            assert_eq!(a.base().parts().is_some(), packed, "{name}");
+            assert!(b.base().parts().is_none());
+            assert!(a.base().bytes() * if packed { 5 } else { 1 } <= b.base().bytes(), "{name}");
+        }
+    }
+}
+
+/// A folder whose configuration promises packed weights that are not there.
+#[test]
+fn a_model_that_lost_its_packed_weights_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    quantised(&Options::default(), &["lm_head".to_owned()], &out);
+    std::fs::remove_file(out.join("model.safetensors")).unwrap();
+    for entry in std::fs::read_dir(source()).unwrap().flatten() {
+        if entry.file_name() != "config.json" {
+            std::fs::copy(entry.path(), out.join(entry.file_name())).unwrap();
+        }
+    }
+    assert!(lora::open(&out).unwrap_err().to_string().contains("none is"));
+    let e = lora::model::open(&out).unwrap_err();
+    assert!(e.to_string().contains("packed"), "{e}");
+}
+
+/// Read one by one from the disk, weights and what an adapter makes of them are those of the model in memory; what
+/// cannot be read is told.
+#[test]
+fn a_model_on_disk_gives_the_weights_of_one_in_memory() {
+    let recipe = Recipe::parse("dora", VARIANTS).unwrap();
+    let config = lora::AdapterConfig { r: 4, ..Default::default() };
+    let attach = |model: &mut dyn Linears| {
+        tch::manual_seed(3);
+        lora::attach(model, "a", &recipe, &config).unwrap();
+    };
+    let mut there = load(&source(), Keep::DENSE);
+    let mut on_disk = OnDisk::new(lora::open(&source()).unwrap(), Kind::Float).unwrap();
+    attach(&mut there);
+    attach(&mut on_disk);
+    for ((a, ours), (b, theirs)) in on_disk.linears().into_iter().zip(there.linears()) {
+        assert_eq!(a, b);
+        assert_eq!(ours.base().bytes(), 0);
+        assert_eq!(ours.effective(Kind::Float), theirs.effective(Kind::Float), "{a}");
+    }
+    on_disk.check().unwrap();
+
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(source()).unwrap().flatten() {
+        std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+    }
+    let broken = OnDisk::new(lora::open(folder.path()).unwrap(), Kind::Float).unwrap();
+    for shard in ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"] {
+        let file = std::fs::OpenOptions::new().write(true).open(folder.path().join(shard)).unwrap();
+        file.set_len(4096).unwrap();
+    }
+    let zero = broken.linears()[0].1.effective(Kind::Float);
+    assert_eq!(zero.abs().max().double_value(&[]), 0.0);
+    assert!(broken.check().unwrap_err().to_string().contains("model-0000"));
+    broken.check().unwrap();
+}
