@@ -1,5 +1,6 @@
 //! SmolLM2-135M, full size, beside transformers and PEFT: `parity --dir DIR --gguf FILE`, where DIR is what
-//! `xtask/peers/parity.py` wrote. `cargo xtask parity` does both. Prints a table; exit code 1 if a row fails.
+//! `xtask/peers/parity.py` wrote. `cargo xtask parity` does both. Prints a table; exit code 1 if a row fails. With
+//! `--quant`, 4 bits alone, beside what `xtask/peers/quant.py` wrote.
 //!
 //! With LORA_PARITY_PYTHON (a Python with PEFT) the adapters that we write are read by PEFT too.
 
@@ -8,6 +9,7 @@
 #[path = "../../tests/common/mod.rs"]
 mod common;
 mod files;
+mod quant;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -22,11 +24,12 @@ const RECIPES: [&str; 4] = ["lora", "rslora", "dora", "patterns"];
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
-    let (mut dir, mut gguf) = (None, None);
+    let (mut dir, mut gguf, mut quant) = (None, None, false);
     while let Some(flag) = args.next() {
         match flag.as_str() {
             "--dir" => dir = args.next().map(PathBuf::from),
             "--gguf" => gguf = args.next().map(PathBuf::from),
+            "--quant" => quant = true,
             _ => {}
         }
     }
@@ -35,7 +38,8 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     let mut table = Table::default();
-    if let Err(e) = run(&dir, &gguf, &mut table) {
+    let done = if quant { quant::check(&dir, &mut table) } else { run(&dir, &gguf, &mut table) };
+    if let Err(e) = done {
         eprintln!("error: {e}");
         e.hint_text().iter().for_each(|hint| eprintln!("  hint: {hint}"));
         return ExitCode::FAILURE;

@@ -10,6 +10,9 @@ pub(crate) struct Args {
     /// Further JSON-lines files whose texts must become the same token ids
     #[arg(long, num_args = 1.., value_name = "FILE")]
     data: Vec<PathBuf>,
+    /// 4 bits instead: every code, block size and dtype, and whole checkpoints, beside bitsandbytes and transformers
+    #[arg(long, conflicts_with = "data")]
+    quant: bool,
     #[command(flatten)]
     peers: peers::Args,
 }
@@ -33,6 +36,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     sh::run(&mut theirs)?;
     let mut ours = sh::cargo();
     ours.args(["run", "--release", "--example", "parity", "--", "--dir"]).arg(&dir).arg("--gguf").arg(&gguf);
+    if args.quant {
+        let mut make = Command::new(&python);
+        make.arg(root.join("xtask/peers/quant.py")).arg("make");
+        sh::run(make.arg("--hf").arg(dir.join("hf")).arg("--out").arg(dir.join("quant")))?;
+        ours.arg("--quant");
+    }
     // The example hands it the adapters that we write.
     ours.env("LORA_PARITY_PYTHON", &python);
     sh::run(&mut ours)
