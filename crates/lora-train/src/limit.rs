@@ -47,6 +47,8 @@ pub fn required_flops(model: &dyn Model, work: &Work) -> f64 {
 pub fn matmul_rate(model: &dyn Model, tokens: i64) -> f64 {
     /// Of the head's many outputs, logits of so many rows exist at one time.
     const ROWS: i64 = 256;
+    /// So many outputs are as fast, each, as more.
+    const OUTPUTS: i64 = 1 << 14;
     const LEAST: usize = 6;
     const LONGEST: Duration = Duration::from_millis(400);
     let mut shapes = BTreeMap::new();
@@ -58,6 +60,7 @@ pub fn matmul_rate(model: &dyn Model, tokens: i64) -> f64 {
     let (mut flops, mut seconds) = (0.0, 0.0);
     for ((out, inp), count) in shapes {
         let rows = if out > 16 * inp { ROWS.min(tokens) } else { tokens };
+        let (whole, out) = (out, out.min(OUTPUTS));
         let random = |n, m| Tensor::randn([n, m], (Kind::Float, device)).to_kind(kind);
         let (w, x, dy) = (random(out, inp), random(rows, inp), random(rows, out));
         let (y, dx) = (dy.empty_like(), x.empty_like());
@@ -78,7 +81,7 @@ pub fn matmul_rate(model: &dyn Model, tokens: i64) -> f64 {
                 break;
             }
         }
-        let share = count * tokens as f64 / rows as f64;
+        let share = count * (tokens * whole) as f64 / (rows * out) as f64;
         flops += share * 4.0 * (rows * out * inp) as f64;
         seconds += share * best;
     }

@@ -15,6 +15,9 @@ use crate::ModelConfig;
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
+/// Bytes from which a tensor is checked without being brought into memory.
+const LARGE: u64 = 64 << 20;
+
 /// Largest index taken: a million tensors need less.
 const MAX_INDEX: u64 = 100_000_000;
 
@@ -102,6 +105,12 @@ impl Checkpoint for HfCheckpoint {
     }
 
     fn load(&self, name: &str, kind: Kind) -> Result<Tensor> {
+        if let Some((shard, entry)) =
+            self.entry(name).filter(|(_, e)| e.nbytes() > LARGE && kind_of(e.dtype) == Some(kind))
+            && shard.is_finite(entry, kind)?
+        {
+            return shard.view(entry, kind);
+        }
         self.tensor(name, kind, Mapped::view)
     }
 

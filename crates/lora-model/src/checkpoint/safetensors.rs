@@ -12,6 +12,8 @@ use lora_core::{Error, Result};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use tch::{Device, Kind, Tensor};
 
+use super::all_finite;
+
 /// The format's own limit.
 const MAX_HEADER: u64 = 100_000_000;
 
@@ -64,6 +66,23 @@ impl Mapped {
             file.read_exact(bytes).map_err(io)?;
         }
         Ok(bytes.f_view_dtype(kind)?.f_view(&entry.shape[..])?)
+    }
+
+    /// Whether all of the tensor is finite, without the mapping: of a large embedding that is only mapped, no more is
+    /// in memory later than the rows that are looked up.
+    pub(super) fn is_finite(&self, entry: &Entry, kind: Kind) -> Result<bool> {
+        const CHUNK: i64 = 16 << 20;
+        let mut begin = 0;
+        while begin < entry.nbytes {
+            let nbytes = CHUNK.min(entry.nbytes - begin);
+            let shape = vec![nbytes / kind.elt_size_in_bytes() as i64];
+            let chunk = Entry { dtype: entry.dtype, shape, start: entry.start + begin, nbytes };
+            if !all_finite(&self.read(&chunk, kind)?)? {
+                return Ok(false);
+            }
+            begin += nbytes;
+        }
+        Ok(true)
     }
 
     /// A view of the tensor as stored; a copy only where its bytes are not aligned for its type.
