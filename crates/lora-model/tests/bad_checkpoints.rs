@@ -243,8 +243,8 @@ fn gguf_files() {
         (tensor_patched(down, 4, &huge), &["overflows"]),
         (tensor_patched(down, 4, &0u64.to_le_bytes()), &["is empty or overflows"]),
         (
-            tensor_patched(down, 20, &12u32.to_le_bytes()),
-            &["types not read", "ffn_down.weight`: Q4_K", "Q8_0 or F16"],
+            tensor_patched(down, 20, &23u32.to_le_bytes()),
+            &["types not read", "ffn_down.weight`: IQ4_XS", "Q5_K, Q6_K, IQ4_NL are", "Q4_K_M or F16"],
         ),
         (tensor_patched(down, 24, &1u64.to_le_bytes()), &["not a multiple of the alignment"]),
         (tensor_patched(down, 24, &(u64::MAX - 31).to_le_bytes()), &["overflows"]),

@@ -3,7 +3,8 @@
 Needs gguf, numpy, safetensors, torch and transformers (5.x). Run in this folder: python make_checkpoints.py
 
 For every ARCH: ARCH.gguf, tiny, with blocks of every type whose bytes are random (scales of any finite value), and
-ARCH.safetensors, the f32 weights by Hugging Face name as transformers loads them from that GGUF file.
+ARCH.safetensors, the f32 weights by Hugging Face name as transformers loads them from that GGUF file. k_quants.gguf: a
+llama in the types whose blocks are long, with scales like a model's.
 """
 
 import gguf
@@ -176,3 +177,41 @@ def write_llama3(heads=2, kv=1, dim=16, theta=500000.0, factor=8.0, low=1.0, hig
 
 
 write_llama3()
+
+
+def write_k_quants(hidden=256, heads=2, kv=1, dim=16, vocab=16):
+    w = gguf.GGUFWriter("k_quants.gguf", "llama")
+    w.add_block_count(1)
+    w.add_context_length(64)
+    w.add_embedding_length(hidden)
+    w.add_feed_forward_length(hidden)
+    w.add_head_count(heads)
+    w.add_head_count_kv(kv)
+    w.add_key_length(dim)
+    w.add_value_length(dim)
+    w.add_layer_norm_rms_eps(1e-5)
+    w.add_vocab_size(vocab)
+    w.add_tensor("output_norm.weight", np.ones(hidden, dtype=np.float32))
+    for norm in ("attn_norm", "ffn_norm"):
+        w.add_tensor(f"blk.0.{norm}.weight", np.ones(hidden, dtype=np.float32))
+    # type, rows, values a row, and where a block has its f16 scales
+    for name, kind, rows, cols, scales in (
+        ("token_embd", "Q5_0", vocab, hidden, [0]), ("output", "Q6_K", vocab, hidden, [208]),
+        ("blk.0.attn_q", "Q4_K", heads * dim, hidden, [0, 2]), ("blk.0.attn_k", "Q5_K", kv * dim, hidden, [0, 2]),
+        ("blk.0.attn_v", "Q6_K", kv * dim, hidden, [208]), ("blk.0.attn_output", "Q5_1", hidden, heads * dim, [0, 2]),
+        ("blk.0.ffn_gate", "Q3_K", hidden, hidden, [108]), ("blk.0.ffn_up", "IQ4_NL", hidden, hidden, [0]),
+        ("blk.0.ffn_down", "Q2_K", hidden, hidden, [80, 82]),
+    ):
+        kind = gguf.GGMLQuantizationType[kind]
+        values, size = gguf.GGML_QUANT_SIZES[kind]
+        blocks = rng.integers(0, 256, (rows * cols // values, size), dtype=np.uint8)
+        for at in scales:
+            blocks[:, at : at + 2] = (rng.standard_normal((len(blocks), 1)) * 1e-3).astype(np.float16).view(np.uint8)
+        w.add_tensor(f"{name}.weight", blocks.reshape(rows, -1), raw_dtype=kind)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+
+
+write_k_quants()

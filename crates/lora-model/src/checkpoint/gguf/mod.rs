@@ -5,7 +5,10 @@
 
 mod blocks;
 mod config;
+mod k_quants;
+mod legacy;
 mod names;
+mod native;
 mod reader;
 mod weights;
 

@@ -3,6 +3,8 @@
 use lora_core::Result;
 use tch::Tensor;
 
+use crate::ModelConfig;
+
 /// The Hugging Face name of a GGUF tensor of the llama family; `None` for one we do not know.
 pub(super) fn hf_name(gguf: &str) -> Option<String> {
     match gguf {
@@ -39,13 +41,18 @@ pub(super) fn is_table(gguf: &str) -> bool {
     gguf == "rope_freqs.weight" || gguf.ends_with(".attn_rot_embd.weight")
 }
 
-/// Whether conversion to arch `llama` has interleaved the rows of this tensor, and over how many heads.
-pub(super) fn permuted_heads(gguf: &str, heads: i64, kv_heads: i64) -> Option<i64> {
+/// Over how many heads conversion to arch `llama` has interleaved the rows of this tensor, if it has.
+pub(super) fn permuted_heads(gguf: &str, config: &ModelConfig) -> Option<i64> {
     match gguf.rsplit('.').nth(1)? {
-        "attn_q" => Some(heads),
-        "attn_k" => Some(kv_heads),
+        "attn_q" if arch(config) == "llama" => Some(config.heads),
+        "attn_k" if arch(config) == "llama" => Some(config.kv_heads),
         _ => None,
     }
+}
+
+/// ggml's name for the architecture.
+pub(super) fn arch(config: &ModelConfig) -> &str {
+    if config.model_type == "mistral" { "llama" } else { &config.model_type }
 }
 
 /// Undoes llama.cpp's `permute` (convert_hf_to_gguf.py): each head's rows lie as `[half, 2]`, Hugging Face wants

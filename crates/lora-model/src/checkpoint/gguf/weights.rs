@@ -1,22 +1,21 @@
-//! A GGUF file as a checkpoint: Hugging Face names, rows in Hugging Face's order, blocks dequantised.
+//! A GGUF file as a checkpoint: Hugging Face names, rows in Hugging Face's order, blocks dequantised or kept.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use lora_core::{Error, ErrorKind, Result};
+use lora_core::{BaseWeight, Error, ErrorKind, Result};
 use tch::{Device, Kind, Tensor};
 
 use super::blocks::BlockType;
+use super::native::Blocks;
 use super::{Gguf, TensorInfo, config, names};
 use crate::ModelConfig;
 use crate::checkpoint::{Checkpoint, finite, no_such_tensor};
 
 /// Values dequantised at a time: bounds the f32 buffer to 16 MB however large the tensor.
 const CHUNK: u64 = 1 << 22;
-/// Below this, starting threads costs more than it saves.
-const PARALLEL: usize = 1 << 18;
 
 #[derive(Debug)]
 pub(in crate::checkpoint) struct GgufCheckpoint {
@@ -49,10 +48,9 @@ impl GgufCheckpoint {
             return Err(place(Error::faults(ErrorKind::Unsupported, what, few(unknown))));
         }
         if !unread.is_empty() {
-            let what =
-                format!("{} tensors of types not read (F32, F16, BF16, Q8_0, Q4_0, Q4_1 are)", unread.len());
+            let what = format!("{} tensors of types not read ({} are)", unread.len(), BlockType::known());
             return Err(place(Error::faults(ErrorKind::Unsupported, what, few(unread)))
-                .hint("use the model's Q8_0 or F16 file, or its original weights"));
+                .hint("use the model's Q8_0, Q4_K_M or F16 file, or its original weights"));
         }
         Ok(Self { gguf, config, names: hf })
     }
@@ -60,6 +58,18 @@ impl GgufCheckpoint {
     fn info(&self, name: &str) -> Option<(&str, &TensorInfo)> {
         let name = self.names.get(name)?;
         Some((name, self.gguf.tensors().get(name)?))
+    }
+
+    /// What `read` gives of a tensor, numbers or bytes, with its rows in Hugging Face's order: a row is a whole number
+    /// of blocks.
+    fn rows(&self, gguf: &str, info: &TensorInfo, read: impl Fn() -> Result<Tensor>) -> Result<Tensor> {
+        let place = |e: Error| e.at(format!("{}, tensor `{gguf}`", self.gguf.path().display()));
+        let Some(heads) = names::permuted_heads(gguf, &self.config) else { return read().map_err(place) };
+        if info.shape.first().is_none_or(|rows| rows % (2 * heads) != 0) {
+            let what = format!("its shape {:?} does not divide into {heads} heads of even size", info.shape);
+            return Err(place(Error::data(what)));
+        }
+        read().and_then(|t| names::unpermute(&t, heads)).map_err(place)
     }
 }
 
@@ -96,24 +106,17 @@ impl Checkpoint for GgufCheckpoint {
 
     fn load(&self, name: &str, kind: Kind) -> Result<Tensor> {
         let (gguf, info) = self.info(name).ok_or_else(|| no_such_tensor(name, self.gguf.path()))?;
-        let place = |e: Error| e.at(format!("{}, tensor `{gguf}`", self.gguf.path().display()));
-        // From f32 through `kind` and no other type, so that the cast rounds once.
-        let tensor = read(self.gguf.path(), info, kind).map_err(place)?;
-        let heads = match self.config.model_type.as_str() {
-            "llama" => names::permuted_heads(gguf, self.config.heads, self.config.kv_heads),
-            _ => None,
-        };
-        match heads {
-            None => Ok(tensor),
-            Some(heads) if info.shape.first().is_some_and(|rows| rows % (2 * heads) == 0) => {
-                names::unpermute(&tensor, heads).map_err(place)
-            }
-            Some(heads) => {
-                let what =
-                    format!("its shape {:?} does not divide into {heads} heads of even size", info.shape);
-                Err(place(Error::data(what)))
-            }
+        self.rows(gguf, info, || read(self.gguf.path(), info, kind))
+    }
+
+    fn packed(&self, name: &str, kind: Kind) -> Result<Option<Box<dyn BaseWeight>>> {
+        let Some((gguf, info)) = self.info(name) else { return Ok(None) };
+        let &[out, inp] = &info.shape[..] else { return Ok(None) };
+        if !info.block.is_packed() {
+            return Ok(None);
         }
+        let bytes = self.rows(gguf, info, || read_packed(self.gguf.path(), info, kind))?;
+        Ok(Some(Box::new(Blocks::new(bytes, info.block, (out, inp), kind))))
     }
 
     fn source(&self) -> &Path {
@@ -135,37 +138,52 @@ impl Checkpoint for GgufCheckpoint {
 
 /// The tensor in `kind`, as the file orders it; only a chunk of it is ever there in f32.
 pub(super) fn read(path: &Path, info: &TensorInfo, kind: Kind) -> Result<Tensor> {
+    let out = Tensor::f_empty(&info.shape, (kind, Device::Cpu))?;
+    let (flat, mut at) = (out.f_view([-1])?, 0);
+    chunks(path, info, kind, |_, values| {
+        let n = values.numel() as i64;
+        flat.f_narrow(0, at, n)?.f_copy_(&values)?;
+        at += n;
+        Ok(())
+    })?;
+    Ok(out)
+}
+
+/// The tensor's bytes `[rows, bytes a row]`, as the file has them, if all it holds is finite in `kind`.
+fn read_packed(path: &Path, info: &TensorInfo, kind: Kind) -> Result<Tensor> {
+    let mut out = Tensor::f_empty([info.nbytes as i64], (Kind::Uint8, Device::Cpu))?;
+    let mut left = tch_ext::elements_mut::<u8>(&mut out).unwrap_or_default();
+    chunks(path, info, kind, |bytes, _| {
+        let (now, later) = std::mem::take(&mut left).split_at_mut(bytes.len());
+        now.copy_from_slice(bytes);
+        left = later;
+        Ok(())
+    })?;
+    Ok(out.f_view([info.shape.first().copied().unwrap_or(1), -1])?)
+}
+
+/// Calls `each` with a chunk of the tensor after the other: its bytes, and its values in `kind`, all finite. They go
+/// from f32 to `kind` through no other type, so that they are rounded once.
+fn chunks(
+    path: &Path,
+    info: &TensorInfo,
+    kind: Kind,
+    mut each: impl FnMut(&[u8], Tensor) -> Result<()>,
+) -> Result<()> {
     let (values, bytes) =
         info.block.layout().ok_or_else(|| Error::unsupported(format!("type {}", info.block)))?;
     let mut file = File::open(path).map_err(|e| Error::io("open", path, e))?;
     file.seek(SeekFrom::Start(info.offset)).map_err(|e| Error::io("read", path, e))?;
-    let blocks = info.nbytes / bytes;
-    let out = Tensor::f_empty([(blocks * values) as i64], (kind, Device::Cpu))?;
-    let (mut packed, mut floats) = (Vec::new(), Vec::new());
-    let mut done = 0;
-    while done < blocks {
-        let n = (blocks - done).min(CHUNK / values);
+    let mut packed = Vec::new();
+    let mut left = info.nbytes / bytes;
+    while left > 0 {
+        let n = left.min(CHUNK / values);
         packed.resize((n * bytes) as usize, 0);
-        floats.resize((n * values) as usize, 0.0);
         file.read_exact(&mut packed).map_err(|e| Error::io("read", path, e))?;
-        dequantize(info.block, (values as usize, bytes as usize), &packed, &mut floats);
-        let chunk = finite(Tensor::f_from_slice(&floats)?, kind)?;
-        out.f_narrow(0, (done * values) as i64, (n * values) as i64)?.f_copy_(&chunk)?;
-        done += n;
+        let mut floats = Tensor::f_empty([(n * values) as i64], (Kind::Float, Device::Cpu))?;
+        info.block.dequantize(&packed, tch_ext::elements_mut::<f32>(&mut floats).unwrap_or_default());
+        each(&packed, finite(floats, kind)?)?;
+        left -= n;
     }
-    Ok(out.f_view(&info.shape[..])?)
-}
-
-/// `layout`: values and bytes per block.
-fn dequantize(block: BlockType, layout: (usize, usize), packed: &[u8], out: &mut [f32]) {
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(8));
-    if out.len() < PARALLEL || threads == 1 {
-        return block.dequantize(packed, out);
-    }
-    let share = (out.len() / layout.0).div_ceil(threads);
-    std::thread::scope(|s| {
-        for (packed, out) in packed.chunks(share * layout.1).zip(out.chunks_mut(share * layout.0)) {
-            s.spawn(move || block.dequantize(packed, out));
-        }
-    });
+    Ok(())
 }
