@@ -79,13 +79,6 @@ impl BlockType {
         READ.iter().find(|read| read.1 == id).map_or(Self::Other(id), |read| read.0)
     }
 
-    pub(super) fn id(self) -> u32 {
-        match self {
-            Self::Other(id) => id,
-            _ => READ.iter().find(|read| read.0 == self).map_or(0, |read| read.1),
-        }
-    }
-
     /// Values and bytes per block, where known.
     pub(super) fn layout(self) -> Option<(u64, u64)> {
         READ.iter().find(|read| read.0 == self).map(|read| read.3)
