@@ -119,6 +119,14 @@ refused! {
     missing_adapter: EVAL, nothing;
     adapter_of_another_base: EVAL, |b| b.copy("qwen3/adapters/lora", "adapter");
     flags_against_keys: EVAL, dora_called_lora;
+    export_of_nothing: "export --model model --out out.gguf", nothing;
+    export_of_a_folder_whole: "export --model model --merged --out out.gguf", nothing;
+    export_onto_a_file: "export --model model --adapter adapter --out data.jsonl",
+        |b| b.copy("smollm/adapters/dora", "adapter");
+    export_of_a_dora: "export --model model --adapter adapter --out out.gguf",
+        |b| b.copy("smollm/adapters/dora", "adapter");
+    quantize_in_odd_blocks: "quantize model out --block-size 48", nothing;
+    quantize_nothing: "quantize nowhere out", nothing;
     merge_that_fails_to_verify: &with(MERGE, "--tolerance 0 --verify data.jsonl"),
         |b| b.copy("smollm/adapters/dora", "adapter");
     empty_prompt: "generate --model model --prompt ''", nothing;

@@ -110,7 +110,10 @@ pub fn write_file(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
 }
 
 /// As [`write_file`], with what `fill` writes.
-pub(crate) fn write_file_with(path: &Path, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
+///
+/// # Errors
+/// As [`write_file`], and what `fill` gives.
+pub fn write_file_with(path: &Path, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
     let (parent, path) = locate(path)?;
     match fs::symlink_metadata(&path) {
         Ok(there) if !there.is_file() => return Err(Error::usage("not a plain file").at(path.display())),

@@ -37,7 +37,7 @@ pub use adapter::{Adapter, Mode};
 pub use config::{AdapterConfig, CONFIG_FILE, Init};
 pub use error::{Error, ErrorKind, Result};
 pub use factors::{Copies, Factors, Gain};
-pub use folder::{IsOurs, OutputFolder, write_file};
+pub use folder::{IsOurs, OutputFolder, write_file, write_file_with};
 pub use linear::Linear;
 pub use linears::{
     Linears, Param, WEIGHTS_FILE, activate, attach, detach, load, merge, params, save, unmerge,

@@ -18,7 +18,7 @@ mod shapes;
 mod tokenizer;
 
 pub use chat::{ChatTemplate, Message};
-pub use checkpoint::{Checkpoint, Gguf, GgufValue, Keep, open, open_with};
+pub use checkpoint::{Checkpoint, Gguf, GgufKind, GgufOut, GgufValue, Keep, open, open_with};
 pub use config::{ModelConfig, RopeScaling};
 pub use export::{Export, Pack, is_model_file};
 pub use generate::{Sampling, generate};

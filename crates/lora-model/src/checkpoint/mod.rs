@@ -15,7 +15,7 @@ use lora_core::{BaseWeight, Error, Packing, Result};
 use tch::{Kind, Tensor};
 
 use crate::ModelConfig;
-pub use gguf::{Gguf, Value as GgufValue};
+pub use gguf::{Gguf, GgufKind, GgufOut, Value as GgufValue};
 pub use keep::Keep;
 
 /// Weights by their Hugging Face name.

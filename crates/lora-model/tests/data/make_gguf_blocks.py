@@ -3,6 +3,7 @@
 Needs gguf 0.19 and safetensors. Run in this folder: python make_gguf_blocks.py
 
 TYPE.blocks (u8): random bytes, with f16 scales that are finite but of any size. TYPE.values (f32): dequantised.
+quantize.floats (f32): of many sizes, with zeros and ties. quantize.Q8_0 (u8): quantised.
 """
 
 import gguf
@@ -40,4 +41,13 @@ for name, places in SCALES.items():
     assert np.isfinite(out).all(), name
     tensors[f"{name}.blocks"] = blocks.reshape(-1)
     tensors[f"{name}.values"] = out
+floats = rng.standard_normal((64, 32)) * np.exp2(rng.uniform(-20, 10, (64, 1)))
+floats[3] = 0
+floats[4] = -0.0
+floats[5] = np.arange(-16, 16) * 0.5  # d is not exact here, so few are ties
+floats[6] = np.append(np.arange(-15.5, 15.5), 127)  # d is 1: all but one are ties
+floats[7] = np.append(np.zeros(31), 3e-7)  # d is subnormal as f16
+floats = floats.astype(np.float32)
+tensors["quantize.floats"] = floats.reshape(-1)
+tensors["quantize.Q8_0"] = gguf.quantize(floats, gguf.GGMLQuantizationType.Q8_0).reshape(-1)
 save_file(tensors, "gguf_blocks.safetensors")

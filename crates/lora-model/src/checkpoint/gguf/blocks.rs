@@ -79,6 +79,13 @@ impl BlockType {
         READ.iter().find(|read| read.1 == id).map_or(Self::Other(id), |read| read.0)
     }
 
+    pub(super) fn id(self) -> u32 {
+        match self {
+            Self::Other(id) => id,
+            _ => READ.iter().find(|read| read.0 == self).map_or(0, |read| read.1),
+        }
+    }
+
     /// Values and bytes per block, where known.
     pub(super) fn layout(self) -> Option<(u64, u64)> {
         READ.iter().find(|read| read.0 == self).map(|read| read.3)
@@ -215,7 +222,7 @@ mod tests {
     #[test]
     fn no_byte_makes_it_panic() {
         for (block, id, name, (values, bytes)) in READ {
-            assert_eq!((BlockType::from_id(id), block.to_string()), (block, name.to_owned()));
+            assert_eq!((BlockType::from_id(id), block.id(), block.to_string()), (block, id, name.to_owned()));
             let mut out = vec![0f32; values as usize];
             for byte in 0..=255 {
                 block.dequantize(&vec![byte; bytes as usize], &mut out);

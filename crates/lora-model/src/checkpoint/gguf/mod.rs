@@ -9,17 +9,20 @@ mod k_quants;
 mod legacy;
 mod names;
 mod native;
+mod out;
 mod reader;
 mod weights;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use lora_core::{Error, Result};
 
 use blocks::BlockType;
+pub use out::{GgufKind, GgufOut};
 use reader::Reader;
 pub(super) use weights::GgufCheckpoint;
 
@@ -68,6 +71,8 @@ struct TensorInfo {
 pub struct Gguf {
     path: PathBuf,
     meta: BTreeMap<String, Value>,
+    /// Where each metadata value lies, with its type's number: in the file's order.
+    spans: Vec<(String, Range<u64>)>,
     tensors: BTreeMap<String, TensorInfo>,
 }
 
@@ -82,8 +87,8 @@ impl Gguf {
         let file = File::open(path).map_err(io)?;
         let len = file.metadata().map_err(io)?.len();
         let mut reader = Reader::new(BufReader::new(file), len);
-        let (meta, tensors) = parse(&mut reader, len).map_err(|e| e.at(path.display()))?;
-        Ok(Self { path: path.to_owned(), meta, tensors })
+        let Parsed { meta, spans, tensors } = parse(&mut reader, len).map_err(|e| e.at(path.display()))?;
+        Ok(Self { path: path.to_owned(), meta, spans, tensors })
     }
 
     /// The file.
@@ -94,6 +99,21 @@ impl Gguf {
     /// All metadata, by key.
     pub fn metadata(&self) -> &BTreeMap<String, Value> {
         &self.meta
+    }
+
+    /// All metadata in the file's order, each value as its bytes there, its type's number first: what was read
+    /// from it is widened, and a copy must not be.
+    fn raw_metadata(&self) -> Result<Vec<(String, Vec<u8>)>> {
+        let io = |e| Error::io("read", &self.path, e);
+        let mut file = BufReader::new(File::open(&self.path).map_err(io)?);
+        let mut all = Vec::new();
+        for (key, span) in &self.spans {
+            let mut bytes = vec![0; (span.end - span.start) as usize];
+            file.seek(SeekFrom::Start(span.start)).map_err(io)?;
+            file.read_exact(&mut bytes).map_err(io)?;
+            all.push((key.clone(), bytes));
+        }
+        Ok(all)
     }
 
     /// One metadata value, if the file has it.
@@ -183,9 +203,13 @@ impl Gguf {
     }
 }
 
-type Parsed = (BTreeMap<String, Value>, BTreeMap<String, TensorInfo>);
+struct Parsed {
+    meta: BTreeMap<String, Value>,
+    spans: Vec<(String, Range<u64>)>,
+    tensors: BTreeMap<String, TensorInfo>,
+}
 
-fn parse<R: std::io::Read>(r: &mut Reader<R>, len: u64) -> Result<Parsed> {
+fn parse<R: Read>(r: &mut Reader<R>, len: u64) -> Result<Parsed> {
     if r.left() < 4 || r.bytes::<4>()? != *b"GGUF" {
         return Err(Error::data("does not start with `GGUF`").hint("is this a GGUF file?"));
     }
@@ -199,11 +223,13 @@ fn parse<R: std::io::Read>(r: &mut Reader<R>, len: u64) -> Result<Parsed> {
     // The least a tensor info takes is 32 bytes (empty name, one dimension), a pair 13.
     let tensor_count = r.count("tensors", 32)?;
     let pairs = r.count("metadata pairs", 13)?;
-    let mut meta = BTreeMap::new();
+    let (mut meta, mut spans) = (BTreeMap::new(), Vec::new());
     for _ in 0..pairs {
         let key = r.string()?;
+        let start = r.pos();
         let kind = r.u32()?;
         let value = r.value(kind).map_err(|e| e.at(format!("metadata `{key}`")))?;
+        spans.push((key.clone(), start..r.pos()));
         if meta.insert(key.clone(), value).is_some() {
             return Err(Error::data(format!("metadata key `{key}` appears twice")));
         }
@@ -224,10 +250,10 @@ fn parse<R: std::io::Read>(r: &mut Reader<R>, len: u64) -> Result<Parsed> {
         }
     }
     place(&mut tensors, r.pos().next_multiple_of(alignment), len)?;
-    Ok((meta, tensors))
+    Ok(Parsed { meta, spans, tensors })
 }
 
-fn tensor_info<R: std::io::Read>(r: &mut Reader<R>, alignment: u64) -> Result<TensorInfo> {
+fn tensor_info<R: Read>(r: &mut Reader<R>, alignment: u64) -> Result<TensorInfo> {
     let dims = r.u32()?;
     if !(1..=4).contains(&dims) {
         return Err(Error::data(format!("{dims} dimensions (1 to 4 are allowed)")));

@@ -1,0 +1,152 @@
+//! `lora export`
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use lora::model::{Gguf, GgufKind, GgufOut, OnDisk};
+use lora::{Error, Linears, VARIANTS};
+use tch::{Kind, Tensor};
+
+use super::say;
+use crate::open::ADAPTER;
+
+/// Write an adapter, or a merged model, as a GGUF file for llama.cpp
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  lora export --model SmolLM2.gguf --adapter my-adapter --out my-adapter.gguf           the adapter alone
+  lora export --model SmolLM2.gguf --adapter my-adapter --merged --outtype q8_0 --out merged.gguf
+
+An adapter's file works beside any GGUF file of the same model. A merged model takes its metadata, tokenizer and chat
+template from --model, which must be a GGUF file then.")]
+pub(crate) struct Args {
+    /// The base: a Hugging Face folder or a .gguf file
+    #[arg(long, value_name = "PATH")]
+    model: PathBuf,
+    /// The adapter folder (PEFT's format)
+    #[arg(long, value_name = "FOLDER")]
+    adapter: Option<PathBuf>,
+    /// Write the whole model, with the adapter merged into it, if one is named
+    #[arg(long)]
+    merged: bool,
+    /// The file format
+    #[arg(long, default_value = "gguf", value_parser = ["gguf"])]
+    format: String,
+    /// How matrices are written; vectors are f32
+    #[arg(long, default_value = "f16", value_parser = ["f32", "f16", "bf16", "q8_0"])]
+    outtype: String,
+    /// The .gguf file to write
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Replace a file that is there
+    #[arg(long)]
+    overwrite: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.out.exists() && !args.overwrite {
+        return Err(Error::usage("is there already")
+            .at(args.out.display())
+            .hint("name another file, or replace it with --overwrite")
+            .into());
+    }
+    match (&args.adapter, args.merged) {
+        (None, false) => {
+            Err(Error::usage("nothing to export: neither --adapter nor --merged is given").into())
+        }
+        (Some(_), false) => adapter(args),
+        (_, true) => merged(args),
+    }
+}
+
+impl Args {
+    fn kind(&self) -> GgufKind {
+        match self.outtype.as_str() {
+            "f32" => GgufKind::F32,
+            "bf16" => GgufKind::BF16,
+            "q8_0" => GgufKind::Q8_0,
+            _ => GgufKind::F16,
+        }
+    }
+}
+
+/// llama.cpp adds `alpha / rank` times `lora_b lora_a` (`llama-adapter.cpp`): where our scale is another, as rsLoRA's,
+/// B makes up for it.
+fn adapter(args: &Args) -> Result<()> {
+    let folder = args.adapter.as_deref().unwrap_or(&args.out);
+    let mut model = OnDisk::new(lora::open(&args.model)?, Kind::Float)?;
+    let (recipe, config) = lora::load(&mut model, ADAPTER, folder, VARIANTS)?;
+    model.check()?;
+    let shapes: Vec<_> = model.linears().iter().map(|(n, l)| (n.clone(), l.base().shape())).collect();
+    let chosen = config.select(&shapes, model.output_head())?;
+    let mut params: BTreeMap<String, BTreeMap<String, Tensor>> = BTreeMap::new();
+    for p in lora::params(&model, ADAPTER) {
+        params.entry(p.module).or_default().insert(p.name.to_owned(), p.tensor.detach());
+    }
+    let checkpoint = lora::open(&args.model)?;
+    let mut out = GgufOut::new(checkpoint.config(), args.kind());
+    out.text("general.type", "adapter");
+    out.text("adapter.type", "lora");
+    out.number("adapter.lora.alpha", config.lora_alpha);
+    for s in &chosen {
+        let tensors = params.remove(&s.name).unwrap_or_default();
+        let (Some(a), Some(b), 2) =
+            (tensors.get("lora_A.weight"), tensors.get("lora_B.weight"), tensors.len())
+        else {
+            return Err(Error::unsupported(format!("llama.cpp knows no adapter of the kind `{recipe}`"))
+                .at(&s.name)
+                .hint("write the merged model instead: --merged")
+                .into());
+        };
+        let by = recipe.scale(s.alpha, s.r) * s.r as f64 / config.lora_alpha;
+        let (a, b) = (a.shallow_clone(), b * by);
+        let name = format!("{}.weight", s.name);
+        let (a_shape, b_shape) = (a.size(), b.size());
+        out.tensor(&name, ".lora_a", &a_shape, false, move || Ok(a))?;
+        out.tensor(&name, ".lora_b", &b_shape, true, move || Ok(b))?;
+    }
+    out.write(&args.out)?;
+    say!("adapter of {} modules written to {}", chosen.len(), args.out.display());
+    Ok(())
+}
+
+fn merged(args: &Args) -> Result<()> {
+    let base = if args.model.is_dir() { None } else { Some(Gguf::open(&args.model)?) };
+    let base = base.ok_or_else(|| {
+        Error::unsupported("a merged GGUF file takes its metadata and tokenizer from a GGUF base")
+            .at(args.model.display())
+            .hint("give the model's .gguf file as --model; or `lora merge`, and llama.cpp's convert_hf_to_gguf.py")
+    })?;
+    let mut model = OnDisk::new(lora::open(&args.model)?, Kind::Float)?;
+    if let Some(folder) = &args.adapter {
+        lora::load(&mut model, ADAPTER, folder, VARIANTS)?;
+        model.check()?;
+    }
+    let checkpoint = lora::open(&args.model)?;
+    let layers: BTreeMap<_, _> = model.linears().into_iter().collect();
+    let mut out = GgufOut::like(&base, checkpoint.config(), args.kind())?;
+    let adapted = |name: &str| {
+        let layer = name.strip_suffix(".weight").and_then(|n| layers.get(n).copied());
+        layer.filter(|layer| layer.adapter().is_some())
+    };
+    let mut names = checkpoint.names();
+    let head = "lm_head.weight".to_owned();
+    if adapted(&head).is_some() && !names.contains(&head) {
+        names.push(head);
+    }
+    for name in names {
+        let shape = checkpoint.shape(&name).or_else(|| checkpoint.shape("model.embed_tokens.weight"));
+        let (layer, checkpoint, model) = (adapted(&name), checkpoint.as_ref(), &model);
+        let key = name.clone();
+        out.tensor(&name, "", &shape.unwrap_or_default(), true, move || match layer {
+            Some(layer) => {
+                let w = layer.effective(Kind::Float);
+                model.check().map(|()| w)
+            }
+            None => checkpoint.read(&key, Kind::Float),
+        })?;
+    }
+    out.write(&args.out)?;
+    say!("model written to {}", args.out.display());
+    Ok(())
+}
