@@ -31,6 +31,14 @@ fn cpu_memory_is_counted_reused_and_known_by_region() {
     memory::reset_peak();
     assert_eq!(memory::alive_at_peak(), [memory::Part { name: "other", bytes: 1 << 20 }]);
 
+    // Of a region, the most at any time, whatever else there was then.
+    for bytes in [1, 3, 2] {
+        let _mine = MINE.enter();
+        drop(Tensor::zeros([bytes << 14], options));
+    }
+    let most = |name| memory::most_alive().into_iter().find(|part| part.name == name).map(|part| part.bytes);
+    assert_eq!((most("mine"), most("other")), (Some(3 << 16), Some(1 << 20)));
+
     // What is trimmed comes back as memory, and sums are right all the while.
     drop(again);
     memory::trim();

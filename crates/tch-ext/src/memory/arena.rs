@@ -23,11 +23,14 @@ pub(super) struct Counts {
     pub(super) total: usize,
     pub(super) at_peak: [usize; MOST],
     pub(super) peak: usize,
+    /// The most that each had at any time since.
+    pub(super) most: [usize; MOST],
 }
 
 impl Counts {
     fn add(&mut self, tag: usize, bytes: usize) {
         self.live[tag] += bytes;
+        self.most[tag] = self.most[tag].max(self.live[tag]);
         self.total += bytes;
         if self.total > self.peak {
             self.peak = self.total;
@@ -41,7 +44,7 @@ impl Counts {
     }
 
     pub(super) fn reset_peak(&mut self) {
-        (self.peak, self.at_peak) = (self.total, self.live);
+        (self.peak, self.at_peak, self.most) = (self.total, self.live, self.live);
     }
 }
 

@@ -114,15 +114,23 @@ pub fn cpu() -> Option<Usage> {
 
 /// The bytes that made up the highest point of [`cpu`], by the [`crate::Region`] that asked for them; the most first.
 pub fn alive_at_peak() -> Vec<Part> {
-    let at_peak = counts().map_or([0; region::MOST], |c| c.at_peak);
-    let parts = at_peak.iter().enumerate().filter(|(_, bytes)| **bytes > 0);
+    parts(counts().map_or([0; region::MOST], |c| c.at_peak))
+}
+
+/// The most bytes that each [`crate::Region`] had alive at any one time, each at a time of its own; the most first.
+pub fn most_alive() -> Vec<Part> {
+    parts(counts().map_or([0; region::MOST], |c| c.most))
+}
+
+fn parts(bytes: [usize; region::MOST]) -> Vec<Part> {
+    let parts = bytes.iter().enumerate().filter(|(_, bytes)| **bytes > 0);
     let mut parts: Vec<Part> =
         parts.map(|(id, &bytes)| Part { name: region::name(id), bytes: bytes as u64 }).collect();
     parts.sort_by_key(|part| std::cmp::Reverse(part.bytes));
     parts
 }
 
-/// Begins the peak of [`cpu`] anew.
+/// Begins the peak of [`cpu`], and [`most_alive`], anew.
 pub fn reset_peak() {
     if let Some(managed) = managed() {
         managed.with(|arena| arena.counts.reset_peak());

@@ -3,7 +3,7 @@
 mod arena;
 mod manage;
 
-pub use manage::{alive_at_peak, cpu, manage, reset_peak};
+pub use manage::{alive_at_peak, cpu, manage, most_alive, reset_peak};
 
 unsafe extern "C" {
     fn tch_ext_device_bytes(index: i32, peak: *mut i64, current: *mut i64) -> bool;
