@@ -67,7 +67,7 @@ def main() -> None:
     assert worst < limit, f"merged weights are off by {worst:.1e} of the largest"
 
     changed = {"general.file_type", "general.quantization_version", "general.alignment"}
-    skip = lambda key: key.startswith("GGUF.") or key in changed  # noqa: E731
+    skip = lambda key: key.startswith(("GGUF.", "split.", "quantize.")) or key in changed  # noqa: E731
     for key in base.fields:
         assert skip(key) or field(base, key) == field(merged, key), key
     print(f"{len(adapted)} pairs of the adapter, {len(b)} tensors of the model ({', '.join(sorted(kinds))}; worst {worst:.1e} "

@@ -89,6 +89,14 @@ fn adapter(args: &Args) -> Result<()> {
     out.text("adapter.type", "lora");
     out.number("adapter.lora.alpha", config.lora_alpha);
     for s in &chosen {
+        if checkpoint.config().tie_word_embeddings && model.output_head() == Some(&s.name) {
+            return Err(Error::unsupported(
+                "llama.cpp knows no adapter of an output head that is the embedding",
+            )
+            .at(&s.name)
+            .hint("write the merged model instead: --merged")
+            .into());
+        }
         let tensors = params.remove(&s.name).unwrap_or_default();
         let (Some(a), Some(b), 2) =
             (tensors.get("lora_A.weight"), tensors.get("lora_B.weight"), tensors.len())

@@ -10,7 +10,7 @@ use tch_ext::{Number, Rows, parallel_rows};
 
 use super::{k_quants, legacy};
 
-/// Blocks a thread takes at least: less costs more to hand out than to compute.
+/// Values a thread takes at least: fewer cost more to hand out than to compute.
 const GRAIN: usize = 1 << 16;
 
 /// A tensor type of ggml, by its number in the file.

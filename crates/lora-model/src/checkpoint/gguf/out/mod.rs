@@ -74,8 +74,9 @@ impl<'a> GgufOut<'a> {
     pub fn like(base: &'a Gguf, config: &'a ModelConfig, kind: GgufKind) -> Result<Self> {
         let mut out = Self::new(config, kind);
         for (key, bytes) in base.raw_metadata()? {
-            // What follows is aligned as we align it, and weights are of the type that we write.
-            if key != "general.alignment" && key != "general.quantization_version" {
+            // Of the base's file, not of the model: how it is aligned, split, and was quantised.
+            let of_the_file = ["general.alignment", "general.quantization_version"].contains(&&*key);
+            if !of_the_file && !key.starts_with("split.") && !key.starts_with("quantize.") {
                 out.metadata.put_raw(key, bytes);
             }
         }
