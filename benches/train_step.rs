@@ -89,8 +89,7 @@ fn measure(settings: &Settings) -> Result<serde_json::Value> {
     tch::manual_seed(0);
     let mut model = {
         let checkpoint = lora::open(Path::new(&settings.model))?;
-        let head = ["lm_head".to_owned()];
-        let keep = Keep { storage: Some(recipe.storage()), packed: None, skip: &head };
+        let keep = Keep { storage: recipe.storage(), packed: None, skip: &[] };
         Llama::load(checkpoint.as_ref(), settings.kind, device, keep)?
     };
     let config =

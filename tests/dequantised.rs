@@ -55,7 +55,7 @@ fn no_more_is_dequantised_at_a_time_than_what_one_input_meets() {
     for spec in ["qlora", "qlora:fp4:128:single", "qlora+dora"] {
         let recipe = lora::recipe(spec).unwrap();
         let checkpoint = lora::open(folder.path()).unwrap();
-        let keep = Keep { storage: Some(recipe.storage()), packed: None, skip: &[] };
+        let keep = Keep { storage: recipe.storage(), packed: None, skip: &[] };
         let mut model = Llama::load(checkpoint.as_ref(), Kind::BFloat16, Device::Cpu, keep).unwrap();
         lora::attach(&mut model, "a", &recipe, &AdapterConfig { r: 4, ..Default::default() }).unwrap();
         for recompute in [0, 3, usize::MAX] {

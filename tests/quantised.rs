@@ -24,13 +24,12 @@ fn logits(model: &Llama) -> Tensor {
 fn quantised(options: &Options, skip: &[String], folder: &Path) {
     let out = OutputFolder::create(folder, true, lora::model::is_model_file).unwrap();
     let checkpoint = lora::open(&source()).unwrap();
-    let keep = Keep { storage: Some(options), packed: None, skip };
     Export {
         checkpoint: checkpoint.as_ref(),
         tokenizer: None,
         kind: Kind::Float,
         replaced: &|_| Ok(None),
-        packed: Some(Pack { keep, seen: &|_, _, _| {} }),
+        packed: Some(Pack { storage: options, skip, seen: &|_, _, _| {} }),
     }
     .write(&out)
     .unwrap();
@@ -44,10 +43,14 @@ fn a_model_written_in_4_bits_is_the_model_quantised_while_loading() {
     let out = folder.path().join("out");
     for options in ["", "fp4:32:single", "nf4:128"] {
         let options = Options::parse(options).unwrap();
-        let skip = ["lm_head".to_owned(), "mlp.down_proj".to_owned()];
+        let skip = ["mlp.down_proj".to_owned()];
         quantised(&options, &skip, &out);
-        let at_once = load(&source(), Keep { storage: Some(&options), packed: None, skip: &skip });
-        let written = load(&out, Keep { storage: None, packed: None, skip: &[] });
+        let at_once = load(&source(), Keep { storage: &options, packed: None, skip: &skip });
+        let written = load(&out, Keep::NATIVE);
+        let config = std::fs::read_to_string(out.join("config.json")).unwrap();
+        let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+        let skipped = &config["quantization_config"]["llm_int8_skip_modules"];
+        assert_eq!(*skipped, serde_json::json!(["lm_head", "mlp.down_proj"]));
         let dense = load(&out, Keep::DENSE);
         assert_eq!(logits(&written), logits(&at_once));
         assert_eq!(logits(&dense), logits(&at_once));
@@ -66,7 +69,7 @@ fn a_model_written_in_4_bits_is_the_model_quantised_while_loading() {
 fn a_model_that_lost_its_packed_weights_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
-    quantised(&Options::default(), &["lm_head".to_owned()], &out);
+    quantised(&Options::default(), &[], &out);
     std::fs::remove_file(out.join("model.safetensors")).unwrap();
     for entry in std::fs::read_dir(source()).unwrap().flatten() {
         if entry.file_name() != "config.json" {

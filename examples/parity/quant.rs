@@ -75,15 +75,13 @@ fn bits(t: &Tensor) -> Vec<u8> {
 fn checkpoint(hf: &Path, quant: &Path, code: &str, options: &Options, table: &mut Table) -> Result<()> {
     let (ours, theirs) = (quant.join(format!("ours-{code}")), quant.join(format!("theirs-{code}")));
     let out = OutputFolder::create(&ours, true, lora::model::is_model_file)?;
-    let skip = ["lm_head".to_owned()];
-    let keep = Keep { storage: Some(options), packed: None, skip: &skip };
     let checkpoint = lora::open(hf)?;
     Export {
         checkpoint: checkpoint.as_ref(),
         tokenizer: None,
         kind: Kind::BFloat16,
         replaced: &|_| Ok(None),
-        packed: Some(Pack { keep, seen: &|_, _, _| {} }),
+        packed: Some(Pack { storage: options, skip: &[], seen: &|_, _, _| {} }),
     }
     .write(&out)?;
     out.commit()?;
@@ -121,8 +119,7 @@ fn training(quant: &Path, table: &mut Table) -> Result<()> {
     let golden = read_tensors(&quant.join("base.safetensors"))?;
     let ids = tensor(&golden, "input_ids")?;
     let checkpoint: Box<dyn Checkpoint> = lora::open(&quant.join("theirs-nf4"))?;
-    let keep = Keep { storage: None, packed: None, skip: &[] };
-    let mut model = Llama::load(checkpoint.as_ref(), Kind::Float, Device::Cpu, keep)?;
+    let mut model = Llama::load(checkpoint.as_ref(), Kind::Float, Device::Cpu, Keep::NATIVE)?;
     let error = relative(&logits(&model, ids)?, tensor(&golden, "logits")?);
     table.near("bitsandbytes' checkpoint: logits", error, 1e-5);
     let golden = read_tensors(&quant.join("lora/golden.safetensors"))?;

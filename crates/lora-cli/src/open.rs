@@ -26,8 +26,8 @@ pub(crate) struct ModelArgs {
     #[arg(long, default_value = "auto", value_parser = ["auto", "native", "dense"], value_name = "HOW")]
     pub(crate) base_storage: String,
 
-    /// Modules that stay dense, by the end of their path
-    #[arg(long, value_name = "MODULES", value_delimiter = ',', default_value = "lm_head")]
+    /// Modules that stay dense, by the end of their path; the output head always does
+    #[arg(long, value_name = "MODULES", value_delimiter = ',')]
     pub(crate) skip: Vec<String>,
 
     /// auto, cpu, cuda or cuda:N
@@ -91,7 +91,7 @@ impl ModelArgs {
             "dense" => Some(false),
             _ => None,
         };
-        let keep = Keep { storage: Some(recipe.storage()), packed, skip: &self.skip };
+        let keep = Keep { storage: recipe.storage(), packed, skip: &self.skip };
         Ok(Llama::load(checkpoint, self.kind(), self.device()?, keep)?)
     }
 

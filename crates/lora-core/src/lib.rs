@@ -45,7 +45,7 @@ pub use linears::{
 pub use low_rank::LowRank;
 pub use projection::{CUDA_SOURCES, Input, project, project_onto};
 pub use recipe::{DENSE, LORA, LayerSpec, NewStorage, Part, Recipe, Scaling, Top, Update, Variant};
-pub use storage::{Packing, Parts, Storage};
+pub use storage::{AsIs, Packing, Parts, Storage};
 pub use targets::{Selection, Targets, compact_names};
 pub use tensors::{Pending, read_metadata, read_tensors, write_pending_to, write_tensors, write_tensors_to};
 pub use weight::{BaseWeight, Dense, all_finite, master_kind, row_norms_sq};

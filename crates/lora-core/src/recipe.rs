@@ -111,7 +111,6 @@ pub struct Recipe {
 #[derive(Debug, Clone)]
 struct Chosen {
     spec: String,
-    dense: bool,
     made: Arc<dyn Storage>,
 }
 
@@ -163,11 +162,8 @@ impl Recipe {
         let hole = match variant.part {
             Part::Storage(new, _) => {
                 let colon = if options.is_empty() { "" } else { ":" };
-                let chosen = Chosen {
-                    spec: format!("{}{colon}{options}", variant.name),
-                    dense: variant.name == DENSE.name,
-                    made: new(options)?,
-                };
+                let chosen =
+                    Chosen { spec: format!("{}{colon}{options}", variant.name), made: new(options)? };
                 return match self.storage.replace(chosen) {
                     Some(other) => Err(twice(&other.spec, variant)),
                     None => Ok(()),
@@ -203,7 +199,7 @@ impl Recipe {
 
     /// Whether the frozen weights are kept as they come.
     pub fn is_dense(&self) -> bool {
-        self.storage.as_ref().is_none_or(|chosen| chosen.dense)
+        self.storage().keeps_the_tensor()
     }
 
     /// The recipe's storage.

@@ -71,7 +71,7 @@ pub trait Packing: Debug + Sync {
 
 /// The weight as it is.
 #[derive(Debug)]
-pub(crate) struct AsIs;
+pub struct AsIs;
 
 impl Storage for AsIs {
     fn store(&self, weight: Tensor) -> Result<Box<dyn BaseWeight>> {

@@ -6,7 +6,8 @@ use lora_core::{BaseWeight, Error, OutputFolder, Pending, Result, Storage, write
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
-use crate::checkpoint::{Checkpoint, Keep};
+use crate::checkpoint::{Checkpoint, stays_dense};
+use crate::llama::HEAD;
 use crate::tokenizer::Tokenizer;
 
 /// About the most that one file holds.
@@ -49,15 +50,17 @@ pub struct Export<'a> {
     /// Weights to write in place of the stored ones, by name. A replaced output head that was tied to the embedding is
     /// untied.
     pub replaced: &'a dyn Fn(&str) -> Result<Option<Tensor>>,
-    /// How linear weights inside the blocks are packed, and the modules that are not.
+    /// How linear weights inside the blocks are packed; `None`: all is dense.
     pub packed: Option<Pack<'a>>,
 }
 
-/// How weights are packed, and what is told of each: its name, as it was, and as it is kept.
+/// How weights are packed.
 #[derive(Clone, Copy)]
 pub struct Pack<'a> {
     /// What packs them.
-    pub keep: Keep<'a>,
+    pub storage: &'a dyn Storage,
+    /// Modules that stay dense, as in [`crate::Keep`].
+    pub skip: &'a [String],
     /// Is shown each weight as it was and as it is kept.
     pub seen: &'a dyn Fn(&str, &Tensor, &dyn BaseWeight),
 }
@@ -69,12 +72,12 @@ impl Export<'_> {
     /// # Errors
     /// What loading, `replaced`, packing and writing refuse.
     pub fn write(&self, out: &OutputFolder) -> Result<()> {
-        const HEAD: &str = "lm_head.weight";
+        let head = format!("{HEAD}.weight");
         let Self { checkpoint, kind, replaced, .. } = *self;
         let mut names = checkpoint.names();
-        let untied = checkpoint.config().tie_word_embeddings && replaced(HEAD)?.is_some();
-        if untied && !names.iter().any(|n| n == HEAD) {
-            names.push(HEAD.to_owned());
+        let untied = checkpoint.config().tie_word_embeddings && replaced(&head)?.is_some();
+        if untied && !names.contains(&head) {
+            names.push(head);
         }
         let shards = self.plan(&names);
         let (mut index, mut total) = (Map::new(), 0);
@@ -103,7 +106,9 @@ impl Export<'_> {
             out.write("model.safetensors.index.json", pretty(&index))?;
         }
         let mut config = config(checkpoint, kind, untied);
-        let packing = self.packed.and_then(|p| p.keep.storage?.config(kind, p.keep.skip));
+        // The head, too, or readers would look for its parts.
+        let skipped = |p: Pack<'_>| [&[HEAD.to_owned()], p.skip].concat();
+        let packing = self.packed.and_then(|p| p.storage.config(kind, &skipped(p)));
         if let (Some(object), Some(packing)) = (config.as_object_mut(), packing) {
             object.insert("quantization_config".into(), packing);
         }
@@ -113,10 +118,10 @@ impl Export<'_> {
 
     /// What packs the tensor of that name, if anything does: linear weights inside the blocks are packed.
     fn storage(&self, name: &str) -> Option<&dyn Storage> {
-        let keep = self.packed.as_ref()?.keep;
+        let Pack { storage, skip, .. } = self.packed?;
         let module = name.strip_suffix(".weight")?;
-        let linear = module.starts_with("model.layers.") && self.checkpoint.shape(name)?.len() == 2;
-        if linear && !keep.skips(module) { keep.storage } else { None }
+        let packs = self.checkpoint.shape(name)?.len() == 2 && !stays_dense(module, skip);
+        packs.then_some(storage)
     }
 
     fn dense(&self, name: &str) -> Result<Tensor> {
@@ -126,7 +131,7 @@ impl Export<'_> {
         }
     }
 
-    /// The parts of a packed weight; as the checkpoint has them, where it keeps the weight so and nothing replaced it.
+    /// The parts of a weight, packed anew.
     fn packed(&self, name: &str) -> Result<Vec<(String, Tensor)>> {
         let weight = self.dense(name)?;
         let Some((storage, pack)) = self.storage(name).zip(self.packed.as_ref()) else { return Ok(vec![]) };

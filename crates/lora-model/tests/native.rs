@@ -6,7 +6,7 @@ use lora_core::{ErrorKind, Linears, Mode};
 use lora_model::{Keep, Llama, Model, Texts, open};
 use tch::{Device, Kind, Tensor};
 
-const NATIVE: Keep<'_> = Keep { storage: None, packed: Some(true), skip: &[] };
+const NATIVE: Keep<'_> = Keep::NATIVE;
 
 fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)

@@ -1,6 +1,8 @@
 //! bitsandbytes' serialised form (`functional.py`, `QuantState.as_dict(packed=True)`): beside the codes, `absmax`,
 //! `quant_map`, for nested scales `nested_absmax` and `nested_quant_map`, and a JSON text, as bytes, with the rest.
 
+use std::sync::Arc;
+
 use lora_core::{BaseWeight, Error, Packing, Parts, Result};
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
@@ -120,7 +122,7 @@ impl State {
         let absmax = parts.get("nested_absmax")?.f_reshape([-1])?;
         expect("`nested_absmax`", absmax.numel(), codes.numel().div_ceil(NEST))?;
         finite("`nested_absmax`", &absmax)?;
-        let map = Box::new(floats::<256>(parts, "nested_quant_map")?);
+        let map = Arc::new(floats::<256>(parts, "nested_quant_map")?);
         Ok(Nested { codes, absmax, offset: Tensor::from(offset), map })
     }
 }

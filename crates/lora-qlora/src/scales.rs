@@ -1,5 +1,7 @@
 //! The scales of the blocks, in f32 or quantised once more.
 
+use std::sync::Arc;
+
 use tch::{Device, Kind, Tensor};
 use tch_ext::{elements, elements_mut};
 
@@ -26,7 +28,7 @@ pub(crate) struct Nested {
     /// The mean, f32 `[]`.
     pub(crate) offset: Tensor,
     /// What the codes stand for.
-    pub(crate) map: Box<[f32; 256]>,
+    pub(crate) map: Arc<[f32; 256]>,
 }
 
 impl Scales {
@@ -36,7 +38,7 @@ impl Scales {
         let shifted = (absmax - &offset).to_device(Device::Cpu);
         let count = shifted.numel();
         let shifted: Vec<f32> = elements(&shifted).unwrap_or_default().to_vec();
-        let map = Box::new(floats(DYNAMIC));
+        let map = Arc::new(floats(DYNAMIC));
         let table = nearest(&map);
         let mut codes = Tensor::empty([count as i64], (Kind::Uint8, Device::Cpu));
         let mut most = Vec::new();
@@ -101,7 +103,7 @@ impl Scales {
                 codes: n.codes.to_device(device),
                 absmax: n.absmax.to_device(device),
                 offset: n.offset.to_device(device),
-                map: n.map.clone(),
+                map: Arc::clone(&n.map),
             }),
         }
     }

@@ -1,7 +1,7 @@
 //! `lora export`
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use lora::model::{Gguf, GgufKind, GgufOut, OnDisk};
@@ -54,7 +54,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         (None, false) => {
             Err(Error::usage("nothing to export: neither --adapter nor --merged is given").into())
         }
-        (Some(_), false) => adapter(args),
+        (Some(folder), false) => adapter(args, folder),
         (_, true) => merged(args),
     }
 }
@@ -72,8 +72,7 @@ impl Args {
 
 /// llama.cpp adds `alpha / rank` times `lora_b lora_a` (`llama-adapter.cpp`): where our scale is another, as rsLoRA's,
 /// B makes up for it.
-fn adapter(args: &Args) -> Result<()> {
-    let folder = args.adapter.as_deref().unwrap_or(&args.out);
+fn adapter(args: &Args, folder: &Path) -> Result<()> {
     let mut model = OnDisk::new(lora::open(&args.model)?, Kind::Float)?;
     let (recipe, config) = lora::load(&mut model, ADAPTER, folder, VARIANTS)?;
     model.check()?;

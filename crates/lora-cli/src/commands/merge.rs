@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use lora::model::{Export, Keep, Llama, Model, OnDisk, Pack, Texts, Tokenizer, is_model_file};
+use lora::model::{Export, Llama, Model, OnDisk, Pack, Texts, Tokenizer, is_model_file};
 use lora::qlora::Options;
 use lora::train::{DataOptions, Dataset};
 use lora::{Error, Linears, Mode, OutputFolder, VARIANTS};
@@ -99,8 +99,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let seen = |name: &str, w: &Tensor, kept: &dyn lora::BaseWeight| {
             rounding.add(w, kept, update(name, w).as_ref());
         };
-        let keep = Keep { storage: packing.as_ref().map(|p| p as _), packed: None, skip: &args.model.skip };
-        let packed = packing.is_some().then_some(Pack { keep, seen: &seen });
+        let skip = &args.model.skip;
+        let packed = packing.as_ref().map(|storage| Pack { storage, skip, seen: &seen });
         let (checkpoint, tokenizer) = (checkpoint.as_ref(), Some(&tokenizer));
         Export { checkpoint, tokenizer, kind, replaced: &replaced, packed }.write(&out)?;
         model.check()?;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use lora::model::{Export, Keep, Pack, Tokenizer, is_model_file};
+use lora::model::{Export, Pack, Tokenizer, is_model_file};
 use lora::qlora::Options;
 use lora::tch_ext::memory;
 use lora::{BaseWeight, OutputFolder};
@@ -41,8 +41,8 @@ pub(crate) struct Args {
     /// What weights are computed in, and the rest is written in: bf16, f16 or f32
     #[arg(long, default_value = "bf16", value_parser = ["bf16", "f16", "f32"])]
     dtype: String,
-    /// Modules that stay dense, by the end of their path
-    #[arg(long, value_name = "MODULES", value_delimiter = ',', default_value = "lm_head")]
+    /// Further modules that stay dense, by the end of their path
+    #[arg(long, value_name = "MODULES", value_delimiter = ',')]
     skip: Vec<String>,
 }
 
@@ -55,13 +55,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let out = OutputFolder::create(&args.out, args.overwrite, is_model_file)?;
     let rounding = Rounding::default();
     let seen = |_: &str, weight: &Tensor, kept: &dyn BaseWeight| rounding.add(weight, kept, None);
-    let keep = Keep { storage: Some(&options), packed: None, skip: &args.skip };
     Export {
         checkpoint: checkpoint.as_ref(),
         tokenizer: tokenizer.as_ref(),
         kind: kind_of(&args.dtype),
         replaced: &|_| Ok(None),
-        packed: Some(Pack { keep, seen: &seen }),
+        packed: Some(Pack { storage: &options, skip: &args.skip, seen: &seen }),
     }
     .write(&out)?;
     out.commit()?;

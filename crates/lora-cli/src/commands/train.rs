@@ -266,6 +266,8 @@ impl Args {
             "model": self.model.model.display().to_string(),
             "data": self.data.display().to_string(),
             "dtype": self.model.dtype,
+            "base_storage": self.model.base_storage,
+            "skip": self.model.skip,
             "seed": self.seed,
             "learning_rate": self.lr,
             "schedule": self.schedule,

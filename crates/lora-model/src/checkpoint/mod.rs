@@ -17,6 +17,7 @@ use tch::{Kind, Tensor};
 use crate::ModelConfig;
 pub use gguf::{Gguf, GgufKind, GgufOut, Value as GgufValue};
 pub use keep::Keep;
+pub(crate) use keep::stays_dense;
 
 /// Weights by their Hugging Face name.
 pub trait Checkpoint: Debug + Send {

@@ -55,7 +55,7 @@ const READ: [(BlockType, u32, &str, (u64, u64)); 14] = [
 ];
 
 /// The others, for messages.
-const NOT_READ: [(u32, &str); 16] = [
+const NOT_READ: [(u32, &str); 18] = [
     (9, "Q8_1"),
     (15, "Q8_K"),
     (16, "IQ2_XXS"),
@@ -66,7 +66,9 @@ const NOT_READ: [(u32, &str); 16] = [
     (22, "IQ2_S"),
     (23, "IQ4_XS"),
     (24, "I8"),
+    (25, "I16"),
     (26, "I32"),
+    (27, "I64"),
     (28, "F64"),
     (29, "IQ1_M"),
     (34, "TQ1_0"),
