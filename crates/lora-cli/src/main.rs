@@ -2,9 +2,11 @@
 
 mod commands;
 mod open;
+mod planning;
 mod profile;
 mod progress;
 mod rounding;
+mod settings;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -24,6 +26,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     Train(Box<commands::train::Args>),
+    Plan(Box<commands::plan::Args>),
     Eval(commands::eval::Args),
     Generate(commands::generate::Args),
     Merge(commands::merge::Args),
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = std::panic::catch_unwind(|| match cli.verb {
         Verb::Train(args) => commands::train::run(&args),
+        Verb::Plan(args) => commands::plan::run(&args),
         Verb::Eval(args) => commands::eval::run(&args),
         Verb::Generate(args) => commands::generate::run(&args),
         Verb::Merge(args) => commands::merge::run(&args),

@@ -84,14 +84,17 @@ impl ModelArgs {
         }
     }
 
-    /// Loads the weights, kept as the flags and `recipe`'s storage say.
-    pub(crate) fn load(&self, checkpoint: &dyn Checkpoint, recipe: &Recipe) -> Result<Llama> {
-        let packed = match self.base_storage.as_str() {
+    /// Whether packed weights stay so.
+    pub(crate) fn packed(&self) -> Option<bool> {
+        match self.base_storage.as_str() {
             "native" => Some(true),
             "dense" => Some(false),
             _ => None,
-        };
-        let keep = Keep { storage: recipe.storage(), packed, skip: &self.skip };
+        }
+    }
+
+    /// Loads the weights as `keep` says.
+    pub(crate) fn load(&self, checkpoint: &dyn Checkpoint, keep: Keep<'_>) -> Result<Llama> {
         Ok(Llama::load(checkpoint, self.kind(), self.device()?, keep)?)
     }
 
@@ -103,7 +106,8 @@ impl ModelArgs {
             AdapterConfig::read(folder)?;
         }
         let (checkpoint, tokenizer) = self.checkpoint()?;
-        let mut model = self.load(checkpoint.as_ref(), &storage)?;
+        let keep = Keep { storage: storage.storage(), packed: self.packed(), skip: &self.skip };
+        let mut model = self.load(checkpoint.as_ref(), keep)?;
         if let Some(folder) = adapter {
             lora::load(&mut model, ADAPTER, folder, VARIANTS)?;
         }

@@ -20,6 +20,7 @@ mod config;
 mod error;
 mod factors;
 mod folder;
+mod footprint;
 mod linear;
 mod linears;
 mod low_rank;
@@ -38,12 +39,13 @@ pub use config::{AdapterConfig, CONFIG_FILE, Init};
 pub use error::{Error, ErrorKind, Result};
 pub use factors::{Copies, Factors, Gain};
 pub use folder::{IsOurs, OutputFolder, write_file, write_file_with};
+pub use footprint::Footprint;
 pub use linear::Linear;
 pub use linears::{
     Linears, Param, WEIGHTS_FILE, activate, attach, detach, load, merge, params, save, unmerge,
 };
 pub use low_rank::LowRank;
-pub use projection::{CUDA_SOURCES, Input, project, project_onto};
+pub use projection::{CUDA_SOURCES, Held, Input, LayerSize, project, project_onto};
 pub use recipe::{DENSE, LORA, LayerSpec, NewStorage, Part, Recipe, Scaling, Top, Update, Variant};
 pub use storage::{AsIs, Packing, Parts, Storage};
 pub use targets::{Selection, Targets, compact_names};

@@ -202,6 +202,11 @@ impl Recipe {
         self.storage().keeps_the_tensor()
     }
 
+    /// The storage that it names, with options; `None` where that is left open.
+    pub fn storage_name(&self) -> Option<&str> {
+        self.storage.as_ref().map(|chosen| chosen.spec.as_str())
+    }
+
     /// The recipe's storage.
     pub fn storage(&self) -> &dyn Storage {
         self.storage.as_ref().map_or(&AsIs, |chosen| chosen.made.as_ref())

@@ -8,6 +8,7 @@ use tch::{Kind, Tensor};
 
 use crate::checkpoint::{Checkpoint, stays_dense};
 use crate::llama::HEAD;
+use crate::shapes::EMBEDDING;
 use crate::tokenizer::Tokenizer;
 
 /// About the most that one file holds.
@@ -91,7 +92,7 @@ impl Export<'_> {
             let mut tensors: Vec<_> =
                 packed.iter().flatten().map(|(name, t)| Pending::ready(name, t)).collect();
             for name in shard.iter().filter(|name| self.storage(name).is_none()) {
-                let shape = checkpoint.shape(name).or_else(|| checkpoint.shape("model.embed_tokens.weight"));
+                let shape = checkpoint.shape(name).or_else(|| checkpoint.shape(EMBEDDING));
                 let make = Box::new(move || self.dense(name));
                 tensors.push(Pending { name: name.clone(), kind, shape: shape.unwrap_or_default(), make });
             }

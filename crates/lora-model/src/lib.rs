@@ -18,12 +18,13 @@ mod shapes;
 mod tokenizer;
 
 pub use chat::{ChatTemplate, Message};
-pub use checkpoint::{Checkpoint, Gguf, GgufKind, GgufOut, GgufValue, Keep, open, open_with};
+pub use checkpoint::{Checkpoint, Gguf, GgufKind, GgufOut, GgufValue, Keep, Kept, open, open_with};
 pub use config::{ModelConfig, RopeScaling};
 pub use export::{Export, Pack, is_model_file};
 pub use generate::{Sampling, generate};
-pub use llama::Llama;
+pub use llama::{Llama, StepMemory, StepSize, step_memory};
 pub use model::{Model, Texts};
 pub use on_disk::OnDisk;
 pub use ops::{CUDA_SOURCES, Cache, IGNORE, attention, cross_entropy, rms_norm, swiglu};
+pub use shapes::{EMBEDDING, has_bias, linear_shapes, vectors_bytes};
 pub use tokenizer::{Encoded, TextStream, Tokenizer};

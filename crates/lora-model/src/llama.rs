@@ -1,6 +1,7 @@
 //! The llama family: Llama 2 and 3, SmolLM, Mistral, Qwen2, Qwen3. They differ in biases, head norms, rotary
 //! scaling and window, all of it read from [`ModelConfig`].
 
+mod memory;
 mod recompute;
 
 use lora_core::{Error, Linear, Linears, Mode, Result, project, project_onto};
@@ -12,6 +13,9 @@ use crate::config::ModelConfig;
 use crate::model::{Model, Texts};
 use crate::ops::{Angles, Cache, attention, heads, rms_norm, rms_norm_beside, swiglu, tokens};
 use crate::rope::Rope;
+use crate::shapes::EMBEDDING;
+
+pub use memory::{StepMemory, StepSize, step_memory};
 
 static WEIGHTS: Region = Region::new("weights");
 
@@ -100,7 +104,7 @@ impl Llama {
                 window: config.sliding_window,
             });
         }
-        let embedding = tensor("model.embed_tokens.weight")?;
+        let embedding = tensor(EMBEDDING)?;
         let head = if config.tie_word_embeddings {
             Linear::dense(embedding.shallow_clone(), None)
         } else {

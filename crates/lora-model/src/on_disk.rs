@@ -7,7 +7,8 @@ use lora_core::{BaseWeight, Error, Linear, Linears, Result, row_norms_sq};
 use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::Checkpoint;
-use crate::llama::{HEAD, linear_names};
+use crate::llama::HEAD;
+use crate::shapes::EMBEDDING;
 
 /// The linear layers of a checkpoint. A weight is read, on the CPU, whenever it is asked for; what goes wrong then is
 /// kept for [`OnDisk::check`], and the weight is 0.
@@ -29,22 +30,17 @@ impl OnDisk {
     /// # Errors
     /// Tensors that are missing or of another shape than the configuration says.
     pub fn new(checkpoint: Box<dyn Checkpoint>, kind: Kind) -> Result<Self> {
-        crate::shapes::check(checkpoint.as_ref())?;
-        let config = checkpoint.config();
-        let (tied, names) = (config.tie_word_embeddings, linear_names(config));
+        let layers = crate::shapes::linear_shapes(checkpoint.as_ref())?;
+        let tied = checkpoint.config().tie_word_embeddings;
         let shared = Arc::new(Mutex::new(Shared { checkpoint, fault: None }));
-        let layer = |path: String| {
-            let tensor = if tied && path == HEAD { "model.embed_tokens" } else { &path };
-            let name = format!("{tensor}.weight");
-            let shape = match lock(&shared).checkpoint.shape(&name).as_deref() {
-                Some(&[out, inp]) => (out, inp),
-                _ => return Err(Error::internal("no matrix").at(name)),
-            };
+        let layer = |(path, shape): (String, (i64, i64))| {
+            let embeds = tied && path == HEAD;
+            let name = if embeds { EMBEDDING.to_owned() } else { format!("{path}.weight") };
             let norms_sq = OnceCell::new();
             let weight = Unread { shared: Arc::clone(&shared), name, shape, kind, norms_sq };
-            Ok((path, Linear::new(Box::new(weight), None)))
+            (path, Linear::new(Box::new(weight), None))
         };
-        let layers = names.map(layer).collect::<Result<_>>()?;
+        let layers = layers.into_iter().map(layer).collect();
         Ok(Self { layers, shared })
     }
 

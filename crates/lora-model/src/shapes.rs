@@ -1,9 +1,16 @@
 //! What a checkpoint must hold, checked before anything is loaded.
 
+use std::collections::BTreeMap;
+
 use lora_core::{Error, Result};
+use tch::Kind;
 
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
+use crate::llama::linear_names;
+
+/// The embedding, and the output head of a model that ties them.
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
 
 /// Every tensor is there and has the shape that the configuration says.
 pub(crate) fn check(checkpoint: &dyn Checkpoint) -> Result<()> {
@@ -31,13 +38,45 @@ pub(crate) fn check(checkpoint: &dyn Checkpoint) -> Result<()> {
         .hint("a shard may be missing or belong to another model; fetch the model again"))
 }
 
+/// The linear layers of a model, in its order, the output head last, and their `(out, in)`.
+///
+/// # Errors
+/// Tensors that are missing or of another shape than the configuration says.
+pub fn linear_shapes(checkpoint: &dyn Checkpoint) -> Result<Vec<(String, (i64, i64))>> {
+    check(checkpoint)?;
+    let config = checkpoint.config();
+    let shapes: BTreeMap<_, _> = expected(config).into_iter().collect();
+    let shape = |path: String| {
+        let shape = shapes.get(&format!("{path}.weight")).or(shapes.get(EMBEDDING));
+        match shape.map(Vec::as_slice) {
+            Some(&[out, inp]) => Ok((path, (out, inp))),
+            _ => Err(Error::internal("no matrix").at(path)),
+        }
+    };
+    linear_names(config).map(shape).collect()
+}
+
+/// Whether the linear layer at `path` has a bias.
+pub fn has_bias(config: &ModelConfig, path: &str) -> bool {
+    match path.rsplit('.').next() {
+        Some("q_proj" | "k_proj" | "v_proj") => config.qkv_bias,
+        Some("o_proj") => config.o_bias,
+        Some("gate_proj" | "up_proj" | "down_proj") => config.mlp_bias,
+        _ => false,
+    }
+}
+
+/// Bytes of norms and biases in `kind`.
+pub fn vectors_bytes(config: &ModelConfig, kind: Kind) -> u64 {
+    let vectors = expected(config).into_iter().filter(|(_, shape)| shape.len() == 1);
+    vectors.map(|(_, shape)| shape[0].unsigned_abs()).sum::<u64>() * kind.elt_size_in_bytes() as u64
+}
+
 /// Names and shapes of all tensors of a llama-family model.
 fn expected(c: &ModelConfig) -> Vec<(String, Vec<i64>)> {
     let (h, i, hd) = (c.hidden_size, c.intermediate_size, c.head_dim);
-    let mut all = vec![
-        ("model.embed_tokens.weight".to_owned(), vec![c.vocab_size, h]),
-        ("model.norm.weight".to_owned(), vec![h]),
-    ];
+    let mut all =
+        vec![(EMBEDDING.to_owned(), vec![c.vocab_size, h]), ("model.norm.weight".to_owned(), vec![h])];
     if !c.tie_word_embeddings {
         all.push(("lm_head.weight".to_owned(), vec![c.vocab_size, h]));
     }

@@ -1,6 +1,6 @@
 //! Samples to tensors, in a seeded order.
 
-use lora_model::{IGNORE, Texts};
+use lora_model::Texts;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -14,7 +14,7 @@ use crate::limit::Work;
 pub struct Batch {
     ids: Tensor,
     lengths: Vec<i64>,
-    /// `[1, N]` i64, [`IGNORE`] where nothing is learnt.
+    /// `[1, N]` i64, [`lora_model::IGNORE`] where nothing is learnt.
     pub labels: Tensor,
     /// Labels that count.
     pub supervised: usize,
@@ -35,7 +35,7 @@ impl Batch {
             ids: row(|s| &s.ids),
             lengths: samples.iter().map(|s| s.ids.len() as i64).collect(),
             labels: row(|s| &s.labels),
-            supervised: samples.iter().flat_map(|s| &s.labels).filter(|&&l| l != IGNORE).count(),
+            supervised: samples.iter().map(|s| s.supervised()).sum(),
             tokens: samples.iter().map(|s| s.ids.len()).sum(),
             lines: samples.iter().map(|s| s.line).collect(),
         }

@@ -18,6 +18,13 @@ pub struct Sample {
     pub line: usize,
 }
 
+impl Sample {
+    /// How many of its tokens are learnt.
+    pub fn supervised(&self) -> usize {
+        self.labels.iter().filter(|&&l| l != IGNORE).count()
+    }
+}
+
 /// How rows become samples.
 #[derive(Debug, Clone, Copy)]
 pub struct DataOptions {
@@ -90,7 +97,7 @@ impl Dataset {
 
     /// Supervised tokens in all.
     pub fn supervised(&self) -> usize {
-        self.samples.iter().flat_map(|s| &s.labels).filter(|&&l| l != IGNORE).count()
+        self.samples.iter().map(Sample::supervised).sum()
     }
 
     /// Tokens in all.

@@ -122,8 +122,7 @@ pub fn train(
     let mut batches = Batches::new(&data.samples, config.batch_size, config.seed);
     let accumulate = config.accumulate.max(1);
     let per_epoch = batches.per_epoch() as f64 / accumulate as f64;
-    let steps = (per_epoch * config.epochs).ceil().max(1.0) as u64;
-    let steps = config.max_steps.map_or(steps, |most| steps.min(most.max(1)));
+    let steps = config.steps(data.samples.len());
     let warmup = (config.warmup * steps as f64).ceil() as u64;
     let mut optimiser = AdamW::new(&arena, config.adamw);
     let (mut losses, mut tokens, mut seconds, mut eval_loss) = (Vec::new(), 0, 0.0, None);
@@ -221,6 +220,13 @@ fn lines(data: &Dataset, batches: &[Batch]) -> String {
 }
 
 impl TrainConfig {
+    /// Optimiser steps on so many samples.
+    pub fn steps(&self, samples: usize) -> u64 {
+        let per_epoch = samples.div_ceil(self.batch_size.max(1)) as f64 / self.accumulate.max(1) as f64;
+        let steps = (per_epoch * self.epochs).ceil().max(1.0) as u64;
+        self.max_steps.map_or(steps, |most| steps.min(most.max(1)))
+    }
+
     /// Whether one can train so; [`train`] asks too, but only once everything is loaded.
     ///
     /// # Errors

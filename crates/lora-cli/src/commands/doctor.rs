@@ -21,10 +21,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let file = std::fs::read_to_string(lib.join("../build-version")).ok()?;
         Some(file.trim().to_owned())
     });
-    let memory = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?.to_owned();
-        line.split_whitespace().nth(1)?.parse::<f64>().ok().map(|kib| kib * 1024.0 / 1e9)
-    });
+    let memory = tch_ext::memory::available().map(|bytes| bytes as f64 / 1e9);
     let (gpu, mut wrong) = match cuda {
         CudaState::Loaded(path) => {
             (format!("{} CUDA device(s), {}", tch::Cuda::device_count(), path.display()), Vec::new())

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use lora::model::{Export, Llama, Model, OnDisk, Pack, Texts, Tokenizer, is_model_file};
+use lora::model::{Export, Keep, Llama, Model, OnDisk, Pack, Texts, Tokenizer, is_model_file};
 use lora::qlora::Options;
 use lora::train::{DataOptions, Dataset};
 use lora::{Error, Linears, Mode, OutputFolder, VARIANTS};
@@ -128,7 +128,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 fn reopen(folder: &Path, args: &Args) -> Result<Llama> {
     let checkpoint = lora::open(folder)?;
-    args.model.load(checkpoint.as_ref(), &lora::Recipe::default())
+    args.model.load(checkpoint.as_ref(), Keep { packed: args.model.packed(), ..Keep::DENSE })
 }
 
 /// Token ids to compare on: of the rows, or of the built-in texts.

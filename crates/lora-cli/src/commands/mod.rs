@@ -6,6 +6,7 @@ pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod merge;
+pub(crate) mod plan;
 pub(crate) mod quantize;
 pub(crate) mod train;
 pub(crate) mod variants;

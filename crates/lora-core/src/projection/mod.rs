@@ -7,6 +7,7 @@
 mod backward;
 mod definition;
 mod gain;
+mod held;
 mod part;
 
 use tch::Tensor;
@@ -17,6 +18,7 @@ use crate::factors::Factors;
 use crate::linear::Linear;
 use crate::weight::master_kind;
 pub use gain::CUDA_SOURCES;
+pub use held::{Held, LayerSize};
 
 use backward::Backward;
 pub(crate) use definition::linear;

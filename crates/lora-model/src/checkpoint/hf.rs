@@ -105,13 +105,20 @@ impl Checkpoint for HfCheckpoint {
     }
 
     fn load(&self, name: &str, kind: Kind) -> Result<Tensor> {
-        if let Some((shard, entry)) =
-            self.entry(name).filter(|(_, e)| e.nbytes() > LARGE && kind_of(e.dtype) == Some(kind))
+        if let Some((shard, entry)) = self.entry(name).filter(|_| self.maps(name, kind))
             && shard.is_finite(entry, kind)?
         {
             return shard.view(entry, kind);
         }
         self.tensor(name, kind, Mapped::view)
+    }
+
+    fn maps(&self, name: &str, kind: Kind) -> bool {
+        self.entry(name).is_some_and(|(_, e)| e.nbytes() > LARGE && kind_of(e.dtype) == Some(kind))
+    }
+
+    fn packed_bytes(&self, name: &str) -> Option<u64> {
+        self.packed.get(name).map(|packed| packed.nbytes(name, &self.shards))
     }
 
     fn read(&self, name: &str, kind: Kind) -> Result<Tensor> {

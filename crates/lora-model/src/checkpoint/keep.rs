@@ -1,6 +1,6 @@
 //! How a model's linear weights are kept once they are loaded.
 
-use lora_core::{AsIs, BaseWeight, Dense, Result, Storage};
+use lora_core::{AsIs, BaseWeight, Dense, Error, Result, Storage};
 use tch::{Device, Kind};
 
 use super::Checkpoint;
@@ -22,33 +22,75 @@ pub(crate) fn stays_dense(path: &str, skip: &[String]) -> bool {
     !path.starts_with("model.layers.") || skip.iter().any(named)
 }
 
+/// What will become of a weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    /// Bytes in memory.
+    pub bytes: u64,
+    /// Whether it is dense only while it is multiplied with.
+    pub packed: bool,
+    /// Bytes that are there beside it while it is loaded.
+    pub loading: u64,
+}
+
+enum Way {
+    Dense,
+    AsInTheFile,
+    Stored,
+}
+
 impl Keep<'_> {
     /// As they come, but dense.
     pub const DENSE: Self = Self { storage: &AsIs, packed: Some(false), skip: &[] };
     /// As they come: packed, where the checkpoint has them so.
     pub const NATIVE: Self = Self { storage: &AsIs, packed: Some(true), skip: &[] };
 
+    fn way(&self, checkpoint: &dyn Checkpoint, path: &str) -> Way {
+        let native = self.packed.unwrap_or(checkpoint.prefers_packed());
+        match stays_dense(path, self.skip) {
+            false if native && checkpoint.packed_bytes(&weight_of(path)).is_some() => Way::AsInTheFile,
+            false if !self.storage.keeps_the_tensor() => Way::Stored,
+            _ => Way::Dense,
+        }
+    }
+
     /// The weight of the linear layer at `path`.
     ///
     /// # Errors
-    /// What reading and storing it refuse.
-    pub fn weight(
+    /// What loading gives, and what the storage refuses.
+    pub(crate) fn weight(
         &self,
         checkpoint: &dyn Checkpoint,
         path: &str,
         (kind, device): (Kind, Device),
     ) -> Result<Box<dyn BaseWeight>> {
-        let name = format!("{path}.weight");
-        let dense = stays_dense(path, self.skip);
-        if !dense
-            && self.packed.unwrap_or(checkpoint.prefers_packed())
-            && let Some(packed) = checkpoint.packed(&name, kind)?
-        {
-            return Ok(packed.to_device(device));
+        let name = weight_of(path);
+        match self.way(checkpoint, path) {
+            Way::AsInTheFile => match checkpoint.packed(&name, kind)? {
+                Some(packed) => Ok(packed.to_device(device)),
+                None => Err(Error::internal("a packed weight is none").at(name)),
+            },
+            Way::Stored => {
+                self.storage.store(checkpoint.read(&name, kind)?.to_device(device)).map_err(|e| e.at(path))
+            }
+            Way::Dense => Ok(Box::new(Dense::new(checkpoint.load(&name, kind)?.to_device(device)))),
         }
-        if dense || self.storage.keeps_the_tensor() {
-            return Ok(Box::new(Dense::new(checkpoint.load(&name, kind)?.to_device(device))));
-        }
-        self.storage.store(checkpoint.read(&name, kind)?.to_device(device)).map_err(|e| e.at(path))
     }
+
+    /// What will become of the weight of `shape` at `path`, computed in `kind`.
+    pub fn plan(&self, checkpoint: &dyn Checkpoint, path: &str, shape: (i64, i64), kind: Kind) -> Kept {
+        let dense = AsIs.bytes(shape, kind);
+        match self.way(checkpoint, path) {
+            Way::AsInTheFile => {
+                let bytes = checkpoint.packed_bytes(&weight_of(path)).unwrap_or(dense);
+                Kept { bytes, packed: true, loading: 0 }
+            }
+            Way::Stored => Kept { bytes: self.storage.bytes(shape, kind), packed: true, loading: dense },
+            Way::Dense => Kept { bytes: dense, packed: false, loading: 0 },
+        }
+    }
+}
+
+fn weight_of(path: &str) -> String {
+    format!("{path}.weight")
 }

@@ -16,8 +16,8 @@ use tch::{Kind, Tensor};
 
 use crate::ModelConfig;
 pub use gguf::{Gguf, GgufKind, GgufOut, Value as GgufValue};
-pub use keep::Keep;
 pub(crate) use keep::stays_dense;
+pub use keep::{Keep, Kept};
 
 /// Weights by their Hugging Face name.
 pub trait Checkpoint: Debug + Send {
@@ -52,6 +52,16 @@ pub trait Checkpoint: Debug + Send {
     fn packed(&self, name: &str, kind: Kind) -> Result<Option<Box<dyn BaseWeight>>> {
         let _ = (name, kind);
         Ok(None)
+    }
+    /// Bytes of that packed weight; `None` for a tensor that is not packed.
+    fn packed_bytes(&self, name: &str) -> Option<u64> {
+        let _ = name;
+        None
+    }
+    /// Whether `load` maps the tensor: of what is never used, nothing comes into memory.
+    fn maps(&self, name: &str, kind: Kind) -> bool {
+        let _ = (name, kind);
+        false
     }
     /// Whether packed weights are to be kept as they are where nobody says otherwise.
     fn prefers_packed(&self) -> bool {

@@ -33,6 +33,14 @@ pub fn cross_entropy(hidden: &Tensor, labels: &Tensor, head: &Linear, mode: Mode
 /// Rows whose logits exist at one time.
 const CHUNK: i64 = 192;
 
+/// The most that is held of logits and their gradient in `kind`, of so many supervised rows: for plans.
+pub(crate) fn logits_bytes(rows: i64, vocabulary: i64, kind: Kind, adapted: bool) -> u64 {
+    let (narrow, wide) = (kind.elt_size_in_bytes() as i64, master_kind(kind).elt_size_in_bytes() as i64);
+    // Through an adapted head: logits, the same in f32, their logarithms, and the gradients of both.
+    let bytes = if adapted { rows * (2 * narrow + 3 * wide) } else { rows.min(CHUNK) * (narrow + wide) };
+    (bytes * vocabulary).unsigned_abs()
+}
+
 fn chunked(hidden: &Tensor, labels: &Tensor, head: &Tensor) -> Tensor {
     let wanted = hidden.requires_grad();
     let guard = tch::no_grad_guard();

@@ -9,6 +9,7 @@ mod rms_norm;
 mod swiglu;
 
 pub use attention::{Cache, attention};
+pub(crate) use cross_entropy::logits_bytes;
 pub use cross_entropy::{IGNORE, cross_entropy};
 pub use cuda::SOURCES as CUDA_SOURCES;
 pub(crate) use heads::{Angles, heads, tokens};

@@ -37,6 +37,25 @@ pub fn process() -> Option<Usage> {
     Some(Usage { current: field("VmRSS:")?, peak: field("VmHWM:")? })
 }
 
+/// Bytes that this process can still take without pushing others out: of the machine, and of the control group that
+/// holds it (a container's limit), whichever is less (Linux); `None` elsewhere.
+pub fn available() -> Option<u64> {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let machine = read("/proc/meminfo").and_then(|text| {
+        let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?.to_owned();
+        line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+    });
+    let group = |limit: &str, used: &str| {
+        let number = |path| read(path)?.trim().parse::<u64>().ok();
+        Some(number(limit)?.saturating_sub(number(used)?))
+    };
+    let groups = [
+        group("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        group("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ];
+    groups.into_iter().chain([machine]).flatten().min()
+}
+
 /// Bytes handed out by libtorch's allocator on CUDA device `index`; `None` without one.
 pub fn cuda(index: usize) -> Option<Usage> {
     let (mut peak, mut current) = (0, 0);

@@ -119,6 +119,11 @@ impl Checkpoint for GgufCheckpoint {
         Ok(Some(Box::new(Blocks::new(bytes, info.block, (out, inp), kind))))
     }
 
+    fn packed_bytes(&self, name: &str) -> Option<u64> {
+        let (_, info) = self.info(name)?;
+        (info.block.is_packed() && info.shape.len() == 2).then_some(info.nbytes)
+    }
+
     fn source(&self) -> &Path {
         self.gguf.path()
     }

@@ -1,0 +1,198 @@
+//! `lora plan`
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use lora::Error;
+use lora::model::StepSize;
+use lora::train::{Fit, Load, Plan, Planner, Setting, TrainConfig};
+
+use super::say;
+use crate::open::ModelArgs;
+use crate::planning::{self, Size, Way};
+use crate::settings::{MethodArgs, TrainingArgs};
+
+/// Say what training will take of memory, and what fits; loads no weights
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  lora plan --model SmolLM2.gguf --length 1024 --batch-size 8
+  lora plan --model models/Llama-3-8B --variant qlora --data train.jsonl --rank 16 --recompute all --memory 8GB
+
+It takes the arguments of `lora train`, which plans the same before it loads the model, and with --auto chooses the
+fastest setting that fits. Every number is counted from the configuration; the time is an estimate, to compare by.")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Training rows: plan for the batches that they make
+    #[arg(long, value_name = "JSONL", conflicts_with = "length")]
+    data: Option<PathBuf>,
+    /// Plan for texts of so many tokens [default: 1024, or the model's context if that is less]
+    #[arg(long, value_name = "TOKENS")]
+    length: Option<i64>,
+    /// The memory that there is, as 8GB [default: what is free]
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Size>,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    method: MethodArgs,
+    #[command(flatten)]
+    training: TrainingArgs,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let asked = Way::asked(&args.model, &args.method)?;
+    let config = args.method.adapter_config()?;
+    let training = args.training.train_config()?;
+    let (checkpoint, tokenizer) = args.model.checkpoint()?;
+    let context = checkpoint.config().max_positions;
+    let data = args.data.as_ref().map(|path| args.training.read(path, &tokenizer, context)).transpose()?;
+    let length = match (&data, args.length) {
+        (Some(data), _) => data.samples.iter().map(|s| s.ids.len() as i64).max().unwrap_or(1),
+        (None, Some(length)) if (1..=context).contains(&length) => length,
+        (None, Some(length)) => {
+            let what = format!("a text of {length} tokens does not fit the model's context of {context}");
+            return Err(Error::usage(what).into());
+        }
+        (None, None) => context.min(1024),
+    };
+    let program = planning::program(args.model.kind())?;
+    let mut ways = Way::all(checkpoint.as_ref(), &args.model, &args.method)?;
+    // The one that is asked for comes first.
+    ways.sort_by_key(|way| way.name != asked.name);
+    let planners = planning::planners(&ways, checkpoint.as_ref(), &args.model, &config, program)?;
+    let load = data
+        .as_ref()
+        .map_or_else(|| Load::even(length, &training), |data| Load::of_data(&data.samples, &training));
+    let limit = planning::limit(args.memory, args.model.device()?, program)?;
+    let fit = Fit::of(&planners, planning::setting(0, &training), &load);
+    let fit = fit.ok_or_else(|| Error::internal("no plan for this setting"))?;
+    let fastest = planning::fastest(&ways, &planners, &load, limit);
+    let rows = rows(&ways, &planners, &load, &training, (length, context, limit));
+    if args.json {
+        let fastest = fastest.ok().map(|fit| {
+            let Setting { planner, recompute, batch_size, accumulate } = fit.setting;
+            serde_json::json!({
+                "weights": ways[planner].name, "recompute": recompute, "batch_size": batch_size,
+                "accumulate": accumulate, "bytes": fit.plan.total(),
+            })
+        });
+        let rows: Vec<_> = rows.iter().map(|row| row.json(fit.effort)).collect();
+        say!(
+            "{}",
+            serde_json::json!({
+                "bytes": fit.plan.total(), "parts": fit.plan, "limit": limit, "fastest": fastest,
+                "settings": rows,
+            })
+        );
+        return Ok(());
+    }
+    print_parts(&fit.plan, limit);
+    say!("\nwhat fits in {:.2} GB (the time is an estimate)", gb(limit));
+    say!("  weights    recompute     memory   time   texts of {length} at once   longest text");
+    rows.iter().for_each(|row| row.print(fit.effort, context));
+    match fastest {
+        Ok(fit) => {
+            let Setting { planner, recompute, batch_size, accumulate } = fit.setting;
+            say!(
+                "\nfastest   {} weights, {accumulate} x {batch_size} texts a step, --recompute {recompute}: {:.2} GB \
+                 (`lora train --auto` does it)",
+                ways[planner].name,
+                gb(fit.plan.total())
+            );
+        }
+        Err(e) => say!("\n{e}"),
+    }
+    Ok(())
+}
+
+fn gb(bytes: u64) -> f64 {
+    bytes as f64 / 1e9
+}
+
+fn print_parts(plan: &Plan, limit: u64) {
+    let moment = if plan.in_loss { "loss" } else { "backward pass" };
+    say!("memory    at the highest point, in the {moment}:");
+    let buffers = if plan.in_loss { "logits" } else { "gradients" };
+    for (name, bytes) in [
+        ("program, libraries, data", plan.program),
+        ("weights", plan.weights),
+        ("adapters", plan.adapters),
+        ("optimiser", plan.optimiser),
+        ("activations", plan.activations),
+        (buffers, plan.buffers),
+    ] {
+        say!("  {name:24} {:9.1} MB", bytes as f64 / 1e6);
+    }
+    if plan.loading == plan.total() {
+        say!("  {:24} {:9.1} MB, more than that", "while loading", plan.loading as f64 / 1e6);
+    }
+    let verdict = if plan.total() <= limit { "" } else { ": it does not fit" };
+    say!("  {:24} {:9.1} MB of {:.1} MB{verdict}", "sum", plan.total() as f64 / 1e6, limit as f64 / 1e6);
+}
+
+/// One way to keep the weights, with a choice of what is recomputed.
+struct Row {
+    weights: String,
+    recompute: usize,
+    blocks: usize,
+    fit: Fit,
+    texts: i64,
+    longest: i64,
+}
+
+fn rows(
+    ways: &[Way],
+    planners: &[Planner],
+    load: &Load,
+    training: &TrainConfig,
+    (length, context, limit): (i64, i64, u64),
+) -> Vec<Row> {
+    const MOST_TEXTS: i64 = 1 << 14;
+    let mut rows = Vec::new();
+    for (at, (way, planner)) in ways.iter().zip(planners).enumerate() {
+        let blocks = planner.blocks();
+        let mut choices = vec![0, training.recompute.min(blocks), blocks];
+        choices.dedup();
+        for recompute in choices {
+            let setting = Setting { recompute, ..planning::setting(at, training) };
+            let size = |tokens: i64| StepSize { recompute, ..StepSize::of(tokens) };
+            rows.extend(Fit::of(planners, setting, load).map(|fit| Row {
+                weights: way.name.clone(),
+                recompute,
+                blocks,
+                fit,
+                texts: planner.largest(MOST_TEXTS, limit, |n| size(n * length)),
+                longest: planner.largest(context, limit, size),
+            }));
+        }
+    }
+    rows
+}
+
+impl Row {
+    fn print(&self, asked: f64, context: i64) {
+        let recompute = match self.recompute {
+            0 => "none".to_owned(),
+            n if n == self.blocks => "all".to_owned(),
+            n => format!("{n} of {}", self.blocks),
+        };
+        let longest = if self.longest == context { "the context" } else { "" };
+        say!(
+            "  {:10} {recompute:10} {:7.2} GB   {:4.2} {:22}   {:12} {longest}",
+            self.weights,
+            gb(self.fit.plan.total()),
+            self.fit.effort / asked,
+            self.texts,
+            self.longest
+        );
+    }
+
+    fn json(&self, asked: f64) -> serde_json::Value {
+        serde_json::json!({
+            "weights": self.weights, "recompute": self.recompute, "bytes": self.fit.plan.total(),
+            "time": self.fit.effort / asked, "texts_at_once": self.texts, "longest_text": self.longest,
+        })
+    }
+}

@@ -1,0 +1,182 @@
+//! What a run will take, and which way to run it.
+
+use anyhow::Result;
+use lora::model::{Checkpoint, Keep, linear_shapes};
+use lora::tch_ext::memory;
+use lora::train::{Fit, Load, Planner, Setting, TrainConfig};
+use lora::{AdapterConfig, Error, Init, Linear, Mode, Part, Recipe, VARIANTS};
+use tch::{Device, Kind, Tensor};
+
+use crate::open::{ADAPTER, ModelArgs};
+use crate::settings::MethodArgs;
+
+/// A way to keep the frozen weights.
+pub(crate) struct Way {
+    /// Its name in tables.
+    pub(crate) name: String,
+    pub(crate) recipe: Recipe,
+    pub(crate) packed: Option<bool>,
+}
+
+impl Way {
+    /// The one that the arguments name.
+    pub(crate) fn asked(model: &ModelArgs, method: &MethodArgs) -> Result<Self> {
+        let recipe = Recipe::parse(&method.variant, VARIANTS)?;
+        let name = match (model.packed(), recipe.storage_name()) {
+            (Some(true), _) => "native",
+            (_, name) => name.unwrap_or("dense"),
+        };
+        Ok(Self { name: name.to_owned(), recipe, packed: model.packed() })
+    }
+
+    /// All that lead to the same adapter: where the arguments leave it open, dense, every storage there is, and the
+    /// blocks of the file, if it is packed.
+    pub(crate) fn all(
+        checkpoint: &dyn Checkpoint,
+        model: &ModelArgs,
+        method: &MethodArgs,
+    ) -> Result<Vec<Self>> {
+        let asked = Self::asked(model, method)?;
+        if asked.recipe.storage_name().is_some() || model.packed().is_some() {
+            return Ok(vec![asked]);
+        }
+        let shapes = linear_shapes(checkpoint)?;
+        let is_packed =
+            shapes.iter().any(|(path, _)| checkpoint.packed_bytes(&format!("{path}.weight")).is_some());
+        let mut ways = Vec::new();
+        for v in VARIANTS.iter().filter(|v| matches!(v.part, Part::Storage(..))) {
+            let recipe = Recipe::parse(&format!("{}+{}", v.name, method.variant), VARIANTS)?;
+            // What one storage has rounded, another does not round again.
+            if recipe.is_dense() || !(is_packed && checkpoint.prefers_packed()) {
+                ways.push(Self { name: v.name.to_owned(), recipe, packed: Some(false) });
+            }
+        }
+        if is_packed {
+            ways.push(Self { name: "native".to_owned(), packed: Some(true), ..asked });
+        }
+        Ok(ways)
+    }
+
+    pub(crate) fn keep<'a>(&'a self, model: &'a ModelArgs) -> Keep<'a> {
+        Keep { storage: self.recipe.storage(), packed: self.packed, skip: &model.skip }
+    }
+}
+
+/// Planners for `ways`. `program`: bytes in memory already.
+pub(crate) fn planners(
+    ways: &[Way],
+    checkpoint: &dyn Checkpoint,
+    model: &ModelArgs,
+    config: &AdapterConfig,
+    program: u64,
+) -> lora::Result<Vec<Planner>> {
+    let planner =
+        |way: &Way| Planner::new(checkpoint, (way.keep(model), model.kind()), (&way.recipe, config), program);
+    ways.iter().map(planner).collect()
+}
+
+/// The setting of `config`, with the way at `planner`.
+pub(crate) fn setting(planner: usize, config: &TrainConfig) -> Setting {
+    let &TrainConfig { batch_size, accumulate, recompute, .. } = config;
+    Setting { planner, recompute, batch_size, accumulate }
+}
+
+/// Bytes in use now, without what is free to be given back; a step of a toy has brought the code that every step runs
+/// into memory, and the threads that run it.
+pub(crate) fn program(kind: Kind) -> Result<u64> {
+    const WIDTH: i64 = 256;
+    let random = |size: &[i64]| Tensor::randn(size, (Kind::Float, Device::Cpu)).to_kind(kind);
+    let mut layer = Linear::dense(random(&[WIDTH, WIDTH]), None);
+    let adapter = Recipe::default().adapter(layer.base(), 8, 8.0, 0.0, Init::Kaiming)?;
+    layer.attach(ADAPTER, adapter)?;
+    let head = Linear::dense(random(&[4 * WIDTH, WIDTH]), None);
+    let norm = random(&[WIDTH]);
+    for _ in 0..2 {
+        let x = random(&[1, WIDTH, WIDTH]).set_requires_grad(true);
+        let x = lora::project(&[&layer], lora::model::rms_norm(&x, &norm, 1e-6), Mode::Train).swap_remove(0);
+        let heads = x.view([1, WIDTH, 4, -1]).transpose(1, 2);
+        let x = lora::model::attention(&heads, &heads, &heads, None, None).transpose(1, 2).flatten(2, 3);
+        let x = lora::model::swiglu(&x, &x).tensor().view([-1, WIDTH]);
+        let labels = Tensor::zeros([WIDTH], (Kind::Int64, Device::Cpu));
+        lora::model::cross_entropy(&x, &labels, &head, Mode::Train).0.f_backward().map_err(Error::from)?;
+    }
+    drop((layer, head));
+    memory::trim();
+    Ok(memory::process().map_or(0, |usage| usage.current))
+}
+
+/// The bytes that a run may take in all: those given, or what is free beside what this process has already.
+pub(crate) fn limit(given: Option<Size>, device: Device, program: u64) -> lora::Result<u64> {
+    let found = || if device == Device::Cpu { memory::available() } else { None };
+    let limit = given.map(|size| size.0).or_else(|| found().map(|free| free + program));
+    limit.ok_or_else(|| {
+        Error::usage("how much memory there is, is not known here").hint("say it: --memory 8GB")
+    })
+}
+
+/// The fastest setting within `limit`.
+pub(crate) fn fastest(ways: &[Way], planners: &[Planner], load: &Load, limit: u64) -> lora::Result<Fit> {
+    Fit::fastest(planners, load, limit).map_err(|least| {
+        let needed = least.map_or_else(String::new, |least| {
+            let name = ways.get(least.setting.planner).map_or("", |way| &way.name);
+            format!(
+                "; the least is {:.2} GB: {name}, {} text(s) in a pass, {} layers recomputed",
+                least.plan.total() as f64 / 1e9,
+                least.setting.batch_size,
+                least.setting.recompute
+            )
+        });
+        Error::usage(format!("nothing fits in {:.2} GB{needed}", limit as f64 / 1e9))
+            .hint("shorter texts (--max-length with --truncate), a smaller model, or more memory")
+    })
+}
+
+/// A number of bytes: `8GB`, `512MB`, `7.5GiB`, `8e9`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Size(pub(crate) u64);
+
+impl std::str::FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        const UNITS: [(&str, f64); 8] = [
+            ("KiB", 1024.0),
+            ("MiB", 1_048_576.0),
+            ("GiB", 1_073_741_824.0),
+            ("TiB", 1_099_511_627_776.0),
+            ("MB", 1e6),
+            ("GB", 1e9),
+            ("TB", 1e12),
+            ("B", 1.0),
+        ];
+        let (number, unit) = UNITS
+            .iter()
+            .find_map(|(name, bytes)| Some((text.strip_suffix(name)?, *bytes)))
+            .unwrap_or((text, 1.0));
+        let bytes = number.trim().parse::<f64>().ok().map(|n| n * unit);
+        let bytes = bytes.filter(|bytes| (1.0..1e18).contains(bytes));
+        bytes
+            .map(|bytes| Self(bytes as u64))
+            .ok_or_else(|| format!("`{text}` is no size: say 8GB, 512MB or 7.5GiB"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_and_nonsense_is_not() {
+        for (text, bytes) in [
+            ("8GB", 8_000_000_000),
+            ("7.5GiB", 8_053_063_680),
+            ("512 MB", 512_000_000),
+            ("8e9", 8_000_000_000),
+        ] {
+            assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
+        }
+        for text in ["", "GB", "-1GB", "0", "8 apples", "NaN", "inf", "1e30TB"] {
+            assert!(text.parse::<Size>().is_err(), "{text}");
+        }
+    }
+}

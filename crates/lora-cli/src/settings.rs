@@ -1,0 +1,159 @@
+//! What is trained, and how: the arguments that `train` and `plan` share.
+
+use std::path::Path;
+use std::str::FromStr;
+
+use anyhow::Result;
+use lora::model::Tokenizer;
+use lora::train::{AdamWConfig, DataOptions, Dataset, Schedule, TrainConfig};
+use lora::{AdapterConfig, Error, Init, Targets};
+
+#[derive(clap::Args)]
+pub(crate) struct MethodArgs {
+    /// Methods joined by `+`; `lora variants` lists them
+    #[arg(long, default_value = "lora", help_heading = "Method")]
+    pub(crate) variant: String,
+    /// Rank of the update
+    #[arg(long, default_value_t = 8, help_heading = "Method", allow_negative_numbers = true)]
+    pub(crate) rank: i64,
+    /// Size of the update: scaled by alpha/rank (rslora: alpha/sqrt(rank)) [default: twice the rank]
+    #[arg(long, help_heading = "Method", allow_negative_numbers = true)]
+    pub(crate) alpha: Option<f64>,
+    /// Probability of dropping an input of the update
+    #[arg(long, default_value_t = 0.0, help_heading = "Method", allow_negative_numbers = true)]
+    pub(crate) dropout: f64,
+    /// all-linear, names (q_proj,v_proj) or regex:EXPRESSION over whole module paths
+    #[arg(long, default_value = "all-linear", help_heading = "Method")]
+    pub(crate) targets: String,
+    /// Names or regex:EXPRESSION to leave out
+    #[arg(long, help_heading = "Method")]
+    pub(crate) exclude: Option<String>,
+    /// Only these layers, by number
+    #[arg(long, value_delimiter = ',', help_heading = "Method")]
+    pub(crate) layers: Vec<i64>,
+    /// MODULE=RANK for modules that end so; may be repeated, the first that fits wins
+    #[arg(long, value_parser = pair::<i64>, help_heading = "Method")]
+    pub(crate) rank_pattern: Vec<(String, i64)>,
+    /// MODULE=ALPHA likewise
+    #[arg(long, value_parser = pair::<f64>, help_heading = "Method")]
+    pub(crate) alpha_pattern: Vec<(String, f64)>,
+    /// How A starts
+    #[arg(long, default_value = "kaiming", value_parser = ["kaiming", "gaussian"], help_heading = "Method")]
+    pub(crate) init: String,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct TrainingArgs {
+    /// Passes over the data
+    #[arg(long, default_value_t = 2.0, help_heading = "Training")]
+    pub(crate) epochs: f64,
+    /// Stop after so many steps
+    #[arg(long, help_heading = "Training")]
+    pub(crate) max_steps: Option<u64>,
+    /// Samples in one forward pass
+    #[arg(long, default_value_t = 8, help_heading = "Training")]
+    pub(crate) batch_size: usize,
+    /// Forward passes a step
+    #[arg(long, default_value_t = 1, help_heading = "Training")]
+    pub(crate) accumulate: usize,
+    /// Peak learning rate
+    #[arg(long, default_value_t = 2e-4, help_heading = "Training")]
+    pub(crate) lr: f64,
+    /// constant, linear or cosine
+    #[arg(long, default_value = "cosine", help_heading = "Training")]
+    pub(crate) schedule: String,
+    /// Share of the steps that warm up
+    #[arg(long, default_value_t = 0.05, help_heading = "Training")]
+    pub(crate) warmup: f64,
+    /// Decoupled weight decay
+    #[arg(long, default_value_t = 0.0, help_heading = "Training")]
+    pub(crate) weight_decay: f64,
+    /// Limit of the joint gradient norm; 0 for none
+    #[arg(long, default_value_t = 1.0, help_heading = "Training")]
+    pub(crate) clip: f64,
+    /// none, all, or so many layers, from the lowest up, of which only the input is kept and the rest made again:
+    /// less memory, more time
+    #[arg(long, default_value = "none", value_name = "LAYERS", help_heading = "Training")]
+    pub(crate) recompute: String,
+    /// Of the initialisation, the order and dropout
+    #[arg(long, default_value_t = 42, help_heading = "Training")]
+    pub(crate) seed: u64,
+    /// Held-out loss every so many steps, besides the end
+    #[arg(long, help_heading = "Training")]
+    pub(crate) eval_every: Option<u64>,
+    /// Longest sample in tokens [default: the model's context]
+    #[arg(long, help_heading = "Training")]
+    pub(crate) max_length: Option<usize>,
+    /// Cut longer samples off instead of refusing them
+    #[arg(long, help_heading = "Training")]
+    pub(crate) truncate: bool,
+}
+
+impl MethodArgs {
+    /// The adapter's configuration.
+    pub(crate) fn adapter_config(&self) -> Result<AdapterConfig> {
+        let config = AdapterConfig {
+            r: self.rank,
+            lora_alpha: self.alpha.unwrap_or(2.0 * self.rank.max(1) as f64),
+            lora_dropout: self.dropout,
+            target_modules: targets(&self.targets),
+            exclude_modules: self.exclude.as_deref().map(targets),
+            layers_to_transform: (!self.layers.is_empty()).then(|| self.layers.clone()),
+            rank_pattern: self.rank_pattern.clone(),
+            alpha_pattern: self.alpha_pattern.clone(),
+            init: if self.init == "gaussian" { Init::Gaussian } else { Init::Kaiming },
+            ..AdapterConfig::default()
+        };
+        config.check()?;
+        Ok(config)
+    }
+}
+
+impl TrainingArgs {
+    /// Reads rows as the arguments say, for a model of that context.
+    pub(crate) fn read(&self, path: &Path, tokenizer: &Tokenizer, context: i64) -> lora::Result<Dataset> {
+        let context = usize::try_from(context).unwrap_or(usize::MAX);
+        let max_length = self.max_length.map_or(context, |n| n.min(context));
+        Dataset::read(path, tokenizer, DataOptions { max_length, truncate: self.truncate })
+    }
+
+    /// The loop's configuration.
+    pub(crate) fn train_config(&self) -> Result<TrainConfig> {
+        let config = TrainConfig {
+            epochs: self.epochs,
+            max_steps: self.max_steps,
+            batch_size: self.batch_size,
+            accumulate: self.accumulate,
+            learning_rate: self.lr,
+            schedule: Schedule::from_str(&self.schedule)?,
+            warmup: self.warmup,
+            adamw: AdamWConfig { weight_decay: self.weight_decay, ..AdamWConfig::default() },
+            clip: (self.clip != 0.0).then_some(self.clip),
+            recompute: match self.recompute.as_str() {
+                "none" => 0,
+                "all" => usize::MAX,
+                layers => layers.parse().map_err(|_| {
+                    Error::usage(format!("--recompute takes none, all or a number of layers, not `{layers}`"))
+                })?,
+            },
+            seed: self.seed,
+            eval_every: self.eval_every,
+        };
+        config.check()?;
+        Ok(config)
+    }
+}
+
+fn targets(text: &str) -> Targets {
+    match text.strip_prefix("regex:") {
+        Some(regex) => Targets::Regex(regex.to_owned()),
+        None if text == "all-linear" => Targets::AllLinear,
+        None => Targets::Names(text.split(',').map(|n| n.trim().to_owned()).collect()),
+    }
+}
+
+fn pair<T: FromStr>(text: &str) -> std::result::Result<(String, T), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
+    let value = value.parse().map_err(|_| format!("`{value}` is no number"))?;
+    Ok((name.to_owned(), value))
+}

@@ -1,0 +1,143 @@
+//! What a step holds of memory, operation by operation as `Block::forward` and `recompute` run them: for plans.
+
+use lora_core::{Held, LayerSize, master_kind};
+use tch::Kind;
+
+use crate::config::ModelConfig;
+use crate::ops::logits_bytes;
+
+/// A step, as far as memory goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepSize {
+    /// Tokens in one pass.
+    pub tokens: i64,
+    /// Of them supervised.
+    pub supervised: i64,
+    /// Layers of which only the input is kept: see [`crate::Model::backward`].
+    pub recompute: usize,
+}
+
+impl StepSize {
+    /// So many tokens, all of them supervised.
+    pub fn of(tokens: i64) -> Self {
+        Self { tokens, supervised: tokens, recompute: 0 }
+    }
+}
+
+/// Bytes at the highest point of a step, beside the weights and what trains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StepMemory {
+    /// What is kept for backward.
+    pub activations: u64,
+    /// Logits and their gradient, or the gradients inside a block, whichever is more.
+    pub buffers: u64,
+    /// Compute copies of the adapters.
+    pub copies: u64,
+    /// Whether the highest point is in the loss; if not, it is in backward.
+    pub in_loss: bool,
+}
+
+/// What a step with `layers` (in the model's order, the head last) takes, computed in `kind`.
+pub fn step_memory(config: &ModelConfig, layers: &[LayerSize], kind: Kind, step: StepSize) -> StepMemory {
+    let (blocks, head) = layers.split_at(layers.len().saturating_sub(1));
+    let size = Size { config, tokens: step.tokens, kind };
+    let blocks: Vec<InBlock> = blocks.as_chunks::<7>().0.iter().map(|seven| size.block(seven)).collect();
+    let copies = blocks.iter().map(|b| b.copies).sum();
+    // Below the first adapter there is no gradient: nothing is kept.
+    let lowest = blocks.iter().position(|b| b.trains).unwrap_or(blocks.len());
+    let again = step.recompute.min(blocks.len());
+    let input = size.of(config.hidden_size);
+    // The inputs of the blocks that run again, and what goes into the first that does not.
+    let inputs = (again as u64 + 1) * input;
+    let kept = blocks[again.max(lowest)..].iter().map(|b| b.kept).sum::<u64>();
+    let all = inputs + kept + size.angles();
+
+    let adapted = head.iter().any(|head| head.rank > 0);
+    let logits = logits_bytes(step.supervised, config.vocab_size, kind, adapted);
+    // The states, the supervised ones, and their gradient.
+    let states = input + 2 * input * step.supervised.unsigned_abs() / step.tokens.unsigned_abs().max(1);
+    let mut best = StepMemory { activations: all, buffers: logits + states, copies, in_loss: true };
+    let mut moment = |activations: u64, buffers: u64| {
+        if activations + buffers > best.activations + best.buffers {
+            best = StepMemory { activations, buffers, copies, in_loss: false };
+        }
+    };
+    if let Some(top) = blocks.last().filter(|_| again < blocks.len()) {
+        moment(all, top.backward);
+    }
+    for (i, block) in blocks.iter().enumerate().take(again).skip(lowest) {
+        moment((i as u64 + 1) * input + size.angles() + block.kept, input + block.backward);
+    }
+    best
+}
+
+struct Size<'a> {
+    config: &'a ModelConfig,
+    tokens: i64,
+    kind: Kind,
+}
+
+struct InBlock {
+    trains: bool,
+    kept: u64,
+    /// The most that backward holds beside it, what it has given back meanwhile taken off.
+    backward: u64,
+    copies: u64,
+}
+
+impl Size<'_> {
+    /// `[tokens, width]` in the compute dtype.
+    fn of(&self, width: i64) -> u64 {
+        (self.tokens * width).unsigned_abs() * self.kind.elt_size_in_bytes() as u64
+    }
+
+    /// `[tokens, width]` in the dtype of sums.
+    fn wide(&self, width: i64) -> u64 {
+        (self.tokens * width).unsigned_abs() * master_kind(self.kind).elt_size_in_bytes() as u64
+    }
+
+    fn angles(&self) -> u64 {
+        self.wide(self.config.head_dim)
+    }
+
+    fn block(&self, layers: &[LayerSize; 7]) -> InBlock {
+        let c = self.config;
+        let (h, f) = (c.hidden_size, c.intermediate_size);
+        let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        let held = |layers: &[LayerSize], onto| Held::of(layers, self.tokens, self.kind, onto);
+        let [qkv, o] = [held(&layers[..3], false), held(&layers[3..4], true)];
+        let [gate_up, down] = [held(&layers[4..6], false), held(&layers[6..], true)];
+
+        // The norm's input is what the block before returned; one number a row beside it.
+        let norm = self.wide(1);
+        let mut heads = self.of(q + 2 * kv);
+        if c.qk_norm {
+            heads += self.of(q + kv).saturating_sub(qkv.returned) + self.wide(c.heads + c.kv_heads);
+        }
+        let attention = self.of(q) + self.wide(c.heads);
+        let activation = self.of(2 * f).saturating_sub(gate_up.returned);
+        let sums = [qkv, o, gate_up, down].map(|h| h.kept).iter().sum::<u64>();
+        let kept = 2 * norm + heads + attention + activation + 2 * self.of(h) + sums;
+
+        // From the top down. `given`: what nobody needs any more.
+        let (mut given, mut most) = (0, 0u64);
+        let residual = self.of(h);
+        let mut moment = |more: u64, done: u64| {
+            most = most.max((residual + more).saturating_sub(given));
+            given += done;
+        };
+        moment(2 * self.of(f) + down.backward, down.kept);
+        moment(3 * self.of(f), activation);
+        moment(self.of(2 * f + 2 * h) + gate_up.backward, gate_up.kept);
+        moment(2 * self.of(h), norm + self.of(h));
+        moment(2 * self.of(q) + o.backward, o.kept);
+        moment(self.of(2 * q + 2 * kv) + 2 * self.wide(q), attention + heads);
+        moment(self.of(q + 2 * kv + 2 * h) + qkv.backward, qkv.kept);
+        InBlock {
+            trains: layers.iter().any(|l| l.rank > 0),
+            kept,
+            backward: most,
+            copies: qkv.copies + o.copies + gate_up.copies + down.copies,
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! What fits a limit, and the fastest of it.
+
+use std::collections::BTreeMap;
+
+use lora_model::StepSize;
+
+use super::{Plan, Planner};
+use crate::batches::Batches;
+use crate::data::Sample;
+use crate::limit::Work;
+use crate::trainer::TrainConfig;
+
+/// How the steps of a run are done; what is learnt is the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Setting {
+    /// Which of the planners: of the ways to keep the weights.
+    pub planner: usize,
+    /// Layers of which only the input is kept.
+    pub recompute: usize,
+    /// Texts in one pass.
+    pub batch_size: usize,
+    /// Passes in a step.
+    pub accumulate: usize,
+}
+
+/// A setting, and what it takes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Fit {
+    /// How it is done.
+    pub setting: Setting,
+    /// The memory.
+    pub plan: Plan,
+    /// The time, see [`Planner::effort`].
+    pub effort: f64,
+}
+
+/// The batches of a run.
+#[derive(Debug, Clone)]
+pub struct Load {
+    /// The largest pass, by the texts in it: every number of them that divides a step's into passes of equal size.
+    passes: BTreeMap<usize, StepSize>,
+    /// All passes of one step.
+    work: Work,
+    batch_size: usize,
+    accumulate: usize,
+}
+
+impl Load {
+    /// Those that training with `config` on `samples` will draw.
+    pub fn of_data(samples: &[Sample], config: &TrainConfig) -> Self {
+        let count = config.steps(samples.len()) * config.accumulate as u64;
+        let pass = |size: usize| {
+            let count = count * (config.batch_size / size) as u64;
+            (size, largest(samples, size, config.seed, count))
+        };
+        let share = (config.batch_size * config.accumulate) as f64 / samples.len().max(1) as f64;
+        let sum = |of: fn(&Sample) -> usize| share * samples.iter().map(of).sum::<usize>() as f64;
+        let work = Work {
+            tokens: sum(|s| s.ids.len()),
+            supervised: sum(Sample::supervised),
+            squares: sum(|s| s.ids.len().pow(2)),
+        };
+        Self::new(divisors(config.batch_size).map(pass).collect(), work, config)
+    }
+
+    /// Texts of `length` tokens, all of them supervised.
+    pub fn even(length: i64, config: &TrainConfig) -> Self {
+        let texts = (config.batch_size * config.accumulate) as f64;
+        let tokens = texts * length as f64;
+        let work = Work { tokens, supervised: tokens, squares: tokens * length as f64 };
+        let pass = |n: usize| (n, StepSize::of(n as i64 * length));
+        Self::new(divisors(config.batch_size).map(pass).collect(), work, config)
+    }
+
+    fn new(passes: BTreeMap<usize, StepSize>, work: Work, config: &TrainConfig) -> Self {
+        Self { passes, work, batch_size: config.batch_size, accumulate: config.accumulate }
+    }
+}
+
+fn divisors(n: usize) -> impl Iterator<Item = usize> {
+    (1..=n).filter(move |d| n.is_multiple_of(*d))
+}
+
+/// The largest of the first `count` batches: the most tokens in one, and the most supervised ones.
+fn largest(samples: &[Sample], size: usize, seed: u64, count: u64) -> StepSize {
+    let mut batches = Batches::new(samples, size, seed);
+    let (mut tokens, mut supervised) = (1, 0);
+    for _ in 0..count {
+        let batch = batches.next_samples();
+        tokens = tokens.max(batch.iter().map(|s| s.ids.len()).sum());
+        supervised = supervised.max(batch.iter().map(|s| s.supervised()).sum());
+    }
+    StepSize { tokens: tokens as i64, supervised: supervised as i64, recompute: 0 }
+}
+
+impl Fit {
+    /// One setting; `None` if the load is not divided so, or there is no such planner.
+    pub fn of(planners: &[Planner], setting: Setting, load: &Load) -> Option<Self> {
+        let planner = planners.get(setting.planner)?;
+        let step = StepSize { recompute: setting.recompute, ..*load.passes.get(&setting.batch_size)? };
+        let effort = planner.effort(load.work, setting.accumulate as f64, setting.recompute);
+        Some(Self { setting, plan: planner.plan(step), effort })
+    }
+
+    /// The fastest setting that takes no more than `limit` bytes: every way to keep the weights, smaller passes, more
+    /// of them, and as little recomputation as does it.
+    ///
+    /// # Errors
+    /// None fits: the one that takes least.
+    pub fn fastest(planners: &[Planner], load: &Load, limit: u64) -> Result<Self, Option<Self>> {
+        let (mut best, mut least) = (None::<Self>, None::<Self>);
+        for &batch_size in load.passes.keys() {
+            let accumulate = load.accumulate * (load.batch_size / batch_size);
+            for (planner, blocks) in planners.iter().map(Planner::blocks).enumerate() {
+                let settings =
+                    (0..=blocks).map(|recompute| Setting { planner, recompute, batch_size, accumulate });
+                for fit in settings.filter_map(|s| Self::of(planners, s, load)) {
+                    if least.is_none_or(|least| fit.plan.total() < least.plan.total()) {
+                        least = Some(fit);
+                    }
+                    if fit.plan.total() <= limit {
+                        if best.is_none_or(|best| fit.effort < best.effort) {
+                            best = Some(fit);
+                        }
+                        break;
+                    }
+                }
+            }
+        }
+        best.ok_or(least)
+    }
+}
+
+impl Planner {
+    /// The largest n up to `most` for which a step of the size `step(n)` takes no more than `limit` bytes; 0: none.
+    pub fn largest(&self, most: i64, limit: u64, step: impl Fn(i64) -> StepSize) -> i64 {
+        let fits = |n: i64| self.plan(step(n)).total() <= limit;
+        let (mut fitting, mut beyond) = (0, most + 1);
+        while beyond - fitting > 1 {
+            let middle = fitting + (beyond - fitting) / 2;
+            if fits(middle) { fitting = middle } else { beyond = middle }
+        }
+        fitting
+    }
+}
