@@ -1,48 +1,14 @@
 //! By the allocator's count: at no moment of a training step are more dequantised weights alive than those of the layers
 //! that read one input, whatever is recomputed.
 
-use std::path::Path;
-
 use lora::AdapterConfig;
 use lora::model::{Keep, Llama, Model, Texts};
 use lora::tch_ext::memory;
 use tch::{Device, Kind, Tensor};
 
-const HIDDEN: i64 = 128;
-const INNER: i64 = 384;
-const LAYERS: i64 = 6;
-
-fn write_model(folder: &Path) {
-    let config = serde_json::json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": HIDDEN,
-        "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "head_dim": 32, "vocab_size": 256, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": true
-    });
-    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
-    let random =
-        |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(Kind::BFloat16) * 0.05;
-    let mut tensors = vec![
-        ("model.embed_tokens.weight".to_owned(), random(&[256, HIDDEN])),
-        ("model.norm.weight".to_owned(), random(&[HIDDEN])),
-    ];
-    for i in 0..LAYERS {
-        for (name, shape) in [
-            ("self_attn.q_proj", vec![HIDDEN, HIDDEN]),
-            ("self_attn.k_proj", vec![64, HIDDEN]),
-            ("self_attn.v_proj", vec![64, HIDDEN]),
-            ("self_attn.o_proj", vec![HIDDEN, HIDDEN]),
-            ("mlp.gate_proj", vec![INNER, HIDDEN]),
-            ("mlp.up_proj", vec![INNER, HIDDEN]),
-            ("mlp.down_proj", vec![HIDDEN, INNER]),
-            ("input_layernorm", vec![HIDDEN]),
-            ("post_attention_layernorm", vec![HIDDEN]),
-        ] {
-            tensors.push((format!("model.layers.{i}.{name}.weight"), random(&shape)));
-        }
-    }
-    lora::write_tensors(&folder.join("model.safetensors"), &tensors, &[]).unwrap();
-}
+#[path = "common/small_model.rs"]
+mod small_model;
+use small_model::{HIDDEN, INNER, write_model};
 
 /// One test, since the allocator is the process's own.
 #[test]

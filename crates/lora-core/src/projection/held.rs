@@ -57,6 +57,9 @@ impl Held {
             kept += if l.gain { y } else { 0 };
             returned += if l.gain && !l.bias && !onto { y } else { 0 };
         }
+        // What comes back through a mask, and with it.
+        let masked = layers.iter().find(|l| l.dropout);
+        backward += masked.map_or(0, |l| 2 * tokens * l.shape.1 * width);
         // h; its gradient, and both transposed.
         kept += tokens * rank * width;
         backward += 3 * tokens * rank * width;
