@@ -163,7 +163,7 @@ fn help() {
     let bench = Bench::new();
     assert_snapshot!("variants", bench.lora("variants").ok());
     assert_snapshot!("help", bench.lora("--help").ok());
-    for verb in ["train", "eval", "generate", "merge", "inspect", "variants", "doctor"] {
+    for verb in ["train", "plan", "eval", "generate", "merge", "inspect", "variants", "doctor"] {
         assert_snapshot!(format!("help_{verb}"), bench.lora(&format!("{verb} --help")).ok());
     }
 }
@@ -235,5 +235,44 @@ fn from_training_to_the_merged_model() {
         let (a, b) = (format!("{generate} model --adapter out"), format!("{generate} merged"));
         assert_eq!(bench.lora(&a).ok(), bench.lora(&b).ok());
         assert!(bench.files().iter().all(|f| !f.contains("partial")), "{:?}", bench.files());
+    }
+}
+
+/// A plan is made without the weights; a setting that is chosen for memory learns the same.
+#[test]
+fn what_is_planned_and_chosen() {
+    let bench = Bench::new();
+    let plan = "plan --model model --length 64 --dtype f32 --batch-size 4 --json --memory";
+    let wide = json(&bench.lora(&format!("{plan} 8GB")).ok());
+    assert_eq!(wide["fastest"]["weights"], "dense");
+    assert_eq!(wide["fastest"]["recompute"], 0);
+    assert!(wide["bytes"].as_u64().unwrap() > wide["parts"]["program"].as_u64().unwrap());
+    let settings = wide["settings"].as_array().unwrap();
+    assert_eq!(settings.len(), 4, "{settings:?}");
+    let bytes = |at: usize| settings[at]["bytes"].as_u64().unwrap();
+    assert!(bytes(1) < bytes(0), "recomputing takes less: {settings:?}");
+
+    // Between what the least and the asked setting take, something slower is chosen.
+    let middle = (bytes(0) + bytes(1)) / 2;
+    let narrow = json(&bench.lora(&format!("{plan} {middle}")).ok());
+    let chosen = &narrow["fastest"];
+    assert!(chosen["bytes"].as_u64().unwrap() <= middle);
+    assert!(chosen != &wide["fastest"], "{chosen}");
+
+    bench.lora(&format!("{TRAIN} --auto --memory 8GB")).ok();
+    bench.lora(&TRAIN.replace("--out out", "--out plain")).ok();
+    let weights = |folder: &str| fs::read(bench.path(folder).join("adapter_model.safetensors")).unwrap();
+    assert!(weights("out") == weights("plain"));
+
+    for words in
+        [format!("{TRAIN} --overwrite --auto --memory 1MB"), format!("{TRAIN} --auto --recompute all")]
+    {
+        let refused = bench.lora(&words);
+        assert_eq!(refused.code, Some(2), "{}", refused.err);
+    }
+    let refused = bench.lora(&format!("{TRAIN} --overwrite --auto --memory 1MB")).err;
+    assert!(refused.contains("nothing fits in 0.00 GB; the least is"), "{refused}");
+    for bad in ["--length 0", "--length 99999", "--memory lots", "--data data.jsonl --length 5", "--rank 0"] {
+        assert_eq!(bench.lora(&format!("plan --model model {bad}")).code, Some(2), "{bad}");
     }
 }
