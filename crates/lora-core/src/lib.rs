@@ -27,6 +27,7 @@ mod low_rank;
 mod pairs;
 mod projection;
 mod recipe;
+mod start;
 mod storage;
 mod targets;
 mod tensors;
@@ -47,6 +48,7 @@ pub use linears::{
 pub use low_rank::LowRank;
 pub use projection::{CUDA_SOURCES, Held, Input, LayerSize, project, project_onto};
 pub use recipe::{DENSE, LORA, LayerSpec, NewStorage, Part, Recipe, Scaling, Top, Update, Variant};
+pub use start::{Start, Started};
 pub use storage::{AsIs, Packing, Parts, Storage};
 pub use targets::{Selection, Targets, compact_names};
 pub use tensors::{Pending, read_metadata, read_tensors, write_pending_to, write_tensors, write_tensors_to};

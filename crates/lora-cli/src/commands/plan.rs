@@ -128,7 +128,7 @@ fn print_parts(plan: &Plan, limit: u64) {
     if plan.loading == plan.total() {
         say!("  {:24} {:9.1} MB, more than that", "while loading", plan.loading as f64 / 1e6);
     }
-    let verdict = if plan.total() <= limit { "" } else { ": it does not fit" };
+    let verdict = if plan.fits(limit) { "" } else { ": it may not fit" };
     say!("  {:24} {:9.1} MB of {:.1} MB{verdict}", "sum", plan.total() as f64 / 1e6, limit as f64 / 1e6);
 }
 

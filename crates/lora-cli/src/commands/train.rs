@@ -207,8 +207,8 @@ fn planned(way: &str, fit: &Fit, limit: Option<u64>, blocks: usize) -> String {
     let Setting { recompute, batch_size, accumulate, .. } = fit.setting;
     let total = fit.plan.total();
     let of = limit.map_or_else(String::new, |limit| format!(" of {:.2}", gb(limit)));
-    let too_much = if limit.is_some_and(|limit| total > limit) {
-        "\n          it will not fit: `lora plan` says what does, and --auto chooses it"
+    let too_much = if limit.is_some_and(|limit| !fit.plan.fits(limit)) {
+        "\n          it may not fit: `lora plan` says what does, and --auto chooses it"
     } else {
         ""
     };

@@ -102,7 +102,7 @@ impl Fit {
         Some(Self { setting, plan: planner.plan(step), effort })
     }
 
-    /// The fastest setting that takes no more than `limit` bytes: every way to keep the weights, smaller passes, more
+    /// The fastest setting that fits into `limit` bytes: every way to keep the weights, smaller passes, more
     /// of them, and as little recomputation as does it.
     ///
     /// # Errors
@@ -118,7 +118,7 @@ impl Fit {
                     if least.is_none_or(|least| fit.plan.total() < least.plan.total()) {
                         least = Some(fit);
                     }
-                    if fit.plan.total() <= limit {
+                    if fit.plan.fits(limit) {
                         if best.is_none_or(|best| fit.effort < best.effort) {
                             best = Some(fit);
                         }
@@ -132,9 +132,9 @@ impl Fit {
 }
 
 impl Planner {
-    /// The largest n up to `most` for which a step of the size `step(n)` takes no more than `limit` bytes; 0: none.
+    /// The largest n up to `most` for which a step of the size `step(n)` fits into `limit` bytes; 0: none.
     pub fn largest(&self, most: i64, limit: u64, step: impl Fn(i64) -> StepSize) -> i64 {
-        let fits = |n: i64| self.plan(step(n)).total() <= limit;
+        let fits = |n: i64| self.plan(step(n)).fits(limit);
         let (mut fitting, mut beyond) = (0, most + 1);
         while beyond - fitting > 1 {
             let middle = fitting + (beyond - fitting) / 2;

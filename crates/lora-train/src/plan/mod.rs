@@ -46,6 +46,12 @@ impl Plan {
         let Self { program, weights, adapters, optimiser, activations, buffers, .. } = *self;
         (program + weights + adapters + optimiser + activations + buffers).max(self.loading)
     }
+
+    /// Whether that is safe within `limit` bytes: a thirtieth stays free for what is not counted, the buffers of
+    /// threads and pages that are only partly used.
+    pub fn fits(&self, limit: u64) -> bool {
+        self.total() + self.total() / 30 <= limit
+    }
 }
 
 /// A model, how it is kept, and the adapter beside it: all of a run but the size of its steps.
