@@ -43,7 +43,7 @@ pub use folder::{IsOurs, OutputFolder, write_file, write_file_with};
 pub use footprint::Footprint;
 pub use linear::Linear;
 pub use linears::{
-    Linears, Param, WEIGHTS_FILE, activate, attach, detach, load, merge, params, save, unmerge,
+    Linears, Param, WEIGHTS_FILE, activate, attach, attach_from, detach, load, merge, params, save, unmerge,
 };
 pub use low_rank::LowRank;
 pub use projection::{CUDA_SOURCES, Held, Input, LayerSize, project, project_onto};

@@ -60,6 +60,20 @@ impl Param {
 /// # Errors
 /// All of [`AdapterConfig::select`]'s, and what the recipe's variants refuse. Nothing is attached then.
 pub fn attach(model: &mut dyn Linears, name: &str, recipe: &Recipe, config: &AdapterConfig) -> Result<()> {
+    attach_from(model, name, recipe, config, &BTreeMap::new())
+}
+
+/// The same, where the layers named in `given` start with these A `[rank, in]` and B `[out, rank]`.
+///
+/// # Errors
+/// Those of [`attach`]; [`Error::data`] for shapes that do not fit.
+pub fn attach_from(
+    model: &mut dyn Linears,
+    name: &str,
+    recipe: &Recipe,
+    config: &AdapterConfig,
+    given: &BTreeMap<String, (Tensor, Tensor)>,
+) -> Result<()> {
     config.check()?;
     let shapes: Vec<_> = model.linears().iter().map(|(n, l)| (n.clone(), l.base().shape())).collect();
     let head = model.output_head().map(str::to_owned);
@@ -73,7 +87,11 @@ pub fn attach(model: &mut dyn Linears, name: &str, recipe: &Recipe, config: &Ada
             return Err(Error::usage(format!("an adapter named `{name}` is attached already")).at(module));
         }
         if let Some(s) = chosen.get(&module) {
-            let adapter = recipe.adapter(layer.base(), s.r, s.alpha, config.lora_dropout, config.init);
+            let (base, dropout) = (layer.base(), config.lora_dropout);
+            let adapter = match given.get(&module) {
+                Some((a, b)) => recipe.adapter_from(base, (a, b), s.alpha, dropout),
+                None => recipe.adapter(base, s.r, s.alpha, dropout, config.init),
+            };
             let adapter = adapter.map_err(|e| e.at(&module))?;
             made.insert(module, adapter);
         }

@@ -22,14 +22,14 @@ pub struct LowRank {
 
 impl LowRank {
     /// A starts random (as PEFT's `reset_lora_parameters`: kaiming-uniform, that is `U(±1/√in)`, or
-    /// `N(0, 1/rank)`), B zero, so that `W' = W`.
+    /// `N(0, 1/rank)`), B zero, so that `W' = W`; or both as they are given.
     ///
     /// # Errors
     /// [`Error::usage`] for a rank of 0 or above the smaller side, a scale that is not finite, or a dropout
     /// outside `[0, 1)`.
-    pub fn new(base: &dyn BaseWeight, spec: &LayerSpec) -> Result<Self> {
+    pub fn new(base: &dyn BaseWeight, spec: &LayerSpec<'_>) -> Result<Self> {
         let (out, inp) = base.shape();
-        let &LayerSpec { rank, scale, dropout, init } = spec;
+        let &LayerSpec { rank, scale, dropout, init, given } = spec;
         if rank < 1 || rank > out.min(inp) {
             return Err(Error::usage(format!("rank {rank} does not fit a weight of {out} x {inp}"))
                 .hint(format!("use a rank from 1 to {}", out.min(inp))));
@@ -44,7 +44,19 @@ impl LowRank {
             Init::Kaiming => a.uniform_(-1.0 / (inp as f64).sqrt(), 1.0 / (inp as f64).sqrt()),
             Init::Gaussian => a.normal_(0.0, 1.0 / rank as f64),
         };
-        let b = Tensor::zeros([out, rank], options);
+        let mut b = Tensor::zeros([out, rank], options);
+        if let Some((given_a, given_b)) = given {
+            if given_a.size() != a.size() || given_b.size() != b.size() {
+                let what = format!(
+                    "A {:?} and B {:?} do not fit a weight of {out} x {inp}",
+                    given_a.size(),
+                    given_b.size()
+                );
+                return Err(Error::data(what));
+            }
+            a.copy_(given_a);
+            b.copy_(given_b);
+        }
         Ok(Self {
             a: a.set_requires_grad(true),
             b: b.set_requires_grad(true),

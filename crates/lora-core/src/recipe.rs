@@ -16,23 +16,25 @@ use crate::{Error, Result};
 /// Makes a storage from the options behind its name (`qlora:fp4:128`: `fp4:128`; often none).
 pub type NewStorage = fn(&str) -> Result<Arc<dyn Storage>>;
 /// Makes an update for a frozen weight.
-pub type Update = fn(&dyn BaseWeight, &LayerSpec) -> Result<Box<dyn Adapter>>;
+pub type Update = fn(&dyn BaseWeight, &LayerSpec<'_>) -> Result<Box<dyn Adapter>>;
 /// The scale from α and r.
 pub type Scaling = fn(f64, i64) -> f64;
 /// Puts something over an update.
 pub type Top = fn(Box<dyn Adapter>, &dyn BaseWeight) -> Result<Box<dyn Adapter>>;
 
 /// What an update is made from.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LayerSpec {
+#[derive(Debug, Clone, Copy)]
+pub struct LayerSpec<'a> {
     /// The rank r.
     pub rank: i64,
     /// `scaling(α, r)`, computed by the [`Recipe`] alone.
     pub scale: f64,
     /// Probability of dropping an input of the update in training.
     pub dropout: f64,
-    /// How A starts.
+    /// How A starts, if it is not given.
     pub init: Init,
+    /// A `[rank, in]` and B `[out, rank]` to start with.
+    pub given: Option<(&'a Tensor, &'a Tensor)>,
 }
 
 /// Which hole of the formula a variant fills, and with what.
@@ -243,11 +245,30 @@ impl Recipe {
         if rank < 1 {
             return Err(Error::usage(format!("rank {rank} is not positive")).hint("use a rank of 1 or more"));
         }
-        let spec = LayerSpec { rank, scale: self.scale(alpha, rank), dropout, init };
+        self.make(base, &LayerSpec { rank, scale: self.scale(alpha, rank), dropout, init, given: None })
+    }
+
+    /// An adapter that starts with `A [rank, in]` and `B [out, rank]`.
+    ///
+    /// # Errors
+    /// [`Error::data`] for shapes that do not fit, and what the variants refuse.
+    pub fn adapter_from(
+        &self,
+        base: &dyn BaseWeight,
+        (a, b): (&Tensor, &Tensor),
+        alpha: f64,
+        dropout: f64,
+    ) -> Result<Box<dyn Adapter>> {
+        let rank = a.size().first().copied().unwrap_or(0);
+        let scale = self.scale(alpha, rank);
+        self.make(base, &LayerSpec { rank, scale, dropout, init: Init::Kaiming, given: Some((a, b)) })
+    }
+
+    fn make(&self, base: &dyn BaseWeight, spec: &LayerSpec<'_>) -> Result<Box<dyn Adapter>> {
         let Part::Update(update) = self.update.unwrap_or(LORA).part else {
             unreachable!("`fill` puts updates here")
         };
-        let adapter = update(base, &spec)?;
+        let adapter = update(base, spec)?;
         match self.top {
             Some(Variant { part: Part::Top(top), .. }) => top(adapter, base),
             _ => Ok(adapter),
