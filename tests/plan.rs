@@ -90,12 +90,12 @@ fn what_is_planned_is_what_is_counted() {
                         "{spec} {kind:?}, dropout {dropout}, layers {layers:?}, {length} ({supervised}), recompute \
                          {recompute}: {planned} planned, {counted} counted, {ratio:.3}"
                     );
-                    println!("{case}");
+                    eprintln!("{case}");
                     worst = worst.max((ratio - 1.0).abs());
                     assert!((0.95..1.05).contains(&ratio), "{case}");
                 }
             }
         }
     }
-    println!("worst: {worst:.3}");
+    eprintln!("worst: {worst:.3}");
 }

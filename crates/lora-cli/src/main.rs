@@ -27,6 +27,7 @@ struct Cli {
 enum Verb {
     Train(Box<commands::train::Args>),
     Plan(Box<commands::plan::Args>),
+    Init(commands::init::Args),
     Eval(commands::eval::Args),
     Generate(commands::generate::Args),
     Merge(commands::merge::Args),
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
     let result = std::panic::catch_unwind(|| match cli.verb {
         Verb::Train(args) => commands::train::run(&args),
         Verb::Plan(args) => commands::plan::run(&args),
+        Verb::Init(args) => commands::init::run(&args),
         Verb::Eval(args) => commands::eval::run(&args),
         Verb::Generate(args) => commands::generate::run(&args),
         Verb::Merge(args) => commands::merge::run(&args),

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use anyhow::Result;
 use lora::model::Tokenizer;
 use lora::train::{AdamWConfig, DataOptions, Dataset, Schedule, TrainConfig};
-use lora::{AdapterConfig, Error, Init, Targets};
+use lora::{AdapterConfig, Error, Init, Start, Targets};
 
 #[derive(clap::Args)]
 pub(crate) struct MethodArgs {
@@ -37,8 +37,9 @@ pub(crate) struct MethodArgs {
     /// MODULE=ALPHA likewise
     #[arg(long, value_parser = pair::<f64>, help_heading = "Method")]
     pub(crate) alpha_pattern: Vec<(String, f64)>,
-    /// How A starts
-    #[arg(long, default_value = "kaiming", value_parser = ["kaiming", "gaussian"], help_heading = "Method")]
+    /// How A and B start: kaiming or gaussian; loftq, pissa, olora in `lora init`
+    #[arg(long, default_value = "kaiming", value_parser = ["kaiming", "gaussian", "loftq", "pissa", "olora"],
+          help_heading = "Method")]
     pub(crate) init: String,
 }
 
@@ -90,6 +91,22 @@ pub(crate) struct TrainingArgs {
 }
 
 impl MethodArgs {
+    /// Refuses a start that changes the base.
+    pub(crate) fn is_for_train(&self, adapter: bool) -> Result<()> {
+        if adapter || Start::from_str(&self.init).is_err() {
+            return Ok(());
+        }
+        let what =
+            format!("a start by {} changes the base, which must be written beside the adapter", self.init);
+        Err(Error::usage(what)
+            .hint(format!(
+                "first `lora init --init {} ... --out start`, then `lora train --model start/base --adapter \
+                 start/adapter ...`",
+                self.init
+            ))
+            .into())
+    }
+
     /// The adapter's configuration.
     pub(crate) fn adapter_config(&self) -> Result<AdapterConfig> {
         let config = AdapterConfig {

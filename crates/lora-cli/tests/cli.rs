@@ -163,7 +163,7 @@ fn help() {
     let bench = Bench::new();
     assert_snapshot!("variants", bench.lora("variants").ok());
     assert_snapshot!("help", bench.lora("--help").ok());
-    for verb in ["train", "plan", "eval", "generate", "merge", "inspect", "variants", "doctor"] {
+    for verb in ["train", "plan", "init", "eval", "generate", "merge", "inspect", "variants", "doctor"] {
         assert_snapshot!(format!("help_{verb}"), bench.lora(&format!("{verb} --help")).ok());
     }
 }
@@ -274,5 +274,45 @@ fn what_is_planned_and_chosen() {
     assert!(refused.contains("nothing fits in 0.00 GB; the least is"), "{refused}");
     for bad in ["--length 0", "--length 99999", "--memory lots", "--data data.jsonl --length 5", "--rank 0"] {
         assert_eq!(bench.lora(&format!("plan --model model {bad}")).code, Some(2), "{bad}");
+    }
+}
+
+/// A start that changes the base: base and adapter together are the model that there was, and train on.
+#[test]
+fn started_from_the_weights() {
+    let bench = Bench::new();
+    let loss = |words: &str| {
+        let words = format!("eval --data data.jsonl --dtype f32 --json --max-tokens 4 {words}");
+        json(&bench.lora(&words).ok())["loss"].as_f64().unwrap()
+    };
+    let plain = loss("--model model");
+    for (words, most) in [
+        ("--init pissa", 1e-5),
+        ("--init olora --variant dora+rslora", 1e-5),
+        ("--init loftq --variant qlora", 0.2),
+        ("--init pissa --variant qlora+dora --rounds 2", 0.2),
+    ] {
+        bench.lora(&format!("init --model model --out start --overwrite --rank 8 --dtype f32 {words}")).ok();
+        let started = loss("--model start/base --adapter start/adapter");
+        assert!((started - plain).abs() < most, "{words}: {started}, {plain} before");
+        let train = TRAIN
+            .replace("--model model", "--model start/base --adapter start/adapter --lr 1e-2 --overwrite");
+        bench.lora(&train).ok();
+        assert!(loss("--model start/base --adapter out") < started, "{words}");
+    }
+    let files = bench.files();
+    for (words, what) in [
+        ("init --model model --out other --init kaiming", "no start that looks at the weight"),
+        ("init --model model --out other --init loftq", "nothing is quantised"),
+        ("init --model model --out other --init olora --rounds 3", "3 rounds of olora"),
+        ("init --model model --out other --init pissa --rank 99", "rank"),
+        ("init --model model --out start --init pissa", "is there already"),
+        ("init --model model --out out --init pissa --overwrite", "not of this program's making"),
+        (&TRAIN.replace("--out out", "--out other --init pissa"), "changes the base"),
+    ] {
+        let refused = bench.lora(words);
+        assert_ne!(refused.code, Some(0), "{words}");
+        assert!(refused.err.contains(what), "{words}: {}", refused.err);
+        assert_eq!(bench.files(), files, "{words}");
     }
 }

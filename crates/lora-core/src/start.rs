@@ -117,7 +117,7 @@ impl Start {
             return Err(Error::usage(
                 "LoftQ makes up for what quantising takes away, and here nothing is quantised",
             )
-            .hint("name a storage, as in `qlora`; or start with pissa or olora"));
+            .hint("name a storage that quantises; or start with pissa or olora"));
         }
         if rounds == 0 || (self == Self::Olora && rounds > 1) {
             return Err(Error::usage(format!("{rounds} rounds of {self}"))

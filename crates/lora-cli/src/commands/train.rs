@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use lora::model::Keep;
 use lora::train::{Fit, Load, Outcome, Setting, TrainConfig};
-use lora::{Error, OutputFolder, Recipe, VARIANTS};
+use lora::{AdapterConfig, Error, OutputFolder, Recipe, VARIANTS};
 
 use super::say;
 use crate::open::{ADAPTER, ModelArgs, count, grouped};
@@ -22,6 +22,7 @@ use crate::settings::{MethodArgs, TrainingArgs};
       --variant qlora+dora+rslora --rank 16 --alpha 32 --out my-adapter
   lora train ... --recompute all --profile
   lora train ... --auto --memory 8GB
+  lora train --model start/base --adapter start/adapter ...         after `lora init`, or to go on
   lora train ... --targets q_proj,v_proj --rank-pattern 'layers.0.self_attn.q_proj=4'")]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -32,6 +33,13 @@ pub(crate) struct Args {
     /// Held-out rows, for the loss during training
     #[arg(long, value_name = "JSONL")]
     eval: Option<PathBuf>,
+    /// Go on with this adapter instead of a fresh one: of --variant only the storage counts then
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        conflicts_with_all = ["rank", "alpha", "dropout", "targets", "exclude", "layers", "rank_pattern", "alpha_pattern", "init"]
+    )]
+    adapter: Option<PathBuf>,
     /// The adapter folder to write (PEFT's format); metrics go to OUT.metrics.jsonl
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
@@ -61,7 +69,11 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     // What is cheap to check comes first; the weights come last.
     let asked = Way::asked(&args.model, &args.method)?;
-    let config = args.method.adapter_config()?;
+    let mut config = match &args.adapter {
+        Some(folder) => AdapterConfig::read(folder)?,
+        None => args.method.adapter_config()?,
+    };
+    args.method.is_for_train(args.adapter.is_some())?;
     let mut training = args.training.train_config()?;
     let (checkpoint, tokenizer) = args.model.checkpoint()?;
     let context = checkpoint.config().max_positions;
@@ -79,6 +91,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let program = planning::program(args.model.kind())?;
     let mut ways =
         if args.auto { Way::all(checkpoint.as_ref(), &args.model, &args.method)? } else { vec![asked] };
+    if args.adapter.is_some() {
+        let parts = Recipe::from_flags(&config.flags, VARIANTS)?;
+        ways.iter_mut().for_each(|way| way.recipe = parts.clone().stored_as(&way.recipe));
+    }
     let planners = planning::planners(&ways, checkpoint.as_ref(), &args.model, &config, program)?;
     let load = Load::of_data(&data.samples, &training);
     let limit = planning::limit(args.memory, args.model.device()?, program);
@@ -96,7 +112,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let keep = Keep { storage: recipe.storage(), packed, skip: &args.model.skip };
     let mut model = args.model.load(checkpoint.as_ref(), keep)?;
     tch::manual_seed(training.seed as i64);
-    lora::attach(&mut model, ADAPTER, &recipe, &config)?;
+    match &args.adapter {
+        Some(folder) => drop(lora::load(&mut model, ADAPTER, folder, VARIANTS)?),
+        None => lora::attach(&mut model, ADAPTER, &recipe, &config)?,
+    }
     let params = lora::params(&model, ADAPTER);
     let (trained, all) = count(&model);
     say!(
@@ -132,7 +151,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
     let path = out.path().join(ROOM);
     std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
-    let mut config = config;
     config.base_model = Some(args.model.model.display().to_string());
     lora::save(&model, ADAPTER, &recipe, &config, VARIANTS, out.path())?;
     out.write("training.json", args.summary(&recipe, packed, &training, &outcome))?;
@@ -157,7 +175,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 const ROOM: &str = "space-kept-for-the-adapter";
 
 /// What a folder written by `train` may hold.
-fn is_adapter_file(path: &Path) -> bool {
+pub(crate) fn is_adapter_file(path: &Path) -> bool {
     let ours = [lora::CONFIG_FILE, lora::WEIGHTS_FILE, "training.json", "README.md"];
     ours.contains(&&*path.to_string_lossy())
 }

@@ -182,7 +182,7 @@ impl Fields {
                 self.refused.push(format!(
                     "`init_lora_weights` is {name:?}, which changes the base: the adapter is right only on the \
                      changed base (PEFT's `save_pretrained(path_initial_model_for_weight_conversion=...)` \
-                     writes one for the original)"
+                     writes one for the original, and `lora init` such a base with its adapter)"
                 ));
             }
             _ => self.refused.push(format!("`init_lora_weights` is {name:?}, of which nothing is known")),
