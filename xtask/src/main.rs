@@ -13,6 +13,7 @@ mod ops;
 mod parity;
 mod peers;
 mod pip;
+mod quality;
 mod rules;
 mod setup;
 mod sh;
@@ -48,6 +49,8 @@ enum Verb {
     Bench(bench::Args),
     /// Compare our numbers with those of the Python libraries
     Parity(parity::Args),
+    /// Train with several methods and seeds, and count right answers on held-out rows
+    Quality(quality::Args),
     /// Make the Python environment of the peers, and print its interpreter
     Peers(peers::Args),
     /// Pack binaries, tests and benches, to run on a machine without Rust
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Some(Verb::Tidy) => tidy::run(),
         Some(Verb::Bench(args)) => bench::run(&args),
         Some(Verb::Parity(args)) => parity::run(&args),
+        Some(Verb::Quality(args)) => quality::run(&args),
         Some(Verb::Peers(args)) => peers::run(&args),
         Some(Verb::Bundle(args)) => bundle::run(&args),
     };
