@@ -207,7 +207,7 @@ fn sliding_window(cfg: &Object<'_>, family: &str, layers: i64) -> Result<Option<
 }
 
 /// A JSON file of at most `MAX_FILE` bytes.
-fn read_json(path: &Path) -> Result<Value> {
+pub(crate) fn read_json(path: &Path) -> Result<Value> {
     let len = std::fs::metadata(path).map_err(|e| Error::io("open", path, e))?.len();
     if len > MAX_FILE {
         return Err(Error::data(format!("{len} bytes of configuration (at most {MAX_FILE} are read)"))

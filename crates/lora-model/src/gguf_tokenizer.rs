@@ -6,6 +6,8 @@
 //! Tekken, Qwen2's NFC, and BOS where the file relies on llama.cpp's default; for SentencePiece it overlooks
 //! `add_space_prefix`, and puts a blank only before the whole text, and not when that starts with one.
 
+mod splits;
+
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -14,22 +16,17 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::checkpoint::Gguf;
 use crate::tokenizer::{Parts, parse, surround};
+pub(crate) use splits::{Split, steps};
 
-/// Token types that matter here, as llama.cpp numbers them.
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
-const UNUSED: i64 = 5;
+/// Token types, as llama.cpp numbers them.
+pub(crate) const NORMAL: i64 = 1;
+pub(crate) const CONTROL: i64 = 3;
+pub(crate) const USER_DEFINED: i64 = 4;
+pub(crate) const UNUSED: i64 = 5;
+pub(crate) const BYTE: i64 = 6;
 
 /// Trying every cut of a token takes time with the square of its length. Real ones have up to 50 bytes.
-const LONGEST: usize = 512;
-
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const TEKKEN: &str = concat!(
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|",
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|",
-    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-);
+pub(crate) const LONGEST: usize = 512;
 
 /// The vocabulary as the file gives it.
 struct Vocabulary<'a> {
@@ -102,7 +99,7 @@ impl Vocabulary<'_> {
     }
 
     fn kind_of(&self, id: usize) -> i64 {
-        self.types.get(id).copied().unwrap_or(1)
+        self.types.get(id).copied().unwrap_or(NORMAL)
     }
 
     /// Tokens that are found in the text before it is split.
@@ -148,41 +145,19 @@ impl Vocabulary<'_> {
     /// `gpt2`: BPE over bytes.
     fn byte_level(&self) -> Result<Kind> {
         let pre = self.gguf.opt(Gguf::str, "tokenizer.ggml.pre")?.unwrap_or("default");
-        let bytes = |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
-        let both =
-            |first: Json, regex: bool| json!({"type": "Sequence", "pretokenizers": [first, bytes(regex)]});
-        let split = |regex: &str| {
-            both(
-                json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false}),
-                false,
-            )
-        };
-        // What splits; whether a piece that is a token is taken whole, whatever the merges; whether BOS is added.
-        let (pre_tokenizer, whole, add_bos) = match pre {
-            "default" | "gpt-2" | "gpt2" => (bytes(true), false, false),
-            "smollm" | "starcoder" | "refact" => {
-                (both(json!({"type": "Digits", "individual_digits": true}), true), false, false)
-            }
-            "llama-bpe" | "llama3" | "llama-v3" => (split(LLAMA3), true, true),
-            "qwen2" => (split(QWEN2), false, false),
-            "tekken" => (split(TEKKEN), true, true),
-            other => {
-                let known = "default, gpt-2, smollm, starcoder, refact, llama-bpe, qwen2, tekken";
-                return Err(unsupported("pre", other, known));
-            }
-        };
+        let split = Split::named(pre).ok_or_else(|| unsupported("pre", pre, &Split::known()))?;
         let merges = self.merges()?.ok_or_else(|| Error::data("missing").at("`tokenizer.ggml.merges`"))?;
         Ok(Kind {
             // Unused tokens are llama.cpp's filling (`[PAD151646]`), which the original does not have.
             model: json!({
                 "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": whole,
+                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": split.whole,
                 "vocab": self.vocab(|kind| kind != UNUSED)?, "merges": merges,
             }),
             normalizer: if pre == "qwen2" { json!({"type": "NFC"}) } else { Json::Null },
-            pre_tokenizer,
-            decoder: bytes(true),
-            add_bos,
+            pre_tokenizer: split.json(),
+            decoder: splits::bytes(true),
+            add_bos: split.add_bos,
         })
     }
 

@@ -5,6 +5,7 @@
 
 mod folder;
 mod stream;
+mod to_gguf;
 
 use std::ops::Range;
 use std::path::Path;

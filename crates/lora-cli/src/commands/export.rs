@@ -18,7 +18,7 @@ use crate::open::ADAPTER;
   lora export --model SmolLM2.gguf --adapter my-adapter --merged --outtype q8_0 --out merged.gguf
 
 An adapter's file works beside any GGUF file of the same model. A merged model takes its metadata, tokenizer and chat
-template from --model, which must be a GGUF file then.")]
+template from --model: copied from a GGUF file, made from the files of a folder.")]
 pub(crate) struct Args {
     /// The base: a Hugging Face folder or a .gguf file
     #[arg(long, value_name = "PATH")]
@@ -35,6 +35,9 @@ pub(crate) struct Args {
     /// How matrices are written; vectors are f32
     #[arg(long, default_value = "f16", value_parser = ["f32", "f16", "bf16", "q8_0"])]
     outtype: String,
+    /// llama.cpp's name for how a folder's tokenizer splits text, where the folder does not show it
+    #[arg(long, value_name = "NAME", requires = "merged")]
+    pre: Option<String>,
     /// The .gguf file to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -118,12 +121,6 @@ fn adapter(args: &Args, folder: &Path) -> Result<()> {
 }
 
 fn merged(args: &Args) -> Result<()> {
-    let base = if args.model.is_dir() { None } else { Some(Gguf::open(&args.model)?) };
-    let base = base.ok_or_else(|| {
-        Error::unsupported("a merged GGUF file takes its metadata and tokenizer from a GGUF base")
-            .at(args.model.display())
-            .hint("give the model's .gguf file as --model; or `lora merge`, and llama.cpp's convert_hf_to_gguf.py")
-    })?;
     let mut model = OnDisk::new(lora::open(&args.model)?, Kind::Float)?;
     if let Some(folder) = &args.adapter {
         lora::load(&mut model, ADAPTER, folder, VARIANTS)?;
@@ -131,15 +128,27 @@ fn merged(args: &Args) -> Result<()> {
     }
     let checkpoint = lora::open(&args.model)?;
     let layers: BTreeMap<_, _> = model.linears().into_iter().collect();
-    let mut out = GgufOut::like(&base, checkpoint.config(), args.kind())?;
+    let base = if args.model.is_dir() { None } else { Some(Gguf::open(&args.model)?) };
+    let mut out = match &base {
+        Some(_) if args.pre.is_some() => {
+            return Err(Error::usage("a GGUF file says itself how text is split")
+                .hint("leave out --pre")
+                .into());
+        }
+        Some(base) => GgufOut::like(base, checkpoint.config(), args.kind())?,
+        None => GgufOut::of_folder(checkpoint.as_ref(), args.kind(), args.pre.as_deref())?,
+    };
     let adapted = |name: &str| {
         let layer = name.strip_suffix(".weight").and_then(|n| layers.get(n).copied());
         layer.filter(|layer| layer.adapter().is_some())
     };
     let mut names = checkpoint.names();
-    let head = "lm_head.weight".to_owned();
-    if adapted(&head).is_some() && !names.contains(&head) {
-        names.push(head);
+    // Of a tied head some folders hold a copy; a head with an adapter is tied no more. Old ones hold rotary tables.
+    let head = "lm_head.weight";
+    let tied = checkpoint.config().tie_word_embeddings;
+    names.retain(|name| !(tied && name == head || name.ends_with(".rotary_emb.inv_freq")));
+    if tied && adapted(head).is_some() {
+        names.push(head.to_owned());
     }
     for name in names {
         let shape = checkpoint.shape(&name).or_else(|| checkpoint.shape("model.embed_tokens.weight"));

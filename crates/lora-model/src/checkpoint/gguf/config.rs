@@ -61,6 +61,15 @@ pub(super) fn from_metadata(gguf: &Gguf) -> Result<ModelConfig> {
         "eos_token_id": eos(gguf)?,
         "pad_token_id": gguf.opt(Gguf::u64, "tokenizer.ggml.padding_token_id")?,
     });
+    if let Some(window) = gguf.opt(Gguf::u64, &key("attention.sliding_window"))? {
+        if arch == "llama" {
+            raw["architectures"] = json!(["MistralForCausalLM"]);
+            raw["model_type"] = json!("mistral");
+        }
+        raw["sliding_window"] = json!(window);
+        raw["use_sliding_window"] = json!(true);
+        raw["max_window_layers"] = json!(0);
+    }
     let biases = [
         has("blk.0.attn_q.bias"),
         has("blk.0.attn_k.bias"),

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use lora_core::{Error, Result};
 
 use blocks::BlockType;
+pub(crate) use out::Metadata;
 pub use out::{GgufKind, GgufOut};
 use reader::Reader;
 pub(super) use weights::GgufCheckpoint;

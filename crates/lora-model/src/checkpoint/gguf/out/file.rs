@@ -17,11 +17,11 @@ const CHUNK: i64 = 1 << 22;
 
 /// Metadata in its own order, each value as the file has it: a type number, and what belongs to it.
 #[derive(Debug, Default, Clone)]
-pub(super) struct Metadata(Vec<(String, Vec<u8>)>);
+pub(crate) struct Metadata(Vec<(String, Vec<u8>)>);
 
 impl Metadata {
     /// Puts a value in the place of one that is there, or behind all.
-    pub(super) fn put(&mut self, key: impl Into<String>, value: impl Encode) {
+    pub(crate) fn put(&mut self, key: impl Into<String>, value: impl Encode) {
         let mut bytes = value.sort().to_le_bytes().to_vec();
         value.write(&mut bytes);
         self.put_raw(key.into(), bytes);
@@ -37,7 +37,7 @@ impl Metadata {
 }
 
 /// A metadata value: its type's number in the file, and its bytes.
-pub(super) trait Encode {
+pub(crate) trait Encode {
     fn sort(&self) -> u32;
     fn write(&self, out: &mut Vec<u8>);
 }

@@ -2,6 +2,7 @@
 
 mod encode;
 mod file;
+mod model;
 
 use std::path::Path;
 
@@ -10,8 +11,13 @@ use tch::Tensor;
 
 use super::blocks::BlockType;
 use super::{Gguf, names};
-use crate::ModelConfig;
-use file::{Metadata, Planned};
+use crate::checkpoint::Checkpoint;
+use crate::{ModelConfig, Tokenizer};
+pub(crate) use file::Metadata;
+use file::Planned;
+
+/// Of ggml's quantised types, as llama.cpp counts them.
+const QUANTIZATION: u32 = 2;
 
 /// How tensors of two dimensions are written; the rest is F32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,11 +87,32 @@ impl<'a> GgufOut<'a> {
             }
         }
         out.metadata.put("general.file_type", kind.file_type());
-        out.metadata.put("general.quantization_version", 2u32);
+        out.metadata.put("general.quantization_version", QUANTIZATION);
         for (name, info) in base.tensors().iter().filter(|(name, _)| names::is_table(name)) {
             let shape = info.shape.clone();
             out.planned.push(Planned { name: name.clone(), shape, block: BlockType::F32 });
             out.makers.push(Box::new(move || super::weights::read(base.path(), info, tch::Kind::Float)));
+        }
+        Ok(out)
+    }
+
+    /// One for a model folder: its configuration and its tokenizer, whose way of splitting text llama.cpp calls `pre`,
+    /// where that is not to be found out.
+    ///
+    /// # Errors
+    /// What reading the folder gives; [`Error::unsupported`] for a tokenizer that llama.cpp has no match for.
+    pub fn of_folder(model: &'a dyn Checkpoint, kind: GgufKind, pre: Option<&str>) -> Result<Self> {
+        let config = model.config();
+        let mut out = Self::new(config, kind);
+        model::general(model, &mut out.metadata)?;
+        model::network(config, &mut out.metadata);
+        let tokenizer = Tokenizer::open(model.source())?;
+        tokenizer.to_gguf(config, pre, &mut out.metadata).map_err(|e| e.at(model.source().display()))?;
+        out.metadata.put("general.quantization_version", QUANTIZATION);
+        if let Some(factors) = model::factors(config)? {
+            let (name, shape) = ("rope_freqs.weight".to_owned(), factors.size());
+            out.planned.push(Planned { name, shape, block: BlockType::F32 });
+            out.makers.push(Box::new(move || Ok(factors)));
         }
         Ok(out)
     }
