@@ -12,6 +12,8 @@ use tokenizers::{AddedToken, Tokenizer as Inner};
 use super::{Parts, parse, surround};
 
 const CONFIG: &str = "tokenizer_config.json";
+/// Where old folders keep what their configuration does not name.
+const SPECIALS: &str = "special_tokens_map.json";
 
 pub(super) fn read(dir: &Path) -> Result<Parts> {
     let path = dir.join("tokenizer.json");
@@ -21,7 +23,11 @@ pub(super) fn read(dir: &Path) -> Result<Parts> {
         if missing { error.hint("the model's folder must hold a `tokenizer.json`") } else { error }
     })?;
     let mut inner = parse(&bytes).map_err(|e| e.at(path.display()))?;
-    let config = read_json(&dir.join(CONFIG))?.unwrap_or_default();
+    let mut config = read_json(&dir.join(CONFIG))?.unwrap_or_default();
+    let named = read_json(&dir.join(SPECIALS))?.unwrap_or_default();
+    for (name, token) in named.into_iter().filter(|(name, _)| name.ends_with("_token")) {
+        config.entry(name).or_insert(token);
+    }
     let in_config = |e: Error| e.at(dir.join(CONFIG).display());
     add_tokens(&mut inner, &config).map_err(in_config)?;
     let [bos, eos, pad] = ["bos_token", "eos_token", "pad_token"].map(|name| token(&config, name));
@@ -78,7 +84,7 @@ fn add_tokens(inner: &mut Inner, config: &Map<String, Json>) -> Result<()> {
 }
 
 /// A special token, written as a text or as an object with its `content`.
-fn token(config: &Map<String, Json>, name: &str) -> Result<Option<String>> {
+pub(super) fn token(config: &Map<String, Json>, name: &str) -> Result<Option<String>> {
     match config.get(name) {
         None | Some(Json::Null) => Ok(None),
         Some(Json::String(text)) => Ok(Some(text.clone())),

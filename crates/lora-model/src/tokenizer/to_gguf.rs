@@ -7,6 +7,7 @@ use lora_core::{Error, Result};
 use serde_json::Value as Json;
 
 use super::Tokenizer;
+use super::folder::token;
 use crate::ModelConfig;
 use crate::checkpoint::Metadata;
 use vocabulary::{File, Vocabulary};
@@ -58,7 +59,8 @@ impl Tokenizer {
         let named = |key: &str| config.raw.get(key).and_then(Json::as_i64).filter(|&id| id >= 0);
         let (bos, add_bos) = added(before, self.bos, "before")?;
         let (eos, add_eos) = added(after, self.eos.first().copied(), "after")?;
-        let unk = self.config.get("unk_token").and_then(Json::as_str).or(unk);
+        let declared = token(&self.config, "unk_token")?;
+        let unk = declared.as_deref().or(unk);
         let ids = [
             ("bos", bos.or_else(|| named("bos_token_id"))),
             ("eos", eos),
