@@ -93,3 +93,20 @@ fn a_fault_leaves_no_file() {
         out.tensor("model.layers.0.mlp.router.weight", "", &[4, 64], true, || Ok(Tensor::new())).unwrap_err();
     assert!(e.to_string().contains("router"));
 }
+
+/// How the base's file was split and quantised is not so of the copy.
+#[test]
+fn what_is_of_the_file_alone_is_not_copied() {
+    let folder = tempfile::tempdir().unwrap();
+    let (base, copy) = (folder.path().join("base.gguf"), folder.path().join("copy.gguf"));
+    let model = open(&data("llama.gguf")).unwrap();
+    let llama = Gguf::open(&data("llama.gguf")).unwrap();
+    let mut out = GgufOut::like(&llama, model.config(), GgufKind::F16).unwrap();
+    let theirs = ["split.no", "quantize.imatrix.file", "general.author"];
+    theirs.iter().for_each(|key| out.text(key, "someone's"));
+    out.write(&base).unwrap();
+    let base = Gguf::open(&base).unwrap();
+    GgufOut::like(&base, model.config(), GgufKind::F16).unwrap().write(&copy).unwrap();
+    let copy = Gguf::open(&copy).unwrap();
+    assert_eq!(theirs.map(|key| copy.meta(key).is_some()), [false, false, true]);
+}
