@@ -1,9 +1,13 @@
 """Reads GGUF files that `lora export` wrote, by the gguf package, and compares them with what went in.
 
     python xtask/peers/check_gguf.py BASE.gguf ADAPTER_FOLDER ADAPTER.gguf MERGED.gguf
+    python xtask/peers/check_gguf.py BASE.gguf OF_A_FOLDER.gguf
 
 ADAPTER.gguf: f32, of the PEFT folder. MERGED.gguf: BASE with that adapter, in any type. q's and k's rows lie in llama.cpp's
 order (convert_hf_to_gguf.py, `permute`). Fails unless metadata, names, shapes and numbers are right.
+
+OF_A_FOLDER.gguf: written from the same model's Hugging Face folder. Its network, its tokenizer and the names of its tensors
+must be those of BASE, which llama.cpp's own converter made.
 """
 
 import json
@@ -33,7 +37,21 @@ def values(reader: gguf.GGUFReader) -> dict[str, np.ndarray]:
     return {t.name: gguf.dequantize(t.data, t.tensor_type).reshape(tuple(reversed(t.shape))) for t in reader.tensors}
 
 
+def of_a_folder(base: gguf.GGUFReader, ours: gguf.GGUFReader) -> None:
+    arch = field(base, "general.architecture")
+    keys = [key for key in base.fields if key.startswith((f"{arch}.", "tokenizer."))]
+    # Said of SentencePiece's vocabularies alone; llama.cpp does not look at it for others.
+    keys.remove("tokenizer.ggml.add_space_prefix") if field(base, "tokenizer.ggml.model") == "gpt2" else None
+    for key in ["general.architecture", "general.size_label", *keys]:
+        assert field(base, key) == field(ours, key), key
+    names = [{t.name: tuple(t.shape) for t in reader.tensors} for reader in (base, ours)]
+    assert names[0] == names[1]
+    print(f"{len(keys) + 2} fields of network and tokenizer, {len(names[0])} tensors' names and shapes: as they should be")
+
+
 def main() -> None:
+    if len(sys.argv) == 3:
+        return of_a_folder(*map(gguf.GGUFReader, sys.argv[1:]))
     base, adapter, merged = (gguf.GGUFReader(path) for path in (sys.argv[1], sys.argv[3], sys.argv[4]))
     folder = Path(sys.argv[2])
     config, peft = json.loads((folder / "adapter_config.json").read_text()), load_file(folder / "adapter_model.safetensors")
