@@ -6,6 +6,7 @@ mod bundle;
 mod cache;
 mod ci;
 mod demo;
+mod fuzz;
 mod generation;
 mod lexer;
 mod libtorch;
@@ -47,6 +48,8 @@ enum Verb {
     Tidy,
     /// Measure training speed and memory, alone or against a peer
     Bench(bench::Args),
+    /// Feed what reads files with damaged ones, millions of them
+    Fuzz(fuzz::Args),
     /// Compare our numbers with those of the Python libraries
     Parity(parity::Args),
     /// Train with several methods and seeds, and count right answers on held-out rows
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Some(Verb::Setup(args)) => setup::run(&args),
         Some(Verb::Tidy) => tidy::run(),
         Some(Verb::Bench(args)) => bench::run(&args),
+        Some(Verb::Fuzz(args)) => fuzz::run(&args),
         Some(Verb::Parity(args)) => parity::run(&args),
         Some(Verb::Quality(args)) => quality::run(&args),
         Some(Verb::Peers(args)) => peers::run(&args),
@@ -87,9 +91,12 @@ mod tests {
         cli.build();
         let verbs: Vec<_> = cli.get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
         assert_eq!(verbs[..2], ["demo", "test"]);
-        for line in
-            ["test -p lora-dora -- --nocapture", "bench --peer peft --venv x --rows a,b", "parity --data a b"]
-        {
+        for line in [
+            "test -p lora-dora -- --nocapture",
+            "bench --peer peft --venv x --rows a,b",
+            "parity --data a b",
+            "fuzz gguf --runs 9",
+        ] {
             let args = ["xtask"].into_iter().chain(line.split(' '));
             assert!(Cli::try_parse_from(args).is_ok(), "{line}");
         }

@@ -36,7 +36,7 @@ fn gather(root: &Path) -> Result<Tree> {
             dependencies: array(&package["dependencies"]).iter().map(dependency).collect(),
         });
     }
-    for place in ["crates", "src", "tests", "benches", "examples", "xtask", "README.md"] {
+    for place in ["crates", "src", "tests", "benches", "examples", "fuzz", "xtask", "README.md"] {
         read_into(&mut tree.files, root, &root.join(place))?;
     }
     Ok(tree)

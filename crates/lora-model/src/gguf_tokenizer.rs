@@ -46,15 +46,20 @@ struct Kind {
 }
 
 pub(crate) fn read(path: &Path) -> Result<Parts> {
-    let gguf = Gguf::open(path)?;
+    of(&Gguf::open(path)?)
+}
+
+/// The tokenizer in `gguf`.
+pub(crate) fn of(gguf: &Gguf) -> Result<Parts> {
+    let place = |e: Error| e.at(gguf.path().display());
     let tokens = gguf.strs("tokenizer.ggml.tokens")?;
     let types = gguf.opt(Gguf::i64s, "tokenizer.ggml.token_type")?.unwrap_or_default();
     if tokens.is_empty() || (!types.is_empty() && types.len() != tokens.len()) {
         let what = format!("{} tokens with {} types", tokens.len(), types.len());
-        return Err(Error::data(what).at("`tokenizer.ggml.tokens`").at(path.display()));
+        return Err(Error::data(what).at("`tokenizer.ggml.tokens`")).map_err(place);
     }
-    let vocabulary = Vocabulary { gguf: &gguf, tokens, types };
-    vocabulary.parts().map_err(|e| e.at(path.display()))
+    let vocabulary = Vocabulary { gguf, tokens, types };
+    vocabulary.parts().map_err(place)
 }
 
 impl Vocabulary<'_> {

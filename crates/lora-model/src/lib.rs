@@ -18,6 +18,8 @@ mod shapes;
 mod tokenizer;
 
 pub use chat::{ChatTemplate, Message};
+#[doc(hidden)]
+pub use checkpoint::fuzz;
 pub use checkpoint::{Checkpoint, Gguf, GgufKind, GgufOut, GgufValue, Keep, Kept, open, open_with};
 pub use config::{ModelConfig, RopeScaling};
 pub use export::{Export, Pack, is_model_file};

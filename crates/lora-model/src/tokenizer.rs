@@ -80,7 +80,7 @@ impl Tokenizer {
         Self::from_parts(parts).map_err(|e| e.at(model.display()))
     }
 
-    fn from_parts(mut parts: Parts) -> Result<Self> {
+    pub(crate) fn from_parts(mut parts: Parts) -> Result<Self> {
         let inner = &mut parts.inner;
         // Lengths are the trainer's business; a padding length from a file could ask for any amount of memory.
         inner.with_padding(None);

@@ -260,6 +260,44 @@ fn gguf_files() {
     }
 }
 
+/// A rotary table is read before the model is known to be sound: its size, too, must be held against something first.
+#[test]
+fn rotary_tables_of_any_size() {
+    let whole = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/llama3.gguf")).unwrap();
+    let key = b"rope_freqs.weight";
+    let at = whole.windows(key.len()).position(|w| w == key).unwrap() + key.len();
+    let table = |factors: u64, kind: u32| {
+        let mut bytes = whole.clone();
+        bytes[at + 4..at + 12].copy_from_slice(&factors.to_le_bytes());
+        bytes[at + 12..at + 16].copy_from_slice(&kind.to_le_bytes());
+        bytes
+    };
+    for (bytes, wanted) in [
+        (table(1 << 40, 23), "has 1099511627776 factors, should have 8"),
+        (table(7, 0), "has 7 factors, should have 8"),
+        (table(8, 23), "a tensor of type IQ4_XS"),
+    ] {
+        let dir = folder(&[("model.gguf", &bytes)]);
+        says(&error_of(&dir.path().join("model.gguf")), &["tensor `rope_freqs.weight`", wanted]);
+    }
+}
+
+/// Names within names within names: what is gathered must not grow with the square of the header.
+#[test]
+fn names_within_names() {
+    let names = (1..=1500).map(|n| vec!["a"; n].join("."));
+    let entries: Vec<_> =
+        names.map(|n| format!(r#""{n}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#)).collect();
+    let file = tensors_file(&format!("{{{}}}", entries.join(",")), &[]);
+    let dir = folder(&[("config.json", config().to_string().as_bytes()), ("model.safetensors", &file)]);
+    let before = tch_ext::memory::process();
+    assert_eq!(open(dir.path()).unwrap().names().len(), 1500);
+    if let (Some(before), Some(after)) = (before, tch_ext::memory::process()) {
+        let grown = after.peak - before.peak.min(after.peak);
+        assert!(grown < 20 * file.len() as u64 + (64 << 20), "{grown} bytes for {}", file.len());
+    }
+}
+
 /// A small generator of our own: the run is the same every time.
 struct Random(u64);
 

@@ -38,7 +38,7 @@ impl HfCheckpoint {
             return Err(not_a_model(dir));
         }
         let config = ModelConfig::from_folder(dir)?;
-        let (shards, mut tensors) = if dir.join(SINGLE).exists() {
+        let (shards, tensors) = if dir.join(SINGLE).exists() {
             let shard = Mapped::open(&dir.join(SINGLE))?;
             let tensors = shard.tensors.keys().map(|name| (name.clone(), 0)).collect();
             (vec![shard], tensors)
@@ -47,6 +47,27 @@ impl HfCheckpoint {
         } else {
             return Err(no_weights(dir));
         };
+        Self::of(dir, config, (shards, tensors), packings)
+    }
+
+    /// One file's bytes as the whole folder.
+    pub(super) fn from_bytes(
+        bytes: &[u8],
+        config: ModelConfig,
+        packings: &[&'static dyn Packing],
+    ) -> Result<Self> {
+        let dir = Path::new("memory");
+        let shard = Mapped::from_bytes(&dir.join(SINGLE), bytes)?;
+        let tensors = shard.tensors.keys().map(|name| (name.clone(), 0)).collect();
+        Self::of(dir, config, (vec![shard], tensors), packings)
+    }
+
+    fn of(
+        dir: &Path,
+        config: ModelConfig,
+        (shards, mut tensors): (Vec<Mapped>, BTreeMap<String, usize>),
+        packings: &[&'static dyn Packing],
+    ) -> Result<Self> {
         let packed = Packed::find(&shards, &mut tensors, packings)?;
         if packed.is_empty() && !config.raw["quantization_config"].is_null() {
             return Err(Error::data("its configuration says that weights are packed, but none is")

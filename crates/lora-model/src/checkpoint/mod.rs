@@ -1,5 +1,6 @@
 //! Model weights by their Hugging Face names, from a folder of safetensors or from a GGUF file.
 
+pub mod fuzz;
 mod gguf;
 mod hf;
 mod keep;

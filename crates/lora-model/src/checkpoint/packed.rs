@@ -25,20 +25,25 @@ impl Packed {
         packings: &[&'static dyn Packing],
     ) -> Result<BTreeMap<String, Self>> {
         let mut found = BTreeMap::new();
-        for (name, parts) in groups(tensors) {
-            for &packing in packings {
-                let names: Vec<&str> = parts.keys().map(String::as_str).collect();
-                let load = |part: &str| load(shards, &parts, &name, part);
-                let parts_now = Parts { names: &names, load: &load };
-                let described =
-                    packing.describe(&parts_now).map_err(|e| e.at(place(shards, &parts, &name)))?;
-                if let Some((shape, kind)) = described {
-                    for part in parts.keys() {
-                        tensors.remove(&full(&name, part));
-                    }
-                    found.insert(name, Self { shape, kind, packing, parts });
-                    break;
+        let names: Vec<String> = tensors.keys().cloned().collect();
+        for name in names {
+            // One weight at a time: names within names within names would make all groups together as large as the
+            // square of the header.
+            let parts = parts_of(&name, tensors);
+            if parts.len() < 2 {
+                continue;
+            }
+            let part_names: Vec<&str> = parts.keys().copied().collect();
+            let load = |part: &str| load(shards, parts.get(part), &name, part);
+            let described = describe(&Parts { names: &part_names, load: &load }, packings)
+                .map_err(|e| e.at(place(shards, parts.get(""), &name)))?;
+            if let Some((packing, (shape, kind))) = described {
+                let parts: BTreeMap<_, _> =
+                    parts.into_iter().map(|(part, at)| (part.to_owned(), at)).collect();
+                for part in parts.keys() {
+                    tensors.remove(&full(&name, part));
                 }
+                found.insert(name, Self { shape, kind, packing, parts });
             }
         }
         Ok(found)
@@ -47,9 +52,9 @@ impl Packed {
     /// The weight, on the CPU; `name` is its own.
     pub(super) fn read(&self, shards: &[Mapped], name: &str, kind: Kind) -> Result<Box<dyn BaseWeight>> {
         let names: Vec<&str> = self.parts.keys().map(String::as_str).collect();
-        let load = |part: &str| load(shards, &self.parts, name, part);
+        let load = |part: &str| load(shards, self.parts.get(part), name, part);
         let weight = self.packing.read(&Parts { names: &names, load: &load }, kind);
-        weight.map_err(|e| e.at(place(shards, &self.parts, name)))
+        weight.map_err(|e| e.at(place(shards, self.parts.get(""), name)))
     }
 
     pub(super) fn nbytes(&self, name: &str, shards: &[Mapped]) -> u64 {
@@ -58,32 +63,39 @@ impl Packed {
     }
 }
 
-/// Every tensor that others are named after, with them.
-fn groups(tensors: &BTreeMap<String, usize>) -> Vec<(String, BTreeMap<String, usize>)> {
-    let mut groups = Vec::new();
-    for (name, &at) in tensors {
-        let prefix = format!("{name}.");
-        let after = tensors.range(prefix.clone()..).take_while(|(n, _)| n.starts_with(&prefix));
-        let mut parts: BTreeMap<_, _> = after.map(|(n, &at)| (n[prefix.len()..].to_owned(), at)).collect();
-        if !parts.is_empty() {
-            parts.insert(String::new(), at);
-            groups.push((name.clone(), parts));
+/// The first packing that knows these parts, and what it says of them.
+fn describe(
+    parts: &Parts<'_>,
+    packings: &[&'static dyn Packing],
+) -> Result<Option<(&'static dyn Packing, ((i64, i64), Kind))>> {
+    for &packing in packings {
+        if let Some(described) = packing.describe(parts)? {
+            return Ok(Some((packing, described)));
         }
     }
-    groups
+    Ok(None)
+}
+
+/// The tensor of this name, as "", and all that are named after it; none if another weight has taken it for a part.
+fn parts_of<'a>(name: &str, tensors: &'a BTreeMap<String, usize>) -> BTreeMap<&'a str, usize> {
+    let Some(&own) = tensors.get(name) else { return BTreeMap::new() };
+    let prefix = format!("{name}.");
+    let after = tensors.range(prefix.clone()..).map_while(|(n, &at)| Some((n.strip_prefix(&prefix)?, at)));
+    after.chain([("", own)]).collect()
 }
 
 fn full(name: &str, part: &str) -> String {
     if part.is_empty() { name.to_owned() } else { format!("{name}.{part}") }
 }
 
-fn place(shards: &[Mapped], parts: &BTreeMap<String, usize>, name: &str) -> String {
-    let shard = parts.get("").and_then(|&at| shards.get(at));
+fn place(shards: &[Mapped], at: Option<&usize>, name: &str) -> String {
+    let shard = at.and_then(|&at| shards.get(at));
     shard.map_or(name.to_owned(), |shard| format!("{}, tensor `{name}`", shard.path.display()))
 }
 
-fn load(shards: &[Mapped], parts: &BTreeMap<String, usize>, name: &str, part: &str) -> Result<Tensor> {
-    let found = parts.get(part).and_then(|&at| {
+/// A part, from shard number `at`.
+fn load(shards: &[Mapped], at: Option<&usize>, name: &str, part: &str) -> Result<Tensor> {
+    let found = at.and_then(|&at| {
         let shard = shards.get(at)?;
         Some((shard, shard.tensors.get(&full(name, part))?))
     });

@@ -38,7 +38,8 @@ pub(super) struct Mapped {
     pub(super) path: PathBuf,
     pub(super) tensors: BTreeMap<String, Entry>,
     bytes: Tensor,
-    file: File,
+    /// None where all was in memory from the start.
+    file: Option<File>,
 }
 
 impl Mapped {
@@ -53,15 +54,25 @@ impl Mapped {
         // Private: what is written to a view stays in memory.
         let bytes = Tensor::f_from_file(name, false, len as i64, (Kind::Uint8, Device::Cpu))
             .map_err(|e| Error::from(e).at(path.display()))?;
-        Ok(Self { path: path.to_owned(), tensors, bytes, file })
+        Ok(Self { path: path.to_owned(), tensors, bytes, file: Some(file) })
+    }
+
+    /// The same from bytes that are in memory already; `path` names them in errors.
+    pub(super) fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let tensors = table(&mut &bytes[..], bytes.len() as u64).map_err(|e| e.at(path.display()))?;
+        Ok(Self { path: path.to_owned(), tensors, bytes: Tensor::f_from_slice(bytes)?, file: None })
     }
 
     /// The tensor as stored, read into memory of its own.
     pub(super) fn read(&self, entry: &Entry, kind: Kind) -> Result<Tensor> {
+        let Some(file) = &self.file else {
+            let view = self.view(entry, kind)?;
+            return Ok(view.f_clone(&view.f_empty_like()?)?);
+        };
         let io = |e| Error::io("read", &self.path, e);
         let mut bytes = Tensor::f_empty([entry.nbytes], (Kind::Uint8, Device::Cpu))?;
         if let Some(bytes) = tch_ext::elements_mut::<u8>(&mut bytes) {
-            let mut file = self.file.try_clone().map_err(io)?;
+            let mut file = file.try_clone().map_err(io)?;
             file.seek(SeekFrom::Start(entry.start.unsigned_abs())).map_err(io)?;
             file.read_exact(bytes).map_err(io)?;
         }
@@ -120,7 +131,7 @@ fn damaged(what: String) -> Error {
     Error::data(what).hint("the file is cut short or damaged: fetch it again")
 }
 
-fn table(file: &mut File, len: u64) -> Result<BTreeMap<String, Entry>> {
+fn table(file: &mut impl Read, len: u64) -> Result<BTreeMap<String, Entry>> {
     let mut size = [0; 8];
     let read = |e| Error::data("cannot read the header").because(e);
     if len < 8 {

@@ -56,7 +56,7 @@ pub(super) fn from_metadata(gguf: &Gguf) -> Result<ModelConfig> {
         "max_position_embeddings": positions,
         "rms_norm_eps": number(gguf.f64(&key("attention.layer_norm_rms_epsilon"))?),
         "tie_word_embeddings": !has("output.weight"),
-        "rope_parameters": rope(gguf, arch, theta, positions)?,
+        "rope_parameters": rope(gguf, arch, (head_dim, theta, positions))?,
         "bos_token_id": gguf.opt(Gguf::u64, "tokenizer.ggml.bos_token_id")?,
         "eos_token_id": eos(gguf)?,
         "pad_token_id": gguf.opt(Gguf::u64, "tokenizer.ggml.padding_token_id")?,
@@ -114,11 +114,17 @@ fn eos(gguf: &Gguf) -> Result<Json> {
 }
 
 /// Transformers' `rope_parameters`.
-fn rope(gguf: &Gguf, arch: &str, theta: f64, positions: u64) -> Result<Json> {
+fn rope(gguf: &Gguf, arch: &str, (head_dim, theta, positions): (u64, f64, u64)) -> Result<Json> {
     if let Some(info) = gguf.tensors().get("rope_freqs.weight") {
-        let table = weights::read(gguf.path(), info, Kind::Double)
+        let place = |e: Error| e.at(format!("{}, tensor `rope_freqs.weight`", gguf.path().display()));
+        let count: i64 = info.shape.iter().product();
+        if count.unsigned_abs() != head_dim / 2 {
+            let what = format!("has {count} factors, should have {}: half of a head's size", head_dim / 2);
+            return Err(place(Error::data(what).hint("the file is damaged, or badly converted")));
+        }
+        let table = weights::read(gguf, info, Kind::Double)
             .and_then(|t| Ok(Vec::<f64>::try_from(t.f_reshape([-1])?)?))
-            .map_err(|e| e.at(format!("{}, tensor `rope_freqs.weight`", gguf.path().display())))?;
+            .map_err(place)?;
         let factors: Vec<f64> = table.into_iter().map(number).collect();
         return Ok(json!({
             "rope_type": "longrope", "rope_theta": theta, "factor": 1.0, "attention_factor": 1.0,

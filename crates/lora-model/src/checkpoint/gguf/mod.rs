@@ -11,13 +11,13 @@ mod names;
 mod native;
 mod out;
 mod reader;
+mod source;
 mod weights;
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use lora_core::{Error, Result};
 
@@ -25,6 +25,7 @@ use blocks::BlockType;
 pub(crate) use out::Metadata;
 pub use out::{GgufKind, GgufOut};
 use reader::Reader;
+use source::Source;
 pub(super) use weights::GgufCheckpoint;
 
 /// A metadata value. Integers and floats are widened; arrays are homogeneous, truth values among them 0 and 1.
@@ -70,7 +71,7 @@ struct TensorInfo {
 /// An open GGUF file: its metadata and where its tensors lie. No tensor data is read here.
 #[derive(Debug)]
 pub struct Gguf {
-    path: PathBuf,
+    source: Source,
     meta: BTreeMap<String, Value>,
     /// Where each metadata value lies, with its type's number: in the file's order.
     spans: Vec<(String, Range<u64>)>,
@@ -84,17 +85,24 @@ impl Gguf {
     /// `Io` when the file cannot be read; `Data` for anything malformed, naming the byte;
     /// `Unsupported` for version 1 and big-endian files.
     pub fn open(path: &Path) -> Result<Self> {
-        let io = |e| Error::io("open", path, e);
-        let file = File::open(path).map_err(io)?;
-        let len = file.metadata().map_err(io)?.len();
-        let mut reader = Reader::new(BufReader::new(file), len);
-        let Parsed { meta, spans, tensors } = parse(&mut reader, len).map_err(|e| e.at(path.display()))?;
-        Ok(Self { path: path.to_owned(), meta, spans, tensors })
+        Self::of(Source::File(path.to_owned()))
+    }
+
+    /// The same from bytes that are in memory already.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        Self::of(Source::Memory(bytes.to_vec()))
+    }
+
+    fn of(source: Source) -> Result<Self> {
+        let (file, len) = source.open()?;
+        let parsed = parse(&mut Reader::new(BufReader::new(file), len), len);
+        let Parsed { meta, spans, tensors } = parsed.map_err(|e| e.at(source.path().display()))?;
+        Ok(Self { source, meta, spans, tensors })
     }
 
     /// The file.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.source.path()
     }
 
     /// All metadata, by key.
@@ -105,8 +113,8 @@ impl Gguf {
     /// All metadata in the file's order, each value as its bytes there, its type's number first: what was read
     /// from it is widened, and a copy must not be.
     fn raw_metadata(&self) -> Result<Vec<(String, Vec<u8>)>> {
-        let io = |e| Error::io("read", &self.path, e);
-        let mut file = BufReader::new(File::open(&self.path).map_err(io)?);
+        let io = |e| Error::io("read", self.path(), e);
+        let mut file = BufReader::new(self.source.open()?.0);
         let mut all = Vec::new();
         for (key, span) in &self.spans {
             let mut bytes = vec![0; (span.end - span.start) as usize];
@@ -133,7 +141,7 @@ impl Gguf {
 
     /// A value that must be there, through `pick`. Errors name the key, and the type found and expected.
     fn typed<'a, T>(&'a self, key: &str, want: &str, pick: impl Fn(&'a Value) -> Option<T>) -> Result<T> {
-        let place = || format!("{}, metadata `{key}`", self.path.display());
+        let place = || format!("{}, metadata `{key}`", self.path().display());
         let value = self.meta(key).ok_or_else(|| Error::data("the key is missing").at(place()))?;
         pick(value).ok_or_else(|| Error::data(format!("is {}, should be {want}", value.sort())).at(place()))
     }

@@ -1,8 +1,7 @@
 //! A GGUF file as a checkpoint: Hugging Face names, rows in Hugging Face's order, blocks dequantised or kept.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::SeekFrom;
 use std::path::{Path, PathBuf};
 
 use lora_core::{BaseWeight, Error, ErrorKind, Result};
@@ -27,8 +26,12 @@ pub(in crate::checkpoint) struct GgufCheckpoint {
 
 impl GgufCheckpoint {
     pub(in crate::checkpoint) fn open(path: &Path) -> Result<Self> {
-        let gguf = Gguf::open(path)?;
-        let place = |e: Error| e.at(path.display());
+        Self::of(Gguf::open(path)?)
+    }
+
+    /// The model in `gguf`.
+    pub(in crate::checkpoint) fn of(gguf: Gguf) -> Result<Self> {
+        let place = |e: Error| e.at(gguf.path().display());
         let config = config::from_metadata(&gguf)?;
         let mut hf = BTreeMap::new();
         let mut unknown = Vec::new();
@@ -106,7 +109,7 @@ impl Checkpoint for GgufCheckpoint {
 
     fn load(&self, name: &str, kind: Kind) -> Result<Tensor> {
         let (gguf, info) = self.info(name).ok_or_else(|| no_such_tensor(name, self.gguf.path()))?;
-        self.rows(gguf, info, || read(self.gguf.path(), info, kind))
+        self.rows(gguf, info, || read(&self.gguf, info, kind))
     }
 
     fn packed(&self, name: &str, kind: Kind) -> Result<Option<Box<dyn BaseWeight>>> {
@@ -115,7 +118,7 @@ impl Checkpoint for GgufCheckpoint {
         if !info.block.is_packed() {
             return Ok(None);
         }
-        let bytes = self.rows(gguf, info, || read_packed(self.gguf.path(), info, kind))?;
+        let bytes = self.rows(gguf, info, || read_packed(&self.gguf, info, kind))?;
         Ok(Some(Box::new(Blocks::new(bytes, info.block, (out, inp), kind))))
     }
 
@@ -141,11 +144,24 @@ impl Checkpoint for GgufCheckpoint {
     }
 }
 
+impl Gguf {
+    /// Every tensor in f32, in plain memory, from `bytes`, which are the file's.
+    pub(in crate::checkpoint) fn dequantize_all(&self, bytes: &[u8]) {
+        for info in self.tensors().values() {
+            let Some((values, size)) = info.block.layout() else { continue };
+            let mut out = vec![0f32; (info.nbytes / size * values) as usize];
+            info.block.dequantize(&bytes[info.offset as usize..][..info.nbytes as usize], &mut out);
+        }
+    }
+}
+
 /// The tensor in `kind`, as the file orders it; only a chunk of it is ever there in f32.
-pub(super) fn read(path: &Path, info: &TensorInfo, kind: Kind) -> Result<Tensor> {
+pub(super) fn read(gguf: &Gguf, info: &TensorInfo, kind: Kind) -> Result<Tensor> {
+    // Of a type that is not known, no size was held against the file's.
+    layout(info)?;
     let out = Tensor::f_empty(&info.shape, (kind, Device::Cpu))?;
     let (flat, mut at) = (out.f_view([-1])?, 0);
-    chunks(path, info, kind, |_, values| {
+    chunks(gguf, info, kind, |_, values| {
         let n = values.numel() as i64;
         flat.f_narrow(0, at, n)?.f_copy_(&values)?;
         at += n;
@@ -155,10 +171,10 @@ pub(super) fn read(path: &Path, info: &TensorInfo, kind: Kind) -> Result<Tensor>
 }
 
 /// The tensor's bytes `[rows, bytes a row]`, as the file has them, if all it holds is finite in `kind`.
-fn read_packed(path: &Path, info: &TensorInfo, kind: Kind) -> Result<Tensor> {
+fn read_packed(gguf: &Gguf, info: &TensorInfo, kind: Kind) -> Result<Tensor> {
     let mut out = Tensor::f_empty([info.nbytes as i64], (Kind::Uint8, Device::Cpu))?;
     let mut left = tch_ext::elements_mut::<u8>(&mut out).unwrap_or_default();
-    chunks(path, info, kind, |bytes, _| {
+    chunks(gguf, info, kind, |bytes, _| {
         let (now, later) = std::mem::take(&mut left).split_at_mut(bytes.len());
         now.copy_from_slice(bytes);
         left = later;
@@ -167,24 +183,29 @@ fn read_packed(path: &Path, info: &TensorInfo, kind: Kind) -> Result<Tensor> {
     Ok(out.f_view([info.shape.first().copied().unwrap_or(1), -1])?)
 }
 
+/// Values and bytes per block.
+fn layout(info: &TensorInfo) -> Result<(u64, u64)> {
+    info.block.layout().ok_or_else(|| Error::unsupported(format!("a tensor of type {}", info.block)))
+}
+
 /// Calls `each` with a chunk of the tensor after the other: its bytes, and its values in `kind`, all finite. They go
 /// from f32 to `kind` through no other type, so that they are rounded once.
 fn chunks(
-    path: &Path,
+    gguf: &Gguf,
     info: &TensorInfo,
     kind: Kind,
     mut each: impl FnMut(&[u8], Tensor) -> Result<()>,
 ) -> Result<()> {
-    let (values, bytes) =
-        info.block.layout().ok_or_else(|| Error::unsupported(format!("type {}", info.block)))?;
-    let mut file = File::open(path).map_err(|e| Error::io("open", path, e))?;
-    file.seek(SeekFrom::Start(info.offset)).map_err(|e| Error::io("read", path, e))?;
+    let (values, bytes) = layout(info)?;
+    let io = |e| Error::io("read", gguf.path(), e);
+    let (mut file, _) = gguf.source.open()?;
+    file.seek(SeekFrom::Start(info.offset)).map_err(io)?;
     let mut packed = Vec::new();
     let mut left = info.nbytes / bytes;
     while left > 0 {
         let n = left.min(CHUNK / values);
         packed.resize((n * bytes) as usize, 0);
-        file.read_exact(&mut packed).map_err(|e| Error::io("read", path, e))?;
+        file.read_exact(&mut packed).map_err(io)?;
         let mut floats = Tensor::f_empty([(n * values) as i64], (Kind::Float, Device::Cpu))?;
         info.block.dequantize(&packed, tch_ext::elements_mut::<f32>(&mut floats).unwrap_or_default());
         each(&packed, finite(floats, kind)?)?;

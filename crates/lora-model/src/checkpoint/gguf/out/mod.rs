@@ -91,7 +91,7 @@ impl<'a> GgufOut<'a> {
         for (name, info) in base.tensors().iter().filter(|(name, _)| names::is_table(name)) {
             let shape = info.shape.clone();
             out.planned.push(Planned { name: name.clone(), shape, block: BlockType::F32 });
-            out.makers.push(Box::new(move || super::weights::read(base.path(), info, tch::Kind::Float)));
+            out.makers.push(Box::new(move || super::weights::read(base, info, tch::Kind::Float)));
         }
         Ok(out)
     }
