@@ -56,7 +56,7 @@ pub(crate) fn of(gguf: &Gguf) -> Result<Parts> {
     let types = gguf.opt(Gguf::i64s, "tokenizer.ggml.token_type")?.unwrap_or_default();
     if tokens.is_empty() || (!types.is_empty() && types.len() != tokens.len()) {
         let what = format!("{} tokens with {} types", tokens.len(), types.len());
-        return Err(Error::data(what).at("`tokenizer.ggml.tokens`")).map_err(place);
+        return Err(place(Error::data(what).at("`tokenizer.ggml.tokens`")));
     }
     let vocabulary = Vocabulary { gguf, tokens, types };
     vocabulary.parts().map_err(place)

@@ -63,11 +63,11 @@ impl Packed {
     }
 }
 
+/// A packing, and the weight's shape and dtype.
+type Described = (&'static dyn Packing, ((i64, i64), Kind));
+
 /// The first packing that knows these parts, and what it says of them.
-fn describe(
-    parts: &Parts<'_>,
-    packings: &[&'static dyn Packing],
-) -> Result<Option<(&'static dyn Packing, ((i64, i64), Kind))>> {
+fn describe(parts: &Parts<'_>, packings: &[&'static dyn Packing]) -> Result<Option<Described>> {
     for &packing in packings {
         if let Some(described) = packing.describe(parts)? {
             return Ok(Some((packing, described)));
