@@ -15,6 +15,7 @@ use crate::{Table, logits, tensor, worst};
 pub(crate) fn check(dir: &Path, table: &mut Table) -> Result<()> {
     let quant = dir.join("quant");
     cases(&quant, table)?;
+    blocks(&quant.join("gguf"), table)?;
     for (code, options) in [("nf4", ""), ("fp4", "fp4:single")] {
         checkpoint(&dir.join("hf"), &quant, code, &Options::parse(options)?, table)?;
     }
@@ -55,6 +56,24 @@ fn cases(quant: &Path, table: &mut Table) -> Result<()> {
     }
     table.same("quantised by us: all parts, bit for bit", made, count);
     table.same("dequantised by us: all weights, bit for bit", read, count);
+    Ok(())
+}
+
+/// Every type of GGUF's: the values of its blocks, dequantised when read, and when kept as they are.
+fn blocks(folder: &Path, table: &mut Table) -> Result<()> {
+    const NAME: &str = "model.layers.0.mlp.down_proj.weight";
+    let text = std::fs::read(folder.join("crc.json")).unwrap_or_default();
+    let crcs: BTreeMap<String, u32> =
+        serde_json::from_slice(&text).map_err(|e| Error::data(format!("gguf/crc.json: {e}")))?;
+    let mut differ = 0;
+    for (case, crc) in &crcs {
+        let checkpoint = lora::open(&folder.join(format!("{case}.gguf")))?;
+        let read = checkpoint.load(NAME, Kind::Float)?;
+        let kept = checkpoint.packed(NAME, Kind::Float)?.map(|weight| weight.dense(Kind::Float));
+        let same = |t: &Tensor| crc32fast::hash(&bits(t)) == *crc;
+        differ += usize::from(!same(&read) || kept.is_some_and(|t| !same(&t)));
+    }
+    table.same("GGUF's types, real and random blocks: as the gguf package", differ, crcs.len());
     Ok(())
 }
 

@@ -8,6 +8,7 @@
     source.safetensors             real weights of a layer, and hard ones
     cases/<options> <dtype>.safetensors    <name>.weight and its parts, as bitsandbytes would save them
     crc.json                       {case: {name: CRC-32 of the dequantised weight}}
+    gguf/TYPE.gguf, gguf/crc.json  a real weight, quantised by the gguf package where it can, and random blocks; what it makes of them
     theirs-nf4, theirs-fp4         the model as transformers + bitsandbytes save it: nested and plain, in shards
     base.safetensors               input_ids, and logits of theirs-nf4 dequantised in f32
     lora/                          an adapter and its golden on theirs-nf4 so dequantised, see golden.py
@@ -25,7 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.dont_write_bytecode = True
 
 import bitsandbytes as bnb
+import gguf
 import golden
+import numpy as np
 import torch
 from bitsandbytes.backends.default.ops import _dequantize_4bit_compute
 from bitsandbytes.functional import dequantize_4bit, dequantize_blockwise, get_4bit_type, quantize_4bit
@@ -99,6 +102,46 @@ def make_theirs(hf: Path, folder: Path, code: str, nested: bool) -> None:
     (folder / "complete").touch()
 
 
+# Where a block of each type has its f16 scales.
+GGUF = {"F32": [], "F16": [], "BF16": [], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q2_K": [80, 82],
+        "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "IQ4_NL": [0]}
+
+
+def make_gguf(out: Path, weight: np.ndarray) -> None:
+    """One layer's down_proj in every type. Random blocks have scales of a weight's size, and all codes."""
+    out.mkdir(exist_ok=True)
+    crcs, random = {}, np.random.default_rng(5)
+    for name, scales in GGUF.items():
+        kind = gguf.GGMLQuantizationType[name]
+        values, size = gguf.GGML_QUANT_SIZES[kind]
+        blocks = {}
+        try:
+            blocks["real"] = gguf.quantize(weight, kind)
+        except NotImplementedError:
+            pass
+        if scales:
+            rows = random.integers(0, 256, (weight.size // values, size), dtype=np.uint8)
+            for at in scales:
+                half = (random.standard_normal(len(rows)) * 0.02).astype(np.float16)
+                rows[:, at:at + 2] = half.reshape(-1, 1).view(np.uint8)
+            blocks["random"] = rows.reshape(weight.shape[0], -1)
+        for sort, data in blocks.items():
+            writer = gguf.GGUFWriter(out / f"{name}-{sort}.gguf", "llama")
+            for add, value in (("block_count", 1), ("context_length", 64), ("embedding_length", weight.shape[0]),
+                               ("feed_forward_length", weight.shape[1]), ("head_count", 9), ("head_count_kv", 3),
+                               ("layer_norm_rms_eps", 1e-5), ("vocab_size", 8)):
+                getattr(writer, f"add_{add}")(value)
+            data = data.view(np.uint16) if name == "BF16" else data
+            writer.add_tensor("blk.0.ffn_down.weight", data, raw_dtype=kind)
+            for write in ("header_to_file", "kv_data_to_file", "tensors_to_file"):
+                getattr(writer, f"write_{write}")()
+            writer.close()
+            read = gguf.GGUFReader(out / f"{name}-{sort}.gguf").tensors[0]
+            dense = gguf.dequantize(read.data, read.tensor_type).astype(np.float32).reshape(weight.shape)
+            crcs[f"{name}-{sort}"] = zlib.crc32(np.ascontiguousarray(dense).tobytes())
+    (out / "crc.json").write_text(json.dumps(crcs))
+
+
 def load_4bit(folder: Path, config: BitsAndBytesConfig | None = None) -> torch.nn.Module:
     more = {"quantization_config": config} if config else {}
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map={"": "cpu"}, **more).eval()
@@ -121,6 +164,8 @@ def make(hf: Path, out: Path) -> None:
     once(out / "source.safetensors", lambda path: save_file(sources(hf), path))
     if not (out / "crc.json").exists():
         make_cases(out)
+    if not (out / "gguf" / "crc.json").exists():
+        make_gguf(out / "gguf", load_file(out / "source.safetensors")["mlp.down_proj"].numpy())
     for code, nested in (("nf4", True), ("fp4", False)):
         make_theirs(hf, out / f"theirs-{code}", code, nested)
     ids = load_file(hf.parent / "base.safetensors")["input_ids"]
