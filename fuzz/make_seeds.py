@@ -133,6 +133,15 @@ def safetensors(tensors):
     return struct.pack("<Q", len(head)) + head + data
 
 
+def listed(tensors):
+    """The same file as the list of its parts that src/parts.rs reads."""
+    out = b""
+    for name, (dtype, shape, raw) in tensors.items():
+        shape = "*" if ".quant_state." in name else json.dumps(shape, separators=(",", ":"))
+        out += b"\xff\xfe" * bool(out) + f"{name}\n{dtype}\n{shape}\n".encode() + raw
+    return out
+
+
 def floats(*x):
     return struct.pack(f"<{len(x)}f", *x)
 
@@ -156,20 +165,33 @@ def packed(name, shape, code="nf4", block=64, nested=True, codes="U8"):
     return {f"{name}.{part}" if part else name: x for part, x in parts.items()}
 
 
-def folders():
+def weights():
     norm = {"n": ("BF16", [2], b"\x80\x3f\x80\x3f")}
-    yield "nested", safetensors(norm | packed("w", [2, 32]))
-    yield "plain", safetensors(packed("w", [2, 32], nested=False) | norm)
-    yield "fp4", safetensors(packed("w", [3, 5], "fp4", 32, nested=False))
-    yield "bf16", safetensors(packed("w", [4, 16], codes="BF16", nested=False))
-    yield "two", safetensors(packed("a.w", [1, 1], nested=False) | packed("a.v", [1, 64], "fp4", nested=False))
-    yield "within", safetensors(packed("w", [1, 2], nested=False) | packed("w.x", [1, 2], nested=False))
+    return {
+        "nested": norm | packed("w", [2, 32]),
+        "plain": packed("w", [2, 32], nested=False) | norm,
+        "fp4": packed("w", [3, 5], "fp4", 32, nested=False),
+        "bf16": packed("w", [4, 16], codes="BF16", nested=False),
+        "two": packed("a.w", [1, 1], nested=False) | packed("a.v", [1, 64], "fp4", nested=False),
+        "within": packed("w", [1, 2], nested=False) | packed("w.x", [1, 2], nested=False),
+    }
+
+
+def folders():
+    yield from ((name, safetensors(tensors)) for name, tensors in weights().items())
     kinds = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "F8_E4M3": 1, "BOOL": 1}
     yield "dense", safetensors({k: (k, [1], bytes(n)) for k, n in kinds.items()} | {"e": ("F32", [0, 3], b"")})
 
 
+def lists():
+    yield from ((name, listed(tensors)) for name, tensors in weights().items())
+
+
 if __name__ == "__main__":
-    for folder, seeds in (("gguf", ggufs()), ("gguf_tokenizer", tokenizers()), ("bitsandbytes", folders())):
+    every = {
+        "gguf": ggufs(), "gguf_tokenizer": tokenizers(), "bitsandbytes": folders(), "bitsandbytes_parts": lists(),
+    }
+    for folder, seeds in every.items():
         (ROOT / folder).mkdir(parents=True, exist_ok=True)
         for name, seed in seeds:
             (ROOT / folder / name).write_bytes(seed)

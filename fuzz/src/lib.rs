@@ -1,10 +1,13 @@
-//! What the targets share: memory that an input must justify.
+//! What the targets share: memory that an input must justify, and files from their parts.
+
+mod parts;
 
 use std::alloc::System;
 use std::sync::LazyLock;
 
 use cap::Cap;
 use lora_model::{Checkpoint, ModelConfig};
+use lora_qlora::Bitsandbytes;
 use tch::Kind;
 
 #[global_allocator]
@@ -42,6 +45,20 @@ pub fn justified<T>(data: &[u8], free: usize, read: impl FnOnce() -> T) -> T {
     out
 }
 
+/// The safetensors file whose parts `data` lists.
+pub fn from_parts(data: &[u8]) -> Vec<u8> {
+    parts::file(data)
+}
+
+/// Reads a safetensors file as a model that bitsandbytes has packed.
+pub fn bitsandbytes(file: &[u8]) {
+    justified(file, FREE, || {
+        if let Ok(model) = lora_model::fuzz::safetensors(file, CONFIG.clone(), &[&Bitsandbytes]) {
+            load(&*model);
+        }
+    });
+}
+
 /// Every tensor, dense and packed, in bf16 and in f32 by turns.
 pub fn load(model: &dyn Checkpoint) {
     for (i, name) in model.names().iter().enumerate() {
@@ -58,7 +75,7 @@ pub fn load(model: &dyn Checkpoint) {
 }
 
 /// A llama whose weights bitsandbytes has packed.
-pub static CONFIG: LazyLock<ModelConfig> = LazyLock::new(|| {
+static CONFIG: LazyLock<ModelConfig> = LazyLock::new(|| {
     let raw = serde_json::json!({
         "model_type": "llama", "vocab_size": 8, "hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 1,
         "num_attention_heads": 2, "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": true},

@@ -15,15 +15,16 @@ struct Target {
     dictionary: &'static str,
 }
 
-const TARGETS: [Target; 3] = [
+const TARGETS: [Target; 4] = [
     Target { name: "gguf", runs: 50_000_000, dictionary: "gguf" },
     Target { name: "bitsandbytes", runs: 50_000_000, dictionary: "bitsandbytes" },
+    Target { name: "bitsandbytes_parts", runs: 2_000_000, dictionary: "bitsandbytes" },
     Target { name: "gguf_tokenizer", runs: 5_000_000, dictionary: "gguf" },
 ];
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// gguf, bitsandbytes or gguf_tokenizer; all of them, one after the other, if none
+    /// gguf, bitsandbytes, bitsandbytes_parts or gguf_tokenizer; all of them, one after the other, if none
     target: Vec<String>,
     /// Executions of each, instead of its own number
     #[arg(long)]
