@@ -1,0 +1,88 @@
+//! What llama.cpp has no match for: an error that says what to do.
+
+use std::fs;
+
+use lora_core::{Error, ErrorKind};
+use lora_model::{Gguf, GgufValue};
+use serde_json::{Value, json};
+
+use crate::{edit, folder, folder_of, written};
+
+/// The error for a tokenizer that is changed so; it has a hint.
+fn refused(kind: &str, change: impl FnOnce(&mut Value)) -> Error {
+    let (dir, _) = folder_of(kind, 0, &json!({}));
+    edit(dir.path(), change);
+    let error = written(dir.path(), None).unwrap_err();
+    assert!(error.hint_text().is_some() && error.kind() == ErrorKind::Unsupported, "{error}");
+    assert!(!dir.path().join("out.gguf").exists());
+    error
+}
+
+#[test]
+fn a_split_without_a_name() {
+    let whitespace = json!({"type": "Whitespace"});
+    let error = refused("smollm", |json| json["pre_tokenizer"] = whitespace.clone());
+    assert!(error.to_string().contains("name in llama.cpp is not known"), "{error}");
+    assert!(error.hint_text().unwrap().contains("--pre"), "{error}");
+    let error = refused("smollm", |json| json["normalizer"] = json!({"type": "Lowercase"}));
+    assert!(error.to_string().contains("`normalizer`"), "{error}");
+
+    let (dir, _) = folder_of("smollm", 0, &json!({}));
+    edit(dir.path(), |json| json["pre_tokenizer"] = whitespace);
+    let (_, to) = written(dir.path(), Some("mine")).unwrap();
+    let pre = Gguf::open(&to).unwrap().meta("tokenizer.ggml.pre").cloned();
+    assert_eq!(pre, Some(GgufValue::Str("mine".into())), "a name said by hand is taken");
+    let (dir, _) = folder_of("spm", 0, &json!({}));
+    let error = written(dir.path(), Some("mine")).unwrap_err();
+    assert!(error.kind() == ErrorKind::Usage && error.hint_text().unwrap().contains("--pre"), "{error}");
+}
+
+#[test]
+fn other_vocabularies() {
+    let error = refused("smollm", |json| json["model"]["end_of_word_suffix"] = json!("</w>"));
+    assert!(error.to_string().contains("where in a word"), "{error}");
+    let error = refused("spm", |json| json["pre_tokenizer"] = json!({"type": "Whitespace"}));
+    assert!(error.to_string().contains("in a way of its own"), "{error}");
+    let error = refused("spm", |json| {
+        let vocab = json["model"]["vocab"].as_object_mut().unwrap();
+        let id = vocab.remove("<0x41>").unwrap();
+        vocab.insert("<0x_41>".into(), id);
+    });
+    assert!(error.to_string().contains("255 of 256 bytes"), "{error}");
+    // llama.cpp merges whatever makes a token.
+    let error = refused("spm", |json| {
+        json["model"]["merges"].as_array_mut().unwrap().remove(0);
+    });
+    assert!(error.to_string().contains("make a token, and no merge"), "{error}");
+}
+
+#[test]
+fn more_around_a_text_than_two_tokens() {
+    let error = refused("smollm", |json| {
+        let special = |id: &str| json!({"SpecialToken": {"id": id, "type_id": 0}});
+        let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+        let ids = |token: &str, id: u32| json!({"id": token, "ids": [id], "tokens": [token]});
+        json["post_processor"] = json!({
+            "type": "TemplateProcessing", "pair": [text, {"Sequence": {"id": "B", "type_id": 0}}],
+            "single": [special("<|im_start|>"), special("<|im_end|>"), text],
+            "special_tokens": {"<|im_start|>": ids("<|im_start|>", 1), "<|im_end|>": ids("<|im_end|>", 2)}
+        });
+    });
+    assert!(error.to_string().contains("[1, 2] before every text"), "{error}");
+}
+
+#[test]
+fn files_that_do_not_belong_together() {
+    let (dir, tokenizer) = folder_of("smollm", 0, &json!({}));
+    let rows = tokenizer.vocab_size() as i64 - 7;
+    folder(dir.path(), rows, &json!({}));
+    let error = written(dir.path(), None).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Data);
+    assert!(error.to_string().contains(&format!("the model has {rows}")), "{error}");
+    assert!(error.hint_text().unwrap().contains("belong together"), "{error}");
+
+    fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
+    let error = written(dir.path(), None).unwrap_err();
+    assert!(error.to_string().contains("tokenizer.json"), "{error}");
+    assert!(error.hint_text().unwrap().contains("tokenizer.json"), "{error}");
+}
