@@ -1,13 +1,14 @@
 """Reads GGUF files that `lora export` wrote, by the gguf package, and compares them with what went in.
 
     python xtask/peers/check_gguf.py BASE.gguf ADAPTER_FOLDER ADAPTER.gguf MERGED.gguf
-    python xtask/peers/check_gguf.py BASE.gguf OF_A_FOLDER.gguf
+    python xtask/peers/check_gguf.py BASE.gguf OF_A_FOLDER.gguf [--bits]
 
 ADAPTER.gguf: f32, of the PEFT folder. MERGED.gguf: BASE with that adapter, in any type. q's and k's rows lie in llama.cpp's
 order (convert_hf_to_gguf.py, `permute`). Fails unless metadata, names, shapes and numbers are right.
 
 OF_A_FOLDER.gguf: written from the same model's Hugging Face folder. Its network, its tokenizer and the names of its tensors
-must be those of BASE, which llama.cpp's own converter made.
+must be those of BASE, which llama.cpp's own converter made; with --bits also its tensors, where both are of one folder and
+of one type.
 """
 
 import json
@@ -37,21 +38,37 @@ def values(reader: gguf.GGUFReader) -> dict[str, np.ndarray]:
     return {t.name: gguf.dequantize(t.data, t.tensor_type).reshape(tuple(reversed(t.shape))) for t in reader.tensors}
 
 
+# What the converter leaves to llama.cpp's defaults, and what it says that llama.cpp does not look at.
+SPELT_OUT = ("attention.key_length", "attention.value_length", "attention.sliding_window", "vocab_size", "rope.dimension_count",
+             "ggml.add_eos_token", "ggml.add_space_prefix", "ggml.eot_token_id")
+UNUSED = {"tokenizer.ggml.add_sep_token", "tokenizer.ggml.add_space_prefix"}
+
+
 def of_a_folder(base: gguf.GGUFReader, ours: gguf.GGUFReader) -> None:
-    arch = field(base, "general.architecture")
-    keys = [key for key in base.fields if key.startswith((f"{arch}.", "tokenizer."))]
-    # Said of SentencePiece's vocabularies alone; llama.cpp does not look at it for others.
-    keys.remove("tokenizer.ggml.add_space_prefix") if field(base, "tokenizer.ggml.model") == "gpt2" else None
-    for key in ["general.architecture", "general.size_label", *keys]:
-        assert field(base, key) == field(ours, key), key
-    names = [{t.name: tuple(t.shape) for t in reader.tensors} for reader in (base, ours)]
-    assert names[0] == names[1]
-    print(f"{len(keys) + 2} fields of network and tokenizer, {len(names[0])} tensors' names and shapes: as they should be")
+    arch, theirs, mine = field(base, "general.architecture"), set(base.fields), set(ours.fields)
+    # Of the file, of its name, and of the model card.
+    general = lambda key: key.startswith(("GGUF.", "general.", "split.", "quantize."))  # noqa: E731
+    unknown = [key for key in mine - theirs if not general(key) and not key.endswith(SPELT_OUT)]
+    missing = [key for key in theirs - mine if not general(key) and key not in UNUSED]
+    assert not unknown and not missing, (unknown, missing)
+    keys = [key for key in theirs & mine if not general(key) or key.startswith("general.sampling.")]
+    # Of SentencePiece's scores `tokenizer.json` keeps the order alone.
+    keys = [key for key in keys if key != "tokenizer.ggml.scores"] + ["general.architecture", "general.size_label"]
+    for key in keys:
+        assert base.fields[key].types == ours.fields[key].types and field(base, key) == field(ours, key), key
+    a, b = ({t.name: t for t in reader.tensors} for reader in (base, ours))
+    assert {n: tuple(t.shape) for n, t in a.items()} == {n: tuple(t.shape) for n, t in b.items()}
+    alike = [n for n in a if a[n].tensor_type == b[n].tensor_type] if "--bits" in sys.argv else []
+    for name in alike:
+        np.testing.assert_array_equal(a[name].data.view(np.uint8), b[name].data.view(np.uint8), err_msg=name)
+    assert "--bits" not in sys.argv or len(alike) == len(a), "types differ"
+    print(f"{arch}: {len(keys)} fields, {len(a)} tensors' names and shapes, {len(alike)} tensors' bytes: as they should be; "
+          f"spelt out here alone: {', '.join(sorted(key for key in mine - theirs if not general(key))) or 'nothing'}")
 
 
 def main() -> None:
-    if len(sys.argv) == 3:
-        return of_a_folder(*map(gguf.GGUFReader, sys.argv[1:]))
+    if len(sys.argv) == 3 or "--bits" in sys.argv:
+        return of_a_folder(*map(gguf.GGUFReader, sys.argv[1:3]))
     base, adapter, merged = (gguf.GGUFReader(path) for path in (sys.argv[1], sys.argv[3], sys.argv[4]))
     folder = Path(sys.argv[2])
     config, peft = json.loads((folder / "adapter_config.json").read_text()), load_file(folder / "adapter_model.safetensors")
