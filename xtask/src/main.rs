@@ -5,6 +5,7 @@ mod bench;
 mod bundle;
 mod cache;
 mod ci;
+mod compare;
 mod demo;
 mod fuzz;
 mod generation;

@@ -143,7 +143,14 @@ impl Measure {
     ];
 
     pub(crate) fn shown(self) -> Shown {
-        let of = |name, unit, times, digits, better| Shown { name, unit, times, digits, scientific: false, better };
+        let of = |name, unit, times, digits, better| Shown {
+            name,
+            unit,
+            times,
+            digits,
+            scientific: false,
+            better,
+        };
         let small = |name, unit| Shown { name, unit, times: 1.0, digits: 1, scientific: true, better: -1 };
         match self {
             Self::Accuracy => of("accuracy", "%", 100.0, 1, 1),
