@@ -16,9 +16,9 @@ pub(super) fn headline(section: &Section<'_>) -> String {
     match ties.len() {
         0 if others > 0 => said.push("None of the others ties with it.".into()),
         0 => {}
-        1 => said.push(format!("{} ties with it: the 95 % interval of the difference includes 0.", ties[0])),
+        1 => said.push(format!("It ties with {}: the 95 % interval of the difference includes 0.", ties[0])),
         _ => said.push(format!(
-            "{} tie with it: the 95 % intervals of the differences include 0.",
+            "It ties with {}: the 95 % intervals of the differences include 0.",
             list(&ties, 6)
         )),
     }
@@ -119,7 +119,7 @@ fn peers(section: &Section<'_>) -> Option<String> {
         said.push(format!("ours trains {} times as fast", told(speed)));
     }
     if let Some(memory) = range(pairs.iter().filter_map(|pair| pair.memory_ratio)) {
-        said.push(format!("takes {} times the memory", told(memory)));
+        said.push(format!("ours takes {} times the memory", told(memory)));
     }
     (!said.is_empty()).then(|| format!("Beside {peer}, {}.", list(&said, said.len())))
 }

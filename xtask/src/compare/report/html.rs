@@ -10,14 +10,14 @@ const STYLE: &str = include_str!("style.css");
 pub(super) fn html(page: &Page<'_>) -> Result<String> {
     let title = escape(&page.title);
     let mut html = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <meta name=\"color-scheme\" content=\"light dark\">\n<title>{title}</title>\n<style>\n{STYLE}{}</style>\n\
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n\
+         <meta name=\"color-scheme\" content=\"light dark\"/>\n<title>{title}</title>\n<style>\n{STYLE}{}</style>\n\
          </head>\n<body>\n<header>\n<h1>{title}</h1>\n",
         figures::look::css()
     );
     for sentence in &page.headlines {
-        html += &format!("<p class=\"lead\">{}</p>\n", escape(sentence));
+        html += &format!("<p class=\"lead\">{}</p>\n", said(sentence));
     }
     html += "<dl>\n";
     for (name, value) in &page.facts {
@@ -48,7 +48,7 @@ fn part(part: &Part<'_>, id: &str) -> Result<String> {
     let mut html =
         format!("<section aria-labelledby=\"{id}\">\n<h2 id=\"{id}\">{}</h2>\n", escape(part.section.name));
     if !part.findings.is_empty() {
-        let items: String = part.findings.iter().map(|text| format!("<li>{}</li>\n", escape(text))).collect();
+        let items: String = part.findings.iter().map(|text| format!("<li>{}</li>\n", said(text))).collect();
         html += &format!("<ul class=\"findings\">\n{items}</ul>\n");
     }
     for (nth, table) in part.scores.iter().enumerate() {
@@ -57,15 +57,27 @@ fn part(part: &Part<'_>, id: &str) -> Result<String> {
     for (nth, figure) in figures::all(&part.section).iter().enumerate() {
         html += &figure.html(&format!("{id}-figure-{nth}"))?;
     }
-    if let Some(table) = &part.peers {
-        html += &table.html(&format!("{id}-peers"));
-    }
-    if let Some(table) = &part.tuning {
-        html += &table.html(&format!("{id}-tuning"));
+    let further = [(&part.further, "further"), (&part.peers, "peers"), (&part.tuning, "tuning")];
+    for (table, name) in further {
+        html += &table.as_ref().map_or_else(String::new, |table| table.html(&format!("{id}-{name}")));
+        if let Some(figure) = figures::peers(&part.section).filter(|_| name == "peers") {
+            html += &figure.html(&format!("{id}-losses"))?;
+        }
     }
     html += &details::html(&part.section);
     html += "</section>\n";
     Ok(html)
+}
+
+/// A number is not torn from its sign or unit.
+fn said(sentence: &str) -> String {
+    let mut text = escape(sentence);
+    for (torn, whole) in
+        [(" %", "\u{a0}%"), ("± ", "±\u{a0}"), (" MB", "\u{a0}MB"), (" r=", "\u{a0}r="), (" 0.", "\u{a0}0.")]
+    {
+        text = text.replace(torn, whole);
+    }
+    text
 }
 
 fn folded(title: &str, text: &str) -> String {

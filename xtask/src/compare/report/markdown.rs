@@ -23,7 +23,7 @@ pub(super) fn markdown(page: &Page<'_>) -> String {
         if !part.findings.is_empty() {
             text.push('\n');
         }
-        for table in part.scores.iter().chain(&part.peers).chain(&part.tuning) {
+        for table in part.scores.iter().chain(&part.further).chain(&part.peers).chain(&part.tuning) {
             text += &table.markdown();
         }
     }

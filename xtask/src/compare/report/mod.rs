@@ -5,6 +5,7 @@ mod details;
 mod figures;
 mod findings;
 mod html;
+mod json;
 mod markdown;
 mod numbers;
 mod page;
@@ -33,7 +34,7 @@ pub(crate) fn write(comparison: &Comparison, folder: &Path) -> Result<()> {
         ("report.html", html::html(&page).context("report.html")?),
         ("report.md", markdown::markdown(&page)),
         ("results.csv", csv::csv(comparison)?),
-        ("results.json", serde_json::to_string_pretty(comparison).context("results.json")? + "\n"),
+        ("results.json", json::json(comparison)?),
     ];
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     for (name, text) in files {

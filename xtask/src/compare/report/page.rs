@@ -21,8 +21,9 @@ pub(super) struct Page<'a> {
 pub(super) struct Part<'a> {
     pub(super) section: Section<'a>,
     pub(super) findings: Vec<String>,
-    /// Before the figures.
+    /// Scores and failures, before the figures.
     pub(super) scores: Vec<Table>,
+    pub(super) further: Option<Table>,
     pub(super) peers: Option<Table>,
     pub(super) tuning: Option<Table>,
 }
@@ -50,10 +51,11 @@ impl<'a> Page<'a> {
 
 impl<'a> Part<'a> {
     fn new(section: Section<'a>) -> Self {
-        let scores = [Some(tables::summary(&section)), tables::failures(&section), tables::further(&section)];
+        let scores = [Some(tables::summary(&section)), tables::failures(&section)];
         Self {
             findings: findings::further(&section),
             scores: scores.into_iter().flatten().collect(),
+            further: tables::further(&section),
             peers: tables::pairs(&section),
             tuning: tables::tuning(&section),
             section,

@@ -69,9 +69,10 @@ fn measures(set: &str, method: &str, rank: Option<u64>) -> BTreeMap<Measure, Val
 }
 
 fn curve(seed: &str, low: f64, start: f64, noisy: f64) -> Vec<[f64; 4]> {
+    let pace = 40.0 + 15.0 * noise(seed);
     (1..=300)
         .map(|step| {
-            let fall = low + (start - low) * (-f64::from(step) / 45.0).exp();
+            let fall = low + (start - low) * (-f64::from(step) / pace).exp();
             let mean = fall * (1.0 + noisy * noise(&format!("{seed}{step}")));
             [f64::from(step), mean, mean * 0.93, mean * 1.06]
         })
@@ -91,7 +92,11 @@ fn cell(set: &str, method: &str, rank: Option<u64>) -> Cell {
         alpha: rank.map(|rank| 2.0 * rank as f64),
         lr: trains.then_some(if method == "full" { 2e-5 } else { 1e-3 }),
         seeds: SEEDS.to_vec(),
-        loss_curve: if trains { curve(&seed, loss, 2.4, 0.03) } else { Vec::new() },
+        loss_curve: if trains {
+            curve(&seed, loss * (1.1 + 0.4 * noise(method)), 2.4, 0.03)
+        } else {
+            Vec::new()
+        },
         gradient_curve: if trains { curve(&seed, norm, norm * 4.0, 0.1) } else { Vec::new() },
         gradient_layers: if trains {
             (0..30).map(|i| norm * (1.2 - 0.02 * f64::from(i))).collect()

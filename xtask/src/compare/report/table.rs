@@ -2,6 +2,9 @@
 
 use super::text::escape;
 
+/// Letters that a column takes without wrapping.
+const LONG: usize = 32;
+
 pub(super) struct Table {
     pub(super) title: String,
     /// How to read it; may be empty.
@@ -69,13 +72,13 @@ impl Table {
         html += &format!(
             "<div class=\"scroll\" role=\"region\" aria-labelledby=\"{id}\" tabindex=\"0\">\n<table>\n<thead><tr>"
         );
-        for head in &self.head {
+        for (column, head) in self.head.iter().enumerate() {
             let unit = if head.unit.is_empty() {
                 String::new()
             } else {
                 format!(" <small>{}</small>", escape(&head.unit))
             };
-            html += &format!("<th scope=\"col\"{}>{}{unit}</th>", class(head), escape(&head.name));
+            html += &format!("<th scope=\"col\"{}>{}{unit}</th>", self.class(column), escape(&head.name));
         }
         html += "</tr></thead>\n<tbody>\n";
         for row in &self.rows {
@@ -90,7 +93,7 @@ impl Table {
             [("group", row.group), ("best", row.best)].into_iter().filter(|c| c.1).map(|c| c.0).collect();
         let mut html =
             if classes.is_empty() { "<tr>".into() } else { format!("<tr class=\"{}\">", classes.join(" ")) };
-        for (place, (field, head)) in row.fields.iter().zip(&self.head).enumerate() {
+        for (place, field) in row.fields.iter().enumerate() {
             let mut text = escape(&field.text);
             if field.bold {
                 text = format!("<b>{text}</b>");
@@ -103,10 +106,20 @@ impl Table {
             }
             html += &match place {
                 0 => format!("<th scope=\"row\">{text}</th>"),
-                _ => format!("<td{}>{text}</td>", class(head)),
+                _ => format!("<td{}>{text}</td>", self.class(place)),
             };
         }
         html + "</tr>\n"
+    }
+
+    /// Words stand to the left; many of them may wrap.
+    fn class(&self, column: usize) -> &'static str {
+        let long = |row: &Row| row.fields.get(column).is_some_and(|field| field.text.chars().count() > LONG);
+        match self.head[column].words {
+            true if self.rows.iter().any(long) => " class=\"words long\"",
+            true => " class=\"words\"",
+            false => "",
+        }
     }
 
     pub(super) fn markdown(&self) -> String {
@@ -123,10 +136,6 @@ impl Table {
         }
         text + "\n"
     }
-}
-
-fn class(head: &Head) -> &'static str {
-    if head.words { " class=\"words\"" } else { "" }
 }
 
 fn bracketed(unit: &str) -> String {

@@ -50,12 +50,7 @@ fn labels(labels: &[String]) -> Field {
 /// Who is best, by how much, and at what cost.
 pub(super) fn summary(section: &Section<'_>) -> Table {
     let measures = present(section, &SUMMARY);
-    let mut head = vec![
-        Head::words("method"),
-        Head::number("α", ""),
-        Head::number("learning rate", ""),
-        Head::number("seeds", ""),
-    ];
+    let mut head = vec![Head::words("method")];
     let score = section.score.filter(|score| measures.contains(score));
     for measure in &measures {
         let shown = measure.shown();
@@ -64,17 +59,19 @@ pub(super) fn summary(section: &Section<'_>) -> Table {
             head.push(Head::number("less the best’s", difference_unit(&shown)));
         }
     }
+    head.extend(["α", "learning rate", "seeds"].map(|name| Head::number(name, "")));
     let leads = Leads::new(section, &measures);
     let rows = rows(section, |entrant| {
         let cell = entrant.cell;
-        let setting = |value: Option<f64>| Field::from(value.map_or(NOTHING.into(), short));
-        let mut fields = vec![setting(cell.alpha), setting(cell.lr), cell.seeds.len().to_string().into()];
+        let mut fields = Vec::new();
         for measure in &measures {
             fields.push(value(entrant, *measure, &leads));
             if Some(*measure) == score {
                 fields.push(difference(entrant, &measure.shown()));
             }
         }
+        let setting = |value: Option<f64>| Field::from(value.map_or(NOTHING.into(), short));
+        fields.extend([setting(cell.alpha), setting(cell.lr), cell.seeds.len().to_string().into()]);
         fields
     });
     let note = "★ has the best score; ≈ ties with it: the 95 % interval of the difference (in brackets, over seeds and rows) \
@@ -129,10 +126,8 @@ pub(super) fn pairs(section: &Section<'_>) -> Option<Table> {
         let number = |value: Option<f64>, times: f64| {
             Field::from(value.map_or(NOTHING.into(), |v| self::number(v * times, 2, false)))
         };
-        let accuracy = pair.accuracy.map_or(Field::from(NOTHING), |of| Field {
-            text: interval(&of, &accuracy),
-            aside: if of.is_tie() { "≈ tie".into() } else { String::new() },
-            bold: false,
+        let accuracy = pair.accuracy.map_or(Field::from(NOTHING), |of| {
+            format!("{}{}", if of.is_tie() { "≈ " } else { "" }, interval(&of, &accuracy)).into()
         });
         Row {
             fields: vec![
@@ -149,7 +144,7 @@ pub(super) fn pairs(section: &Section<'_>) -> Option<Table> {
         }
     };
     let rows: Vec<_> = section.pairs.iter().map(row).collect();
-    let note = "Trained from the same start on the same batches.";
+    let note = "Trained from the same start on the same batches. ≈: a tie, the 95 % interval includes 0.";
     (!rows.is_empty()).then(|| Table {
         title: "Ours against the peers".into(),
         note: note.into(),
@@ -257,10 +252,8 @@ fn difference(entrant: &Entrant<'_>, shown: &Shown) -> Field {
     match entrant.cell.behind {
         None if entrant.cell.best => "★".into(),
         None => NOTHING.into(),
-        Some(behind) => Field {
-            text: interval(&behind, shown),
-            aside: if entrant.ties() { "≈".into() } else { String::new() },
-            bold: false,
-        },
+        Some(behind) => {
+            format!("{}{}", if entrant.ties() { "≈ " } else { "" }, interval(&behind, shown)).into()
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::ops::Range;
 #[derive(Clone)]
 pub(super) struct Axis {
     pub(super) name: String,
-    log: bool,
+    pub(super) log: bool,
     /// The ends, as places.
     pub(super) low: f64,
     pub(super) high: f64,
@@ -16,15 +16,26 @@ pub(super) struct Axis {
     pub(super) ticks: Vec<(f64, String)>,
 }
 
-/// From here on a logarithm is easier to read.
+/// The greatest value over the least: from here on a logarithm is easier to read.
 const WIDE: f64 = 10.0;
+/// Curves fall fast, and what matters comes after.
+const WIDE_CURVES: f64 = 3.0;
 
 impl Axis {
     /// From the least to the greatest of the values, and a little more; none without values. Logarithmic where
     /// they are far apart.
     pub(super) fn new(name: &str, values: impl IntoIterator<Item = f64>) -> Option<Self> {
+        Self::fitting(name, values, WIDE)
+    }
+
+    /// The same for what falls over the steps.
+    pub(super) fn falling(values: impl IntoIterator<Item = f64>) -> Option<Self> {
+        Self::fitting("", values, WIDE_CURVES)
+    }
+
+    fn fitting(name: &str, values: impl IntoIterator<Item = f64>, wide: f64) -> Option<Self> {
         let (low, high) = ends(values)?;
-        let log = low > 0.0 && high / low >= WIDE;
+        let log = low > 0.0 && high / low >= wide;
         Some(if log { Self::log(name, low, high) } else { Self::linear(name, low, high) })
     }
 
@@ -34,6 +45,14 @@ impl Axis {
         let mut axis = Self::linear("step", low, high);
         (axis.low, axis.high) = (low, if high > low { high } else { low + 1.0 });
         axis.ticks.retain(|(place, _)| (axis.low..=axis.high).contains(place) && place.fract() == 0.0);
+        // The ends have a number too, where their neighbours leave room.
+        let (room, tick) = (0.12 * (high - low), |at| (at, number(at, 0, false)));
+        if axis.ticks.first().is_none_or(|(next, _)| next - low > room) {
+            axis.ticks.insert(0, tick(low));
+        }
+        if axis.ticks.last().is_none_or(|(last, _)| high - last > room) {
+            axis.ticks.push(tick(high));
+        }
         Some(axis)
     }
 
@@ -48,7 +67,7 @@ impl Axis {
                 ticks.push((place, rank.to_string()));
             }
         }
-        let name = "rank (each step doubles)".into();
+        let name = "rank".into();
         Some(Self { name, log: true, low: low.log2() - 0.4, high: high.log2() + 0.4, ticks })
     }
 
@@ -64,15 +83,21 @@ impl Axis {
         let place = |value: f64| (value.log2(), short(value));
         let decades =
             || (low.exp2().log10().floor() as i32..=high.exp2().log10().ceil() as i32).map(|d| 10f64.powi(d));
-        let fine = decades().flat_map(|decade| [1.0, 2.0, 5.0].map(|m| rounded(m * decade)));
         let inside = |(at, _): &(f64, String)| (low..=high).contains(at);
-        let mut ticks: Vec<_> = fine.map(place).filter(inside).collect();
+        let of = |parts: &[f64]| -> Vec<_> {
+            let values = decades().flat_map(|decade| parts.iter().map(move |part| rounded(part * decade)));
+            values.map(place).filter(inside).collect()
+        };
+        let mut ticks = of(&[1.0, 2.0, 5.0]);
+        if ticks.len() < 4 {
+            ticks = of(&[1.0, 1.5, 2.0, 3.0, 5.0, 7.0]);
+        }
         if ticks.len() > 7 {
             ticks = decades().map(rounded).map(place).filter(inside).collect();
             let each = ticks.len().div_ceil(7);
             ticks = ticks.into_iter().step_by(each).collect();
         }
-        Self { name: format!("{name} (log scale)"), log: true, low, high, ticks }
+        Self { name: name.into(), log: true, low, high, ticks }
     }
 
     /// The place of a value; none for what has none.
@@ -148,12 +173,9 @@ mod tests {
         let axis = Axis::new("x", [61.2, 83.9]).unwrap();
         assert_eq!(texts(&axis), ["60", "65", "70", "75", "80", "85"]);
         let axis = Axis::new("x", [0.30, 0.31]).unwrap();
-        assert_eq!(texts(&axis), ["0.3000", "0.3025", "0.3050", "0.3075", "0.3100"]);
+        assert_eq!(texts(&axis), ["0.300", "0.302", "0.304", "0.306", "0.308", "0.310"]);
         let axis = Axis::new("loss", [0.03, 2.0]).unwrap();
-        assert_eq!(
-            (texts(&axis), axis.name.as_str()),
-            (vec!["0.05", "0.1", "0.2", "0.5", "1", "2"], "loss (log scale)")
-        );
+        assert_eq!((texts(&axis), axis.log), (vec!["0.05", "0.1", "0.2", "0.5", "1", "2"], true));
         assert!(axis.ticks.iter().all(|(place, _)| (axis.low..=axis.high).contains(place)));
         assert_eq!(axis.text(0.1f64.log2()), "0.1");
     }

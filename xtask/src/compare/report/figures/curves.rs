@@ -21,6 +21,7 @@ pub(super) fn figure(section: &Section<'_>) -> Option<Figure> {
         let all: Vec<_> = section.ours().filter(|entrant| entrant.cell.rank == Some(*rank)).collect();
         panels.extend(panel(&format!("Rank {rank}"), &all, losses, false));
     }
+    share(&mut panels);
     let text = "Loss in nats a token, smoothed over some steps. The line is the mean over the seeds, the band reaches from \
                 the lowest to the highest.";
     Figure::new("Training loss", text, panels)
@@ -54,17 +55,31 @@ fn panel(title: &str, entrants: &[&Entrant<'_>], curve: Curve, named: bool) -> O
         .zip(&series)
         .filter_map(|(e, series)| told(&e.name, &series.points, "step"))
         .collect();
-    series.retain(|series| !series.points.is_empty());
+    series.retain(drawable);
     let points = || series.iter().flat_map(|s| &s.points);
     let x = Axis::steps(points().map(|p| p.x))?;
-    let y = Axis::new("", points().flat_map(|p| [p.y, p.low, p.high]))?;
-    let title = format!("{title}{}", y.name);
-    Some(Panel { words: words.join(" "), title, note, x, y, series, front: Vec::new() })
+    let y = Axis::falling(points().flat_map(|p| [p.y, p.low, p.high]))?;
+    Some(Panel { words: words.join(" "), title: title.into(), note, x, y, series, front: Vec::new() })
+}
+
+/// One scale for all, so that they can be compared.
+fn share(panels: &mut [Panel]) {
+    let points = || panels.iter().flat_map(|panel| &panel.series).flat_map(|series| &series.points);
+    let Some(x) = Axis::steps(points().map(|p| p.x)) else { return };
+    let Some(y) = Axis::falling(points().flat_map(|p| [p.y, p.low, p.high])) else { return };
+    for panel in panels {
+        (panel.x, panel.y) = (x.clone(), y.clone());
+    }
 }
 
 fn names<'a>(entrants: &[&'a Entrant<'_>], series: &[Series]) -> Vec<&'a str> {
-    let drawn = entrants.iter().zip(series).filter(|(_, series)| !series.points.is_empty());
+    let drawn = entrants.iter().zip(series).filter(|(_, series)| drawable(series));
     drawn.map(|(entrant, _)| entrant.name.as_str()).collect()
+}
+
+/// A run that went wrong at once has no line.
+fn drawable(series: &Series) -> bool {
+    series.points.len() > 1
 }
 
 fn layers(entrants: &[&Entrant<'_>]) -> Option<Panel> {
@@ -86,7 +101,7 @@ fn layers(entrants: &[&Entrant<'_>]) -> Option<Panel> {
     let mut x = Axis::steps(points().map(|p| p.x))?;
     x.name = "layer, of those that train".into();
     let y = Axis::new("", points().map(|p| p.y))?;
-    let title = format!("By layer, each at its best{}", y.name);
+    let title = "By layer, each at its best".into();
     Some(Panel { words: words.join(" "), title, note: String::new(), x, y, series, front: Vec::new() })
 }
 
@@ -111,7 +126,15 @@ pub(super) fn thin(curve: &[[f64; 4]]) -> Vec<[f64; 4]> {
         let high = part.iter().map(|point| point[3]).fold(f64::NEG_INFINITY, f64::max);
         [mean(part, 0), mean(part, 1), low, high]
     };
-    curve.chunks(each).map(joined).collect()
+    let mut thinned: Vec<_> = curve.chunks(each).map(joined).collect();
+    // It still begins and ends where it did.
+    if let Some((first, thin)) = curve.first().zip(thinned.first_mut()) {
+        thin[0] = first[0];
+    }
+    if let Some((last, thin)) = curve.last().zip(thinned.last_mut()) {
+        thin[0] = last[0];
+    }
+    thinned
 }
 
 #[cfg(test)]
@@ -123,7 +146,8 @@ mod tests {
         let long: Vec<[f64; 4]> = (0..1000).map(|i| [f64::from(i), 1.0, 0.5, f64::from(i)]).collect();
         let thinned = thin(&long);
         assert!(thinned.len() <= POINTS && thinned.len() > POINTS / 2, "{}", thinned.len());
-        assert_eq!(thinned[0], [4.0, 1.0, 0.5, 8.0]);
+        assert_eq!(thinned[0], [0.0, 1.0, 0.5, 8.0]);
+        assert_eq!((thinned[1][0], thinned.last().unwrap()[0]), (13.0, 999.0));
         let odd = [[1.0, 2.0, 2.0, 2.0], [2.0, f64::NAN, 1.0, 1.0], [3.0, 1.0, 1.0, f64::INFINITY]];
         assert_eq!(thin(&odd), [odd[0]]);
         assert!(thin(&[]).is_empty());

@@ -67,7 +67,7 @@ fn panel(section: &Section<'_>, score: Measure, cost: Measure) -> Option<Panel> 
     let y = Axis::new("", points().flat_map(|p| [p.y, p.low, p.high]))?;
     let unit = if shown.unit.is_empty() { String::new() } else { format!(", {}", shown.unit) };
     let names: Vec<String> = front.iter().map(|(e, ..)| e.name.clone()).collect();
-    let title = format!("{}{unit}, against {}{}", capital(shown.name), costs.name, y.name);
+    let title = format!("{}{unit}, against {}", capital(shown.name), costs.name);
     let corners = front.iter().map(|(_, cost, score)| (cost * costs.times, score * shown.times)).collect();
     Some(Panel {
         words: format!("{title}. {} cells. On the Pareto front: {}.", drawn.len(), list(&names, 12)),

@@ -5,7 +5,7 @@ use crate::compare::report::view::peer;
 /// How a method is drawn, the same in every figure.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(in crate::compare::report) struct Look {
-    /// 0: grey, for what is no adapter; else one of the page's eight.
+    /// 0: grey, for what is no adapter; else one of the page's eight, or [`INK`].
     colour: usize,
     dash: usize,
     mark: usize,
@@ -14,6 +14,8 @@ pub(in crate::compare::report) struct Look {
 }
 
 const COLOURS: usize = 8;
+/// The text's own.
+const INK: usize = 9;
 const DASHES: [&str; 5] = ["", "7 3", "2 2.5", "9 3 2 3", "4 2"];
 const PEER: &str = "1.5 3";
 /// Around 0, 0; of much the same area.
@@ -53,7 +55,7 @@ impl Looks {
 
 impl Look {
     pub(super) const OURS: Self = Self { colour: 1, dash: 0, mark: 0, hollow: false };
-    pub(super) const THEIRS: Self = Self { colour: 0, dash: 0, mark: 3, hollow: true };
+    pub(super) const THEIRS: Self = Self { colour: INK, dash: 0, mark: 3, hollow: true };
 
     /// The group's class: its colour.
     pub(super) fn class(&self) -> String {

@@ -29,9 +29,13 @@ pub(super) fn all(section: &Section<'_>) -> Vec<Figure> {
         fronts::figure(section),
         curves::figure(section),
         curves::gradients(section),
-        peers::figure(section),
     ];
     figures.into_iter().flatten().collect()
+}
+
+/// Ours over the peers'.
+pub(super) fn peers(section: &Section<'_>) -> Option<Figure> {
+    peers::figure(section)
 }
 
 impl Figure {
@@ -50,7 +54,7 @@ impl Figure {
             self.legend()
         );
         for (nth, panel) in self.panels.iter().enumerate() {
-            html += &format!("<div class=\"panel\">\n<h4>{}</h4>\n", escape(&panel.title));
+            html += &format!("<div class=\"panel\">\n<h4>{}{}</h4>\n", escape(&panel.title), panel.scale());
             html += &panel.svg(&format!("{id}-{nth}"))?;
             if !panel.note.is_empty() {
                 html += &format!("<p class=\"note\">{}</p>\n", escape(&panel.note));

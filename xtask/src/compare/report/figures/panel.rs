@@ -10,7 +10,7 @@ use plotters::chart::ChartContext;
 use plotters::coord::Shift;
 use plotters::prelude::{
     BLACK, Cartesian2d, ChartBuilder, Color, DrawingArea, IntoDrawingArea, LineSeries, PathElement, Polygon,
-    ShapeStyle,
+    ShapeStyle, TRANSPARENT,
 };
 
 /// In pixels of a narrow phone: text drawn at 11 is then read at 11.
@@ -88,6 +88,15 @@ impl Panel {
         ))
     }
 
+    /// Said beside the title where the numbers at the side are no even steps.
+    pub(super) fn scale(&self) -> &'static str {
+        if self.y.log { " <small>log scale</small>" } else { "" }
+    }
+
+    fn x_name(&self) -> String {
+        format!("{}{}", self.x.name, if self.x.log { " (log scale)" } else { "" })
+    }
+
     fn draw(&self, canvas: &Canvas, area: &DrawingArea<Pen, Shift>) -> Result<()> {
         let longest = self.y.ticks.iter().map(|(_, text)| text.chars().count()).max().unwrap_or(0);
         let mut chart: Chart<'_> = ChartBuilder::on(area)
@@ -100,15 +109,15 @@ impl Panel {
         chart
             .configure_mesh()
             .disable_x_mesh()
-            .disable_y_axis()
-            .bold_line_style(stroke(0.8).color.mix(0.2))
-            .axis_style(stroke(0.8))
+            .bold_line_style(ShapeStyle { color: BLACK.mix(0.28), ..stroke(0.8) })
+            .axis_style(TRANSPARENT)
             .set_all_tick_mark_size(4 * TENTHS)
             .label_style(("sans-serif", TEXT * TENTHS as u32))
             .x_label_formatter(&|place| self.x.text(*place))
             .y_label_formatter(&|place| self.y.text(*place))
-            .x_desc(&self.x.name)
+            .x_desc(self.x_name())
             .draw()?;
+        self.ground(&mut chart)?;
         canvas.close();
         self.bands(canvas, &mut chart)?;
         self.front(canvas, &mut chart)?;
@@ -118,6 +127,17 @@ impl Panel {
             canvas.close();
         }
         self.tags(canvas, &chart);
+        Ok(())
+    }
+
+    /// The line that all stands on, with the ticks: numbers at the side have their grid.
+    fn ground(&self, chart: &mut Chart<'_>) -> Result<()> {
+        let down = 0.016 * (self.y.high - self.y.low);
+        let tick = |place: &f64| vec![(*place, self.y.low), (*place, self.y.low - down)];
+        let lines: Vec<_> = self.x.ticks.iter().map(|(place, _)| tick(place)).collect();
+        let ground = vec![(self.x.low, self.y.low), (self.x.high, self.y.low)];
+        chart
+            .draw_series(lines.into_iter().chain([ground]).map(|line| PathElement::new(line, stroke(0.8))))?;
         Ok(())
     }
 

@@ -13,7 +13,7 @@ pub(super) fn figure(section: &Section<'_>) -> Option<Figure> {
     let panels: Vec<_> = section.pairs.iter().filter_map(|pair| panel(pair)).collect();
     let text = "Training loss of the first seed in nats a token, from the same start on the same batches. The nearer the \
                 two lines, the better.";
-    Figure::new("Ours beside the peer's", text, panels)
+    Figure::new("Training loss, ours and the peer’s", text, panels)
 }
 
 fn panel(pair: &Pair) -> Option<Panel> {
@@ -25,8 +25,8 @@ fn panel(pair: &Pair) -> Option<Panel> {
     };
     let series = vec![line(0, "ours", Look::OURS), line(1, &pair.peer, Look::THEIRS)];
     let all = || series.iter().flat_map(|s| &s.points);
-    let y = Axis::new("", all().map(|p| p.y))?;
-    let title = format!("{} r={}, {}{}", pair.method, pair.rank, pair.dtype, y.name);
+    let y = Axis::falling(all().map(|p| p.y))?;
+    let title = format!("{} r={}, {}", pair.method, pair.rank, pair.dtype);
     let worst = pair.worst_loss_difference.filter(|worst| worst.is_finite()).map(|worst| {
         let percent = Shown { name: "", unit: "%", times: 100.0, digits: 2, scientific: false, better: 0 };
         format!("Never more than {} apart.", with_unit(worst, &percent))

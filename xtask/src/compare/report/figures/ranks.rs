@@ -66,7 +66,7 @@ fn panel(section: &Section<'_>, measure: Measure) -> Option<Panel> {
     let unit = if shown.unit.is_empty() { String::new() } else { format!(", {}", shown.unit) };
     let y = Axis::new("", values)?;
     Some(Panel {
-        title: format!("{}{unit}{}", capital(shown.name), y.name),
+        title: format!("{}{unit}", capital(shown.name)),
         note: note.join(" "),
         words,
         x: Axis::ranks(&ranks)?,
