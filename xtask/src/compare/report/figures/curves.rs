@@ -43,13 +43,12 @@ fn panel(title: &str, entrants: &[&Entrant<'_>], curve: Curve, named: bool) -> O
         .iter()
         .map(|entrant| Series {
             name: entrant.series.clone(),
+            full_name: entrant.name.clone(),
             look: entrant.look,
             kind: Kind::Curve,
             points: thin(curve(entrant)).into_iter().map(|at| point(at, &entrant.name)).collect(),
         })
         .collect();
-    let drawn: Vec<&str> = names(entrants, &series);
-    let note = if named { format!("{}.", drawn.join(", ")) } else { String::new() };
     let words: Vec<_> = entrants
         .iter()
         .zip(&series)
@@ -59,7 +58,16 @@ fn panel(title: &str, entrants: &[&Entrant<'_>], curve: Curve, named: bool) -> O
     let points = || series.iter().flat_map(|s| &s.points);
     let x = Axis::steps(points().map(|p| p.x))?;
     let y = Axis::falling(points().flat_map(|p| [p.y, p.low, p.high]))?;
-    Some(Panel { words: words.join(" "), title: title.into(), note, x, y, series, front: Vec::new() })
+    Some(Panel {
+        words: words.join(" "),
+        title: title.into(),
+        note: String::new(),
+        named,
+        x,
+        y,
+        series,
+        front: Vec::new(),
+    })
 }
 
 /// One scale for all, so that they can be compared.
@@ -70,11 +78,6 @@ fn share(panels: &mut [Panel]) {
     for panel in panels {
         (panel.x, panel.y) = (x.clone(), y.clone());
     }
-}
-
-fn names<'a>(entrants: &[&'a Entrant<'_>], series: &[Series]) -> Vec<&'a str> {
-    let drawn = entrants.iter().zip(series).filter(|(_, series)| drawable(series));
-    drawn.map(|(entrant, _)| entrant.name.as_str()).collect()
 }
 
 /// A run that went wrong at once has no line.
@@ -90,6 +93,7 @@ fn layers(entrants: &[&Entrant<'_>]) -> Option<Panel> {
             let points = layers.map(|(i, norm)| point([(i + 1) as f64, *norm, *norm, *norm], &entrant.name));
             Series {
                 name: entrant.series.clone(),
+                full_name: entrant.name.clone(),
                 look: entrant.look,
                 kind: Kind::Curve,
                 points: points.collect(),
@@ -102,7 +106,16 @@ fn layers(entrants: &[&Entrant<'_>]) -> Option<Panel> {
     x.name = "layer, of those that train".into();
     let y = Axis::new("", points().map(|p| p.y))?;
     let title = "By layer, each at its best".into();
-    Some(Panel { words: words.join(" "), title, note: String::new(), x, y, series, front: Vec::new() })
+    Some(Panel {
+        words: words.join(" "),
+        title,
+        note: String::new(),
+        named: false,
+        x,
+        y,
+        series,
+        front: Vec::new(),
+    })
 }
 
 fn point([x, y, low, high]: [f64; 4], name: &str) -> Point {

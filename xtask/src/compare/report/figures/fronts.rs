@@ -56,6 +56,7 @@ fn panel(section: &Section<'_>, score: Measure, cost: Measure) -> Option<Panel> 
             Some(series) => series.points.push(point),
             None => series.push(Series {
                 name: entrant.series.clone(),
+                full_name: entrant.series.clone(),
                 look: entrant.look,
                 kind: Kind::Dots,
                 points: vec![point],
@@ -73,6 +74,7 @@ fn panel(section: &Section<'_>, score: Measure, cost: Measure) -> Option<Panel> 
         words: format!("{title}. {} cells. On the Pareto front: {}.", drawn.len(), list(&names, 12)),
         title,
         note: String::new(),
+        named: false,
         x,
         y,
         front: stairs(corners),

@@ -41,6 +41,7 @@ pub(super) fn peers(section: &Section<'_>) -> Option<Figure> {
 impl Figure {
     /// None without panels.
     fn new(title: &str, text: &str, panels: Vec<Panel>) -> Option<Self> {
+        let panels: Vec<_> = panels.into_iter().flat_map(Panel::split).collect();
         (!panels.is_empty()).then(|| Self { title: title.into(), text: text.into(), panels })
     }
 
@@ -56,8 +57,9 @@ impl Figure {
         for (nth, panel) in self.panels.iter().enumerate() {
             html += &format!("<div class=\"panel\">\n<h4>{}{}</h4>\n", escape(&panel.title), panel.scale());
             html += &panel.svg(&format!("{id}-{nth}"))?;
-            if !panel.note.is_empty() {
-                html += &format!("<p class=\"note\">{}</p>\n", escape(&panel.note));
+            let notes = panel.notes();
+            if !notes.is_empty() {
+                html += &format!("<p class=\"note\">{}</p>\n", escape(&notes));
             }
             html += "</div>\n";
         }

@@ -16,11 +16,15 @@ use plotters::prelude::{
 /// In pixels of a narrow phone: text drawn at 11 is then read at 11.
 pub(super) const SIZE: (u32, u32) = (360, 246);
 const TEXT: u32 = 11;
+/// In one panel.
+const MOST_LINES: usize = 8;
 
 pub(super) struct Panel {
     pub(super) title: String,
     /// Beneath it; may be empty.
     pub(super) note: String,
+    /// Whether each line's full name is told beneath as well.
+    pub(super) named: bool,
     /// What it shows, for those who do not see it.
     pub(super) words: String,
     pub(super) x: Axis,
@@ -30,8 +34,12 @@ pub(super) struct Panel {
     pub(super) front: Vec<(f64, f64)>,
 }
 
+#[derive(Clone)]
 pub(super) struct Series {
+    /// In the legend.
     pub(super) name: String,
+    /// With the rank, if it has but one.
+    pub(super) full_name: String,
     pub(super) look: Look,
     pub(super) kind: Kind,
     pub(super) points: Vec<Point>,
@@ -86,6 +94,39 @@ impl Panel {
             escape(&self.words),
             canvas.text()
         ))
+    }
+
+    /// Itself, or several with the same axes where there are more lines than one can follow.
+    pub(super) fn split(self) -> Vec<Self> {
+        let (levels, lines): (Vec<_>, Vec<_>) = self.series.into_iter().partition(|s| s.kind == Kind::Level);
+        let parts = if lines.iter().any(|s| s.kind == Kind::Dots) {
+            1
+        } else {
+            lines.len().div_ceil(MOST_LINES).max(1)
+        };
+        let each = lines.len().div_ceil(parts).max(1);
+        let part = |(nth, lines): (usize, &[Series])| Self {
+            title: if parts > 1 {
+                format!("{} ({} of {parts})", self.title, nth + 1)
+            } else {
+                self.title.clone()
+            },
+            note: self.note.clone(),
+            named: self.named,
+            words: self.words.clone(),
+            x: self.x.clone(),
+            y: self.y.clone(),
+            series: lines.iter().chain(&levels).cloned().collect(),
+            front: self.front.clone(),
+        };
+        lines.chunks(each).enumerate().map(part).collect()
+    }
+
+    /// What stands beneath.
+    pub(super) fn notes(&self) -> String {
+        let names: Vec<_> = self.series.iter().map(|series| series.full_name.as_str()).collect();
+        let names = if self.named { format!("{}.", names.join(", ")) } else { String::new() };
+        format!("{names} {}", self.note).trim().to_owned()
     }
 
     /// Said beside the title where the numbers at the side are no even steps.

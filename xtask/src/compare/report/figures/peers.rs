@@ -19,6 +19,7 @@ pub(super) fn figure(section: &Section<'_>) -> Option<Figure> {
 fn panel(pair: &Pair) -> Option<Panel> {
     let line = |side: usize, name: &str, look: Look| Series {
         name: name.to_owned(),
+        full_name: name.to_owned(),
         look,
         kind: Kind::Curve,
         points: points(pair, side),
@@ -35,6 +36,7 @@ fn panel(pair: &Pair) -> Option<Panel> {
         words: format!("Training loss of ours and {}. {}", pair.peer, worst.clone().unwrap_or_default()),
         title,
         note: worst.unwrap_or_default(),
+        named: false,
         x: Axis::steps(all().map(|p| p.x))?,
         y,
         series,

@@ -24,6 +24,7 @@ fn panel(section: &Section<'_>, measure: Measure) -> Option<Panel> {
             Some(series) => series.points.push(point),
             None => series.push(Series {
                 name: entrant.series.clone(),
+                full_name: entrant.series.clone(),
                 look: entrant.look,
                 kind: Kind::Line,
                 points: vec![point],
@@ -53,6 +54,7 @@ fn panel(section: &Section<'_>, measure: Measure) -> Option<Panel> {
         } else {
             levels.push(Series {
                 name: entrant.series.clone(),
+                full_name: entrant.series.clone(),
                 look: entrant.look,
                 kind: Kind::Level,
                 points: vec![point],
@@ -68,6 +70,7 @@ fn panel(section: &Section<'_>, measure: Measure) -> Option<Panel> {
     Some(Panel {
         title: format!("{}{unit}", capital(shown.name)),
         note: note.join(" "),
+        named: false,
         words,
         x: Axis::ranks(&ranks)?,
         y,
