@@ -9,6 +9,8 @@ pub(super) fn csv(comparison: &Comparison) -> Result<String> {
     for cell in &comparison.cells {
         for (measure, values) in &cell.measures {
             let name = name(*measure)?;
+            // Where a seed lacks the measure, no one knows which.
+            let known = values.each.len() == cell.seeds.len();
             for (i, value) in values.each.iter().enumerate() {
                 let fields = [
                     quoted(&cell.set),
@@ -16,7 +18,7 @@ pub(super) fn csv(comparison: &Comparison) -> Result<String> {
                     cell.rank.map_or_else(String::new, |rank| rank.to_string()),
                     cell.alpha.map_or_else(String::new, |alpha| alpha.to_string()),
                     cell.lr.map_or_else(String::new, |lr| lr.to_string()),
-                    cell.seeds.get(i).map_or_else(String::new, u64::to_string),
+                    cell.seeds.get(i).filter(|_| known).map_or_else(String::new, u64::to_string),
                     name.clone(),
                     value.to_string(),
                 ];

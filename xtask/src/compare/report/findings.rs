@@ -1,53 +1,67 @@
 //! What the numbers say, in sentences.
 
-use super::numbers::{number, of, spread, with_unit};
+use super::numbers::{at_most, number, of, spread, with_unit};
 use super::text::{count, list};
 use super::view::{Entrant, Section};
 use crate::compare::results::{Measure, Pair};
 
 /// Who is best, and who ties with it: for the top of the page.
 pub(super) fn headline(section: &Section<'_>) -> String {
-    let Some((best, score)) = section.best().zip(section.score) else {
-        return format!("On {}, no cell has a score.", section.name);
+    let Some(score) = section.score else { return format!("On {}, no cell has a score.", section.name) };
+    let Some(best) = section.best().or_else(|| lead(section, score)) else {
+        return format!("On {}, no cell has a {}.", section.name, score.shown().name);
     };
-    let mut said = vec![highest(section, best, score)];
-    let ties: Vec<String> = section.ties().map(|entrant| entrant.name.clone()).collect();
-    let others = section.ours().filter(|e| e.cell.behind.is_some()).count();
-    match ties.len() {
-        0 if others > 0 => said.push("None of the others ties with it.".into()),
-        0 => {}
-        1 => said.push(format!("It ties with {}: the 95 % interval of the difference includes 0.", ties[0])),
-        _ => said.push(format!(
-            "It ties with {}: the 95 % intervals of the differences include 0.",
-            list(&ties, 6)
-        )),
+    let mut said = highest(section, best, score);
+    let (floor, ties): (Vec<_>, Vec<_>) = section.ties().partition(|entrant| entrant.cell.method == "none");
+    let ties: Vec<String> = ties.into_iter().map(|entrant| entrant.name.clone()).collect();
+    let others = section.ours().filter(|e| e.is_adapter() && e.cell.behind.is_some()).count();
+    let intervals = if ties.len() == 1 {
+        "the 95 % interval of the difference includes 0"
+    } else {
+        "the 95 % intervals of the differences include 0"
+    };
+    if !ties.is_empty() {
+        said += &format!(" It ties with {}: {intervals}.", list(&ties, 6));
+    } else if others > 0 {
+        said += " No other adapter ties with it.";
     }
-    said.join(" ")
+    if !floor.is_empty() {
+        said += " Even the untrained model ties with it: these rows are too few to tell.";
+    }
+    said
+}
+
+/// The first of the adapters where no one was judged the best.
+fn lead<'a, 'b>(section: &'a Section<'b>, score: Measure) -> Option<&'a Entrant<'b>> {
+    let better = f64::from(score.shown().better);
+    let value = |entrant: &Entrant<'_>| entrant.finite(score).map_or(f64::NEG_INFINITY, |v| v * better);
+    let adapters = section.ours().filter(|e| e.is_adapter() && e.finite(score).is_some());
+    adapters.max_by(|a, b| value(a).total_cmp(&value(b)))
 }
 
 fn highest(section: &Section<'_>, best: &Entrant<'_>, score: Measure) -> String {
     let shown = score.shown();
     let values = best.cell.measures.get(&score);
-    let mean = values.map_or(f64::NAN, |values| values.mean);
     let seeds = match values.and_then(|v| spread(v, score)) {
         Some(sd) => format!(" (± {sd} over {})", count(best.cell.seeds.len(), "seed")),
         None if best.cell.seeds.len() == 1 => " (a single seed)".into(),
         None => String::new(),
     };
+    let mean = with_unit(values.map_or(f64::NAN, |values| values.mean), &shown);
     let most = if shown.better < 0 { "lowest" } else { "highest" };
-    let mut text = format!(
-        "On {}, {} has the {most} {}, {}{seeds}",
-        section.name,
-        best.name,
-        shown.name,
-        with_unit(mean, &shown)
-    );
-    if let Some(floor) =
-        section.ours().find(|e| e.cell.method == "none" && !e.cell.best).and_then(|e| e.finite(score))
-    {
-        text += &format!("; without training it is {}", with_unit(floor, &shown));
-    }
-    text + "."
+    // What is no adapter is no rival: the one is the floor, the other the ceiling.
+    let beside = |method: &str, words: &str| {
+        let entrant = section.ours().find(|e| e.cell.method == method)?;
+        Some(format!("{words} it is {}", with_unit(entrant.finite(score)?, &shown)))
+    };
+    let beside: Vec<_> = [beside("none", "without training"), beside("full", "with full training")]
+        .into_iter()
+        .flatten()
+        .collect();
+    let of = if beside.is_empty() { "" } else { "of the adapters " };
+    let beside = if beside.is_empty() { String::new() } else { format!("; {}", list(&beside, 2)) };
+    let (set, name) = (section.name, &best.name);
+    format!("On {set}, {of}{name} has the {most} {}, {mean}{seeds}{beside}.", shown.name)
 }
 
 /// The rest: a sentence each.
@@ -73,6 +87,12 @@ fn cheapest(section: &Section<'_>) -> Option<String> {
     let (memory, speed) = (told(small, Measure::PeakBytes), told(fast, Measure::TokensPerSecond));
     if alike.len() == 1 {
         return Some(format!("It trains at {speed} and takes {memory} of memory at most."));
+    }
+    if small.name == fast.name {
+        return Some(format!(
+            "Of the best and its ties, {} needs the least memory, {memory}, and trains fastest, {speed}.",
+            small.name
+        ));
     }
     Some(format!(
         "Of the best and its ties, {} needs the least memory, {memory}, and {} trains fastest, {speed}.",
@@ -113,7 +133,7 @@ fn peers(section: &Section<'_>) -> Option<String> {
         said.push(format!("the accuracies tie in {ties} of {}", count(intervals.len(), "pair")));
     }
     if let Some((_, worst)) = range(pairs.iter().filter_map(|pair| pair.worst_loss_difference)) {
-        said.push(format!("the training losses differ by {} % at most", number(worst * 100.0, 2, false)));
+        said.push(format!("the training losses differ by {} % at most", at_most(worst)));
     }
     if let Some(speed) = range(pairs.iter().filter_map(|pair| pair.speed_ratio)) {
         said.push(format!("ours trains {} times as fast", told(speed)));

@@ -9,6 +9,7 @@ mod json;
 mod markdown;
 mod numbers;
 mod page;
+mod summary;
 mod table;
 mod tables;
 mod text;
@@ -25,6 +26,11 @@ use super::results::Comparison;
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::Path;
+
+/// For the terminal: a sentence and a small table a set.
+pub(crate) fn summary(comparison: &Comparison) -> String {
+    summary::summary(comparison)
+}
 
 /// Writes `report.html`, `report.md`, `results.csv` and `results.json` into the folder, which is made if need be.
 pub(crate) fn write(comparison: &Comparison, folder: &Path) -> Result<()> {

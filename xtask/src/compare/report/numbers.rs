@@ -56,6 +56,11 @@ pub(super) fn interval(of: &Interval, shown: &Shown) -> String {
     format!("{sign}{mean} [{low}, {high}]")
 }
 
+/// What a share is never above, in percent: rounded up, so that little is not called nothing.
+pub(super) fn at_most(share: f64) -> String {
+    number((share * 1e4 - 1e-9).ceil() / 100.0, 2, false)
+}
+
 /// The unit of a difference: percentages differ by points.
 pub(super) fn difference_unit(shown: &Shown) -> &'static str {
     if shown.unit == "%" { "points" } else { shown.unit }
@@ -89,6 +94,14 @@ mod tests {
         );
         assert_eq!(with_unit(0.8125, &Measure::Accuracy.shown()), "81.2 %");
         assert_eq!([1e-4, 2e-3, 32.0, 0.0, f64::NAN].map(short), ["1e−4", "0.002", "32", "0", "NaN"]);
+    }
+
+    #[test]
+    fn little_is_not_called_nothing() {
+        assert_eq!(
+            [0.0, 3e-8, 0.0042, 0.00421, f64::NAN].map(at_most),
+            ["0.00", "0.01", "0.42", "0.43", "NaN"]
+        );
     }
 
     #[test]

@@ -78,7 +78,8 @@ impl Table {
             } else {
                 format!(" <small>{}</small>", escape(&head.unit))
             };
-            html += &format!("<th scope=\"col\"{}>{}{unit}</th>", self.class(column), escape(&head.name));
+            html +=
+                &format!("<th scope=\"col\"{}>{}{unit}</th>", self.class(column), whole_words(&head.name));
         }
         html += "</tr></thead>\n<tbody>\n";
         for row in &self.rows {
@@ -136,6 +137,15 @@ impl Table {
         }
         text + "\n"
     }
+}
+
+/// No word breaks at its hyphen.
+fn whole_words(name: &str) -> String {
+    let word = |word: &str| match word.contains('-') {
+        true => format!("<span class=\"whole\">{}</span>", escape(word)),
+        false => escape(word),
+    };
+    name.split(' ').map(word).collect::<Vec<_>>().join(" ")
 }
 
 fn bracketed(unit: &str) -> String {

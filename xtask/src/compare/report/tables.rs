@@ -1,8 +1,7 @@
 //! The tables: what is in them, and what is marked.
 
-use super::numbers::{NOTHING, difference_unit, interval, number, of, short, spread};
+use super::numbers::{NOTHING, at_most, difference_unit, interval, number, of, short, spread};
 use super::table::{Field, Head, Row, Table};
-use super::text::count;
 use super::view::{Entrant, Section};
 use crate::compare::results::{Comparison, Measure, Shown};
 
@@ -71,10 +70,15 @@ pub(super) fn summary(section: &Section<'_>) -> Table {
             }
         }
         let setting = |value: Option<f64>| Field::from(value.map_or(NOTHING.into(), short));
-        fields.extend([setting(cell.alpha), setting(cell.lr), cell.seeds.len().to_string().into()]);
+        // What was not trained has no seed; where all failed, none is left.
+        let seeds = match cell.seeds.len() {
+            0 if cell.failures.is_empty() => NOTHING.into(),
+            seeds => seeds.to_string(),
+        };
+        fields.extend([setting(cell.alpha), setting(cell.lr), seeds.into()]);
         fields
     });
-    let note = "★ has the best score; ≈ ties with it: the 95 % interval of the difference (in brackets, over seeds and rows) \
+    let note = "★ has the best score of the adapters; ≈ ties with it: the 95 % interval of the difference (in brackets, over seeds and rows) \
                 includes 0. ± is the standard deviation over the seeds. Bold: the best mean of its column.";
     Table { title: "Scores and costs".into(), note: note.into(), head, rows }
 }
@@ -123,9 +127,7 @@ pub(super) fn pairs(section: &Section<'_>) -> Option<Table> {
         Head::number("memory, ours over theirs", ""),
     ];
     let row = |pair: &&crate::compare::results::Pair| {
-        let number = |value: Option<f64>, times: f64| {
-            Field::from(value.map_or(NOTHING.into(), |v| self::number(v * times, 2, false)))
-        };
+        let ratio = |value: Option<f64>| Field::from(value.map_or(NOTHING.into(), |v| number(v, 2, false)));
         let accuracy = pair.accuracy.map_or(Field::from(NOTHING), |of| {
             format!("{}{}", if of.is_tie() { "≈ " } else { "" }, interval(&of, &accuracy)).into()
         });
@@ -136,9 +138,9 @@ pub(super) fn pairs(section: &Section<'_>) -> Option<Table> {
                 pair.dtype.as_str().into(),
                 pair.seeds.len().to_string().into(),
                 accuracy,
-                number(pair.worst_loss_difference, 100.0),
-                number(pair.speed_ratio, 1.0),
-                number(pair.memory_ratio, 1.0),
+                pair.worst_loss_difference.map_or(NOTHING.into(), at_most).into(),
+                ratio(pair.speed_ratio),
+                ratio(pair.memory_ratio),
             ],
             ..Row::default()
         }
@@ -198,17 +200,7 @@ fn rows(section: &Section<'_>, fields: impl Fn(&Entrant<'_>) -> Vec<Field>) -> V
     let mut rows = Vec::new();
     for entrant in &section.entrants {
         let cell = entrant.cell;
-        let mut marks = Vec::new();
-        if cell.best {
-            marks.push("★ best".to_owned());
-        }
-        if entrant.ties() {
-            marks.push("≈ tie".to_owned());
-        }
-        if !cell.failures.is_empty() {
-            marks.push(format!("✗ {}", count(cell.failures.len(), "failure")));
-        }
-        let name = Field { text: entrant.name.clone(), aside: marks.join(", "), bold: cell.best };
+        let name = Field { text: entrant.name.clone(), aside: entrant.marks(), bold: cell.best };
         rows.push(Row {
             fields: std::iter::once(name).chain(fields(entrant)).collect(),
             link: Some(link(entrant)),

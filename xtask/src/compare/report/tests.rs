@@ -1,8 +1,8 @@
 //! The reports of a realistic comparison, and of an awkward one.
 
 use super::sample::{awkward, sample};
-use super::write;
-use crate::compare::results::{Cell, Comparison, Measure};
+use super::{summary, write};
+use crate::compare::results::{Cell, Comparison, Interval, Measure};
 use roxmltree::{Document, Node, ParsingOptions};
 use std::collections::BTreeSet;
 use std::fs;
@@ -86,7 +86,8 @@ fn every_cell_and_failure_is_there_with_its_own_numbers() {
         let row = row.ancestors().find(|node| node.has_tag_name("tr")).unwrap();
         let fields: Vec<_> = row.children().filter(Node::is_element).map(text).collect();
         let values = &cell.measures[&Measure::Accuracy];
-        let wanted = format!("{:.1} ± {:.1}", values.mean * shown.times, values.sd.unwrap() * shown.times);
+        let sd = values.sd.map_or(String::new(), |sd| format!(" ± {:.1}", sd * shown.times));
+        let wanted = format!("{:.1}{sd}", values.mean * shown.times);
         assert!(fields[0].starts_with(&name(cell)) && fields[1] == wanted, "{fields:?} {wanted}");
         let speed = cell.measures.get(&Measure::TokensPerSecond);
         assert!(speed.is_none_or(|speed| {
@@ -110,14 +111,42 @@ fn the_sentences_say_what_the_numbers_say() {
     let [html, markdown, ..] = written(&sample());
     let said = text(parsed(&html).root_element()).replace('\u{a0}', " ");
     for sentence in [
-        "On fpb, rslora r=256 has the highest accuracy, 83.3 % (± 0.8 over 3 seeds); without training it is 34.1 %. It ties \
-         with qlora+dora+rslora r=256: the 95 % interval of the difference includes 0.",
+        "On fpb, of the adapters rslora r=256 has the highest accuracy, 83.3 % (± 0.8 over 3 seeds); without training it is \
+         34.0 % and with full training it is 78.1 %. It ties with qlora+dora+rslora r=256: the 95 % interval of the difference includes 0.",
         "Beside peft, the accuracies tie in 2 of 2 pairs, the training losses differ by 0.42 % at most, ours trains 1.31 \
          times as fast and ours takes 0.84 times the memory.",
         "1 run failed: see dora r=256.",
     ] {
         assert!(said.contains(sentence) && markdown.contains(sentence), "{sentence}\n{markdown}");
     }
+}
+
+#[test]
+fn without_a_score_the_loss_is_told() {
+    let mut comparison = sample();
+    for cell in &mut comparison.cells {
+        cell.measures.retain(|measure, _| *measure == Measure::Loss);
+        (cell.best, cell.behind) = (false, None);
+    }
+    let [_, markdown, ..] = written(&comparison);
+    assert!(
+        markdown
+            .contains("On fpb, of the adapters rslora r=256 has the lowest held-out loss, 0.3655 nats (±"),
+        "{markdown}"
+    );
+    assert!(!markdown.contains("It ties"));
+}
+
+#[test]
+fn the_terminal_is_told_the_same_in_short() {
+    let told = summary(&sample());
+    let lines: Vec<_> = told.lines().collect();
+    assert!(lines[0].starts_with("On fpb, of the adapters rslora r=256"), "{told}");
+    assert!(lines[2].starts_with("method") && lines[2].contains("accuracy %"), "{told}");
+    let best = lines.iter().find(|line| line.starts_with("rslora r=256")).unwrap();
+    assert!(best.contains("83.3 ± 0.8") && best.ends_with("★ best"), "{told}");
+    assert!(lines.iter().all(|line| line == &line.trim_end()));
+    assert!(summary(&Comparison::default()).is_empty());
 }
 
 #[test]
@@ -131,12 +160,12 @@ fn the_numbers_can_be_read_back() {
     assert_eq!(lines.next(), Some("set,method,rank,alpha,lr,seed,measure,value"));
     for cell in &comparison.cells {
         for (measure, values) in &cell.measures {
-            for (seed, value) in cell.seeds.iter().zip(&values.each) {
+            for (i, value) in values.each.iter().enumerate() {
                 let fields: Vec<_> = lines.next().unwrap().split(',').collect();
                 assert_eq!(fields[..2], [&cell.set, &cell.method]);
                 assert_eq!(fields[2].parse().ok(), cell.rank);
                 assert_eq!((fields[3].parse().ok(), fields[4].parse().ok()), (cell.alpha, cell.lr));
-                assert_eq!(fields[5].parse(), Ok(*seed));
+                assert_eq!(fields[5].parse().ok(), cell.seeds.get(i).copied());
                 assert_eq!(serde_json::to_value(measure).unwrap(), fields[6]);
                 assert_eq!(fields[7].parse(), Ok(*value));
             }
@@ -162,4 +191,16 @@ fn what_has_no_numbers_is_said_to_have_none() {
     assert!(markdown.contains("| lora r=4 ✗ 1 failure |"), "{markdown}");
     let [html, ..] = written(&Comparison::default());
     assert!(!html.contains("<section aria"));
+}
+#[test]
+fn too_few_rows_are_called_so() {
+    let mut comparison = sample();
+    let floor = comparison.cells.iter_mut().find(|cell| cell.method == "none").unwrap();
+    floor.behind = Some(Interval { mean: -0.2, low: -0.5, high: 0.1 });
+    let told = summary(&comparison);
+    assert!(
+        told.contains("Even the untrained model ties with it: these rows are too few to tell."),
+        "{told}"
+    );
+    assert!(told.contains("It ties with qlora+dora+rslora r=256: "), "{told}");
 }

@@ -2,6 +2,7 @@
 
 use super::figures::look::{Look, Looks};
 use super::numbers::short;
+use super::text::count;
 use crate::compare::results::{Cell, Comparison, Measure, Pair, Set, Tried};
 use std::collections::BTreeMap;
 
@@ -152,8 +153,28 @@ impl Entrant<'_> {
         self.cell.measures.get(&measure).map(|values| values.mean).filter(|mean| mean.is_finite())
     }
 
+    /// Not the floor, nor the ceiling.
+    pub(super) fn is_adapter(&self) -> bool {
+        !["none", "full"].contains(&self.cell.method.as_str())
+    }
+
     pub(super) fn is_peer(&self) -> bool {
         peer(&self.cell.method).is_some()
+    }
+
+    /// What stands beside its name.
+    pub(super) fn marks(&self) -> String {
+        let mut marks = Vec::new();
+        if self.cell.best {
+            marks.push("★ best".to_owned());
+        }
+        if self.ties() {
+            marks.push("≈ tie".to_owned());
+        }
+        if !self.cell.failures.is_empty() {
+            marks.push(format!("✗ {}", count(self.cell.failures.len(), "failure")));
+        }
+        marks.join(", ")
     }
 
     pub(super) fn ties(&self) -> bool {

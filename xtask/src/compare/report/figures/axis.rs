@@ -45,6 +45,9 @@ impl Axis {
         let mut axis = Self::linear("step", low, high);
         (axis.low, axis.high) = (low, if high > low { high } else { low + 1.0 });
         axis.ticks.retain(|(place, _)| (axis.low..=axis.high).contains(place) && place.fract() == 0.0);
+        for (place, text) in &mut axis.ticks {
+            *text = number(*place, 0, false);
+        }
         // The ends have a number too, where their neighbours leave room.
         let (room, tick) = (0.12 * (high - low), |at| (at, number(at, 0, false)));
         if axis.ticks.first().is_none_or(|(next, _)| next - low > room) {
@@ -194,6 +197,13 @@ mod tests {
             (wide.at(0.0), wide.at(-1.0), wide.at(f64::NAN), wide.at(8.0)),
             (None, None, None, Some(3.0))
         );
+    }
+
+    #[test]
+    fn steps_are_whole_and_so_are_their_numbers() {
+        assert_eq!(texts(&Axis::steps([1.0, 2.0, 4.0]).unwrap()), ["1", "2", "3", "4"]);
+        assert_eq!(texts(&Axis::steps([1.0, 300.0]).unwrap()), ["1", "100", "200", "300"]);
+        assert_eq!(texts(&Axis::steps([1.0]).unwrap()), ["1"]);
     }
 
     #[test]

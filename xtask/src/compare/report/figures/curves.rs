@@ -71,7 +71,7 @@ fn panel(title: &str, entrants: &[&Entrant<'_>], curve: Curve, named: bool) -> O
 }
 
 /// One scale for all, so that they can be compared.
-fn share(panels: &mut [Panel]) {
+pub(super) fn share(panels: &mut [Panel]) {
     let points = || panels.iter().flat_map(|panel| &panel.series).flat_map(|series| &series.points);
     let Some(x) = Axis::steps(points().map(|p| p.x)) else { return };
     let Some(y) = Axis::falling(points().flat_map(|p| [p.y, p.low, p.high])) else { return };

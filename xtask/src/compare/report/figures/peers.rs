@@ -2,15 +2,16 @@
 
 use super::Figure;
 use super::axis::Axis;
-use super::curves::thin;
+use super::curves::{share, thin};
 use super::look::Look;
 use super::panel::{Kind, Panel, Point, Series};
-use crate::compare::report::numbers::with_unit;
+use crate::compare::report::numbers::at_most;
 use crate::compare::report::view::Section;
-use crate::compare::results::{Pair, Shown};
+use crate::compare::results::Pair;
 
 pub(super) fn figure(section: &Section<'_>) -> Option<Figure> {
-    let panels: Vec<_> = section.pairs.iter().filter_map(|pair| panel(pair)).collect();
+    let mut panels: Vec<_> = section.pairs.iter().filter_map(|pair| panel(pair)).collect();
+    share(&mut panels);
     let text = "Training loss of the first seed in nats a token, from the same start on the same batches. The nearer the \
                 two lines, the better.";
     Figure::new("Training loss, ours and the peer’s", text, panels)
@@ -28,10 +29,8 @@ fn panel(pair: &Pair) -> Option<Panel> {
     let all = || series.iter().flat_map(|s| &s.points);
     let y = Axis::falling(all().map(|p| p.y))?;
     let title = format!("{} r={}, {}", pair.method, pair.rank, pair.dtype);
-    let worst = pair.worst_loss_difference.filter(|worst| worst.is_finite()).map(|worst| {
-        let percent = Shown { name: "", unit: "%", times: 100.0, digits: 2, scientific: false, better: 0 };
-        format!("Never more than {} apart.", with_unit(worst, &percent))
-    });
+    let worst = pair.worst_loss_difference.filter(|worst| worst.is_finite());
+    let worst = worst.map(|worst| format!("Never more than {} % apart.", at_most(worst)));
     Some(Panel {
         words: format!("Training loss of ours and {}. {}", pair.peer, worst.clone().unwrap_or_default()),
         title,
