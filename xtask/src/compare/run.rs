@@ -49,7 +49,8 @@ pub(crate) struct Measure {
     /// Loss on general text, and the update's spectrum.
     pub(crate) general: bool,
     pub(crate) merge: bool,
-    /// The start and the batches are kept, for a peer.
+    /// The start and the batches are kept, for a peer; no figure depends on it.
+    #[serde(skip)]
     pub(crate) trace: bool,
 }
 
@@ -216,6 +217,9 @@ impl Runner {
         fs::write(dir.join("settings.json"), text)?;
         let mut commands = Vec::new();
         if let Some(ours) = ours {
+            if !self.dir(ours).join("trace").exists() {
+                self.run(ours, None)?;
+            }
             commands.push(("peer", self.peer(settings, &self.dir(ours), &dir)?));
         } else {
             for step in settings.steps(&dir, &self.general) {
@@ -246,6 +250,9 @@ impl Runner {
         }
         for large in ["start", "merged", "adapter/adapter_model.safetensors"] {
             cache::remove(&dir.join(large))?;
+        }
+        if let Some(ours) = ours {
+            cache::remove(&self.dir(ours).join("trace"))?;
         }
         let partial = dir.join("result.json.partial");
         fs::write(&partial, serde_json::to_string_pretty(&result)?)?;

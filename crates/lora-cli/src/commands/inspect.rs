@@ -122,10 +122,11 @@ fn shape(module: &Module) -> (i64, i64) {
 fn effective_rank(module: &Module) -> Option<f64> {
     let wide = |name: &str| module.get(name).map(|t| t.to_kind(Kind::Double));
     let (a, b) = (wide("lora_A.weight")?, wide("lora_B.weight")?);
-    // The singular values of B A are those of R_B R_Aᵀ, [r, r].
-    let (_, across) = Tensor::linalg_qr(&a.tr(), "r");
-    let (_, down) = Tensor::linalg_qr(&b, "r");
-    let (_, values, _) = down.matmul(&across.tr()).svd(true, false);
+    // Squared, the singular values of B A are the eigenvalues of Lᵀ BᵀB L, [r, r], where L Lᵀ = A Aᵀ.
+    let (squares, vectors) = Tensor::linalg_eigh(&a.matmul(&a.tr()), "L");
+    let l = vectors * squares.clamp_min(0.0).sqrt().unsqueeze(0);
+    let down = b.matmul(&l);
+    let values = Tensor::linalg_eigvalsh(&down.tr().matmul(&down), "L").clamp_min(0.0).sqrt();
     let sum = values.sum(Kind::Double).double_value(&[]);
     if !(sum > 0.0) {
         return None;
