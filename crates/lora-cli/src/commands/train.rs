@@ -1,5 +1,6 @@
 //! `lora train`
 
+use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -61,8 +62,8 @@ pub(crate) struct Args {
     /// The memory that it may take, as 8GB [default: what is free]
     #[arg(long, value_name = "SIZE", help_heading = "Training")]
     memory: Option<Size>,
-    /// Write the token ids and labels of every step's texts, as JSON lines: to repeat the run elsewhere
-    #[arg(long, value_name = "JSONL", help_heading = "Training")]
+    /// Write the adapter as it starts and every step's texts as token ids and labels: to repeat the run elsewhere
+    #[arg(long, value_name = "FOLDER", help_heading = "Training")]
     trace: Option<PathBuf>,
     /// Use only the first so many held-out rows
     #[arg(long, help_heading = "Training")]
@@ -133,7 +134,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     );
     let loaded = begin.elapsed().as_secs_f64();
     if let Some(path) = &args.trace {
-        trace(path, &data, &training)?;
+        let folder = OutputFolder::create(path, args.overwrite, |path| {
+            is_adapter_file(path) || path == Path::new(BATCHES)
+        })?;
+        folder.write_with(BATCHES, |file| batches(file, &data, &training))?;
+        lora::save(&model, ADAPTER, &recipe, &config, VARIANTS, folder.path())?;
+        folder.commit()?;
     }
     let share = 100.0 * trained as f64 / all as f64;
     say!("adapter   {recipe}, rank {}: {} parameters train ({share:.3} %)", config.r, grouped(trained));
@@ -191,19 +197,22 @@ pub(crate) fn is_adapter_file(path: &Path) -> bool {
     ours.contains(&&*path.to_string_lossy())
 }
 
-/// What training will read, step by step, as [`lora::train::train`] will choose it.
-fn trace(path: &Path, data: &Dataset, config: &TrainConfig) -> lora::Result<()> {
+/// In a trace, what is read step by step.
+const BATCHES: &str = "batches.jsonl";
+
+fn batches(file: &mut File, data: &Dataset, config: &TrainConfig) -> lora::Result<()> {
     let mut batches = Batches::new(&data.samples, config.batch_size, config.seed);
-    lora::write_file_with(path, |file| {
+    let write = || {
         let mut file = BufWriter::new(file);
         for step in 1..=config.steps(data.samples.len()) {
             let texts = (0..config.accumulate.max(1)).flat_map(|_| batches.next_samples());
-            let texts: Vec<_> = texts.map(|s| serde_json::json!({ "ids": s.ids, "labels": s.labels })).collect();
-            let line = serde_json::json!({ "step": step, "texts": texts });
-            writeln!(file, "{line}").map_err(|e| Error::io("write the trace", path, e))?;
+            let texts: Vec<_> =
+                texts.map(|s| serde_json::json!({ "ids": s.ids, "labels": s.labels })).collect();
+            writeln!(file, "{}", serde_json::json!({ "step": step, "texts": texts }))?;
         }
-        file.flush().map_err(|e| Error::io("write the trace", path, e))
-    })
+        file.flush()
+    };
+    write().map_err(|e| Error::io("write", Path::new(BATCHES), e))
 }
 
 fn metrics_path(out: &Path) -> PathBuf {

@@ -3,13 +3,12 @@
 use super::figures::look::{Look, Looks};
 use super::numbers::short;
 use super::text::count;
-use crate::compare::results::{Cell, Comparison, Measure, Pair, Set, Tried};
+use crate::compare::results::{Cell, Comparison, Measure, Pair, Tried};
 use std::collections::BTreeMap;
 
 /// All there is on one set.
 pub(super) struct Section<'a> {
     pub(super) name: &'a str,
-    pub(super) set: Option<&'a Set>,
     pub(super) entrants: Vec<Entrant<'a>>,
     pub(super) pairs: Vec<&'a Pair>,
     pub(super) tuning: Vec<&'a Tried>,
@@ -56,7 +55,6 @@ fn section<'a>(comparison: &'a Comparison, name: &'a str, looks: &mut Looks) -> 
     let score = SCORES.into_iter().find(|score| alone.iter().any(|cell| cell.measures.contains_key(score)));
     Section {
         name,
-        set: comparison.sets.iter().find(|set| set.name == name),
         entrants,
         pairs: comparison.pairs.iter().filter(|pair| pair.set == name).collect(),
         tuning: comparison.tuning.iter().filter(|tried| tried.set == name).collect(),
