@@ -65,8 +65,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let home = sh::root().join("target/compare").join(&plan.name);
     fs::create_dir_all(&home).with_context(|| home.display().to_string())?;
     let _lock = cache::lock(&home.join("lock"))?;
-    let parts =
-        plan.data.iter().map(|data| split::split(data, &home.join("data"))).collect::<Result<Vec<_>>>()?;
+    let parts = plan.data.iter().map(|data| split::split(data, &home.join("data"))).collect::<Result<Vec<_>>>()?;
     let sets = parts.iter().map(|p| Ok((p.name.clone(), Files::of(p)?))).collect::<Result<Vec<_>>>()?;
     let program = sh::capture(Command::new(&lora).arg("--version"))?.trim().to_owned();
     let grid = Grid { plan: &plan, program, model: Fingerprint::of(&model)?, sets };
@@ -146,7 +145,6 @@ impl Progress<'_> {
 
 fn score(found: &Value) -> String {
     let number = |path: &str| found.pointer(path).and_then(Value::as_f64);
-    let accuracy =
-        number("/eval/labels/accuracy").map_or(String::new(), |a| format!("{:.1} % right, ", 100.0 * a));
+    let accuracy = number("/eval/labels/accuracy").map_or(String::new(), |a| format!("{:.1} % right, ", 100.0 * a));
     format!("{accuracy}loss {:.4}", number("/eval/loss").unwrap_or(f64::NAN))
 }
