@@ -85,14 +85,17 @@ impl Look {
         )
     }
 
-    /// For the legend.
-    pub(super) fn swatch(&self, with_mark: bool) -> String {
+    /// For the legend: what of it is drawn.
+    pub(super) fn swatch(&self, with_line: bool, with_mark: bool) -> String {
+        let line = if with_line {
+            format!("<g class=\"{}\"><polyline points=\"0,6 34,6\" stroke-width=\"1.8\"/></g>", self.line())
+        } else {
+            String::new()
+        };
         let mark = if with_mark { self.mark((17.0, 6.0), "") } else { String::new() };
         format!(
-            "<svg class=\"swatch\" viewBox=\"0 0 34 12\" aria-hidden=\"true\"><g class=\"{}\"><g class=\"{}\">\
-             <polyline points=\"0,6 34,6\" stroke-width=\"1.8\"/></g>{mark}</g></svg>",
-            self.class(),
-            self.line()
+            "<svg class=\"swatch\" viewBox=\"0 0 34 12\" aria-hidden=\"true\"><g class=\"{}\">{line}{mark}</g></svg>",
+            self.class()
         )
     }
 }

@@ -74,7 +74,7 @@ impl Figure {
         for series in self.panels.iter().flat_map(|panel| &panel.series) {
             if !names.contains(&series.name.as_str()) {
                 names.push(&series.name);
-                let swatch = series.look.swatch(series.kind != Kind::Level);
+                let swatch = series.look.swatch(series.kind != Kind::Dots, series.kind != Kind::Level);
                 items += &format!("<li>{swatch} {}</li>\n", escape(&series.name));
             }
         }
