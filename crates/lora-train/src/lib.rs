@@ -16,7 +16,10 @@ mod trainer;
 pub use arena::{Arena, Norms};
 pub use batches::{Batch, Batches};
 pub use data::{DataOptions, Dataset, Sample};
-pub use eval::{Answer, Classified, Evaluation, answer, label_scores, labels_of, likeliest, macro_f1, mean_loss, reference};
+pub use eval::{
+    Answer, Classified, Evaluation, answer, label_scores, labels_of, likeliest, macro_f1, mean_loss,
+    reference,
+};
 pub use limit::{Work, matmul_rate, required_flops};
 pub use optim::{AdamW, AdamWConfig, CUDA_SOURCES};
 pub use plan::{Fit, Load, Plan, Planner, Setting};

@@ -15,7 +15,8 @@ use std::collections::BTreeMap;
 pub(crate) fn rates(plan: &Plan, ended: &[Ended]) -> (BTreeMap<(String, String), f64>, Vec<Tried>) {
     let mut tried: Vec<Tried> = Vec::new();
     for e in ended.iter().filter(|e| e.settings.lr.is_some()) {
-        let number = |path: &str| e.outcome.as_ref().ok().and_then(|(v, _)| v.pointer(path)).and_then(Value::as_f64);
+        let number =
+            |path: &str| e.outcome.as_ref().ok().and_then(|(v, _)| v.pointer(path)).and_then(Value::as_f64);
         tried.push(Tried {
             set: e.settings.set.clone(),
             method: gather::method(&e.settings),
@@ -127,8 +128,7 @@ fn one_set(part: &Parts, groups: &[&Group]) -> (Set, Vec<Cell>) {
             }
             _ => {}
         }
-        let times: Vec<f64> =
-            group.runs.iter().filter_map(|run| gather::seconds_to(run, target?)).collect();
+        let times: Vec<f64> = group.runs.iter().filter_map(|run| gather::seconds_to(run, target?)).collect();
         if !times.is_empty() && times.len() == group.runs.len() {
             cell.measures.insert(Measure::SecondsToTarget, stats::values(times));
         }
@@ -138,7 +138,8 @@ fn one_set(part: &Parts, groups: &[&Group]) -> (Set, Vec<Cell>) {
         let of = |m: Measure| cell.measures.get(&m).map(|v: &Values| v.mean);
         of(Measure::Accuracy).or(of(Measure::ExactMatch))
     };
-    let candidate = |g: &Group| g.settings.peer.is_none() && ![NONE, FULL].contains(&g.settings.variant.as_str());
+    let candidate =
+        |g: &Group| g.settings.peer.is_none() && ![NONE, FULL].contains(&g.settings.variant.as_str());
     let best = (0..cells.len())
         .filter(|&i| candidate(groups[i]) && score(&cells[i]).is_some())
         .max_by(|&a, &b| score(&cells[a]).unwrap_or(0.0).total_cmp(&score(&cells[b]).unwrap_or(0.0)));
@@ -163,7 +164,8 @@ fn one_set(part: &Parts, groups: &[&Group]) -> (Set, Vec<Cell>) {
 fn pairs(groups: &[&Group]) -> Vec<Pair> {
     let mut pairs = Vec::new();
     for theirs in groups.iter().filter(|g| g.settings.peer.is_some()) {
-        let alike = |s: &Settings| Settings { seed: None, peer: None, measure: theirs.settings.measure, ..s.clone() };
+        let alike =
+            |s: &Settings| Settings { seed: None, peer: None, measure: theirs.settings.measure, ..s.clone() };
         let ours = |g: &&&Group| g.settings.peer.is_none() && alike(&g.settings) == alike(&theirs.settings);
         let Some(ours) = groups.iter().find(ours) else { continue };
         let mut both: Vec<(&Read, &Read)> = Vec::new();
@@ -174,7 +176,10 @@ fn pairs(groups: &[&Group]) -> Vec<Pair> {
             let of = |(a, b): &(&Read, &Read)| Some(a.measures.get(&measure)? / b.measures.get(&measure)?);
             stats::median(both.iter().filter_map(of).collect())
         };
-        let worst = both.iter().flat_map(|(a, b)| a.steps.iter().zip(&b.steps)).map(|(a, b)| (a.loss / b.loss - 1.0).abs());
+        let worst = both
+            .iter()
+            .flat_map(|(a, b)| a.steps.iter().zip(&b.steps))
+            .map(|(a, b)| (a.loss / b.loss - 1.0).abs());
         let right = |pick: fn(&(&Read, &Read)) -> Vec<f64>| both.iter().map(pick).collect::<Vec<_>>();
         let settings = &theirs.settings;
         pairs.push(Pair {

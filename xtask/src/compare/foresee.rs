@@ -41,7 +41,14 @@ fn memory(
     let name = variant.split('@').next().unwrap_or(variant);
     let mut command = Command::new(lora);
     command.args(["plan", "--json", "--dtype", &plan.dtype, "--base-storage", &plan.base_storage]);
-    command.args(["--variant", name, "--targets", &plan.targets, "--batch-size", &plan.batch_size.to_string()]);
+    command.args([
+        "--variant",
+        name,
+        "--targets",
+        &plan.targets,
+        "--batch-size",
+        &plan.batch_size.to_string(),
+    ]);
     if variant != FULL {
         command.args(["--rank", &rank.to_string()]);
     }
@@ -71,7 +78,8 @@ pub(crate) fn print(grid: &Grid<'_>, lora: &Path, home: &Path) -> Result<()> {
         eprintln!("trying three steps and four rows of {set}");
         sh::capture(train.stderr(std::process::Stdio::null()))?;
         let metrics = fs::read_to_string(probe.with_extension("metrics.jsonl"))?;
-        let steps = metrics.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()?["seconds"].as_f64());
+        let steps =
+            metrics.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()?["seconds"].as_f64());
         let step = stats::median(steps.collect()).unwrap_or(f64::NAN);
         let mut eval = Command::new(lora);
         eval.args(["eval", "--limit", "4", "--labels", "auto", "--json", "--dtype", &plan.dtype, "--model"]);

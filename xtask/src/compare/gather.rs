@@ -49,7 +49,9 @@ pub(crate) fn read(settings: &Settings, found: &Value, dir: &Path) -> Result<Rea
             let number = |name: &str| step[name].as_f64().unwrap_or(f64::NAN);
             let [loss, gradient, seconds, tokens] = ["loss", "grad_norm", "seconds", "tokens"].map(number);
             steps.push(Step { loss, gradient, seconds, tokens });
-            layers.push(step["grad_norms"].as_array().into_iter().flatten().filter_map(Value::as_f64).collect());
+            layers.push(
+                step["grad_norms"].as_array().into_iter().flatten().filter_map(Value::as_f64).collect(),
+            );
         }
     }
     let rows = fs::read_to_string(dir.join("rows.jsonl")).context("rows.jsonl")?;
@@ -138,7 +140,8 @@ pub(crate) fn cell(settings: &Settings, runs: &[Read], failures: Vec<String>) ->
     }
     let depth = runs.iter().flat_map(|run| run.layers.first()).map(Vec::len).min().unwrap_or(0);
     let layer = |layer: usize| {
-        let of = |run: &Read| stats::median(run.layers.iter().filter_map(|l| l.get(layer).copied()).collect());
+        let of =
+            |run: &Read| stats::median(run.layers.iter().filter_map(|l| l.get(layer).copied()).collect());
         let each: Vec<f64> = runs.iter().filter_map(of).collect();
         each.iter().sum::<f64>() / each.len() as f64
     };
@@ -187,7 +190,15 @@ mod tests {
     fn run(seed: u64, losses: &[f64]) -> Read {
         let step = |&loss: &f64| Step { loss, gradient: 1.0, seconds: 2.0, tokens: 10.0 };
         let steps = losses.iter().map(step).collect();
-        Read { seed, steps, measures: BTreeMap::new(), right: vec![], layers: vec![], labels: vec![], commands: vec![] }
+        Read {
+            seed,
+            steps,
+            measures: BTreeMap::new(),
+            right: vec![],
+            layers: vec![],
+            labels: vec![],
+            commands: vec![],
+        }
     }
 
     #[test]

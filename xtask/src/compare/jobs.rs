@@ -53,7 +53,15 @@ impl Grid<'_> {
     }
 
     /// A variant's settings at one point of the grid.
-    fn at(&self, (set, files): &(String, Files), variant: &str, rank: u64, alpha: f64, lr: f64, seed: u64) -> Settings {
+    fn at(
+        &self,
+        (set, files): &(String, Files),
+        variant: &str,
+        rank: u64,
+        alpha: f64,
+        lr: f64,
+        seed: u64,
+    ) -> Settings {
         let (name, start) = variant.split_once('@').map_or((variant, None), |(v, s)| (v, Some(s.to_owned())));
         let full = name == FULL;
         Settings {
@@ -86,7 +94,8 @@ impl Grid<'_> {
                 for &lr in &self.plan.learning_rates {
                     let mut settings = self.at(set, variant, rank, alpha, lr, seed);
                     (settings.train, settings.held_out) = (set.1.fit.clone(), set.1.validation.clone());
-                    settings.measure = Measure { generate: false, general: false, merge: false, trace: false };
+                    settings.measure =
+                        Measure { generate: false, general: false, merge: false, trace: false };
                     jobs.push(Job { settings, ours: None });
                 }
             }
@@ -111,7 +120,8 @@ impl Grid<'_> {
                         let mut settings = self.at(set, variant, rank, alpha, lr, seed);
                         let at_rank = plan.peer_ranks.is_empty() || plan.peer_ranks.contains(&rank);
                         let beside = plan.peers.contains(variant) && at_rank;
-                        settings.measure.merge = plan.seeds.first() == Some(&seed) && settings.start.is_none();
+                        settings.measure.merge =
+                            plan.seeds.first() == Some(&seed) && settings.start.is_none();
                         settings.measure.trace = beside;
                         let ours = settings.clone();
                         jobs.push(Job { settings, ours: None });
@@ -140,7 +150,12 @@ pub(crate) mod tests {
         let file = |name: &str| Fingerprint { path: PathBuf::from(name), sha256: name.into() };
         let files = |set: &str| {
             let at = |part: &str| file(&format!("{set}-{part}"));
-            Files { train: at("train"), held_out: at("heldout"), fit: at("fit"), validation: at("validation") }
+            Files {
+                train: at("train"),
+                held_out: at("heldout"),
+                fit: at("fit"),
+                validation: at("validation"),
+            }
         };
         let sets = ["a", "b"].map(|set| (set.to_owned(), files(set))).into();
         Grid { plan, program: "lora 0".into(), model: file("model"), sets }
@@ -177,9 +192,16 @@ pub(crate) mod tests {
         let steps = job.settings.steps(std::path::Path::new("run"), std::path::Path::new("general.jsonl"));
         let lines: Vec<_> = steps.iter().map(|s| s.args.join(" ")).collect();
         assert!(lines[0].starts_with("init --model model --init loftq"), "{}", lines[0]);
-        assert!(lines[1].contains("--model run/start/base") && lines[1].contains("--adapter run/start/adapter"));
-        assert!(!lines[1].contains("--rank") && lines[1].contains("--seed 1") && lines[1].contains("--lr 1e-3"));
-        assert!(lines[2].contains("--adapter run/adapter --variant qlora --data b") || lines[2].contains("--data a-heldout"));
+        assert!(
+            lines[1].contains("--model run/start/base") && lines[1].contains("--adapter run/start/adapter")
+        );
+        assert!(
+            !lines[1].contains("--rank") && lines[1].contains("--seed 1") && lines[1].contains("--lr 1e-3")
+        );
+        assert!(
+            lines[2].contains("--adapter run/adapter --variant qlora --data b")
+                || lines[2].contains("--data a-heldout")
+        );
         let mut other = job.settings.clone();
         other.seed = Some(2);
         assert_ne!(other.hash(), job.settings.hash());

@@ -5,6 +5,7 @@ mod foresee;
 mod gather;
 mod jobs;
 mod plan;
+mod progress;
 mod report;
 mod results;
 mod run;
@@ -13,15 +14,13 @@ mod stats;
 
 use crate::{cache, peers, setup, sh};
 use anyhow::{Context, Result, bail};
-use gather::Ended;
-use jobs::{Grid, Job};
+use jobs::Grid;
 use plan::Plan;
+use progress::Progress;
 use run::{Files, Fingerprint, Runner};
-use serde_json::Value;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Instant;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -32,6 +31,9 @@ pub(crate) struct Args {
     /// batches
     #[arg(long, value_parser = ["peft"])]
     peer: Option<String>,
+    /// Runs at once, each with its share of the processors: sooner done, but speeds are then those of a busy machine
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    jobs: u32,
     /// Only say what would run, with the time and memory that it would take
     #[arg(long)]
     dry_run: bool,
@@ -65,7 +67,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let home = sh::root().join("target/compare").join(&plan.name);
     fs::create_dir_all(&home).with_context(|| home.display().to_string())?;
     let _lock = cache::lock(&home.join("lock"))?;
-    let parts = plan.data.iter().map(|data| split::split(data, &home.join("data"))).collect::<Result<Vec<_>>>()?;
+    let parts =
+        plan.data.iter().map(|data| split::split(data, &home.join("data"))).collect::<Result<Vec<_>>>()?;
     let sets = parts.iter().map(|p| Ok((p.name.clone(), Files::of(p)?))).collect::<Result<Vec<_>>>()?;
     let program = sh::capture(Command::new(&lora).arg("--version"))?.trim().to_owned();
     let grid = Grid { plan: &plan, program, model: Fingerprint::of(&model)?, sets };
@@ -74,11 +77,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let python = if plan.peers.is_empty() { None } else { Some(peers::python(&args.peers)?) };
     let general = sh::root().join("xtask/data/general.jsonl");
-    let runner = Runner { lora, runs: sh::root().join("target/compare/runs"), general, python };
+    let threads = threads(args.jobs);
+    let runner = Runner { lora, threads, runs: sh::root().join("target/compare/runs"), general, python };
 
     let (floors, tuning) = (grid.floors(), grid.tuning());
     let left = floors.len() + tuning.len() + grid.grid(|_, _| 1.0).len();
-    let mut progress = Progress { runner: &runner, only_found: args.report, left, spent: (0.0, 0) };
+    let progress = Progress::new(&runner, args, left);
     let mut ended = progress.work(&floors);
     let (rates, tried) = assemble::rates(&plan, &progress.work(&tuning));
     let rate = |set: &str, variant: &str| {
@@ -100,51 +104,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Runs that are being done.
-struct Progress<'a> {
-    runner: &'a Runner,
-    only_found: bool,
-    left: usize,
-    /// Seconds, and runs that took them.
-    spent: (f64, u32),
-}
-
-impl Progress<'_> {
-    /// What came of each job: of an earlier time, or of now.
-    fn work(&mut self, jobs: &[Job]) -> Vec<Ended> {
-        let mut ended = Vec::new();
-        for job in jobs {
-            self.left = self.left.saturating_sub(1);
-            let outcome = match self.runner.found(&job.settings) {
-                Some(found) => Ok(found),
-                None if self.only_found => continue,
-                None => self.one(job).map_err(|e| format!("{e:#}")),
-            };
-            let dir = self.runner.dir(&job.settings);
-            let settings = job.settings.clone();
-            ended.push(Ended { settings, outcome: outcome.map(|found| (found, dir)) });
-        }
-        ended
-    }
-
-    fn one(&mut self, job: &Job) -> Result<Value> {
-        let begin = Instant::now();
-        eprintln!("{}", job.settings.title());
-        let outcome = self.runner.run(&job.settings, job.ours.as_ref());
-        let seconds = begin.elapsed().as_secs_f64();
-        self.spent = (self.spent.0 + seconds, self.spent.1 + 1);
-        let left = self.left as f64 * self.spent.0 / f64::from(self.spent.1) / 60.0;
-        let said = match &outcome {
-            Ok(found) => score(found),
-            Err(e) => format!("FAILED: {e:#}"),
-        };
-        eprintln!("  {said}  ({seconds:.0} s; {} runs, about {left:.0} min left)", self.left);
-        outcome
-    }
-}
-
-fn score(found: &Value) -> String {
-    let number = |path: &str| found.pointer(path).and_then(Value::as_f64);
-    let accuracy = number("/eval/labels/accuracy").map_or(String::new(), |a| format!("{:.1} % right, ", 100.0 * a));
-    format!("{accuracy}loss {:.4}", number("/eval/loss").unwrap_or(f64::NAN))
+/// Each run's share of the processors; none where one run has them all.
+fn threads(jobs: u32) -> Option<usize> {
+    let all = std::thread::available_parallelism().map_or(1, usize::from);
+    (jobs > 1).then(|| (all / jobs as usize).max(1))
 }

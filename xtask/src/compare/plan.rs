@@ -191,11 +191,18 @@ impl Plan {
             refuse(len == 0, format!("{name}: the list is empty, so there is nothing to run"));
         }
         let ranked = self.variants.iter().any(|v| ![FULL, NONE].contains(&v.as_str()));
-        refuse(ranked && self.ranks.is_empty(), "ranks: the list is empty, so there is nothing to run".into());
+        refuse(
+            ranked && self.ranks.is_empty(),
+            "ranks: the list is empty, so there is nothing to run".into(),
+        );
         twice_in("variants", &self.variants, &mut refuse);
         twice_in("ranks", &self.ranks, &mut refuse);
         twice_in("seeds", &self.seeds, &mut refuse);
-        twice_in("learning_rates", &self.learning_rates.iter().map(f64::to_string).collect::<Vec<_>>(), &mut refuse);
+        twice_in(
+            "learning_rates",
+            &self.learning_rates.iter().map(f64::to_string).collect::<Vec<_>>(),
+            &mut refuse,
+        );
         let names: Vec<_> = self.data.iter().map(Data::name).collect();
         twice_in("data", &names, &mut refuse);
         refuse(self.ranks.contains(&0), "ranks: 0 is no rank".into());
@@ -261,12 +268,21 @@ mod tests {
         )
         .unwrap();
         let faults = plan.faults().join("\n");
-        let wanted = ["name:", "variants: lora is", "ranks: 0", "alphas:", "learning_rates:", "seeds: 1 is", "epochs:"];
+        let wanted = [
+            "name:",
+            "variants: lora is",
+            "ranks: 0",
+            "alphas:",
+            "learning_rates:",
+            "seeds: 1 is",
+            "epochs:",
+        ];
         for part in wanted.iter().chain(&["no file nowhere.jsonl", "peers: dora is not among"]) {
             assert!(faults.contains(part), "{part} in {faults}");
         }
         assert!(Plan::parse("nmae = 'x'").unwrap_err().to_string().contains("nmae"));
-        let empty = Plan::parse("name = 'x'\ndata = []\nvariants = []\nranks = []\nlearning_rates = []\nseeds = []");
+        let empty =
+            Plan::parse("name = 'x'\ndata = []\nvariants = []\nranks = []\nlearning_rates = []\nseeds = []");
         assert_eq!(empty.unwrap().faults().len(), 4);
     }
 }

@@ -99,7 +99,8 @@ impl Settings {
     /// A line for people.
     pub(crate) fn title(&self) -> String {
         let start = self.start.as_ref().map_or(String::new(), |s| format!("@{s}"));
-        let part = |name: &str, value: Option<String>| value.map_or(String::new(), |v| format!(" {name} {v}"));
+        let part =
+            |name: &str, value: Option<String>| value.map_or(String::new(), |v| format!(" {name} {v}"));
         format!(
             "{} {}{start}{}{}{}{}{}",
             self.set,
@@ -138,13 +139,24 @@ impl Settings {
         } else {
             method(&mut train);
         }
-        let common = words(&["--model", &model, "--dtype", &self.dtype, "--base-storage", &self.base_storage]);
+        let common =
+            words(&["--model", &model, "--dtype", &self.dtype, "--base-storage", &self.base_storage]);
         let trained = self.variant != NONE;
         if trained {
             let number = |n: Option<String>| n.unwrap_or_default();
             let mut args = [words(&["train"]), common.clone(), train].concat();
-            args.extend(words(&["--data", &self.train.text(), "--lr", &number(self.lr.map(|l| format!("{l:e}")))]));
-            args.extend(words(&["--epochs", &self.epochs.to_string(), "--batch-size", &self.batch_size.to_string()]));
+            args.extend(words(&[
+                "--data",
+                &self.train.text(),
+                "--lr",
+                &number(self.lr.map(|l| format!("{l:e}"))),
+            ]));
+            args.extend(words(&[
+                "--epochs",
+                &self.epochs.to_string(),
+                "--batch-size",
+                &self.batch_size.to_string(),
+            ]));
             args.extend(words(&["--seed", &number(self.seed.map(|s| s.to_string()))]));
             args.extend(self.extra.clone());
             args.extend(words(&["--out", &adapter, "--overwrite"]));
@@ -160,14 +172,23 @@ impl Settings {
             loaded.extend(words(&["--adapter", &adapter, "--variant", storage]));
         }
         let mut eval = [words(&["eval"]), loaded.clone()].concat();
-        eval.extend(words(&["--data", &self.held_out.text(), "--labels", "auto", "--rows", &at("rows.jsonl"), "--json"]));
+        eval.extend(words(&[
+            "--data",
+            &self.held_out.text(),
+            "--labels",
+            "auto",
+            "--rows",
+            &at("rows.jsonl"),
+            "--json",
+        ]));
         if !self.measure.generate {
             eval.extend(words(&["--max-tokens", "0"]));
         }
         steps.push(Step { name: "eval", args: eval });
         if self.measure.general {
             let data = general.display().to_string();
-            let args = [words(&["eval"]), loaded, words(&["--data", &data, "--max-tokens", "0", "--json"])].concat();
+            let args =
+                [words(&["eval"]), loaded, words(&["--data", &data, "--max-tokens", "0", "--json"])].concat();
             steps.push(Step { name: "general", args });
             if trained && self.variant != FULL {
                 let args = words(&["inspect", &adapter, "--model", &model, "--spectrum", "--json"]);
@@ -191,6 +212,8 @@ fn words(list: &[&str]) -> Vec<String> {
 /// Where runs lie, and what they need.
 pub(crate) struct Runner {
     pub(crate) lora: PathBuf,
+    /// Of each child; none: all there are.
+    pub(crate) threads: Option<usize>,
     pub(crate) runs: PathBuf,
     pub(crate) general: PathBuf,
     /// The peers' interpreter.
@@ -224,13 +247,17 @@ impl Runner {
         } else {
             for step in settings.steps(&dir, &self.general) {
                 let mut command = Command::new(&self.lora);
+                let computes = !["inspect", "init"].contains(&step.name);
                 command.args(step.args);
+                if let Some(threads) = self.threads.filter(|_| computes) {
+                    command.args(["--threads", &threads.to_string()]);
+                }
                 commands.push((step.name, command));
             }
         }
         let script: Vec<_> = commands.iter().map(|(_, command)| sh::show(command)).collect();
         fs::write(dir.join("run.sh"), script.join("\n") + "\n")?;
-        let mut result = json!({ "settings": settings, "commands": script });
+        let mut result = json!({ "settings": settings, "commands": script, "threads": self.threads });
         let log = File::create(dir.join("log.txt"))?;
         for (name, command) in &mut commands {
             match one(command, &log) {
@@ -264,6 +291,9 @@ impl Runner {
     fn peer(&self, settings: &Settings, ours: &Path, dir: &Path) -> Result<Command> {
         let python = self.python.as_ref().context("no peers' environment")?;
         let mut command = Command::new(python);
+        if let Some(threads) = self.threads {
+            command.env("OMP_NUM_THREADS", threads.to_string());
+        }
         command
             .arg(sh::root().join("xtask/peers/peft_train.py"))
             .arg("--model")
@@ -300,7 +330,8 @@ fn one(command: &mut Command, log: &File) -> Result<Value> {
         let why = errors.get(from..).unwrap_or(&errors).trim();
         bail!("`{shown}`: {}", if why.is_empty() { output.status.to_string() } else { why.to_owned() });
     }
-    let last = out.lines().rev().find_map(|line| serde_json::from_str::<Value>(line).ok().filter(Value::is_object));
+    let last =
+        out.lines().rev().find_map(|line| serde_json::from_str::<Value>(line).ok().filter(Value::is_object));
     Ok(last.unwrap_or(Value::Null))
 }
 

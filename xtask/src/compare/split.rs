@@ -76,7 +76,8 @@ fn rows(file: &Path) -> Result<Vec<Row>> {
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     lines
         .map(|(n, line)| {
-            let row: Value = serde_json::from_str(line).with_context(|| format!("{}:{}", file.display(), n + 1))?;
+            let row: Value =
+                serde_json::from_str(line).with_context(|| format!("{}:{}", file.display(), n + 1))?;
             let question = row["context"].as_str().or(row["prompt"].as_str()).unwrap_or(line);
             let hash = Sha256::digest(question.as_bytes());
             Ok(Row { text: line.to_owned(), hash: [hash[0], hash[1]] })

@@ -8,8 +8,8 @@ use anyhow::Result;
 use lora::Error;
 use lora::tch_ext::memory;
 use lora::train::{
-    Answer, Classified, DataOptions, Dataset, Evaluation, answer, label_scores, labels_of, likeliest, macro_f1,
-    mean_loss,
+    Answer, Classified, DataOptions, Dataset, Evaluation, answer, label_scores, labels_of, likeliest,
+    macro_f1, mean_loss,
 };
 use serde_json::{Value, json};
 

@@ -163,7 +163,13 @@ impl Row {
             product.trace().double_value(&[]).max(0.0).sqrt() * recipe.scale(alpha, rank)
         });
         let parameters = module.values().map(Tensor::numel).sum();
-        Self { name: name.to_owned(), rank, parameters, norms: [a.map(norm), b.map(norm), update], effective_rank: None }
+        Self {
+            name: name.to_owned(),
+            rank,
+            parameters,
+            norms: [a.map(norm), b.map(norm), update],
+            effective_rank: None,
+        }
     }
 
     fn json(&self) -> serde_json::Value {

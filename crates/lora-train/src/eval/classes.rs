@@ -51,7 +51,8 @@ impl Classified {
 /// The mean of each class's F1 (scikit-learn's `f1_score(average="macro")`), over the classes that are true of a row
 /// or were predicted. A prediction that is no class at all (None) is a miss of the true class and of nothing else.
 pub fn macro_f1(pairs: &[(usize, Option<usize>)]) -> f64 {
-    let classes = pairs.iter().map(|(truth, label)| label.map_or(*truth, |l| l.max(*truth)) + 1).max().unwrap_or(0);
+    let classes =
+        pairs.iter().map(|(truth, label)| label.map_or(*truth, |l| l.max(*truth)) + 1).max().unwrap_or(0);
     // Hits, and rows in which the class was true or predicted, each counted.
     let mut counts = vec![(0.0, 0.0); classes];
     for (truth, label) in pairs {
@@ -61,7 +62,8 @@ pub fn macro_f1(pairs: &[(usize, Option<usize>)]) -> f64 {
             counts[*label].0 += f64::from(u8::from(label == truth));
         }
     }
-    let f1: Vec<f64> = counts.iter().filter(|(_, seen)| *seen > 0.0).map(|(hits, seen)| 2.0 * hits / seen).collect();
+    let f1: Vec<f64> =
+        counts.iter().filter(|(_, seen)| *seen > 0.0).map(|(hits, seen)| 2.0 * hits / seen).collect();
     f1.iter().sum::<f64>() / f1.len() as f64
 }
 

@@ -113,5 +113,9 @@ fn padded<T: Copy + Default>(values: &[T], len: usize) -> impl Iterator<Item = T
 /// `[B, T]` log-probabilities of `ids [B, T]` after the states `[B, T, hidden]`.
 fn log_probabilities(model: &dyn Model, states: &Tensor, ids: &Tensor) -> Tensor {
     let logits = model.head().forward(states, Mode::Eval).to_kind(Kind::Float);
-    logits.log_softmax(-1, Kind::Float).gather(-1, &ids.unsqueeze(-1), false).squeeze_dim(-1).to_kind(Kind::Double)
+    logits
+        .log_softmax(-1, Kind::Float)
+        .gather(-1, &ids.unsqueeze(-1), false)
+        .squeeze_dim(-1)
+        .to_kind(Kind::Double)
 }
