@@ -7,7 +7,7 @@ use lora_fed::secagg::{
     Client, Directory, IdentityKey, Kind, PartyId, Plan, Result, Ring, RoundId, Rounds, Secret, Server,
     Session, Sum, wire,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub const RUN: [u8; 16] = [7; 16];
 
@@ -152,4 +152,9 @@ impl Run {
     pub fn forge_from<T: Serialize>(&self, i: usize, kind: Kind, body: &T) -> Vec<u8> {
         wire::seal(&self.session, kind, id(i), &key(id(i).0), body).unwrap()
     }
+}
+
+/// The body, nothing verified.
+pub fn decode<'a, T: Deserialize<'a>>(message: &'a [u8]) -> T {
+    postcard::from_bytes(wire::Envelope::parse(message).unwrap().body).unwrap()
 }
