@@ -12,6 +12,8 @@ use lora_fed::secagg::messages::{
 use lora_fed::secagg::{Kind, PartyId, Ring, SecAggError, wire};
 use serde_bytes::Bytes;
 
+type Expected = Box<dyn Fn(SecAggError) -> bool>;
+
 fn refused(kind: Kind) -> impl Fn(SecAggError) -> bool {
     move |e| matches!(e, SecAggError::Parties { kind: k, .. } if k == kind)
 }
@@ -104,7 +106,7 @@ fn bundles_that_break_a_rule() {
         run.forge(Kind::Bundle, &bundle)
     };
     let sealed = |from| move |e| e == SecAggError::Sealed(id(from));
-    let wrong: Vec<(Vec<u8>, Box<dyn Fn(SecAggError) -> bool>)> = vec![
+    let wrong: Vec<(Vec<u8>, Expected)> = vec![
         (with(&|b| b.to = id(1)), Box::new(refused(Kind::Bundle))),
         (with(&|b| b.shares.swap(0, 1)), Box::new(refused(Kind::Bundle))),
         (with(&|b| b.shares[1] = b.shares[0]), Box::new(refused(Kind::Bundle))),

@@ -17,7 +17,7 @@ impl Grid {
     /// Refuses a bound with which the sum of `parties` integers could leave the ring.
     pub fn new(ring: Ring, parties: usize, bound: i64) -> Result<Self> {
         let most = Self::largest_bound(ring, parties);
-        if bound < 1 || bound > most {
+        if parties == 0 || bound < 1 || bound > most {
             let bits = ring.bits();
             let what = format!("{parties} parties with integers to ±{bound} in {bits} bits: at most ±{most}");
             return Err(SecAggError::Grid(what));
@@ -27,7 +27,7 @@ impl Grid {
 
     /// The largest bound for so many parties.
     pub const fn largest_bound(ring: Ring, parties: usize) -> i64 {
-        let most = (1i64 << (ring.bits() - 2)) + ((1i64 << (ring.bits() - 2)) - 1);
+        let most = i64::MAX >> (64 - ring.bits());
         if parties == 0 { most } else { most / parties as i64 }
     }
 
