@@ -3,11 +3,11 @@
 
 mod common;
 
-use common::{Run, client, decode, id, key, plan, session, vectors};
+use common::{Run, client, decode, directory, id, key, plan, session, vectors};
 use lora_fed::secagg::messages::{Advertise, Deal, Masked, Reveal};
 use lora_fed::secagg::{
-    Client, Kind, PartyId, Plan, Result, Ring, RoundId, RoundLog, Rounds, SecAggError, Server, plain_sum,
-    wire,
+    Client, Kind, PartyId, Plan, Result, Ring, RoundId, RoundLog, Rounds, SecAggError, Server, Session,
+    plain_sum, wire,
 };
 use serde_bytes::Bytes;
 
@@ -70,6 +70,30 @@ fn a_flipped_bit_in_any_message_to_a_party() {
         }
         assert!(answer(&message).is_ok(), "{awaited}: a refusal changed something");
     }
+}
+
+#[test]
+fn a_plan_that_the_server_did_not_sign() {
+    let session = session(&plan(4, Ring::U64, 3));
+    let message = session.propose(&common::server_key()).unwrap();
+    let accepted = Session::accept(&message, &directory(4)).unwrap();
+    assert_eq!((accepted.plan(), accepted.digest()), (session.plan(), session.digest()));
+    for flipped in flips(&message) {
+        assert!(Session::accept(&flipped, &directory(4)).is_err());
+    }
+    let forged = session.propose(&key(id(0).0)).unwrap();
+    let unsigned = SecAggError::Signature("the server".to_owned());
+    assert_eq!(Session::accept(&forged, &directory(4)).unwrap_err(), unsigned);
+    // Another pin for one of the parties, and the signature is for another session.
+    let mut other = directory(4);
+    other.parties.insert(id(2), key(1).public());
+    assert_eq!(Session::accept(&message, &other).unwrap_err(), unsigned);
+    let long = [message, vec![0; 2000]].concat();
+    assert_eq!(Session::accept(&long, &directory(4)).unwrap_err(), SecAggError::Malformed("it is too long"));
+    // The most parties still fit.
+    let most = common::session(&plan(255, Ring::U64, 1));
+    let message = most.propose(&common::server_key()).unwrap();
+    assert!(Session::accept(&message, &directory(255)).is_ok());
 }
 
 #[test]

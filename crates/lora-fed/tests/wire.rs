@@ -32,6 +32,7 @@ fn messages() -> &'static Vec<(Kind, Vec<u8>)> {
         let sent = run.sent.iter().filter(|(party, ..)| *party == id(0));
         let mut messages: Vec<_> = sent.map(|(_, kind, message)| (*kind, message.clone())).collect();
         messages.extend([
+            (Kind::Plan, run.session.propose(&common::server_key()).unwrap()),
             (Kind::KeyList, keys),
             (Kind::Bundle, bundle(id(0))),
             (Kind::Survivors, survivors),
@@ -53,6 +54,7 @@ fn every_message_comes_back() {
     assert!(messages.iter().map(|(kind, _)| *kind).eq(Kind::ALL));
     for (kind, message) in messages {
         match kind {
+            Kind::Plan => again::<Plan>(message),
             Kind::Advertise => again::<Advertise>(message),
             Kind::KeyList => again::<KeyList<'_>>(message),
             Kind::Deal => again::<Deal>(message),
@@ -92,6 +94,7 @@ fn limits_are_above_what_is_sent() {
 /// Whatever the bytes are, an error and no panic; with signatures left out of it, too.
 fn swallow(bytes: &[u8]) {
     let _ = wire::Envelope::parse(bytes);
+    assert!(Session::accept(bytes, &common::directory(3)).is_err());
     let _ = postcard::from_bytes::<Advertise>(bytes);
     let _ = postcard::from_bytes::<KeyList<'_>>(bytes);
     let _ = postcard::from_bytes::<Deal>(bytes);
@@ -129,7 +132,7 @@ proptest! {
 
     #[test]
     fn real_messages_changed(
-        which in 0usize..9,
+        which in 0usize..10,
         edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
         cut in any::<prop::sample::Index>(),
         grown in prop::collection::vec(any::<u8>(), 0..4),
@@ -159,7 +162,7 @@ fn signed_nonsense() {
         let mut run = Run::new(&plan(4, Ring::U64, 3));
         let vectors = vectors(4, 3, 1);
         match kind {
-            Kind::Advertise => {}
+            Kind::Plan | Kind::Advertise => {}
             Kind::KeyList | Kind::Deal => drop(run.keys().unwrap()),
             Kind::Bundle | Kind::Masked => drop(run.deals().unwrap()),
             Kind::Survivors | Kind::Consent => drop(run.masked(&vectors).unwrap()),
@@ -174,6 +177,7 @@ fn signed_nonsense() {
                 let message = run.forge(kind, &raw);
                 let client = run.client(0);
                 match kind {
+                    Kind::Plan => Session::accept(&message, &common::directory(4)).map(|_| message),
                     Kind::KeyList => client.deal(&message),
                     Kind::Bundle => client.mask(&message, &vectors[0]),
                     Kind::Survivors => client.consent(&message),

@@ -11,11 +11,58 @@
 //! the sum is exact in every bit.
 //!
 //! ```text
+//!                                     Session::propose            plan
 //! party   Client::advertise  ->  Server::receive, close_keys      advertise / key list
 //!         Client::deal       ->  Server::receive, close_deals     deal      / bundle
 //!         Client::mask       ->  Server::receive, close_masked    masked    / survivors
 //!         Client::consent    ->  Server::receive, close_consents  consent   / unmask
 //!         Client::reveal     ->  Server::receive, finish          reveal    / the sum
+//! ```
+//!
+//! ```
+//! use std::collections::BTreeMap;
+//! use lora_fed::secagg::*;
+//!
+//! // Long before: everybody makes an identity, and pins those of the others.
+//! let server_key = IdentityKey::generate()?;
+//! let keys: BTreeMap<_, _> = (1..=3).map(|i| Ok((PartyId(i), IdentityKey::generate()?))).collect::<Result<_>>()?;
+//! let parties = keys.iter().map(|(id, key)| (*id, key.public())).collect();
+//! let directory = Directory { server: server_key.public(), parties };
+//!
+//! // A round, of three banks and vectors of two coordinates.
+//! let lattice = Lattice::finest(Ring::U64, 3, 1.0)?;
+//! let plan = Plan::new(RoundId { run: *b"an example's run", number: 1 }, keys.keys().copied().collect(), Ring::U64, 2);
+//! let session = Session::new(plan, &directory)?;
+//! let proposal = session.propose(&server_key)?;
+//! let mut server = Server::open(server_key, session)?;
+//!
+//! // Each with its own log of rounds, which must outlive the process.
+//! let mut clients = Vec::new();
+//! for (id, key) in keys {
+//!     clients.push(Client::join(key, id, Session::accept(&proposal, &directory)?, &mut Rounds::default())?);
+//! }
+//! for client in &mut clients {
+//!     server.receive(&client.advertise()?)?;
+//! }
+//! let key_list = server.close_keys()?;
+//! for client in &mut clients {
+//!     server.receive(&client.deal(&key_list)?)?;
+//! }
+//! let bundles = server.close_deals()?;
+//! clients.truncate(2); // One drops out.
+//! for (client, (_, bundle)) in clients.iter_mut().zip(&bundles) {
+//!     server.receive(&client.mask(bundle, &lattice.encode(&[0.25, -0.5])?)?)?;
+//! }
+//! let survivors = server.close_masked()?;
+//! for client in &mut clients {
+//!     server.receive(&client.consent(&survivors)?)?;
+//! }
+//! let unmask = server.close_consents()?;
+//! for client in &mut clients {
+//!     server.receive(&client.reveal(&unmask)?)?;
+//! }
+//! assert_eq!(lattice.decode(&server.finish()?.vector), [0.5, -1.0]);
+//! # Ok::<(), SecAggError>(())
 //! ```
 //!
 //! # What it protects from

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::error::{Result, SecAggError};
-use super::keys::Identity;
+use super::keys::{Identity, IdentityKey};
+use super::wire::{self, Kind};
 
 /// The most parties in a round: shares are points of a field of 256 elements. The graph is complete, so each
 /// party expands a mask per peer: meant for some tens.
@@ -171,6 +172,22 @@ impl Session {
         }
         let digest = digest(&plan, &directory.server, &members);
         Ok(Self { plan, server: directory.server, members, digest })
+    }
+
+    /// The plan as a message, signed by the server.
+    pub fn propose(&self, server: &IdentityKey) -> Result<Vec<u8>> {
+        wire::seal(self, Kind::Plan, SERVER, server, &self.plan)
+    }
+
+    /// Reads a plan that the server has signed, for these very identities. Whether it is one to take part in (the
+    /// context, the threshold, who the others are) is for the caller to judge.
+    pub fn accept(message: &[u8], directory: &Directory) -> Result<Self> {
+        if message.len() > wire::HEADER + 128 + 5 * MAX_PARTIES {
+            return Err(SecAggError::Malformed("it is too long"));
+        }
+        let session = Self::new(wire::decode(wire::Envelope::parse(message)?.body)?, directory)?;
+        wire::open(&session, Kind::Plan, message)?;
+        Ok(session)
     }
 
     /// The plan.

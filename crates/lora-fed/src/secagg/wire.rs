@@ -4,8 +4,8 @@
 //! version 1 | kind 1 | run 16 | number 8 | sender 4 | signature 64 | body (postcard)
 //! ```
 //!
-//! Integers are little-endian. The signature covers the session's digest, the header and SHA-256 of the body; a body
-//! is decoded only after its signature held.
+//! Integers are little-endian. The signature covers the session's digest, the header and SHA-256 of the body; but
+//! for the plan, on which the session rests, a body is decoded only after its signature held.
 
 use std::fmt;
 
@@ -29,6 +29,8 @@ pub const HEADER: usize = SIGNED + 64;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Kind {
+    /// Server, to all: the plan.
+    Plan = 0,
     /// Party: its keys of this round.
     Advertise = 1,
     /// Server, to all: everybody's keys.
@@ -51,7 +53,8 @@ pub enum Kind {
 
 impl Kind {
     /// In the order of a round.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
+        Self::Plan,
         Self::Advertise,
         Self::KeyList,
         Self::Deal,
@@ -72,6 +75,7 @@ impl Kind {
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Plan => "plan",
             Self::Advertise => "advertise",
             Self::KeyList => "key list",
             Self::Deal => "deal",
