@@ -127,6 +127,29 @@ fn bundles_that_break_a_rule() {
     assert!(run.client(0).mask(&bundles[&id(0)], &[0]).is_ok());
 }
 
+/// Parties that were told of different dealers do not fit together; the pairs would not cancel.
+#[test]
+fn two_lists_of_dealers() {
+    let mut run = Run::new(&plan(4, Ring::U64, 1));
+    let bundles = run.deals().unwrap();
+    let mut short: Bundle = decode(&bundles[&id(0)]);
+    short.shares.pop();
+    let short = run.forge(Kind::Bundle, &short);
+    let masked = run.client(0).mask(&short, &[0]).unwrap();
+    let other_view = SecAggError::View(format!("party {}", id(0)));
+    assert_eq!(run.server.receive(&masked), Err(other_view));
+    for i in 1..4 {
+        let masked = run.client(i).mask(&bundles[&id(i)], &[0]).unwrap();
+        run.server.receive(&masked).unwrap();
+    }
+    // A consent of another view is no consent.
+    let survivors = run.server.close_masked().unwrap();
+    let wrong = run.forge_from(1, Kind::Consent, &Consent { view: [0; 32] });
+    assert_eq!(run.server.receive(&wrong), Err(SecAggError::View(format!("party {}", id(1)))));
+    let right = run.client(1).consent(&survivors).unwrap();
+    assert!(run.server.receive(&right).unwrap().fresh);
+}
+
 #[test]
 fn survivors_that_break_a_rule() {
     let mut run = Run::with_drops(&plan(5, Ring::U64, 1), &[None, None, None, None, Some(Kind::Deal)]);

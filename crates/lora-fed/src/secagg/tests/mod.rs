@@ -1,6 +1,7 @@
 //! What only the inside can be asked.
 
 mod golden;
+mod pairs;
 mod shamir;
 
 use super::keys::{Entropy, IdentityKey, RoundKey, Secret};
