@@ -1,0 +1,3 @@
+//! Federated training of adapters: what banks, hospitals and the like need to train one without showing their data.
+
+pub mod secagg;
