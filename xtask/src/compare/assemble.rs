@@ -9,6 +9,7 @@ use super::stats;
 use crate::bench;
 use anyhow::Result;
 use serde_json::Value;
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 /// The learning rate of each set and variant, and all that were tried.
@@ -22,8 +23,7 @@ pub(crate) fn rates(plan: &Plan, ended: &[Ended]) -> (BTreeMap<(String, String),
             method: gather::method(&e.settings),
             rank: e.settings.rank,
             lr: e.settings.lr.unwrap_or_default(),
-            // One that failed, a diverged one above all, is not chosen.
-            loss: number("/eval/loss").unwrap_or(f64::INFINITY),
+            loss: number("/eval/loss").filter(|loss| loss.is_finite()),
             accuracy: number("/eval/labels/accuracy"),
             chosen: false,
         });
@@ -31,8 +31,8 @@ pub(crate) fn rates(plan: &Plan, ended: &[Ended]) -> (BTreeMap<(String, String),
     let mut best: BTreeMap<(String, String), f64> = BTreeMap::new();
     for set in plan.data.iter().map(super::plan::Data::name) {
         for variant in &plan.variants {
-            let mine = tried.iter_mut().filter(|t| t.set == set && t.method == *variant);
-            if let Some(chosen) = mine.min_by(|a, b| a.loss.total_cmp(&b.loss)) {
+            let mine = tried.iter_mut().filter(|t| t.set == set && t.method == *variant && t.loss.is_some());
+            if let Some(chosen) = mine.min_by(|a, b| a.loss.partial_cmp(&b.loss).unwrap_or(Ordering::Equal)) {
                 chosen.chosen = true;
                 best.insert((set.clone(), variant.clone()), chosen.lr);
             }

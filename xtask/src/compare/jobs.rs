@@ -146,7 +146,7 @@ pub(crate) mod tests {
         Plan::parse(&format!("name = 'x'\ndata = ['a.jsonl', 'b.jsonl']\n{text}")).unwrap()
     }
 
-    fn grid(plan: &Plan) -> Grid<'_> {
+    pub(crate) fn grid(plan: &Plan) -> Grid<'_> {
         let file = |name: &str| Fingerprint { path: PathBuf::from(name), sha256: name.into() };
         let files = |set: &str| {
             let at = |part: &str| file(&format!("{set}-{part}"));

@@ -9,6 +9,8 @@ mod progress;
 mod report;
 mod results;
 mod run;
+#[cfg(all(test, unix))]
+mod run_tests;
 mod split;
 mod stats;
 

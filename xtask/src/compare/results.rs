@@ -231,8 +231,8 @@ pub(crate) struct Tried {
     pub(crate) method: String,
     pub(crate) rank: Option<u64>,
     pub(crate) lr: f64,
-    /// On the validation part.
-    pub(crate) loss: f64,
+    /// On the validation part; none if it diverged or failed.
+    pub(crate) loss: Option<f64>,
     pub(crate) accuracy: Option<f64>,
     pub(crate) chosen: bool,
 }

@@ -184,7 +184,7 @@ pub(super) fn sample() -> Comparison {
                 method,
                 rank: Some(16),
                 lr,
-                loss,
+                loss: Some(loss),
                 accuracy: Some(0.79),
                 chosen,
             });

@@ -174,8 +174,9 @@ pub(super) fn tuning(section: &Section<'_>) -> Option<Table> {
             bold: tried.chosen,
         };
         let accuracy = tried.accuracy.map_or(NOTHING.into(), |value| of(value, &accuracy));
+        let loss = tried.loss.map_or("failed".into(), |value| of(value, &loss));
         rows.push(Row {
-            fields: vec![name.into(), rate, of(tried.loss, &loss).into(), accuracy.into()],
+            fields: vec![name.into(), rate, loss.into(), accuracy.into()],
             group: tried.method != before,
             ..Row::default()
         });
