@@ -25,7 +25,7 @@ pub use lora_train as train;
 pub use tch_ext;
 
 /// Every variant this build knows: what `--variant` and adapter files can ask for. A new method is one more line.
-pub const VARIANTS: &[Variant] = 
+pub const VARIANTS: &[Variant] =
     &[DENSE, LORA, lora_rslora::RSLORA, lora_dora::DORA, lora_qlora::QLORA, lora_full::FULL];
 
 /// Opens a model folder or GGUF file, whose weights may be packed as any of [`VARIANTS`] packs them.

@@ -1,6 +1,6 @@
 //! The laws of every recipe, on this crate's own; and that it is what it says.
 
-use lora_core::{Adapter, DENSE, Dense, Init, LORA, Recipe, Variant};
+use lora_core::{DENSE, Dense, Init, LORA, Recipe, Variant};
 use lora_full::FULL;
 use tch::{Device, Kind, Tensor};
 
