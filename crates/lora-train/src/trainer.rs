@@ -59,7 +59,7 @@ pub struct StepReport {
     pub loss: f64,
     /// Joint norm of the gradients before clipping.
     pub grad_norm: f64,
-    /// The same of each layer that trains: see [`Norms`](crate::Norms).
+    /// The same of each layer that trains: see [`Norms`].
     pub grad_norms: Vec<f64>,
     /// The rate of this step.
     pub lr: f64,
