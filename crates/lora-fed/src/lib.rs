@@ -1,3 +1,4 @@
 //! Federated training of adapters: what banks, hospitals and the like need to train one without showing their data.
 
+pub mod aggregate;
 pub mod secagg;
