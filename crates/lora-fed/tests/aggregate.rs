@@ -18,11 +18,13 @@ struct Case {
 
 fn cases(mixed: bool) -> impl Strategy<Value = Case> {
     let client = (1..5i64, 0.1..4.0f64, 0.1..9.0f64);
-    (1..12i64, 1..12i64, prop::collection::vec(client, 1..6), any::<u32>()).prop_map(move |(out, inp, clients, seed)| {
-        let rank = clients[0].0;
-        let of = |(r, s, w)| (if mixed { r } else { rank }, s, w);
-        Case { out, inp, clients: clients.into_iter().map(of).collect(), seed: i64::from(seed) }
-    })
+    (1..12i64, 1..12i64, prop::collection::vec(client, 1..6), any::<u32>()).prop_map(
+        move |(out, inp, clients, seed)| {
+            let rank = clients[0].0;
+            let of = |(r, s, w)| (if mixed { r } else { rank }, s, w);
+            Case { out, inp, clients: clients.into_iter().map(of).collect(), seed: i64::from(seed) }
+        },
+    )
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -163,8 +165,13 @@ fn what_does_not_fit_is_refused_by_name() {
     let case = Case { out: 6, inp: 5, clients: vec![(2, 1.0, 1.0), (3, 1.0, 1.0), (2, 1.0, 1.0)], seed: 1 };
     let mut some = uploads(&case, Kept::Nothing);
     let error = |some: &[Upload], rule: Rule| rule.aggregate(some).unwrap_err().to_string();
-    assert!(error(&some, Rule::FedIt).contains("[2, 3, 2]") && error(&some, Rule::FedEx).contains("one rank"));
-    assert!(error(&some, Rule::Ffa).contains("keeps A") && error(&some, Rule::RoLora { round: 2 }).contains("keeps B"));
+    assert!(
+        error(&some, Rule::FedIt).contains("[2, 3, 2]") && error(&some, Rule::FedEx).contains("one rank")
+    );
+    assert!(
+        error(&some, Rule::Ffa).contains("keeps A")
+            && error(&some, Rule::RoLora { round: 2 }).contains("keeps B")
+    );
     assert!(error(&[], Rule::FedIt).contains("no client"));
     some[1].client = "c0".into();
     some[2].weight = -1.0;
@@ -215,10 +222,11 @@ fn bounds_hold_for_factors_and_for_their_product() {
     let bounds = Bounds { factor: 2.0 * norm(&layer.a).max(norm(&layer.b)), update: 1.5 * update };
     let mut some = some;
     // The same update by other factors; not finite; another shape.
-    let change = |some: &mut Vec<Upload>, i: usize, a: &dyn Fn(&Tensor) -> Tensor, b: &dyn Fn(&Tensor) -> Tensor| {
-        let layer = some[i].layers.get_mut("l").unwrap();
-        (layer.a, layer.b) = (a(&layer.a), b(&layer.b));
-    };
+    let change =
+        |some: &mut Vec<Upload>, i: usize, a: &dyn Fn(&Tensor) -> Tensor, b: &dyn Fn(&Tensor) -> Tensor| {
+            let layer = some[i].layers.get_mut("l").unwrap();
+            (layer.a, layer.b) = (a(&layer.a), b(&layer.b));
+        };
     change(&mut some, 2, &|a| a * 1e6, &|b| b / 1e6);
     change(&mut some, 3, &|a| a * f64::NAN, &|b| b.copy());
     change(&mut some, 4, &|a| a.narrow(1, 0, 5), &|b| b.copy());
@@ -228,6 +236,29 @@ fn bounds_hold_for_factors_and_for_their_product() {
     assert_eq!(who, ["c0", "c1", "c2", "c3", "c4", "c5"], "{refused:?}");
     assert_eq!(kept.len(), 4);
     assert!(refused[4].why.contains("another shape") && refused[2].why.contains("norm of A"), "{refused:?}");
+}
+
+/// Updates of one number each, of this scale.
+fn numbers(values: &[f64], scale: f64) -> Vec<Upload> {
+    let upload = |(i, &x): (usize, &f64)| {
+        let (a, b) = (Tensor::ones([1, 1], OPTIONS), Tensor::full([1, 1], x, OPTIONS));
+        let layers = BTreeMap::from([("l".to_owned(), Layer { a, b, scale })]);
+        Upload { client: format!("c{i}"), weight: 1.0, layers, others: BTreeMap::new() }
+    };
+    values.iter().enumerate().map(upload).collect()
+}
+
+#[test]
+fn krum_asks_the_nearest_alone_and_bounds_count_the_scale() {
+    // By the distances to all, 5 would be chosen: it is nearest to those who lie.
+    let some = numbers(&[0.0, 0.1, 0.2, 0.3, 5.0, 100.0, 100.0], 1.0);
+    let chosen = Robust::Krum { lying: 2 }.aggregate(&some).unwrap();
+    assert!(chosen.layers["l"].b.double_value(&[0, 0]) < 0.25);
+    let kept = |update: f64| {
+        let bounds = Bounds { factor: 1e9, update };
+        bounds.screen(numbers(&[1.0], 3.0), &numbers(&[0.0], 3.0)[0]).0.len()
+    };
+    assert_eq!((kept(3.01), kept(2.99)), (1, 0));
 }
 
 /// Reddi et al. 2021, algorithm 2, by hand.

@@ -48,7 +48,9 @@ impl Bounds {
                 return Some(format!("{name}: another shape or scale than this round's"));
             }
             let norms = [("A", norm(&layer.a), self.factor), ("B", norm(&layer.b), self.factor)];
-            for (what, norm, bound) in norms.into_iter().chain([("s B A", product(layer, layer).sqrt(), self.update)]) {
+            for (what, norm, bound) in
+                norms.into_iter().chain([("s B A", product(layer, layer).sqrt(), self.update)])
+            {
                 // `!(<=)` holds for NaN too.
                 if !(norm <= bound) {
                     return Some(format!("{name}: the norm of {what} is {norm:.3e}, above {bound:.3e}"));
@@ -56,7 +58,9 @@ impl Bounds {
             }
         }
         let bad = upload.others.iter().find(|(name, t)| {
-            before.others.get(*name).is_none_or(|b| b.size() != t.size()) || !all_finite(t) || !(norm(t) <= self.factor)
+            before.others.get(*name).is_none_or(|b| b.size() != t.size())
+                || !all_finite(t)
+                || !(norm(t) <= self.factor)
         });
         bad.map(|(name, _)| format!("{name}: another shape than this round's, or numbers beyond the bound"))
     }
@@ -97,10 +101,13 @@ impl Robust {
         };
         match self {
             Self::TrimmedMean(share) if !(0.0..0.5).contains(&share) => {
-                return Err(Error::usage(format!("{share} of each side cannot be cut")).hint("below one half"));
+                return Err(
+                    Error::usage(format!("{share} of each side cannot be cut")).hint("below one half")
+                );
             }
             Self::Krum { lying } if n < 2 * lying + 3 => {
-                let what = format!("Krum with {lying} lying needs {} uploads, and there are {n}", 2 * lying + 3);
+                let what =
+                    format!("Krum with {lying} lying needs {} uploads, and there are {n}", 2 * lying + 3);
                 return Err(Error::usage(what));
             }
             _ => {}
@@ -110,12 +117,17 @@ impl Robust {
             _ => uploads.iter().collect(),
         };
         let join = |pick: &dyn Fn(&Upload) -> Option<Tensor>| {
-            let all: Vec<_> = chosen.iter().filter_map(|u| pick(u)).map(|t| t.to_kind(Kind::Double)).collect();
+            let all: Vec<_> =
+                chosen.iter().filter_map(|u| pick(u)).map(|t| t.to_kind(Kind::Double)).collect();
             of(&Tensor::stack(&all, 0))
         };
-        let mut result = Upload { client: String::new(), weight: 1.0, layers: BTreeMap::new(), others: BTreeMap::new() };
+        let mut result =
+            Upload { client: String::new(), weight: 1.0, layers: BTreeMap::new(), others: BTreeMap::new() };
         for (name, layer) in &uploads[0].layers {
-            if uploads.iter().any(|u| u.layers[name].a.size() != layer.a.size() || u.layers[name].scale != layer.scale) {
+            if uploads
+                .iter()
+                .any(|u| u.layers[name].a.size() != layer.a.size() || u.layers[name].scale != layer.scale)
+            {
                 return Err(Error::usage("robust rules need one rank and one scale").at(name));
             }
             let a = join(&|u| u.layers.get(name).map(|l| l.a.shallow_clone())).to_kind(layer.a.kind());

@@ -204,7 +204,8 @@ impl FromStr for Rule {
         let found = NAMES.iter().find(|(n, _)| *n == name).map(|(_, rule)| *rule);
         found.ok_or_else(|| {
             let names: Vec<_> = NAMES.iter().map(|(n, _)| *n).collect();
-            Error::usage(format!("there is no rule `{name}`")).hint(format!("the rules are {}", names.join(", ")))
+            Error::usage(format!("there is no rule `{name}`"))
+                .hint(format!("the rules are {}", names.join(", ")))
         })
     }
 }
