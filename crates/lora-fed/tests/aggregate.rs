@@ -276,3 +276,29 @@ fn server_optimisers_are_the_papers() {
     assert!((x - (1.0 + 0.1 * 0.1 / (0.1 + 1e-3))).abs() < 1e-15, "{x}");
     assert!(adam.step("w", &Tensor::from_slice(&[1.0, 2.0]), &at(1.0)).is_err());
 }
+
+/// `xtask/peers/fedavg.py`: what flwr 1.41.0 makes of the same arrays, in f32.
+#[test]
+fn fedit_is_flowers_fedavg() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/fedavg.safetensors");
+    let file = lora_core::read_tensors(&path).unwrap();
+    let of = |prefix: &str| -> BTreeMap<String, Tensor> {
+        let mine = file.iter().filter_map(|(key, t)| Some((key.strip_prefix(prefix)?.to_owned(), t.copy())));
+        mine.collect()
+    };
+    let client = |(k, n): (usize, f64)| {
+        Upload::from_tensors(format!("c{k}"), n, of(&format!("{k}/")), |_| 2.0).unwrap()
+    };
+    let uploads: Vec<_> = [942.0, 188.0, 1931.0].into_iter().enumerate().map(client).collect();
+    let got = Rule::FedIt.aggregate(&uploads).unwrap();
+    for (name, theirs) in of("mean/") {
+        let ours = match name.rsplit_once(".lora_") {
+            Some((module, "A.weight")) => got.layers[module].a.as_ref().unwrap(),
+            Some((module, "B.weight")) => got.layers[module].b.as_ref().unwrap(),
+            _ => &got.others[&name],
+        };
+        let error = (ours - &theirs).abs().max().double_value(&[]);
+        assert!(ours.size() == theirs.size() && error < 1e-6, "{name} is off by {error:e}");
+    }
+    assert_eq!((got.layers.len(), got.others.len()), (2, 1));
+}
