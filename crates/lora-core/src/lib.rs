@@ -16,6 +16,7 @@
 //! ([`AdapterConfig`], [`load`], [`save`]).
 
 mod adapter;
+mod beside;
 mod config;
 mod error;
 mod factors;
@@ -36,6 +37,7 @@ pub mod testkit;
 mod weight;
 
 pub use adapter::{Adapter, Mode};
+pub use beside::beside;
 pub use config::{AdapterConfig, CONFIG_FILE, Init};
 pub use error::{Error, ErrorKind, Result};
 pub use factors::{Copies, Factors, Gain};
@@ -46,7 +48,7 @@ pub use linears::{
     Linears, Param, WEIGHTS_FILE, activate, attach, attach_from, detach, load, merge, params, save, unmerge,
 };
 pub use low_rank::LowRank;
-pub use projection::{CUDA_SOURCES, Held, Input, LayerSize, project, project_onto};
+pub use projection::{CUDA_SOURCES, Held, Input, LayerSize, each_text, project, project_onto};
 pub use recipe::{DENSE, LORA, LayerSpec, NewStorage, Part, Recipe, Scaling, Top, Update, Variant};
 pub use start::{Start, Started};
 pub use storage::{AsIs, Packing, Parts, Storage};

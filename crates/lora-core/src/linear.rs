@@ -60,6 +60,21 @@ impl Linear {
         self.base.as_ref()
     }
 
+    /// Puts another weight of the same shape in its place.
+    ///
+    /// # Errors
+    /// [`Error::usage`] for another shape, or if the layer is merged.
+    pub fn replace_base(&mut self, base: Box<dyn BaseWeight>) -> Result<()> {
+        self.refuse_merged("replace the weight")?;
+        if base.shape() != self.base.shape() {
+            let what =
+                format!("a weight of {:?} in the place of one of {:?}", base.shape(), self.base.shape());
+            return Err(Error::usage(what));
+        }
+        self.base = base;
+        Ok(())
+    }
+
     /// The bias, if the layer has one.
     pub fn bias(&self) -> Option<&Tensor> {
         self.bias.as_ref()

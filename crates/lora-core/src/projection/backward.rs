@@ -4,6 +4,7 @@
 use tch::Tensor;
 use tch_ext::{Function, Product, Sum, gemm};
 
+use super::each::Each;
 use super::gain;
 use super::part::{Low, Part};
 use super::{LAYERS, Remake, flat_of, like};
@@ -13,6 +14,8 @@ pub(super) struct Backward {
     pub(super) remake: Remake,
     pub(super) parts: Vec<Part>,
     pub(super) h: Tensor,
+    /// Where gradients go text by text, if that is wanted.
+    pub(super) each: Option<Each>,
     pub(super) wants_dx: bool,
     /// Whether the output was added to one, the last input.
     pub(super) residual: bool,
@@ -38,16 +41,20 @@ impl Function for Backward {
         // Everything that remains depends on dh alone: one call.
         let x = (self.remake)();
         let (x, shape) = (flat_of(&x), x);
+        if let Some(each) = &self.each {
+            each.write(&self.parts, (grads, &dv), (&self.h, &dh), &x);
+        }
+        let summed = || lows().filter(|_| self.each.is_none());
         let (ht, dht) = (self.h.tr().contiguous(), dh.tr().contiguous());
         let rows = |t: &Tensor, low: &Low| t.narrow(0, low.first, low.rank);
-        let hts: Vec<_> = lows().map(|(low, _)| rows(&ht, low)).collect();
+        let hts: Vec<_> = summed().map(|(low, _)| rows(&ht, low)).collect();
         let all_da = Tensor::empty([self.h.size()[1], x.size()[1]], masters);
-        let da: Vec<Tensor> = lows().map(|(low, _)| rows(&all_da, low)).collect();
-        let dbt: Vec<Tensor> = lows().map(|(low, _)| Tensor::empty(low.b.tr().size(), masters)).collect();
+        let da: Vec<Tensor> = summed().map(|(low, _)| rows(&all_da, low)).collect();
+        let dbt: Vec<Tensor> = summed().map(|(low, _)| Tensor::empty(low.b.tr().size(), masters)).collect();
         let (seen, dhts, scales): (Vec<_>, Vec<_>, Vec<_>) =
-            lows().map(|(low, _)| (low.seen(&x), rows(&dht, low), low.scale)).collect();
+            summed().map(|(low, _)| (low.seen(&x), rows(&dht, low), low.scale)).collect();
         // Updates that see one x in one product, if they have one scale too.
-        let one = lows().all(|(low, _)| low.mask.is_none()) && scales.iter().all(|s| *s == scales[0]);
+        let one = summed().all(|(low, _)| low.mask.is_none()) && scales.iter().all(|s| *s == scales[0]);
         let mut sums: Vec<Sum<'_>> = if one && da.len() == self.lows() && !da.is_empty() {
             vec![Sum { scale: scales[0], ..Sum::new(vec![Product::plain(&dht, &x)], &all_da) }]
         } else {
@@ -56,7 +63,7 @@ impl Function for Backward {
                 .collect()
         };
         sums.extend(
-            lows().zip(&hts).zip(&dbt).map(|(((_, dv), h), db)| Sum::new(vec![Product::plain(h, dv)], db)),
+            summed().zip(&hts).zip(&dbt).map(|(((_, dv), h), db)| Sum::new(vec![Product::plain(h, dv)], db)),
         );
         let dx = self.wants_dx.then(|| x.empty_like());
         let weights: Vec<Tensor> =
@@ -67,7 +74,9 @@ impl Function for Backward {
             let low = unmasked.map(|((low, _), dh)| Product::plain(dh, &low.a));
             sums.push(Sum::new(whole.chain(low).collect(), dx));
         }
-        gemm(&sums);
+        if !sums.is_empty() {
+            gemm(&sums);
+        }
         drop(sums);
         let dx = dx.map(|mut dx| {
             for ((low, _), dh) in lows().zip(&columns) {
@@ -85,7 +94,7 @@ impl Function for Backward {
             let pair = if dv.is_some() { made.next() } else { None };
             let (da, db) = pair.map(|(da, dbt)| (da, dbt.tr())).unzip();
             all.extend([da, db]);
-            all.extend(low.gain.as_ref().map(|_| dm));
+            all.extend(low.gain.as_ref().map(|_| dm.filter(|_| self.each.is_none())));
         }
         all.extend(self.residual.then(|| grads[0].as_ref().map(Tensor::shallow_clone)));
         all
@@ -98,8 +107,7 @@ impl Backward {
     }
 
     fn nothing(&self) -> Vec<Option<Tensor>> {
-        let leaves = |low: &Low| if low.gain.is_some() { 3 } else { 2 };
-        let count: usize = self.parts.iter().filter_map(|p| p.low.as_ref()).map(leaves).sum();
+        let count: usize = self.parts.iter().filter_map(|p| p.low.as_ref()).map(Low::leaves).sum();
         (0..=count + usize::from(self.residual)).map(|_| None).collect()
     }
 }

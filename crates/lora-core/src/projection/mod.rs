@@ -6,6 +6,7 @@
 
 mod backward;
 mod definition;
+mod each;
 mod gain;
 mod held;
 mod part;
@@ -17,11 +18,13 @@ use crate::adapter::Mode;
 use crate::factors::Factors;
 use crate::linear::Linear;
 use crate::weight::master_kind;
+pub use each::each_text;
 pub use gain::CUDA_SOURCES;
 pub use held::{Held, LayerSize};
 
 use backward::Backward;
 pub(crate) use definition::linear;
+use each::Each;
 use part::{Low, Part, gain, hidden};
 
 /// What layers read: a tensor, and perhaps a cheap way to make it again, so that backward need not keep it.
@@ -133,8 +136,9 @@ fn compute(layers: &[&Linear], input: Input, residual: Option<&Tensor>, mode: Mo
     let parts = layers.iter().zip(lows).map(|(layer, low)| Part { weight: layer.weight().share(), low });
     let parts = parts.collect();
     let wants_dx = input.x.requires_grad();
+    let each = Each::of(leaves.iter().skip(1), flat.size()[0]);
     leaves.extend(residual.map(Tensor::shallow_clone));
-    let node = Backward { wants_dx, remake: input.remake, parts, h, residual: residual.is_some() };
+    let node = Backward { wants_dx, remake: input.remake, parts, h, each, residual: residual.is_some() };
     let (outputs, inputs): (Vec<_>, Vec<_>) = (outputs.iter().collect(), leaves.iter().collect());
     attach(&outputs, &inputs, node).expect("the tensors are defined")
 }

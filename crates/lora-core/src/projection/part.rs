@@ -65,6 +65,11 @@ impl Low {
         }
     }
 
+    /// How many leaves it has.
+    pub(super) fn leaves(&self) -> usize {
+        if self.gain.is_some() { 3 } else { 2 }
+    }
+
     /// Its columns of `h` or of h's gradient.
     pub(super) fn columns(&self, h: &Tensor) -> Tensor {
         h.narrow(1, self.first, self.rank)
