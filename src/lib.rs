@@ -24,6 +24,12 @@ pub use lora_rslora as rslora;
 pub use lora_train as train;
 pub use tch_ext;
 
+mod local;
+mod promise;
+
+pub use local::Local;
+pub use promise::{Promise, Terms};
+
 /// Every variant this build knows: what `--variant` and adapter files can ask for. A new method is one more line.
 pub const VARIANTS: &[Variant] =
     &[DENSE, LORA, lora_rslora::RSLORA, lora_dora::DORA, lora_qlora::QLORA, lora_full::FULL];

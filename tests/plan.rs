@@ -19,6 +19,7 @@ const STEPS: TrainConfig = TrainConfig {
     warmup: 0.0,
     adamw: AdamWConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 },
     clip: Some(1.0),
+    proximal: None,
     recompute: 0,
     seed: 7,
     eval_every: None,

@@ -83,6 +83,7 @@ pub(crate) fn curve(
         warmup: if clipped { 4.0 / 20.0 } else { 0.0 },
         adamw: AdamWConfig { weight_decay: 0.01, ..AdamWConfig::default() },
         clip: clipped.then_some(0.5),
+        proximal: None,
         recompute: 0,
         seed: 0,
         eval_every: None,

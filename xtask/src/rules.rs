@@ -51,7 +51,7 @@ fn allowed<'a>(name: &str, tree: &'a Tree) -> (Vec<&'a str>, Vec<&'a str>) {
     let (may, must): (&[&str], &[&str]) = match name {
         "tch-ext" | "xtask" => (&[], &[]),
         "lora-core" => (&["tch-ext"], &["tch-ext"]),
-        "lora-train" => (&["tch-ext", "lora-core", "lora-model"], &["lora-model"]),
+        "lora-train" => (&["tch-ext", "lora-core", "lora-fed", "lora-model"], &["lora-model"]),
         "lora-cli" => (&["lora"], &["lora"]),
         "lora-fed" => (&["tch-ext", "lora-core"], &[]),
         "lora" => {

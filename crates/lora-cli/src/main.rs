@@ -3,6 +3,7 @@
 mod commands;
 mod open;
 mod planning;
+mod privacy;
 mod profile;
 mod progress;
 mod rounding;
@@ -33,6 +34,7 @@ enum Verb {
     Merge(commands::merge::Args),
     Quantize(commands::quantize::Args),
     Export(commands::export::Args),
+    Fed(commands::fed::Args),
     Inspect(commands::inspect::Args),
     Variants(commands::variants::Args),
     Doctor(commands::doctor::Args),
@@ -77,6 +79,7 @@ fn main() -> ExitCode {
         Verb::Merge(args) => commands::merge::run(&args),
         Verb::Quantize(args) => commands::quantize::run(&args),
         Verb::Export(args) => commands::export::run(&args),
+        Verb::Fed(args) => commands::fed::run(&args),
         Verb::Inspect(args) => commands::inspect::run(&args),
         Verb::Variants(args) => commands::variants::run(&args),
         Verb::Doctor(args) => commands::doctor::run(&args),

@@ -146,6 +146,7 @@ impl TrainingArgs {
             warmup: self.warmup,
             adamw: AdamWConfig { weight_decay: self.weight_decay, ..AdamWConfig::default() },
             clip: (self.clip != 0.0).then_some(self.clip),
+            proximal: None,
             recompute: match self.recompute.as_str() {
                 "none" => 0,
                 "all" => usize::MAX,

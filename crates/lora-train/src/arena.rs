@@ -94,6 +94,44 @@ impl Arena {
         let _ = self.grads.zero_();
     }
 
+    /// Room for the gradients of `texts` texts `[texts, n]`, and each parameter's part of it `[texts, ..its sizes]`.
+    pub(crate) fn each(&self, texts: usize) -> (Tensor, Vec<Tensor>) {
+        let _inside = ADAPTERS.enter();
+        let rows = Tensor::zeros(
+            [texts as i64, self.grads.numel() as i64],
+            (self.grads.kind(), self.grads.device()),
+        );
+        let mut start = 0;
+        let part = |p: &Param| {
+            let len = p.tensor.numel() as i64;
+            let sizes = [&[texts as i64], &p.tensor.size()[..]].concat();
+            start += len;
+            rows.narrow(1, start - len, len).view(sizes.as_slice())
+        };
+        let parts = self.params.iter().map(part).collect();
+        (rows, parts)
+    }
+
+    /// Replaces the gradients by `numbers`, in the parameters' order.
+    ///
+    /// # Errors
+    /// [`Error::internal`] for another length.
+    pub(crate) fn set_grads(&mut self, numbers: &[f32]) -> Result<()> {
+        let _guard = tch::no_grad_guard();
+        if numbers.len() != self.grads.numel() {
+            let what = format!("{} gradients for {} parameters", numbers.len(), self.grads.numel());
+            return Err(Error::internal(what));
+        }
+        self.grads.copy_(&Tensor::from_slice(numbers));
+        Ok(())
+    }
+
+    /// Adds the gradient of `mu/2 ‖values - to‖²`.
+    pub(crate) fn pull(&mut self, mu: f64, to: &Tensor) {
+        let _guard = tch::no_grad_guard();
+        let _ = self.grads.g_add_(&((&self.values - to) * mu));
+    }
+
     /// Scales the gradients down to a joint norm of at most `limit` (`torch.nn.utils.clip_grad_norm_`); the norms
     /// before.
     ///

@@ -9,6 +9,7 @@ mod eval;
 mod limit;
 mod optim;
 mod plan;
+mod private;
 mod rows;
 mod schedule;
 mod trainer;
@@ -23,6 +24,7 @@ pub use eval::{
 pub use limit::{Work, matmul_rate, required_flops};
 pub use optim::{AdamW, AdamWConfig, CUDA_SOURCES};
 pub use plan::{Fit, Load, Plan, Planner, Setting};
+pub use private::{fingerprint, train_privately};
 pub use rows::{Row, read_rows};
 pub use schedule::Schedule;
 pub use trainer::{Event, Outcome, StepReport, TrainConfig, train};

@@ -1,8 +1,10 @@
 //! AdamW in one pass over flat memory.
 
-use tch::Tensor;
+use lora_core::{Error, Result};
+use sha2::{Digest, Sha256};
+use tch::{Device, Kind, Tensor};
 use tch_ext::cuda::{Arg, Source};
-use tch_ext::{Region, Rows, elements_mut, parallel_rows};
+use tch_ext::{Region, Rows, elements, elements_mut, parallel_rows};
 
 use crate::arena::{Arena, GRAIN};
 
@@ -42,6 +44,18 @@ impl AdamW {
         let _inside = OPTIMISER.enter();
         let zeros = || arena.values().zeros_like();
         Self { config, step: 0, m: zeros(), v: zeros() }
+    }
+
+    /// A SHA-256 of all that the next step starts from: the parameters' numbers and this state.
+    pub(crate) fn fingerprint(&self, arena: &Arena) -> Result<[u8; 32]> {
+        let mut hash = Sha256::new();
+        hash.update(self.step.to_le_bytes());
+        for tensor in [arena.values(), &self.m, &self.v] {
+            let bytes = tensor.detach().to_device(Device::Cpu).contiguous().view_dtype(Kind::Uint8);
+            let bytes = elements::<u8>(&bytes);
+            hash.update(bytes.ok_or_else(|| Error::internal("a tensor's bytes are not at hand"))?);
+        }
+        Ok(hash.finalize().into())
     }
 
     /// One step along the gradients of `arena`, the one from the start; then they are zero. The arithmetic is that

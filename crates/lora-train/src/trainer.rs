@@ -38,6 +38,9 @@ pub struct TrainConfig {
     pub adamw: AdamWConfig,
     /// Limit of the joint gradient norm.
     pub clip: Option<f64>,
+    /// μ of `μ/2 ‖w - w₀‖²`, added to the loss: pulls the parameters to where they began (FedProx; Li et al. 2020,
+    /// arXiv 1812.06127). Not clipped.
+    pub proximal: Option<f64>,
     /// Layers, from the lowest up, of which only the input is kept: see [`Model::backward`].
     pub recompute: usize,
     /// Of the order and of dropout.
@@ -89,7 +92,7 @@ pub enum Event {
 /// How it ended.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Outcome {
-    /// Steps done.
+    /// Steps done: fewer than planned where a privacy budget ended them.
     pub steps: u64,
     /// Loss of the first step.
     pub first_loss: f64,
@@ -120,11 +123,45 @@ pub fn train(
     each: &mut dyn FnMut(&Event) -> Result<()>,
 ) -> Result<Outcome> {
     config.check()?;
+    let batches = Batches::new(&data.samples, config.batch_size, config.seed);
+    run(&mut Shuffled { model, data, batches, config }, model, params, held_out, config, each)
+}
+
+/// Where a step's gradients come from.
+pub(crate) trait Source {
+    /// Steps in all.
+    fn steps(&self) -> u64;
+
+    /// Passes over the data a step.
+    fn epochs(&self) -> f64;
+
+    /// Leaves the gradient of step `step`, from 0, in `arena`; none: there are to be no more steps.
+    fn gradients(&mut self, step: u64, arena: &mut Arena, optimiser: &AdamW) -> Result<Option<Gradient>>;
+}
+
+/// What a step's gradient was made of.
+#[derive(Debug)]
+pub(crate) struct Gradient {
+    /// Mean cross-entropy over the supervised tokens.
+    pub(crate) loss: f64,
+    /// Before clipping.
+    pub(crate) norms: Norms,
+    /// What was to be done.
+    pub(crate) work: Work,
+}
+
+/// The loop: gradients, optimiser, reports.
+pub(crate) fn run(
+    source: &mut dyn Source,
+    model: &dyn Model,
+    params: Vec<Param>,
+    held_out: Option<&Dataset>,
+    config: &TrainConfig,
+    each: &mut dyn FnMut(&Event) -> Result<()>,
+) -> Result<Outcome> {
     let mut arena = Arena::new(params)?;
-    let mut batches = Batches::new(&data.samples, config.batch_size, config.seed);
-    let accumulate = config.accumulate.max(1);
-    let per_epoch = batches.per_epoch() as f64 / accumulate as f64;
-    let steps = config.steps(data.samples.len());
+    let begin = config.proximal.map(|mu| (mu, arena.values().detach().copy()));
+    let steps = source.steps();
     let warmup = (config.warmup * steps as f64).ceil() as u64;
     let mut optimiser = AdamW::new(&arena, config.adamw);
     let (mut losses, mut tokens, mut seconds, mut eval_loss) = (Vec::new(), 0, 0.0, None);
@@ -133,29 +170,27 @@ pub fn train(
     for step in 0..steps {
         let start = Instant::now();
         tch::manual_seed(config.seed.wrapping_add(step) as i64);
-        let step_batches: Vec<_> = {
-            let _inside = DATA.enter();
-            (0..accumulate).map(|_| Batch::new(&batches.next_samples(), model.device())).collect()
-        };
-        step_batches.iter().for_each(|batch| work += batch.work());
         let lr = config.learning_rate * config.schedule.factor(step, warmup, steps);
-        let (loss, norms) = gradients(model, &mut arena, &step_batches, config.clip, config.recompute)
-            .map_err(|e| e.at(format!("step {} ({})", step + 1, lines(data, &step_batches))))?;
+        let Some(gradient) = source.gradients(step, &mut arena, &optimiser)? else { break };
+        if let Some((mu, begin)) = &begin {
+            arena.pull(*mu, begin);
+        }
         optimiser.step(&mut arena, lr);
 
         let report = StepReport {
             step: step + 1,
             steps,
-            epoch: (step + 1) as f64 / per_epoch,
-            loss,
-            grad_norm: norms.joint,
-            grad_norms: norms.layers,
+            epoch: (step + 1) as f64 * source.epochs(),
+            loss: gradient.loss,
+            grad_norm: gradient.norms.joint,
+            grad_norms: gradient.norms.layers,
             lr,
-            tokens: step_batches.iter().map(|b| b.tokens).sum(),
-            supervised: step_batches.iter().map(|b| b.supervised).sum(),
+            tokens: gradient.work.tokens as usize,
+            supervised: gradient.work.supervised as usize,
             seconds: start.elapsed().as_secs_f64(),
         };
-        losses.push(loss);
+        work += gradient.work;
+        losses.push(gradient.loss);
         tokens += report.tokens;
         seconds += report.seconds;
         each(&Event::Step(report))?;
@@ -169,7 +204,7 @@ pub fn train(
     }
     let tail = &losses[losses.len() - losses.len().div_ceil(10)..];
     Ok(Outcome {
-        steps,
+        steps: losses.len() as u64,
         first_loss: losses.first().copied().unwrap_or(f64::NAN),
         last_loss: tail.iter().sum::<f64>() / tail.len().max(1) as f64,
         eval_loss,
@@ -177,6 +212,38 @@ pub fn train(
         seconds,
         work,
     })
+}
+
+/// Every sample once an epoch, in a seeded order.
+struct Shuffled<'a> {
+    model: &'a dyn Model,
+    data: &'a Dataset,
+    batches: Batches<'a>,
+    config: &'a TrainConfig,
+}
+
+impl Source for Shuffled<'_> {
+    fn steps(&self) -> u64 {
+        self.config.steps(self.data.samples.len())
+    }
+
+    fn epochs(&self) -> f64 {
+        self.config.accumulate.max(1) as f64 / self.batches.per_epoch() as f64
+    }
+
+    fn gradients(&mut self, step: u64, arena: &mut Arena, _: &AdamW) -> Result<Option<Gradient>> {
+        let batches: Vec<_> = {
+            let _inside = DATA.enter();
+            let each = 0..self.config.accumulate.max(1);
+            each.map(|_| Batch::new(&self.batches.next_samples(), self.model.device())).collect()
+        };
+        let mut work = Work::default();
+        batches.iter().for_each(|batch| work += batch.work());
+        let (loss, norms) =
+            gradients(self.model, arena, &batches, self.config.clip, self.config.recompute)
+                .map_err(|e| e.at(format!("step {} ({})", step + 1, lines(self.data, &batches))))?;
+        Ok(Some(Gradient { loss, norms, work }))
+    }
 }
 
 /// Leaves the clipped gradient of the step's mean loss in the parameters; that loss, and the norms before.
@@ -192,13 +259,7 @@ fn gradients(
         let mut total = 0.0;
         for batch in batches {
             let scale = 1.0 / supervised as f64;
-            total += model.backward(batch.texts(), &batch.labels, scale, recompute).map_err(|e| {
-                match e.kind() {
-                    ErrorKind::NonFinite => Error::non_finite(format!("{e}; {}", culprit(arena.params())))
-                        .hint("lower the learning rate; with bf16, try --dtype f32; look at the lines named"),
-                    _ => e,
-                }
-            })?;
+            total += backward(model, arena.params(), batch, scale, recompute)?;
         }
         Ok((total, arena.clip(clip)?))
     })();
@@ -206,6 +267,21 @@ fn gradients(
         arena.zero_grads();
     }
     result
+}
+
+/// The model's backward pass; if the loss is not finite, the error says what else is not.
+pub(crate) fn backward(
+    model: &dyn Model,
+    params: &[Param],
+    batch: &Batch,
+    scale: f64,
+    recompute: usize,
+) -> Result<f64> {
+    model.backward(batch.texts(), &batch.labels, scale, recompute).map_err(|e| match e.kind() {
+        ErrorKind::NonFinite => Error::non_finite(format!("{e}; {}", culprit(params)))
+            .hint("lower the learning rate; with bf16, try --dtype f32; look at the lines named"),
+        _ => e,
+    })
 }
 
 /// What is not finite, as far as one can see.
@@ -217,7 +293,7 @@ fn culprit(params: &[Param]) -> String {
     }
 }
 
-fn lines(data: &Dataset, batches: &[Batch]) -> String {
+pub(crate) fn lines(data: &Dataset, batches: &[Batch]) -> String {
     let lines: Vec<_> = batches.iter().flat_map(|b| &b.lines).map(usize::to_string).collect();
     format!("{}, lines {}", data.path.display(), lines.join(", "))
 }
@@ -248,6 +324,8 @@ impl TrainConfig {
         refuse(!(lr > 0.0 && lr.is_finite()), "the learning rate must be positive");
         refuse(!(0.0..=1.0).contains(&self.warmup), "warmup is a share of the steps, from 0 to 1");
         refuse(self.clip.is_some_and(|c| !(c > 0.0)), "the clipping norm must be positive");
+        let mu = self.proximal.unwrap_or(0.0);
+        refuse(!(mu >= 0.0 && mu.is_finite()), "the proximal term's factor must be 0 or more");
         if faults.is_empty() {
             return Ok(());
         }

@@ -3,6 +3,7 @@
 pub(crate) mod doctor;
 pub(crate) mod eval;
 pub(crate) mod export;
+pub(crate) mod fed;
 pub(crate) mod generate;
 pub(crate) mod init;
 pub(crate) mod inspect;

@@ -8,12 +8,13 @@ use std::time::Instant;
 use anyhow::Result;
 use lora::model::Keep;
 use lora::tch_ext::memory;
-use lora::train::{Batches, Dataset, Fit, Load, Outcome, Setting, TrainConfig};
+use lora::train::{Batches, Dataset, Event, Fit, Load, Outcome, Setting, TrainConfig};
 use lora::{AdapterConfig, Error, OutputFolder, Recipe, VARIANTS};
 
 use super::say;
 use crate::open::{ADAPTER, ModelArgs, count, grouped};
 use crate::planning::{self, Size, Way};
+use crate::privacy::{PrivacyArgs, hash_of, ledger_of};
 use crate::profile::Profile;
 use crate::progress::Progress;
 use crate::settings::{MethodArgs, TrainingArgs};
@@ -27,6 +28,7 @@ use crate::settings::{MethodArgs, TrainingArgs};
   lora train ... --recompute all --profile
   lora train ... --auto --memory 8GB
   lora train --model start/base --adapter start/adapter ...         after `lora init`, or to go on
+  lora train ... --dp-epsilon 8 --batch-size 8 --accumulate 16    with differential privacy
   lora train ... --targets q_proj,v_proj --rank-pattern 'layers.0.self_attn.q_proj=4'")]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -55,6 +57,11 @@ pub(crate) struct Args {
     method: MethodArgs,
     #[command(flatten)]
     training: TrainingArgs,
+    #[command(flatten)]
+    privacy: PrivacyArgs,
+    /// All that was ever given away of these rows: never two for the same rows [default: DATA.privacy.jsonl]
+    #[arg(long, value_name = "FILE", help_heading = "Privacy", requires = "dp_epsilon")]
+    dp_ledger: Option<PathBuf>,
     /// Choose the fastest setting that fits into memory: how weights are kept (unless --variant or --base-storage say
     /// it), texts in a pass, layers recomputed; what is learnt stays the same
     #[arg(long, help_heading = "Training", conflicts_with = "recompute")]
@@ -94,6 +101,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         None => None,
     };
+    let promise = args.privacy.promise(args.dp_ledger.clone().unwrap_or_else(|| ledger_of(&args.data)));
+    let batch = training.batch_size * training.accumulate.max(1);
+    let rows = data.samples.len();
+    let terms =
+        promise.as_ref().map(|promise| promise.terms(rows, batch, training.steps(rows))).transpose()?;
+    if promise.is_some() && args.trace.is_some() {
+        return Err(Error::usage("--trace writes batches, and private ones are drawn in secret").into());
+    }
     let out = OutputFolder::create(&args.out, args.overwrite, is_adapter_file)?;
 
     let program = planning::program(args.model.kind())?;
@@ -150,6 +165,24 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         grouped(data.supervised()),
         if data.truncated > 0 { format!("; {} rows cut off", data.truncated) } else { String::new() }
     );
+    let mut release = match (&promise, terms) {
+        (Some(promise), Some(terms)) => {
+            let dimension = params.iter().map(|p| p.tensor.numel()).sum();
+            let settings = [hash_of(&args.model.model)?, args.bound_to(&recipe, &config, &training)].concat();
+            let run = args.out.display().to_string();
+            let release = promise.release(&data, (batch, terms), dimension, &run, &settings)?;
+            say!(
+                "privacy   epsilon {} at delta {:.1e} a row: noise {:.3}, {:.2} % of the rows a step; {}",
+                promise.epsilon,
+                terms.delta,
+                terms.noise,
+                100.0 * terms.rate,
+                promise.ledger.display()
+            );
+            Some(release)
+        }
+        _ => None,
+    };
     // Room for the result now, so that a full disk is found before hours of training and not after.
     let room = vec![0u8; params.iter().map(|p| p.tensor.numel() * 4).sum::<usize>() + (64 << 10)];
     out.write(ROOM, &room)?;
@@ -157,10 +190,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let tokens = data.tokens() * batch_size / data.samples.len().max(1);
     let profile = args.profile.then(|| Profile::begin(&model, tokens as i64, program));
     let mut progress = Progress::new(&metrics_path(&args.out))?;
-    let train = || {
-        lora::train::train(&model, params, &data, held_out.as_ref(), &training, &mut |event| {
-            progress.event(event)
-        })
+    let mut each = |event: &Event| progress.event(event);
+    let train = || match &mut release {
+        Some(release) => lora::train::train_privately(
+            &model,
+            params,
+            &data,
+            held_out.as_ref(),
+            &training,
+            release,
+            &mut each,
+        ),
+        None => lora::train::train(&model, params, &data, held_out.as_ref(), &training, &mut each),
     };
     let (outcome, spent) = if args.profile { Profile::watch(train) } else { (train(), Vec::new()) };
     progress.finish();
@@ -170,8 +211,33 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
     config.base_model = Some(args.model.model.display().to_string());
     lora::save(&model, ADAPTER, &recipe, &config, VARIANTS, out.path())?;
-    out.write("training.json", args.summary(&recipe, packed, &training, (&outcome, trained, loaded)))?;
+    let private = match (&release, &terms) {
+        (Some(release), Some(terms)) => Some(serde_json::json!({
+            "epsilon": release.ledger().spent()?,
+            "delta": terms.delta,
+            "unit": "example",
+            "noise": terms.noise,
+            "rate": terms.rate,
+            "clip": release.config().clip,
+            "steps": outcome.steps,
+        })),
+        _ => None,
+    };
+    let summary = args.summary(&recipe, packed, &training, (&outcome, trained, loaded), private.clone());
+    out.write("training.json", summary)?;
     out.commit()?;
+    if let Some(private) = private {
+        let planned = training.steps(rows);
+        let early = if outcome.steps < planned { ", and the budget allows no more" } else { "" };
+        say!(
+            "privacy   epsilon {:.4} spent in {} of {planned} steps{early}",
+            private["epsilon"].as_f64().unwrap_or(f64::NAN),
+            outcome.steps
+        );
+        say!(
+            "          the losses here and in the metrics are of the rows themselves: keep them where the rows are"
+        );
+    }
     say!(
         "\nloss {:.4} -> {:.4}{} in {} steps, {:.0} s, {:.0} tokens/s",
         outcome.first_loss,
@@ -222,6 +288,12 @@ fn metrics_path(out: &Path) -> PathBuf {
 }
 
 impl Args {
+    /// All settings that shape a gradient.
+    fn bound_to(&self, recipe: &Recipe, config: &AdapterConfig, training: &TrainConfig) -> Vec<u8> {
+        format!("{recipe} {config:?} {training:?} {} {:?}", self.model.dtype, self.model.device())
+            .into_bytes()
+    }
+
     /// What was done, for whoever finds the folder later.
     fn summary(
         &self,
@@ -229,9 +301,10 @@ impl Args {
         packed: Option<bool>,
         config: &TrainConfig,
         (outcome, trained, loaded): (&Outcome, usize, f64),
+        private: Option<serde_json::Value>,
     ) -> Vec<u8> {
         let storage = packed.map_or("auto", |packed| if packed { "native" } else { "dense" });
-        let summary = serde_json::json!({
+        let mut summary = serde_json::json!({
             "program": concat!("lora ", env!("CARGO_PKG_VERSION")),
             "variant": recipe.to_string(),
             "model": self.model.model.display().to_string(),
@@ -251,8 +324,12 @@ impl Args {
             "parameters": trained,
             "load_seconds": loaded,
             "peak_bytes": memory::process().map(|m| m.peak),
-            "outcome": outcome,
         });
+        // A loss is computed from the rows without noise: no promise covers it, so it does not travel with the adapter.
+        match private {
+            Some(private) => summary["privacy"] = private,
+            None => summary["outcome"] = serde_json::json!(outcome),
+        }
         format!("{summary:#}\n").into_bytes()
     }
 }

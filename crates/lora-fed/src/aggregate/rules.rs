@@ -2,6 +2,7 @@
 
 use super::stack::{Decomposition, Stack};
 use super::upload::{Layer, Upload, shares};
+use crate::engine::Trains;
 use lora_core::{Error, Result};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -62,6 +63,17 @@ impl Rule {
     /// Whether it is a sum of what clients send, and so goes with secure aggregation.
     pub fn is_linear(self) -> bool {
         !matches!(self, Self::FedEx | Self::Flora | Self::FlexLora)
+    }
+
+    /// What clients train, and what of it they send.
+    pub fn trains(self) -> (Trains, Trains) {
+        match self {
+            Self::Ffa | Self::FedSvd => (Trains::B, Trains::B),
+            Self::RoLora { round } if round % 2 == 1 => (Trains::B, Trains::B),
+            Self::RoLora { .. } => (Trains::A, Trains::A),
+            Self::FedSa => (Trains::All, Trains::A),
+            Self::FedIt | Self::FedEx | Self::Flora | Self::FlexLora => (Trains::All, Trains::All),
+        }
     }
 
     /// Puts the uploads together. `before` are the factors that all clients started this round from, which the rules

@@ -1,0 +1,62 @@
+//! The arguments of private training, and what a promise is bound to.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use lora::{Error, Promise};
+use sha2::{Digest, Sha256};
+
+#[derive(clap::Args)]
+pub(crate) struct PrivacyArgs {
+    /// Train with differential privacy: of any one row, the adapter gives away at most this (docs/privacy.md)
+    #[arg(long, value_name = "EPSILON", help_heading = "Privacy")]
+    pub(crate) dp_epsilon: Option<f64>,
+    /// The chance that the promise does not hold [default: a tenth of one over the rows]
+    #[arg(long, value_name = "DELTA", help_heading = "Privacy", requires = "dp_epsilon")]
+    dp_delta: Option<f64>,
+    /// The largest norm of one row's gradient
+    #[arg(long, value_name = "NORM", default_value_t = 1.0, help_heading = "Privacy")]
+    dp_clip: f64,
+}
+
+impl PrivacyArgs {
+    /// The promise, if there is one, kept in `ledger`.
+    pub(crate) fn promise(&self, ledger: PathBuf) -> Option<Promise> {
+        let &Self { dp_epsilon, dp_delta: delta, dp_clip: clip } = self;
+        dp_epsilon.map(|epsilon| Promise { epsilon, delta, clip, ledger })
+    }
+}
+
+/// Where the ledger of a data file lies: beside it, since it belongs to the rows and not to a run.
+pub(crate) fn ledger_of(data: &Path) -> PathBuf {
+    let mut name = data.as_os_str().to_owned();
+    name.push(".privacy.jsonl");
+    name.into()
+}
+
+/// A hash of the model's files: the same noise must never be added to the gradients of two models.
+pub(crate) fn hash_of(model: &Path) -> Result<Vec<u8>> {
+    let mut files = vec![model.to_owned()];
+    if model.is_dir() {
+        let entries = std::fs::read_dir(model).map_err(|e| Error::io("list the model's folder", model, e))?;
+        files = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        files.retain(|path| path.extension().is_some_and(|e| e == "safetensors" || e == "json"));
+        files.sort();
+    }
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    for path in files {
+        let io = |e| Error::io("read the model", &path, e);
+        let mut file = File::open(&path).map_err(io)?;
+        hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());
+        loop {
+            match file.read(&mut buffer).map_err(io)? {
+                0 => break,
+                n => hash.update(&buffer[..n]),
+            }
+        }
+    }
+    Ok(hash.finalize().to_vec())
+}

@@ -1,0 +1,279 @@
+//! The coordinator: one round after another.
+
+use super::model::{A, B, Model, upload};
+use super::{Engine, Reply, Settings, Task, Weights, bytes};
+use crate::aggregate::{Aggregate, Layer, Rule, ServerOptimiser, Upload};
+use lora_core::{Error, ErrorKind, Result, all_finite};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use tch::Tensor;
+
+type Scale = Box<dyn Fn(&str, i64) -> f64 + Send>;
+
+/// A run: its settings, its model, and what its server optimiser remembers.
+pub struct Federation {
+    settings: Settings,
+    /// How a module's `B A` is scaled at a rank.
+    scale: Scale,
+    /// What it has learnt.
+    pub model: Model,
+    /// How it moves, if not all the way to the mean.
+    pub server: Option<ServerOptimiser>,
+}
+
+/// What came of a round.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Round {
+    /// From 1.
+    pub round: u64,
+    /// Those that were asked, in their order.
+    pub clients: Vec<Told>,
+}
+
+/// What came of a client's part.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Told {
+    /// Who.
+    pub client: String,
+    /// Why its reply does not count, if it does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+    /// What it says it learnt from.
+    pub examples: u64,
+    /// What else it says.
+    pub metrics: BTreeMap<String, f64>,
+    /// Tensors sent to it.
+    pub bytes_down: u64,
+    /// And by it.
+    pub bytes_up: u64,
+}
+
+impl std::fmt::Debug for Federation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Federation({:?}, {} rounds)", self.settings, self.model.rounds)
+    }
+}
+
+impl Federation {
+    /// Goes on from `model`. `scale` says how a module's update is scaled at a rank.
+    ///
+    /// # Errors
+    /// Those of [`Settings::check`].
+    pub fn new(
+        settings: Settings,
+        model: Model,
+        scale: impl Fn(&str, i64) -> f64 + Send + 'static,
+    ) -> Result<Self> {
+        settings.check()?;
+        let server = settings.server.map(ServerOptimiser::new);
+        Ok(Self { settings, scale: Box::new(scale), model, server })
+    }
+
+    /// How it goes.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// One round. If it fails, the model is as before: the same round can be tried again.
+    ///
+    /// # Errors
+    /// What the engine meets; [`Error::data`] if fewer replies are good than the settings ask for, naming each fault.
+    pub fn round(&mut self, engine: &mut dyn Engine) -> Result<Round> {
+        let chosen = self.choose(engine.clients()?)?;
+        self.round_of(chosen, engine)
+    }
+
+    /// The same with these clients.
+    ///
+    /// # Errors
+    /// As [`Federation::round`].
+    pub fn round_of(&mut self, chosen: Vec<String>, engine: &mut dyn Engine) -> Result<Round> {
+        let number = self.model.rounds + 1;
+        let rule = self.rule(number);
+        let tasks = chosen.iter().map(|client| self.task(client, rule, number));
+        let tasks = tasks.collect::<Result<Vec<_>>>()?;
+        let sent: Vec<Task> = tasks.iter().map(Task::share).collect();
+        let replies = engine.run(chosen.into_iter().zip(tasks).collect())?;
+        let (uploads, clients) = self.screen(rule, &sent, replies);
+        if uploads.len() < self.settings.minimum {
+            let what =
+                format!("round {number} has {} good replies of {}", uploads.len(), self.settings.minimum);
+            let why = clients.iter().filter_map(|t| Some(format!("{}: {}", t.client, t.refused.as_ref()?)));
+            return Err(Error::faults(ErrorKind::Data, what, why.collect())
+                .hint("nothing was changed: the round can be tried again"));
+        }
+        self.put_together(rule, uploads)?;
+        Ok(Round { round: number, clients })
+    }
+
+    fn rule(&self, round: u64) -> Rule {
+        match self.settings.rule {
+            Rule::RoLora { .. } => Rule::RoLora { round },
+            rule => rule,
+        }
+    }
+
+    /// The next round's clients, by a keyed choice: the same however the engine lists them.
+    ///
+    /// # Errors
+    /// [`Error::usage`] if there are too few.
+    pub fn choose(&self, mut clients: Vec<String>) -> Result<Vec<String>> {
+        clients.sort();
+        clients.dedup();
+        let wanted = self.settings.per_round.unwrap_or(clients.len());
+        if clients.len() < wanted.max(self.settings.minimum) {
+            let what = format!("{} clients are there, and a round asks {wanted}", clients.len());
+            return Err(Error::usage(what).hint("wait for more of them, or ask fewer"));
+        }
+        if wanted < clients.len() {
+            let mut random = ChaCha8Rng::seed_from_u64(self.settings.seed);
+            random.set_stream(self.model.rounds + 1);
+            clients.shuffle(&mut random);
+            clients.truncate(wanted);
+            clients.sort();
+        }
+        Ok(clients)
+    }
+
+    fn task(&self, client: &str, rule: Rule, round: u64) -> Result<Task> {
+        let adapter = match self.settings.ranks.get(client) {
+            Some(rank) => self.model.at_rank(*rank, &self.scale)?,
+            None => self.model.share().adapter,
+        };
+        let (trains, sends) = rule.trains();
+        let beside = self.model.share().beside;
+        Ok(Task {
+            run: self.settings.run.clone(),
+            round,
+            rounds: self.settings.rounds,
+            trains,
+            sends,
+            adapter,
+            beside,
+        })
+    }
+
+    /// Replies as uploads, and what is to be said of each client.
+    fn screen(
+        &self,
+        rule: Rule,
+        sent: &[Task],
+        replies: Vec<(String, Result<Reply>)>,
+    ) -> (Vec<Upload>, Vec<Told>) {
+        let (mut uploads, mut told, mut seen) = (Vec::new(), Vec::new(), BTreeSet::new());
+        for (task, (client, reply)) in sent.iter().zip(replies) {
+            let beside = task.beside.values().flat_map(|(a, b)| [a, b]);
+            let mut this = Told {
+                client: client.clone(),
+                refused: None,
+                examples: 0,
+                metrics: BTreeMap::new(),
+                bytes_down: bytes(task.adapter.values().chain(beside)),
+                bytes_up: 0,
+            };
+            let twice = || Error::data("it is there twice");
+            let unique = seen.insert(client.clone());
+            let good =
+                reply.and_then(|reply| if unique { Ok(reply) } else { Err(twice()) }).and_then(|reply| {
+                    this.bytes_up = bytes(reply.adapter.values());
+                    this.examples = reply.examples;
+                    this.metrics = reply.metrics.clone();
+                    self.accept(&client, rule, task, reply)
+                });
+            match good {
+                Ok(upload) => uploads.push(upload),
+                Err(e) => this.refused = Some(e.to_string()),
+            }
+            told.push(this);
+        }
+        (uploads, told)
+    }
+
+    /// A reply as an upload: what it sent, and of the rest what the task gave.
+    fn accept(&self, client: &str, rule: Rule, task: &Task, mut reply: Reply) -> Result<Upload> {
+        let (_, sends) = rule.trains();
+        let mut whole = BTreeMap::new();
+        for (name, before) in &task.adapter {
+            let now = if sends.holds(name) {
+                let missing = || Error::data("it is missing").at(name);
+                let now = reply.adapter.remove(name).ok_or_else(missing)?;
+                if now.size() != before.size() || !now.is_floating_point() {
+                    let (size, want) = (now.size(), before.size());
+                    return Err(Error::data(format!("{:?} {size:?}, not {want:?}", now.kind())).at(name));
+                }
+                if !all_finite(&now) {
+                    return Err(Error::non_finite("numbers that are not finite").at(name));
+                }
+                now.detach().to_kind(before.kind())
+            } else {
+                before.shallow_clone()
+            };
+            whole.insert(name.clone(), now);
+        }
+        if let Some(name) = reply.adapter.keys().next() {
+            return Err(Error::data("nobody asked for it").at(name));
+        }
+        let weight = match self.settings.weights {
+            Weights::Equal => 1.0,
+            Weights::Examples { most } if reply.examples > 0 => reply.examples.min(most) as f64,
+            Weights::Examples { .. } => return Err(Error::data("it learnt from no examples")),
+        };
+        let sent = upload(client, weight, &whole, &self.scale)?;
+        let Some(bounds) = self.settings.bounds else { return Ok(sent) };
+        let before = upload("", 1.0, &task.adapter, &self.scale)?;
+        let (mut kept, mut refused) = bounds.screen(vec![sent], &before);
+        match (kept.pop(), refused.pop()) {
+            (Some(upload), _) => Ok(upload),
+            (None, refusal) => Err(Error::data(refusal.map_or_else(String::new, |r| r.why))),
+        }
+    }
+
+    fn put_together(&mut self, rule: Rule, uploads: Vec<Upload>) -> Result<()> {
+        let uploads = match self.settings.robust {
+            Some(robust) => vec![robust.aggregate(&uploads)?],
+            None => uploads,
+        };
+        let all = rule.aggregate(&uploads)?;
+        let mut model = Model { rounds: self.model.rounds + 1, ..self.model.share() };
+        for (name, value) in self.means(rule, &all)? {
+            let before = &self.model.adapter[&name];
+            let value = match &mut self.server {
+                Some(server) => server.step(&name, before, &value)?,
+                None => value,
+            };
+            model.adapter.insert(name, value.to_kind(before.kind()).contiguous());
+        }
+        all.side.iter().try_for_each(|(module, side)| model.lay_beside(module, side))?;
+        if rule == Rule::Flora {
+            for (module, shared) in all.layers {
+                let (Some(a), Some(b)) = (shared.a, shared.b) else { continue };
+                model.lay_beside(&module, &Layer { a, b, scale: shared.scale })?;
+            }
+            model.begin_anew(self.settings.seed);
+        }
+        self.model = model;
+        Ok(())
+    }
+
+    /// What the round says the adapter's tensors should be, by name; what it says nothing of stays.
+    fn means(&self, rule: Rule, all: &Aggregate) -> Result<Vec<(String, Tensor)>> {
+        let mut means: Vec<_> =
+            all.others.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
+        for (module, shared) in all.layers.iter().filter(|_| rule != Rule::Flora) {
+            means.extend(shared.a.as_ref().map(|a| (format!("{module}{A}"), a.shallow_clone())));
+            if let Some(b) = &shared.b {
+                let rank = b.size().last().copied().unwrap_or(1);
+                let factor = shared.scale / (self.scale)(module, rank);
+                let b = if factor == 1.0 { b.shallow_clone() } else { b * factor };
+                means.push((format!("{module}{B}"), b));
+            }
+        }
+        match means.iter().find(|(_, mean)| !all_finite(mean)) {
+            Some((name, _)) => Err(Error::non_finite("the clients' mean is not finite").at(name)),
+            None => Ok(means),
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Rounds over Flower: a node's side and the coordinator's.
+//!
+//! A task travels as Flower's own strategies send theirs: arrays named `arrays`, settings named `config` with
+//! `server-round`. What is ours stands beside it, so that a node of ours also works for Flower's FedAvg (all is trained, all
+//! is sent), and any node that trains all of the arrays and sends them works for us.
+
+mod node;
+mod server;
+
+use super::{Reply, Task, Trains, beside_of};
+use crate::flower::tensors::{to_arrays, to_tensors};
+use crate::flower::{Record, Records, Value, Values, metric};
+use lora_core::{Error, Result};
+use std::collections::BTreeMap;
+use tch::Tensor;
+
+pub use node::Joined;
+pub use server::Server;
+
+const ARRAYS: &str = "arrays";
+const BESIDE: &str = "lora.beside";
+const CONFIG: &str = "config";
+const METRICS: &str = "metrics";
+const EXAMPLES: &str = "num-examples";
+/// What Flower's strategies call the round.
+const ROUND: &str = "server-round";
+
+fn of_task(task: &Task) -> Result<Records> {
+    let mut records = Records::new();
+    records.insert(ARRAYS.into(), Record::Arrays(to_arrays(&task.adapter)?));
+    if !task.beside.is_empty() {
+        let flat = task.beside.iter().flat_map(|(module, (a, b))| {
+            [("A", a), ("B", b)].map(|(factor, t)| (format!("{module}.{factor}"), t.shallow_clone()))
+        });
+        records.insert(BESIDE.into(), Record::Arrays(to_arrays(&flat.collect())?));
+    }
+    let number = |n: u64| Value::Int(i64::try_from(n).unwrap_or(i64::MAX));
+    let text = |trains: Trains| Value::Text(trains.name().to_owned());
+    let config = Values::from_iter([
+        (ROUND.to_owned(), number(task.round)),
+        ("lora.run".to_owned(), Value::Text(task.run.clone())),
+        ("lora.rounds".to_owned(), number(task.rounds)),
+        ("lora.trains".to_owned(), text(task.trains)),
+        ("lora.sends".to_owned(), text(task.sends)),
+    ]);
+    records.insert(CONFIG.into(), Record::Config(config));
+    Ok(records)
+}
+
+/// `run`: what to call it where the message does not say.
+fn to_task(records: &Records, run: &str) -> Result<Task> {
+    let arrays = |name: &str| match records.get(name) {
+        Some(Record::Arrays(arrays)) => to_tensors(arrays).map(Some),
+        Some(_) => Err(Error::data("it holds no arrays").at(name)),
+        None => Ok(None),
+    };
+    let adapter = arrays(ARRAYS)?.ok_or_else(|| Error::data("there is no adapter in the task").at(ARRAYS))?;
+    let nothing = Values::new();
+    let config = match records.get(CONFIG) {
+        Some(Record::Config(config)) => config,
+        _ => &nothing,
+    };
+    let count = |name: &str| -> Result<Option<u64>> {
+        let Some(value) = config.get(name) else { return Ok(None) };
+        let number = value.number().filter(|n| (1.0..=9e15).contains(n) && n.fract() == 0.0);
+        number.map(|n| Some(n as u64)).ok_or_else(|| Error::data("it is no number of rounds").at(name))
+    };
+    let which = |name: &str| match config.get(name).map(Value::text) {
+        None => Ok(Trains::All),
+        Some(text) => Trains::parse(text.unwrap_or_default()).map_err(|e| e.at(name)),
+    };
+    let round = count(ROUND)?.unwrap_or(1);
+    Ok(Task {
+        run: config.get("lora.run").and_then(Value::text).unwrap_or(run).to_owned(),
+        round,
+        rounds: count("lora.rounds")?.unwrap_or(round),
+        trains: which("lora.trains")?,
+        sends: which("lora.sends")?,
+        adapter,
+        beside: beside_of(arrays(BESIDE)?.unwrap_or_default())?,
+    })
+}
+
+fn of_reply(reply: &Reply) -> Result<Records> {
+    let mut records = Records::new();
+    records.insert(ARRAYS.into(), Record::Arrays(to_arrays(&reply.adapter)?));
+    let examples = Value::Int(i64::try_from(reply.examples).unwrap_or(i64::MAX));
+    let metrics = reply.metrics.iter().map(|(name, value)| (name.clone(), Value::Float(*value)));
+    let metrics = [(EXAMPLES.to_owned(), examples)].into_iter().chain(metrics).collect();
+    records.insert(METRICS.into(), Record::Metrics(metrics));
+    Ok(records)
+}
+
+fn to_reply(records: &Records) -> Result<Reply> {
+    let adapter: BTreeMap<String, Tensor> = to_tensors(crate::flower::only_arrays(records)?)?;
+    let examples = metric(records, EXAMPLES).filter(|n| (0.0..=9e15).contains(n) && n.fract() == 0.0);
+    let examples = examples.ok_or_else(|| Error::data("it is no number of examples").at(EXAMPLES))? as u64;
+    let mut metrics = BTreeMap::new();
+    for record in records.values() {
+        if let Record::Metrics(values) = record {
+            let numbers = values.iter().filter_map(|(name, value)| Some((name.clone(), value.number()?)));
+            metrics.extend(numbers.filter(|(name, _)| name != EXAMPLES));
+        }
+    }
+    Ok(Reply { adapter, examples, metrics })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind};
+
+    fn task() -> Task {
+        let random = |size: &[i64]| Tensor::rand(size, (Kind::Float, Device::Cpu));
+        Task {
+            run: "a run".into(),
+            round: 3,
+            rounds: 7,
+            trains: Trains::All,
+            sends: Trains::A,
+            adapter: [
+                ("m.lora_A.weight".to_owned(), random(&[2, 5])),
+                ("m.lora_B.weight".to_owned(), random(&[4, 2])),
+            ]
+            .into(),
+            beside: [("m".to_owned(), (random(&[3, 5]), random(&[4, 3])))].into(),
+        }
+    }
+
+    #[test]
+    fn tasks_and_replies_come_back_as_they_were() {
+        let task = task();
+        let again = to_task(&of_task(&task).unwrap(), "another").unwrap();
+        assert_eq!(format!("{task:?}"), format!("{again:?}"));
+        assert_eq!((&task.adapter, &task.beside), (&again.adapter, &again.beside));
+        let reply = Reply { adapter: task.adapter, examples: 12, metrics: [("loss".to_owned(), 0.5)].into() };
+        let again = to_reply(&of_reply(&reply).unwrap()).unwrap();
+        assert_eq!(
+            (reply.adapter, reply.examples, reply.metrics),
+            (again.adapter, again.examples, again.metrics)
+        );
+    }
+
+    /// As Flower's FedAvg asks.
+    #[test]
+    fn a_task_of_flowers_own_is_understood() {
+        let mut records = of_task(&task()).unwrap();
+        records.shift_remove(BESIDE);
+        records
+            .insert(CONFIG.into(), Record::Config([(ROUND.to_owned(), Value::Int(2))].into_iter().collect()));
+        let task = to_task(&records, "run 9").unwrap();
+        assert_eq!((&*task.run, task.round, task.trains, task.sends), ("run 9", 2, Trains::All, Trains::All));
+        assert!(task.beside.is_empty());
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        let with = |name: &str, value: Value| {
+            let mut records = of_task(&task()).unwrap();
+            if let Some(Record::Config(config)) = records.get_mut(CONFIG) {
+                config.insert(name.to_owned(), value);
+            }
+            to_task(&records, "").map(drop).unwrap_err().to_string()
+        };
+        assert!(with("lora.trains", Value::Text("everything".into())).contains("lora.trains"));
+        assert!(with("lora.sends", Value::Int(3)).contains("lora.sends"));
+        assert!(with(ROUND, Value::Float(f64::NAN)).contains(ROUND));
+        assert!(with("lora.rounds", Value::Int(-1)).contains("lora.rounds"));
+        let mut records = of_task(&task()).unwrap();
+        records.shift_remove(ARRAYS);
+        assert!(to_task(&records, "").is_err());
+        let mut records = of_task(&task()).unwrap();
+        if let Some(Record::Arrays(arrays)) = records.get_mut(BESIDE) {
+            arrays.shift_remove("m.B");
+        }
+        assert!(to_task(&records, "").unwrap_err().to_string().contains('m'));
+        let reply = Reply { adapter: task().adapter, examples: 1, metrics: BTreeMap::new() };
+        let mut records = of_reply(&reply).unwrap();
+        records.shift_remove(METRICS);
+        assert!(to_reply(&records).is_err());
+    }
+}

@@ -1,0 +1,82 @@
+//! Nodes behind a SuperLink as an engine.
+
+use super::{of_task, to_reply};
+use crate::engine::{Engine, Reply, Task};
+use crate::flower::{Records, ServerApp};
+use lora_core::{Error, Result};
+use std::time::{Duration, Instant};
+
+/// A running server app. Clients are known by the ids that the SuperLink authenticated.
+#[derive(Debug)]
+pub struct Server {
+    app: ServerApp,
+    /// How long a round waits for replies.
+    patience: Duration,
+    /// Those of the last round, until they are settled.
+    ids: Vec<String>,
+}
+
+/// Between two questions.
+const ASK: Duration = Duration::from_millis(500);
+
+impl Server {
+    /// Waits so long for a round's replies.
+    pub fn new(app: ServerApp, patience: Duration) -> Self {
+        Self { app, patience, ids: Vec::new() }
+    }
+
+    /// The app itself, to end it.
+    pub fn into_app(self) -> ServerApp {
+        self.app
+    }
+}
+
+impl Engine for Server {
+    fn clients(&mut self) -> Result<Vec<String>> {
+        Ok(self.app.nodes()?.into_iter().map(|id| id.to_string()).collect())
+    }
+
+    fn run(&mut self, tasks: Vec<(String, Task)>) -> Result<Vec<(String, Result<Reply>)>> {
+        let group = tasks.first().map_or_else(String::new, |(_, task)| task.round.to_string());
+        let mut contents: Vec<Records> = Vec::new();
+        let mut to = Vec::new();
+        for (client, task) in &tasks {
+            let node: u64 = client.parse().map_err(|_| Error::usage("it is no node's id").at(client))?;
+            let records = of_task(task)?;
+            // What is the same for many is uploaded once.
+            let place = contents.iter().position(|known| *known == records).unwrap_or_else(|| {
+                contents.push(records);
+                contents.len() - 1
+            });
+            to.push((node, place));
+        }
+        let to: Vec<_> = to.into_iter().map(|(node, place)| (node, &contents[place])).collect();
+        let until = Instant::now() + self.patience;
+        self.ids = self.app.send(&to, "train", &group, self.patience)?;
+        let mut replies = Vec::new();
+        loop {
+            replies = self.app.receive(&self.ids)?;
+            if replies.len() == self.ids.len() || Instant::now() > until {
+                break;
+            }
+            std::thread::sleep(ASK);
+        }
+        let of = |(id, (client, _)): (&String, (String, Task))| {
+            let late = || Err(Error::data(format!("no reply within {:.0} s", self.patience.as_secs_f64())));
+            let reply = match replies.iter().find(|reply| reply.id == *id).map(|reply| &reply.content) {
+                None => late(),
+                Some(Ok(records)) => to_reply(records),
+                Some(Err(refusal)) => {
+                    Err(Error::data(format!("{} (Flower's code {})", refusal.reason, refusal.code)))
+                }
+            };
+            (client, reply)
+        };
+        Ok(self.ids.iter().zip(tasks).map(of).collect())
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        let ids = std::mem::take(&mut self.ids);
+        self.app.confirm(&ids)
+    }
+}

@@ -1,0 +1,140 @@
+//! Rounds of training: who is asked, what for, and what comes of it.
+//!
+//! A [`Federation`] is the coordinator: it keeps the model that all have in common, makes a [`Task`] of it for each
+//! client, has an [`Engine`] carry the tasks out, and puts the replies together by its rule. An engine is a way to reach
+//! clients, and knows nothing of rules: [`InProcess`] runs them here. A client is whatever turns a task into a reply, and
+//! knows nothing of either.
+
+mod federation;
+mod flower;
+mod model;
+mod process;
+mod settings;
+mod state;
+
+use lora_core::{Error, Result};
+use std::collections::BTreeMap;
+use tch::Tensor;
+
+pub use federation::{Federation, Round, Told};
+pub use flower::{Joined, Server};
+pub use model::Model;
+pub use process::{InProcess, Worker};
+pub use settings::{Settings, Weights};
+
+/// Which factors a client trains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trains {
+    /// A, B, and what is no factor.
+    All,
+    /// A alone.
+    A,
+    /// B alone.
+    B,
+}
+
+/// What a client is asked for.
+#[derive(Debug)]
+pub struct Task {
+    /// Which run: two never have one name.
+    pub run: String,
+    /// Its round, from 1.
+    pub round: u64,
+    /// Of so many.
+    pub rounds: u64,
+    /// What to train.
+    pub trains: Trains,
+    /// What of it to send back. The rest stays with the client, who starts its next round from it.
+    pub sends: Trains,
+    /// The adapter to start from, by its names in PEFT's file.
+    pub adapter: BTreeMap<String, Tensor>,
+    /// What all learnt before and is frozen now, by module: `A [r, in]` and `B [out, r]`, beside the weight with scale 1.
+    pub beside: BTreeMap<String, (Tensor, Tensor)>,
+}
+
+/// What a client sends back.
+#[derive(Debug)]
+pub struct Reply {
+    /// The tensors that it was to send, by the same names.
+    pub adapter: BTreeMap<String, Tensor>,
+    /// How many examples it learnt from, if it says so.
+    pub examples: u64,
+    /// What else it tells, for people to read: losses and the like.
+    pub metrics: BTreeMap<String, f64>,
+}
+
+/// A way to reach clients.
+pub trait Engine {
+    /// Those that can be asked now, by the names that the engine knows them by: never by what they say of themselves.
+    ///
+    /// # Errors
+    /// What the engine meets.
+    fn clients(&mut self) -> Result<Vec<String>>;
+
+    /// Carries the tasks out: a result of each, in their order.
+    ///
+    /// # Errors
+    /// What ends the run; what ends one client's part is in its own result.
+    fn run(&mut self, tasks: Vec<(String, Task)>) -> Result<Vec<(String, Result<Reply>)>>;
+
+    /// What came of the last tasks is safe: the engine may forget the replies. Until then, the same tasks give the same
+    /// replies, after a crash too.
+    ///
+    /// # Errors
+    /// What the engine meets.
+    fn settle(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Task {
+    /// Another handle on the same tensors.
+    pub(crate) fn share(&self) -> Self {
+        let adapter = self.adapter.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
+        Self { run: self.run.clone(), adapter, beside: model::share(&self.beside), ..*self }
+    }
+}
+
+/// Pairs of factors by module, of tensors named `module.A` and `module.B`.
+pub(crate) fn beside_of(mut flat: BTreeMap<String, Tensor>) -> Result<BTreeMap<String, (Tensor, Tensor)>> {
+    let mut pairs = BTreeMap::new();
+    while let Some((name, a)) = flat.pop_first() {
+        let module = name.strip_suffix(".A").ok_or_else(|| Error::data("it is no pair's A").at(&name))?;
+        let b = flat.remove(&format!("{module}.B"));
+        let b = b.ok_or_else(|| Error::data("there is an A, but no B").at(module))?;
+        pairs.insert(module.to_owned(), (a, b));
+    }
+    Ok(pairs)
+}
+
+impl Trains {
+    /// Its name on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::A => "A",
+            Self::B => "B",
+        }
+    }
+
+    /// By that name.
+    pub(crate) fn parse(name: &str) -> Result<Self> {
+        let all = [Self::All, Self::A, Self::B];
+        let found = all.into_iter().find(|trains| trains.name() == name);
+        found.ok_or_else(|| Error::data(format!("`{name}` is none of all, A and B")))
+    }
+
+    /// Whether the tensor of that name is among them.
+    pub fn holds(self, name: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::A => name.ends_with(".lora_A.weight"),
+            Self::B => name.ends_with(".lora_B.weight"),
+        }
+    }
+}
+
+/// Bytes of tensors.
+pub(crate) fn bytes<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> u64 {
+    tensors.into_iter().map(|t| (t.numel() * t.kind().elt_size_in_bytes()) as u64).sum()
+}

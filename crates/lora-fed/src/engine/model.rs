@@ -1,0 +1,141 @@
+//! What a federation has learnt.
+
+use crate::aggregate::{Layer, Stack, Upload};
+use lora_core::{Error, Result};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+use std::collections::BTreeMap;
+use tch::{Kind, Tensor};
+
+/// The names of a module's factors in PEFT's file.
+pub(crate) const A: &str = ".lora_A.weight";
+/// Likewise.
+pub(crate) const B: &str = ".lora_B.weight";
+
+/// The model that all clients have in common: `W + beside + s B A`.
+#[derive(Debug)]
+pub struct Model {
+    /// Rounds done.
+    pub rounds: u64,
+    /// The adapter that the next one starts from, by its names in PEFT's file.
+    pub adapter: BTreeMap<String, Tensor>,
+    /// What was learnt before and is frozen: `A [R, in]`, `B [out, R]` with scale 1, by module.
+    pub beside: BTreeMap<String, (Tensor, Tensor)>,
+}
+
+impl Model {
+    /// One that has learnt nothing yet.
+    pub fn new(adapter: BTreeMap<String, Tensor>) -> Self {
+        Self { rounds: 0, adapter, beside: BTreeMap::new() }
+    }
+
+    /// Another handle on the same tensors.
+    pub(crate) fn share(&self) -> Self {
+        let adapter = self.adapter.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
+        Self { rounds: self.rounds, adapter, beside: share(&self.beside) }
+    }
+
+    /// The modules that have factors.
+    pub fn modules(&self) -> impl Iterator<Item = &str> {
+        self.adapter.keys().filter_map(|name| name.strip_suffix(A))
+    }
+
+    /// Its adapter as one client's upload.
+    ///
+    /// # Errors
+    /// [`Error::data`] for an A without a B, or a B without an A.
+    pub fn upload(&self, scale: impl Fn(&str, i64) -> f64) -> Result<Upload> {
+        upload("", 1.0, &self.adapter, scale)
+    }
+
+    /// Adds `scale B A` to what lies beside. The rank grows no further than what is there to be told apart.
+    ///
+    /// # Errors
+    /// For shapes that do not fit what lies there.
+    pub(crate) fn lay_beside(&mut self, module: &str, layer: &Layer) -> Result<()> {
+        let before = self.beside.get(module);
+        let mut parts = vec![(layer.scale, &layer.b, &layer.a)];
+        parts.extend(before.map(|(a, b)| (1.0, b, a)));
+        let sum = Stack::new(&parts).map_err(|e| e.at(module))?.decompose();
+        let values: Vec<f64> = Vec::try_from(sum.s.to_kind(Kind::Double))?;
+        // Below this share of the largest, singular values are rounding.
+        let nothing = if layer.a.kind() == Kind::Double { 1e-15 } else { 1e-8 };
+        let least = values.first().copied().unwrap_or(0.0) * nothing;
+        let rank = values.iter().filter(|value| **value > least).count().max(1);
+        let (b, a) = sum.at_rank(rank as i64);
+        let kind = layer.a.kind();
+        self.beside.insert(module.to_owned(), (a.to_kind(kind), b.to_kind(kind)));
+        Ok(())
+    }
+
+    /// An adapter that begins anew: A uniform in `±1/√in` as PEFT's, B zero, the rest as it is.
+    pub(crate) fn begin_anew(&mut self, seed: u64) {
+        for (number, (name, tensor)) in self.adapter.iter_mut().enumerate() {
+            if name.ends_with(B) {
+                *tensor = tensor.zeros_like();
+            } else if name.ends_with(A) {
+                let mut random = ChaCha20Rng::seed_from_u64(seed);
+                random.set_stream(self.rounds << 32 | number as u64);
+                let bound = 1.0 / (tensor.size().last().copied().unwrap_or(1) as f64).sqrt();
+                let values: Vec<f32> =
+                    (0..tensor.numel()).map(|_| random.random_range(-bound..bound) as f32).collect();
+                let values = Tensor::from_slice(&values).view(tensor.size().as_slice());
+                *tensor = values.to_kind(tensor.kind()).to_device(tensor.device());
+            }
+        }
+    }
+
+    /// The adapter for a client of another rank: what lies nearest; of one that has learnt nothing, its first rows.
+    ///
+    /// # Errors
+    /// For an A without a B.
+    pub(crate) fn at_rank(
+        &self,
+        rank: i64,
+        scale: impl Fn(&str, i64) -> f64,
+    ) -> Result<BTreeMap<String, Tensor>> {
+        let mut all = self.share().adapter;
+        for module in self.modules() {
+            let (name_a, name_b) = (format!("{module}{A}"), format!("{module}{B}"));
+            let Some((a, b)) = self.adapter.get(&name_a).zip(self.adapter.get(&name_b)) else {
+                return Err(Error::data("there is an A, but no B").at(module));
+            };
+            let full = a.size()[0];
+            if rank == full {
+                continue;
+            }
+            let nothing = rank < full && b.count_nonzero(None).int64_value(&[]) == 0;
+            let (near_a, near_b) = if nothing {
+                (a.narrow(0, 0, rank).copy(), b.narrow(1, 0, rank).copy())
+            } else {
+                let (b, a) = Stack::new(&[(scale(module, full), b, a)])?.decompose().at_rank(rank);
+                (a, b / scale(module, rank))
+            };
+            all.insert(name_a, near_a.to_kind(a.kind()).contiguous());
+            all.insert(name_b, near_b.to_kind(b.kind()).contiguous());
+        }
+        Ok(all)
+    }
+}
+
+/// Other handles on the same pairs.
+pub(crate) fn share(pairs: &BTreeMap<String, (Tensor, Tensor)>) -> BTreeMap<String, (Tensor, Tensor)> {
+    let both = |(a, b): &(Tensor, Tensor)| (a.shallow_clone(), b.shallow_clone());
+    pairs.iter().map(|(module, pair)| (module.clone(), both(pair))).collect()
+}
+
+/// Named tensors as an upload; `scale` of a module at a rank.
+pub(crate) fn upload(
+    client: &str,
+    weight: f64,
+    adapter: &BTreeMap<String, Tensor>,
+    scale: impl Fn(&str, i64) -> f64,
+) -> Result<Upload> {
+    let ranks: BTreeMap<String, i64> = adapter
+        .iter()
+        .filter_map(|(name, t)| Some((name.strip_suffix(A)?.to_owned(), t.size().first().copied()?)))
+        .collect();
+    let tensors = adapter.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
+    let scale = |module: &str| scale(module, ranks.get(module).copied().unwrap_or(1));
+    Upload::from_tensors(client, weight, tensors, scale)
+}

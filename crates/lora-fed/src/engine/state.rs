@@ -1,0 +1,187 @@
+//! A run on disk: killed at any moment, it goes on with the round that it was in.
+//!
+//! Two writes a round, each whole or not at all: who was chosen, before anybody is asked; and all that came of it, with the
+//! model, before the engine may forget the replies. So a round that is done again asks the same clients for the same, and
+//! no reply counts twice.
+
+use super::model::Model;
+use super::{Engine, Federation, Round, beside_of};
+use crate::store::Store;
+use lora_core::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use tch::{Kind, Tensor};
+
+const SPACE: &str = "federation";
+const SETTINGS: &str = "settings";
+const CHOSEN: &str = "chosen";
+const MODEL: &str = "model";
+/// A report each.
+const ROUNDS: &str = "rounds";
+
+/// A tensor as bytes.
+#[derive(Serialize, Deserialize)]
+struct Flat {
+    name: String,
+    double: bool,
+    size: Vec<i64>,
+    #[serde(with = "serde_bytes")]
+    bytes: Vec<u8>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    rounds: u64,
+    adapter: Vec<Flat>,
+    beside: Vec<Flat>,
+    /// The server optimiser's first and second moments.
+    first: Vec<Flat>,
+    second: Vec<Flat>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Chosen {
+    round: u64,
+    clients: Vec<String>,
+}
+
+impl Federation {
+    /// Takes up what `store` holds of this run; does it hold anything? An empty one is begun.
+    ///
+    /// # Errors
+    /// [`Error::usage`] if it is of a run with other settings; what the store meets.
+    pub fn resume(&mut self, store: &mut Store) -> Result<bool> {
+        let settings = format!("{:?}", self.settings());
+        match store.get(SPACE, SETTINGS)? {
+            None => {
+                let model = encode(&self.saved()?)?;
+                store.write(|changes| {
+                    changes.put(SPACE, SETTINGS, settings.as_bytes())?;
+                    changes.put(SPACE, MODEL, &model)
+                })?;
+                Ok(false)
+            }
+            Some(bytes) if bytes != settings.as_bytes() => {
+                let theirs = String::from_utf8_lossy(&bytes).into_owned();
+                Err(Error::usage(format!("the store is of another run: {theirs}"))
+                    .hint("give that run's settings, or another place to keep this one"))
+            }
+            Some(_) => {
+                let saved = store.get(SPACE, MODEL)?.ok_or_else(|| Error::data("the store has no model"))?;
+                self.take(decode(&saved)?)?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// A round that is in the store before anybody is asked and before the engine forgets, and is `told` in between.
+    ///
+    /// # Errors
+    /// Those of [`Federation::round`] and of the store: the round can be tried again, here or by another process.
+    pub fn round_in(&mut self, store: &mut Store, engine: &mut dyn Engine) -> Result<Round> {
+        let number = self.model.rounds + 1;
+        let known = store.get(SPACE, CHOSEN)?.map(|bytes| decode::<Chosen>(&bytes)).transpose()?;
+        let clients = match known.filter(|chosen| chosen.round == number) {
+            Some(chosen) => chosen.clients,
+            None => {
+                let clients = self.choose(engine.clients()?)?;
+                let chosen = Chosen { round: number, clients };
+                store.put(SPACE, CHOSEN, &encode(&chosen)?)?;
+                chosen.clients
+            }
+        };
+        let round = self.round_of(clients, engine)?;
+        let (model, report) = (
+            encode(&self.saved()?)?,
+            serde_json::to_vec(&round).map_err(|e| Error::internal(e.to_string()))?,
+        );
+        store.write(|changes| {
+            changes.put(SPACE, MODEL, &model)?;
+            changes.put(ROUNDS, &format!("{number:020}"), &report)
+        })?;
+        engine.settle()?;
+        Ok(round)
+    }
+
+    /// Lets the round's choice of clients go: for a round that cannot be finished with them.
+    ///
+    /// # Errors
+    /// What the store meets.
+    pub fn choose_again(&self, store: &mut Store) -> Result<()> {
+        store.write(|changes| changes.remove(SPACE, CHOSEN))
+    }
+
+    /// The reports of all rounds that are done, as JSON.
+    ///
+    /// # Errors
+    /// What the store meets.
+    pub fn reports(store: &Store) -> Result<Vec<Vec<u8>>> {
+        store.keys(ROUNDS)?.iter().filter_map(|key| store.get(ROUNDS, key).transpose()).collect()
+    }
+
+    fn saved(&self) -> Result<Saved> {
+        let flat = |tensors: Vec<(String, &Tensor)>| -> Result<Vec<Flat>> {
+            tensors.into_iter().map(|(name, t)| Flat::of(name, t)).collect()
+        };
+        let beside = self
+            .model
+            .beside
+            .iter()
+            .flat_map(|(module, (a, b))| [(format!("{module}.A"), a), (format!("{module}.B"), b)]);
+        let moments = self.server.iter().flat_map(|server| &server.moments);
+        let (first, second) = moments.map(|(n, (m, v))| ((n.clone(), m), (n.clone(), v))).unzip();
+        Ok(Saved {
+            rounds: self.model.rounds,
+            adapter: flat(self.model.adapter.iter().map(|(n, t)| (n.clone(), t)).collect())?,
+            beside: flat(beside.collect())?,
+            first: flat(first)?,
+            second: flat(second)?,
+        })
+    }
+
+    fn take(&mut self, saved: Saved) -> Result<()> {
+        let tensors = |flat: Vec<Flat>| -> Result<BTreeMap<String, Tensor>> {
+            flat.into_iter().map(|f| Ok((f.name.clone(), f.tensor()?))).collect()
+        };
+        let beside = beside_of(tensors(saved.beside)?)?;
+        self.model = Model { rounds: saved.rounds, adapter: tensors(saved.adapter)?, beside };
+        let (first, mut second) = (tensors(saved.first)?, tensors(saved.second)?);
+        if let Some(server) = &mut self.server {
+            let both =
+                first.into_iter().filter_map(|(name, m)| Some((name.clone(), (m, second.remove(&name)?))));
+            server.moments = both.collect();
+        }
+        Ok(())
+    }
+}
+
+impl Flat {
+    fn of(name: String, tensor: &Tensor) -> Result<Self> {
+        let double = tensor.kind() == Kind::Double;
+        let kind = if double { Kind::Double } else { Kind::Float };
+        let flat = tensor.detach().to_device(tch::Device::Cpu).to_kind(kind).reshape([-1]);
+        let mut bytes = vec![0; flat.numel() * kind.elt_size_in_bytes()];
+        flat.f_copy_data_u8(&mut bytes, flat.numel())?;
+        Ok(Self { name, double, size: tensor.size(), bytes })
+    }
+
+    fn tensor(&self) -> Result<Tensor> {
+        let kind = if self.double { Kind::Double } else { Kind::Float };
+        let wanted = self
+            .size
+            .iter()
+            .try_fold(kind.elt_size_in_bytes(), |n, &d| n.checked_mul(usize::try_from(d).ok()?));
+        if wanted != Some(self.bytes.len()) {
+            return Err(Error::data("its bytes are not as many as its shape says").at(&self.name));
+        }
+        Ok(Tensor::f_from_data_size(&self.bytes, &self.size, kind)?)
+    }
+}
+
+fn encode(value: &impl Serialize) -> Result<Vec<u8>> {
+    postcard::to_allocvec(value).map_err(|e| Error::internal(e.to_string()))
+}
+
+fn decode<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> Result<T> {
+    postcard::from_bytes(bytes).map_err(|e| Error::data(format!("the store's state cannot be read: {e}")))
+}

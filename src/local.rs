@@ -1,0 +1,262 @@
+//! A client's part of a round: the model here, the data here, a task from elsewhere.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+use lora_core::{AdapterConfig, BaseWeight, Error, Param, Recipe, Result, attach, beside, detach, params};
+use lora_fed::engine::{Model as Common, Reply, Task, Trains, Worker};
+use lora_model::Model;
+use lora_train::{Dataset, Schedule, TrainConfig, train, train_privately};
+use tch::Tensor;
+
+use crate::{Promise, VARIANTS};
+
+const ADAPTER: &str = "federated";
+const A: &str = ".lora_A.weight";
+const B: &str = ".lora_B.weight";
+
+/// Trains tasks on a model that it has to itself, for one client or, in a simulation, for many.
+pub struct Local {
+    model: Box<dyn Model>,
+    recipe: Recipe,
+    config: AdapterConfig,
+    training: TrainConfig,
+    data: BTreeMap<String, Dataset>,
+    /// The model's own weights, where something lies beside them, and what that is.
+    own: BTreeMap<String, Box<dyn BaseWeight>>,
+    laid: BTreeMap<String, (Tensor, Tensor)>,
+    /// What clients keep for themselves, by client.
+    kept: BTreeMap<String, BTreeMap<String, Tensor>>,
+    /// What is promised to the rows of a client; none: nothing is.
+    promises: BTreeMap<String, Promise>,
+    /// Whatever else shapes a gradient.
+    configuration: Vec<u8>,
+    /// How the learning rate goes from round to round; within one it stays.
+    schedule: Schedule,
+}
+
+impl fmt::Debug for Local {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Local({}, {:?})", self.recipe, self.data.keys())
+    }
+}
+
+impl Local {
+    /// Of clients' data by their names. `training` is one round's; its schedule is that of the rounds, its seed is
+    /// mixed with the round's number.
+    pub fn new(
+        model: Box<dyn Model>,
+        recipe: Recipe,
+        config: AdapterConfig,
+        training: TrainConfig,
+        data: BTreeMap<String, Dataset>,
+    ) -> Self {
+        let schedule = training.schedule;
+        let training = TrainConfig { schedule: Schedule::Constant, warmup: 0.0, ..training };
+        let (own, laid, kept, promises) = Default::default();
+        let configuration = Vec::new();
+        Self { model, recipe, config, training, data, own, laid, kept, promises, configuration, schedule }
+    }
+
+    /// The same with a promise to the rows of each client named: its steps are private ones, and it sends nothing else
+    /// that it computed from them. `configuration`: whatever else shapes a gradient, the base model above all.
+    #[must_use]
+    pub fn promising(self, promises: BTreeMap<String, Promise>, configuration: Vec<u8>) -> Self {
+        Self { promises, configuration, ..self }
+    }
+
+    /// The model, with the adapter of the last task on it.
+    pub fn model(&self) -> &dyn Model {
+        self.model.as_ref()
+    }
+
+    /// A fresh adapter by its names in PEFT's file, for the federation to begin with. Random numbers come from
+    /// libtorch's generator.
+    ///
+    /// # Errors
+    /// Those of [`attach`].
+    pub fn start(&mut self) -> Result<BTreeMap<String, Tensor>> {
+        self.bare()?;
+        attach(self.model.as_mut(), ADAPTER, &self.recipe, &self.config)?;
+        let all = params(self.model.as_ref(), ADAPTER);
+        Ok(all.into_iter().map(|p| (p.key(), p.tensor.detach().copy())).collect())
+    }
+
+    /// The adapter that a client goes on with: the common one, and what the client keeps for itself.
+    pub fn own_adapter(&self, client: &str, common: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+        let kept = self.kept.get(client).into_iter().flatten();
+        let both = common.iter().chain(kept);
+        both.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+    }
+
+    /// Puts an adapter of any rank, and what lies beside the weights, on the model.
+    ///
+    /// # Errors
+    /// [`Error::data`] for tensors that are missing, unknown, or of another shape.
+    pub fn put(
+        &mut self,
+        adapter: &BTreeMap<String, Tensor>,
+        laid: &BTreeMap<String, (Tensor, Tensor)>,
+    ) -> Result<Vec<Param>> {
+        self.bare()?;
+        self.lay(laid)?;
+        let rank = adapter.iter().find(|(name, _)| name.ends_with(A));
+        let r = rank.and_then(|(_, a)| a.size().first().copied()).unwrap_or(self.config.r);
+        let config = AdapterConfig { r, ..self.config.clone() };
+        attach(self.model.as_mut(), ADAPTER, &self.recipe, &config)?;
+        let all = params(self.model.as_ref(), ADAPTER);
+        let mut known = 0;
+        let _guard = tch::no_grad_guard();
+        for p in &all {
+            let key = p.key();
+            let given =
+                adapter.get(&key).ok_or_else(|| Error::data("the task has no such tensor").at(&key))?;
+            if given.size() != p.tensor.size() {
+                let what = format!("{:?} in the task, {:?} by this model", given.size(), p.tensor.size());
+                return Err(Error::data(what)
+                    .at(&key)
+                    .hint("do all train one base model with one configuration?"));
+            }
+            p.tensor.shallow_clone().copy_(given);
+            known += 1;
+        }
+        match known == adapter.len() {
+            true => Ok(all),
+            false => Err(Error::data("the task has tensors of modules that are not here")
+                .hint("do all train one base model with one configuration?")),
+        }
+    }
+
+    /// The model of a federation as one adapter folder of PEFT's: what lies beside the weights becomes further rows and
+    /// columns of A and B.
+    ///
+    /// # Errors
+    /// Those of [`Local::put`] and of [`lora_core::save`].
+    pub fn save(&mut self, model: &Common, base_model: &str, dir: &Path) -> Result<()> {
+        let mut config = AdapterConfig { base_model: Some(base_model.to_owned()), ..self.config.clone() };
+        if model.beside.is_empty() {
+            self.put(&model.adapter, &BTreeMap::new())?;
+            return lora_core::save(self.model.as_ref(), ADAPTER, &self.recipe, &config, VARIANTS, dir);
+        }
+        let mut whole: BTreeMap<_, _> =
+            model.adapter.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
+        for (module, (side_a, side_b)) in &model.beside {
+            let names = [A, B].map(|factor| format!("{module}{factor}"));
+            let [Some(a), Some(b)] = [&names[0], &names[1]].map(|name| model.adapter.get(name)) else {
+                continue;
+            };
+            let (r, both) = (a.size()[0], a.size()[0] + side_a.size()[0]);
+            let alpha = self.alpha_of_one(both);
+            let own = self.recipe.scale(self.config.lora_alpha, r);
+            whole.insert(names[0].clone(), Tensor::cat(&[a, side_a], 0));
+            whole.insert(names[1].clone(), Tensor::cat(&[&(b * own), side_b], 1));
+            config.rank_pattern.insert(0, (path(module).to_owned(), both));
+            config.alpha_pattern.insert(0, (path(module).to_owned(), alpha));
+        }
+        let before = std::mem::replace(&mut self.config, config.clone());
+        let result = self.put(&whole, &BTreeMap::new()).and_then(|_| {
+            lora_core::save(self.model.as_ref(), ADAPTER, &self.recipe, &config, VARIANTS, dir)
+        });
+        self.config = before;
+        result
+    }
+
+    /// The alpha whose scale at a rank is 1.
+    fn alpha_of_one(&self, rank: i64) -> f64 {
+        1.0 / self.recipe.scale(1.0, rank)
+    }
+
+    fn bare(&mut self) -> Result<()> {
+        detach(self.model.as_mut(), ADAPTER)
+    }
+
+    fn lay(&mut self, laid: &BTreeMap<String, (Tensor, Tensor)>) -> Result<()> {
+        let same = |(a, b): &(Tensor, Tensor), (c, d): &(Tensor, Tensor)| a == c && b == d;
+        let unchanged = self.laid.len() == laid.len()
+            && self.laid.iter().zip(laid).all(|((m, p), (n, q))| m == n && same(p, q));
+        if unchanged {
+            return Ok(());
+        }
+        let unknown =
+            laid.keys().find(|name| !self.model.linears().iter().any(|(n, _)| path(name) == n.as_str()));
+        if let Some(name) = unknown {
+            return Err(Error::data("something lies beside a module that is not here").at(name));
+        }
+        for (name, layer) in self.model.linears_mut() {
+            let mine = laid.iter().find(|(module, _)| path(module) == name);
+            if mine.is_none() && !self.own.contains_key(&name) {
+                continue;
+            }
+            let own = self.own.entry(name.clone()).or_insert_with(|| layer.base().share());
+            let base = match mine {
+                Some((_, (a, b))) => beside(own.share(), a, b).map_err(|e| e.at(&name))?,
+                None => own.share(),
+            };
+            layer.replace_base(base)?;
+        }
+        self.laid =
+            laid.iter().map(|(m, (a, b))| (m.clone(), (a.shallow_clone(), b.shallow_clone()))).collect();
+        Ok(())
+    }
+}
+
+/// A module's path without what PEFT puts before it.
+fn path(module: &str) -> &str {
+    module.strip_prefix("base_model.model.").unwrap_or(module)
+}
+
+impl Worker for Local {
+    fn train(&mut self, client: &str, task: &Task) -> Result<Reply> {
+        let adapter = self.own_adapter(client, &task.adapter);
+        let all = self.put(&adapter, &task.beside)?;
+        let (trained, frozen): (Vec<_>, Vec<_>) = all.into_iter().partition(|p| task.trains.holds(&p.key()));
+        for p in &frozen {
+            let _ = p.tensor.set_requires_grad(false);
+        }
+        let data = self.data.get(client).ok_or_else(|| Error::usage("there is no data").at(client))?;
+        let rate = self.schedule.factor(task.round - 1, 0, task.rounds.max(task.round));
+        let training = TrainConfig {
+            learning_rate: self.training.learning_rate * rate,
+            seed: self.training.seed.wrapping_add(task.round.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
+            ..self.training.clone()
+        };
+        let leaves = |all: &[Param]| -> Vec<(String, Tensor)> {
+            all.iter().map(|p| (p.key(), p.tensor.shallow_clone())).collect()
+        };
+        let now: BTreeMap<String, Tensor> = leaves(&trained).into_iter().chain(leaves(&frozen)).collect();
+        let metrics = match self.promises.get(client) {
+            None => {
+                let outcome = train(self.model.as_ref(), trained, data, None, &training, &mut |_| Ok(()))?;
+                let tell = [
+                    ("loss", outcome.last_loss),
+                    ("first_loss", outcome.first_loss),
+                    ("seconds", outcome.seconds),
+                ];
+                tell.map(|(name, value)| (name.to_owned(), value)).into()
+            }
+            Some(promise) => {
+                let batch = training.batch_size * training.accumulate.max(1);
+                let steps = training.steps(data.samples.len()) * task.rounds;
+                let terms = promise.terms(data.samples.len(), batch, steps)?;
+                let dimension = trained.iter().map(|p| p.tensor.numel()).sum();
+                let run = format!("{}, {client}, round {}", task.run, task.round);
+                let configuration = [&self.configuration[..], format!("{training:?}").as_bytes()].concat();
+                let mut release = promise.release(data, (batch, terms), dimension, &run, &configuration)?;
+                let model = self.model.as_ref();
+                train_privately(model, trained, data, None, &training, &mut release, &mut |_| Ok(()))?;
+                BTreeMap::from([("epsilon".to_owned(), release.ledger().spent()?)])
+            }
+        };
+        let copied = |t: &Tensor| t.detach().copy();
+        let (sent, kept): (BTreeMap<_, _>, BTreeMap<_, _>) = now
+            .iter()
+            .filter(|(name, _)| task.trains.holds(name))
+            .map(|(name, t)| (name.clone(), copied(t)))
+            .partition(|(name, _)| task.sends.holds(name));
+        if task.sends != Trains::All && !kept.is_empty() {
+            self.kept.insert(client.to_owned(), kept);
+        }
+        Ok(Reply { adapter: sent, examples: data.samples.len() as u64, metrics })
+    }
+}

@@ -1,0 +1,191 @@
+//! Federations of a real model: rounds are training, and what is saved is what was learnt.
+
+#[allow(dead_code)]
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use common::relative;
+use lora::fed::aggregate::Rule;
+use lora::fed::engine::{Federation, InProcess, Model as Common, Settings, Worker};
+use lora::model::{Keep, Llama, Model, Texts};
+use lora::train::{AdamWConfig, Dataset, Sample, Schedule, TrainConfig, train};
+use lora::{AdapterConfig, Linears, Local, Mode, VARIANTS, attach, load, params, recipe};
+use tch::{Device, Kind, Tensor};
+
+fn llama(variant: &str) -> Llama {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/smollm/model");
+    let checkpoint = lora::open(&path).unwrap();
+    let recipe = recipe(variant).unwrap();
+    let keep = Keep { storage: recipe.storage(), packed: None, skip: &[] };
+    Llama::load(checkpoint.as_ref(), Kind::Float, Device::Cpu, keep).unwrap()
+}
+
+fn data(vocabulary: i64, seed: i64, rows: i64) -> Dataset {
+    let sample = |line| {
+        let random = |salt: i64| (0..9).map(|i| (seed * 31 + line * 7 + i * i + salt) % vocabulary).collect();
+        Sample { ids: random(0), labels: random(3), line: line as usize }
+    };
+    Dataset {
+        path: PathBuf::from("made"),
+        rows: vec![],
+        samples: (1..=rows).map(sample).collect(),
+        truncated: 0,
+    }
+}
+
+fn training() -> TrainConfig {
+    TrainConfig {
+        epochs: 1.0,
+        max_steps: None,
+        batch_size: 2,
+        accumulate: 1,
+        learning_rate: 5e-3,
+        schedule: Schedule::Constant,
+        warmup: 0.0,
+        adamw: AdamWConfig::default(),
+        clip: Some(1.0),
+        proximal: None,
+        recompute: 0,
+        seed: 3,
+        eval_every: None,
+    }
+}
+
+fn config() -> AdapterConfig {
+    AdapterConfig { r: 4, lora_alpha: 8.0, ..AdapterConfig::default() }
+}
+
+fn local(variant: &str, clients: &[&str], training: TrainConfig) -> Local {
+    let model = llama(variant);
+    let vocabulary = model.config().vocab_size;
+    let data = clients.iter().zip(1..).map(|(name, i)| ((*name).to_owned(), data(vocabulary, i, 4 + i)));
+    Local::new(Box::new(model), recipe(variant).unwrap(), config(), training, data.collect())
+}
+
+struct Lent<'a>(&'a mut Local);
+
+impl Worker for Lent<'_> {
+    fn train(
+        &mut self,
+        client: &str,
+        task: &lora::fed::engine::Task,
+    ) -> lora::Result<lora::fed::engine::Reply> {
+        self.0.train(client, task)
+    }
+}
+
+/// Some rounds of a rule over these clients.
+fn rounds(variant: &str, rule: Rule, clients: &[&str], count: u64) -> (Local, Common) {
+    tch::manual_seed(5);
+    let mut local = local(variant, clients, training());
+    let start = local.start().unwrap();
+    let recipe = recipe(variant).unwrap();
+    let scale = move |_: &str, rank| recipe.scale(8.0, rank);
+    let settings = Settings::new("test", rule, count);
+    let mut federation = Federation::new(settings, Common::new(start), scale).unwrap();
+    for _ in 0..count {
+        let names = clients.iter().map(|c| (*c).to_owned()).collect();
+        let report = federation.round(&mut InProcess::new(names, vec![Box::new(Lent(&mut local))])).unwrap();
+        assert!(report.clients.iter().all(|c| c.refused.is_none()), "{report:?}");
+    }
+    (local, federation.model)
+}
+
+fn logits(model: &dyn Model) -> Tensor {
+    let ids = Tensor::from_slice(&[3i64, 1, 4, 1, 5, 9, 2, 6]).unsqueeze(0);
+    tch::no_grad(|| model.logits(Texts::Rows(&ids), None, Mode::Eval).unwrap())
+}
+
+#[test]
+fn one_client_and_one_round_are_plain_training() {
+    let (_, model) = rounds("dora", Rule::FedIt, &["alone"], 1);
+    tch::manual_seed(5);
+    let mut plain = llama("dora");
+    attach(&mut plain, "a", &recipe("dora").unwrap(), &config()).unwrap();
+    let data = data(plain.config().vocab_size, 1, 5);
+    let seed = 3u64.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let training = TrainConfig { seed, ..training() };
+    train(&plain, params(&plain, "a"), &data, None, &training, &mut |_| Ok(())).unwrap();
+    for p in params(&plain, "a") {
+        assert_eq!(model.adapter[&p.key()], p.tensor.detach(), "{}", p.key());
+    }
+}
+
+/// What lies beside becomes a part of the adapter that is written, on every storage and top.
+#[test]
+fn what_is_saved_is_what_was_learnt() {
+    for variant in ["lora", "rslora", "dora", "qlora", "qlora+dora+rslora"] {
+        for rule in [Rule::FedEx, Rule::Flora, Rule::FedSvd] {
+            let (mut local, model) = rounds(variant, rule, &["one", "two", "three"], 2);
+            assert_eq!(model.beside.is_empty(), rule == Rule::FedSvd);
+            local.put(&model.adapter, &model.beside).unwrap();
+            let live = logits(local.model());
+            let folder = tempfile::tempdir().unwrap();
+            local.save(&model, "base", folder.path()).unwrap();
+            let mut fresh = llama(variant);
+            let bare = logits(&fresh);
+            load(&mut fresh, "saved", folder.path(), VARIANTS).unwrap();
+            let (error, learnt) = (relative(&logits(&fresh), &live), relative(&bare, &live));
+            assert!(error < 1e-5 && learnt > 100.0 * error, "{variant}, {rule}: {error:e} of {learnt:e}");
+        }
+    }
+}
+
+/// Four bits stay four bits, whatever lies beside them.
+#[test]
+fn a_packed_base_stays_as_it_is() {
+    let before = llama("qlora");
+    let (local, model) = rounds("qlora", Rule::FedEx, &["one", "two"], 2);
+    assert!(!model.beside.is_empty());
+    let packed = |layer: &lora::Linear| layer.base().bytes();
+    let pairs = before.linears().into_iter().zip(local.model().linears());
+    for ((name, own), (_, now)) in pairs.filter(|((_, own), _)| own.base().parts().is_some()) {
+        // The weight itself and the two factors beside it, nothing dense.
+        let (out, inp) = own.base().shape();
+        let rank = model.beside[&format!("base_model.model.{name}")].0.size()[0];
+        // The last round began before the second round's residual was known.
+        assert!(packed(now) <= packed(own) + ((out + inp) * rank * 4) as u64, "{name}");
+    }
+}
+
+#[test]
+fn a_factor_that_is_to_stay_stays() {
+    let (_, model) = rounds("lora", Rule::Ffa, &["one", "two"], 2);
+    tch::manual_seed(5);
+    let start = local("lora", &[], training()).start().unwrap();
+    let moved = |(name, t): (&String, &Tensor)| (name.contains("lora_B"), t != &start[name]);
+    assert!(model.adapter.iter().map(moved).all(|(is_b, moved)| is_b == moved));
+}
+
+/// FedSA's clients go on with their own B.
+#[test]
+fn what_a_client_keeps_it_finds_again() {
+    let (mut local, model) = rounds("lora", Rule::FedSa, &["one", "two"], 2);
+    let own = |client: &str, local: &Local| local.own_adapter(client, &model.adapter);
+    let (one, two) = (own("one", &local), own("two", &local));
+    let name = one.keys().find(|n| n.contains("lora_B")).unwrap().clone();
+    assert_ne!(one[&name], two[&name]);
+    assert!(one[&name].abs().sum(Kind::Float).double_value(&[]) > 0.0);
+    local.put(&one, &BTreeMap::new()).unwrap();
+}
+
+/// FedProx: the stronger the pull, the nearer it stays.
+#[test]
+fn the_proximal_term_pulls_back() {
+    let run = |mu: f64| {
+        let mut model = llama("lora");
+        tch::manual_seed(5);
+        attach(&mut model, "a", &recipe("lora").unwrap(), &config()).unwrap();
+        let leaves = params(&model, "a");
+        let start: Vec<_> = leaves.iter().map(|p| p.tensor.detach().copy()).collect();
+        let data = data(model.config().vocab_size, 1, 8);
+        let training = TrainConfig { proximal: Some(mu), epochs: 5.0, ..training() };
+        train(&model, params(&model, "a"), &data, None, &training, &mut |_| Ok(())).unwrap();
+        let far = leaves.iter().zip(&start).map(|(p, s)| (p.tensor.detach() - s).square().sum(Kind::Double));
+        far.map(|t| t.double_value(&[])).sum::<f64>().sqrt()
+    };
+    let (none, some, much) = (run(0.0), run(0.1), run(10.0));
+    assert!(none > some && some > much, "{none} {some} {much}");
+}
