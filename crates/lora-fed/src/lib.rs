@@ -2,4 +2,6 @@
 
 pub mod aggregate;
 pub mod engine;
+pub mod flower;
 pub mod secagg;
+pub mod store;

@@ -53,14 +53,13 @@ impl Engine for Server {
         let to: Vec<_> = to.into_iter().map(|(node, place)| (node, &contents[place])).collect();
         let until = Instant::now() + self.patience;
         self.ids = self.app.send(&to, "train", &group, self.patience)?;
-        let mut replies = Vec::new();
-        loop {
-            replies = self.app.receive(&self.ids)?;
+        let replies = loop {
+            let replies = self.app.receive(&self.ids)?;
             if replies.len() == self.ids.len() || Instant::now() > until {
-                break;
+                break replies;
             }
             std::thread::sleep(ASK);
-        }
+        };
         let of = |(id, (client, _)): (&String, (String, Task))| {
             let late = || Err(Error::data(format!("no reply within {:.0} s", self.patience.as_secs_f64())));
             let reply = match replies.iter().find(|reply| reply.id == *id).map(|reply| &reply.content) {

@@ -1,0 +1,221 @@
+//! What a server app sends, and what comes back.
+
+use std::time::Duration;
+
+use lora_core::{Error, Result};
+
+use super::app::{Refusal, Reply, ServerApp};
+use super::deflate::{envelope, records_tree};
+use super::http::CONTROL;
+use super::inflate::inflate;
+use super::messages::{Metadata, ObjectTree};
+use super::node::now;
+use super::objects::{self, Objects};
+use super::outbox::{Arrived, Sent};
+use super::records::Records;
+use super::runtime::SUPERLINK;
+
+/// Announcements of one message in one go.
+const ROUNDS: usize = 3;
+/// Flower's code for a reply that is not there any more.
+const REPLY_UNAVAILABLE: i64 = 4;
+
+impl ServerApp {
+    /// Sends an instruction to each node; their ids, in the same order. One that went to the same node with the same
+    /// kind, group and content is the same: it is not sent twice.
+    ///
+    /// # Errors
+    /// If the SuperLink does not take one; those before it are sent.
+    pub fn send(
+        &mut self,
+        to: &[(u64, &Records)],
+        kind: &str,
+        group: &str,
+        ttl: Duration,
+    ) -> Result<Vec<String>> {
+        let mut contents = Vec::<(&Records, ObjectTree, Objects)>::new();
+        let mut ids = Vec::with_capacity(to.len());
+        for &(node, records) in to {
+            let place = match contents.iter().position(|(same, ..)| std::ptr::eq(*same, records)) {
+                Some(place) => place,
+                None => {
+                    let mut objects = Objects::new();
+                    let tree = records_tree(records, &mut objects)?;
+                    contents.push((records, tree, objects));
+                    contents.len() - 1
+                }
+            };
+            if let Some((_, tree, objects)) = contents.get(place) {
+                ids.push(self.send_one(node, kind, group, ttl, tree, objects)?);
+            }
+        }
+        Ok(ids)
+    }
+
+    fn send_one(
+        &mut self,
+        node: u64,
+        kind: &str,
+        group: &str,
+        ttl: Duration,
+        tree: &ObjectTree,
+        objects: &Objects,
+    ) -> Result<String> {
+        let mut own = Objects::new();
+        let mut wrap = |created_at: f64, ttl: f64| {
+            let metadata = Metadata {
+                run_id: self.run,
+                src_node_id: SUPERLINK,
+                dst_node_id: node,
+                group_id: group.to_owned(),
+                ttl,
+                message_type: kind.to_owned(),
+                created_at,
+                src_task_id: Some(self.task),
+                ..Metadata::default()
+            };
+            envelope(metadata, Ok(tree.clone()), &mut own)
+        };
+        let before = self.outbox.sent(node, kind, group)?;
+        let again = before.map(|sent| (wrap(sent.created, sent.ttl), sent.id));
+        let (message, tree) = match again.filter(|((_, tree), id)| tree.object_id == *id) {
+            Some((same, id)) => {
+                if self.outbox.is_settled(&id)? || self.outbox.arrived(&id)?.is_some() {
+                    return Ok(id);
+                }
+                same
+            }
+            None => {
+                let (created, ttl) = (now(), ttl.as_secs_f64());
+                let new = wrap(created, ttl);
+                let id = new.1.object_id.clone();
+                self.outbox.set_sent(node, kind, group, &Sent { id, created, ttl })?;
+                new
+            }
+        };
+        let id = tree.object_id.clone();
+        for _ in 0..ROUNDS {
+            let (taken, wanted, session) = self.runtime.push(message.clone(), tree.clone())?;
+            if !taken {
+                return Err(Error::data(format!("the SuperLink takes no message for node {node}"))
+                    .hint("is it still registered, and the run not over?"));
+            }
+            let mut all = true;
+            for object in wanted {
+                let content = own.get(&object).or_else(|| objects.get(&object)).cloned();
+                all &= match content {
+                    Some(content) => self.runtime.push_object(self.run, &session, &object, content)?,
+                    None => false,
+                };
+            }
+            if all {
+                return Ok(id);
+            }
+        }
+        Err(Error::data(format!("the SuperLink does not take the objects of a message for node {node}")))
+    }
+
+    /// The replies to these messages that are there and not confirmed. Ask again for the others.
+    ///
+    /// # Errors
+    /// If the SuperLink or the store fails. What is wrong with one reply is in that reply.
+    pub fn receive(&mut self, ids: &[String]) -> Result<Vec<Reply>> {
+        let mut missing = Vec::new();
+        for id in ids {
+            if !self.outbox.is_settled(id)? && self.outbox.arrived(id)?.is_none() {
+                missing.push(id.clone());
+            }
+        }
+        if !missing.is_empty() {
+            let mut arrived = Vec::new();
+            for (message, tree) in self.runtime.pull(missing.clone())? {
+                let answered =
+                    message.metadata.as_ref().map(|m| m.reply_to_message_id.clone()).unwrap_or_default();
+                // What nobody asked for is left lying.
+                if missing.contains(&answered) {
+                    arrived.push((answered, Arrived { message: Some(message), tree: Some(tree) }));
+                }
+            }
+            self.outbox.arrive(&arrived)?;
+        }
+        let mut replies = Vec::new();
+        for id in ids {
+            if let Some(arrived) = self.outbox.arrived(id)?
+                && let Some(reply) = self.open(id, &arrived)?
+            {
+                replies.push(reply);
+            }
+        }
+        Ok(replies)
+    }
+
+    /// A reply, if all of it is there.
+    fn open(&self, id: &str, arrived: &Arrived) -> Result<Option<Reply>> {
+        let message = arrived.message.clone().unwrap_or_default();
+        let metadata = message.metadata.unwrap_or_default();
+        let to = self.outbox.to(id)?;
+        // The SuperLink itself answers for a node that is gone; nobody else may answer for another.
+        let by_superlink = metadata.src_node_id == SUPERLINK && message.error.is_some();
+        let node = to.filter(|&node| by_superlink || node == metadata.src_node_id);
+        let reply = |content| {
+            Ok(Some(Reply { id: id.to_owned(), node: node.or(to).unwrap_or(metadata.src_node_id), content }))
+        };
+        let refuse = |code, reason: String| reply(Err(Refusal { code, reason }));
+        if node.is_none() {
+            return refuse(0, format!("node {} answers for another", metadata.src_node_id));
+        }
+        if let Some(error) = message.error {
+            return refuse(error.code, error.reason);
+        }
+        let tree = arrived.tree.clone().unwrap_or_default();
+        let wanted = match objects::ids(&tree, &self.limits) {
+            Ok(ids) if tree.object_id == metadata.message_id => ids,
+            Ok(_) => return refuse(0, "the reply's objects are not its own".into()),
+            Err(e) => return refuse(0, e.to_string()),
+        };
+        let (mut objects, mut bytes) = (Objects::new(), 0);
+        for object in wanted {
+            let answer = self.runtime.pull_object(self.run, &object, self.limits.object + CONTROL)?;
+            if !answer.object_found {
+                return refuse(REPLY_UNAVAILABLE, "the node did not upload its whole reply".into());
+            }
+            if !answer.object_available {
+                return Ok(None);
+            }
+            bytes += answer.object_content.len();
+            if bytes > self.limits.message {
+                return refuse(0, format!("a reply of more than {} bytes", self.limits.message));
+            }
+            if let Err(e) = objects::parse(&object, &answer.object_content, &self.limits) {
+                return refuse(0, e.to_string());
+            }
+            objects.insert(object, answer.object_content);
+        }
+        match inflate(&tree.object_id, &objects, &self.limits) {
+            // Whose it is, and what it answers, is for the SuperLink to say; the node may not say otherwise.
+            Ok(inflated)
+                if inflated.metadata.src_node_id != metadata.src_node_id
+                    || inflated.metadata.reply_to_message_id != id =>
+            {
+                refuse(0, "the reply is not the one that was announced".into())
+            }
+            Ok(inflated) => reply(inflated.content.map_err(|e| Refusal { code: e.code, reason: e.reason })),
+            Err(e) => refuse(0, e.to_string()),
+        }
+    }
+
+    /// The replies to these are safe: they are not given again, and the SuperLink may drop them.
+    ///
+    /// # Errors
+    /// If the SuperLink or the store fails.
+    pub fn confirm(&mut self, ids: &[String]) -> Result<()> {
+        for id in ids {
+            if let Some(arrived) = self.outbox.arrived(id)? {
+                let reply = arrived.message.and_then(|m| m.metadata).unwrap_or_default().message_id;
+                self.runtime.confirm(self.run, &reply)?;
+                self.outbox.settle(id)?;
+            }
+        }
+        Ok(())
+    }
+}
