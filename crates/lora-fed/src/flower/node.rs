@@ -168,10 +168,11 @@ pub fn serve(options: &NodeOptions, app: &mut dyn App, stop: &AtomicBool) -> Res
         let halt = AtomicBool::new(false);
         let ended = scope(|scope| {
             scope.spawn(|| beat(options, &fleet, id, &halt));
-            let mut worker = Worker { fleet: &fleet, inbox: &mut inbox, node: id, limits: &options.limits };
-            let ended = work(options, &mut worker, app, stop, &halt);
-            halt.store(true, Ordering::Relaxed);
-            ended
+            // Also if the app panics: no heartbeat for a node that does nothing.
+            let _quiet = Halt(&halt);
+            let (inbox, limits) = (&mut inbox, &options.limits);
+            let mut worker = Worker { fleet: &fleet, inbox, node: id, limits, breaks: 0 };
+            work(options, &mut worker, app, stop, &halt)
         });
         match ended {
             Ok(()) => break,
@@ -196,6 +197,14 @@ pub fn serve(options: &NodeOptions, app: &mut dyn App, stop: &AtomicBool) -> Res
     }
     leave(options, &fleet, id);
     Ok(())
+}
+
+struct Halt<'a>(&'a AtomicBool);
+
+impl Drop for Halt<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Comes online, or is so still; the node's id.

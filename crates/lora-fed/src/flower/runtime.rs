@@ -19,8 +19,8 @@ use super::objects::hex;
 pub(crate) const SUPERLINK: u64 = 1;
 
 const SERVER_APP: &str = "flwr-serverapp";
-/// An app's files may be larger than what is said about them.
-const FAB: usize = 64 << 20;
+/// An app's files, and the announcements of many replies.
+const LARGE: usize = 64 << 20;
 
 /// A SuperLink as one task sees it.
 #[derive(Debug, Clone)]
@@ -87,7 +87,7 @@ impl Runtime {
 
     /// Starts the task. A second time it is refused (3002).
     pub(crate) fn input(&self) -> Answer<PullTaskInputResponse> {
-        self.call("pull-task-input", &Empty {}, FAB)
+        self.call("pull-task-input", &Empty {}, LARGE)
     }
 
     /// The task lives for a minute more; `false`: it was ended.
@@ -111,7 +111,7 @@ impl Runtime {
     /// The replies that are there to these; the SuperLink gives each announcement once.
     pub(crate) fn pull(&self, ids: Vec<String>) -> Answer<Vec<(Message, ObjectTree)>> {
         let request = PullAppMessagesRequest { message_ids: ids };
-        let answer: PullAppMessagesResponse = self.repeat("pull-messages", &request, FAB)?;
+        let answer: PullAppMessagesResponse = self.repeat("pull-messages", &request, LARGE)?;
         if answer.messages_list.len() != answer.message_object_trees.len() {
             return Err(Fault::Malformed("messages and trees that do not match".into()));
         }

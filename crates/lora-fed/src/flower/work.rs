@@ -25,6 +25,9 @@ const RUN_OVER: i64 = 2007;
 /// Announcements of one reply in one go.
 const ROUNDS: usize = 3;
 
+/// How often the SuperLink may break over one instruction before it is dropped.
+const BREAKS: u32 = 20;
+
 /// The longest text of an error that is sent.
 const REASON: usize = 1000;
 
@@ -33,6 +36,8 @@ pub(crate) struct Worker<'a> {
     pub(crate) inbox: &'a mut Inbox,
     pub(crate) node: u64,
     pub(crate) limits: &'a Limits,
+    /// How often the SuperLink broke over the instruction at hand.
+    pub(crate) breaks: u32,
 }
 
 type Worked<T> = std::result::Result<T, Trouble>;
@@ -60,9 +65,15 @@ impl Worker<'_> {
             match self.answer(id, &entry, &metadata, app) {
                 Ok(()) => Ok(()),
                 Err(Stopped::Over(why)) => Err(why),
+                Err(Stopped::Broke(why)) if self.breaks + 1 < BREAKS => {
+                    self.breaks += 1;
+                    return Err(Trouble::Passing(why));
+                }
+                Err(Stopped::Broke(why)) => Err(why),
                 Err(Stopped::Trouble(trouble)) => return Err(trouble),
             }
         };
+        self.breaks = 0;
         self.inbox.finish(id)?;
         app.notice(&match done {
             Ok(()) => Event::Answered(id.to_owned()),
@@ -209,17 +220,21 @@ impl Worker<'_> {
 
 /// Why an instruction got no further.
 enum Stopped {
-    /// Nobody waits for it.
+    /// Nobody waits for it, or the SuperLink does not want it.
     Over(String),
+    /// The SuperLink broke over it.
+    Broke(String),
     Trouble(Trouble),
 }
 
 impl From<Fault> for Stopped {
     fn from(fault: Fault) -> Self {
-        if fault.code() == RUN_OVER || fault.status() == 403 {
-            return Self::Over("the run is over".into());
+        match fault.status() {
+            _ if fault.code() == RUN_OVER => Self::Over("the run is over".into()),
+            400 | 402..=499 => Self::Over(fault.to_string()),
+            500 => Self::Broke(fault.to_string()),
+            _ => Self::Trouble(fault.into()),
         }
-        Self::Trouble(fault.into())
     }
 }
 

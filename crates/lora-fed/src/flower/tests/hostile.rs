@@ -28,7 +28,7 @@ fn sound() -> (String, Objects) {
 fn forged(kind: &str, change: impl Fn(&[String], &[u8]) -> (String, Vec<String>, Vec<u8>)) -> (String, Objects) {
     let (mut root, objects) = sound();
     let mut forged = Objects::new();
-    let mut renamed = std::collections::BTreeMap::new();
+    let mut renamed = std::collections::BTreeMap::<String, String>::new();
     let mut done = false;
     for (old, bytes) in &objects {
         let parts = objects::parse(old, bytes, &Limits::default()).unwrap();

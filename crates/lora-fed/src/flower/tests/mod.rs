@@ -1,6 +1,8 @@
 //! The wire against flwr 1.41.0's own bytes, and against bytes that nobody sane would send.
 
+mod fake;
 mod hostile;
+mod node;
 mod objects;
 mod wire;
 
@@ -26,7 +28,7 @@ struct Case {
     root: String,
     announced: String,
     tree: String,
-    objects: indexmap::IndexMap<String, serde_json::Value>,
+    objects: serde_json::Map<String, serde_json::Value>,
 }
 
 impl Case {
