@@ -184,15 +184,16 @@ impl Deployment {
         );
         fs::write(at("home/config.toml"), config).unwrap();
         let venv = venv.to_owned();
-        let mut flower =
-            Self { dir, venv, address, ports: 0, runs: 0, processes: Vec::new(), server: None };
-        let made = flower.python("python").arg("-c").arg(CERTIFICATES).arg(flower.dir.path()).status().unwrap();
+        let mut flower = Self { dir, venv, address, ports: 0, runs: 0, processes: Vec::new(), server: None };
+        let made =
+            flower.python("python").arg("-c").arg(CERTIFICATES).arg(flower.dir.path()).status().unwrap();
         assert!(made.success(), "no certificates");
         let (host, port) = flower.address.split_once(':').unwrap();
         let mut link = flower.python("flower-superlink");
         link.args(["--host", host, "--port", port, "--enable-supernode-auth"]);
         link.arg("--disable-runtime-dependency-installation");
-        for (flag, file) in [("certfile", "server.pem"), ("keyfile", "server.key"), ("ca-certfile", "ca.pem")] {
+        for (flag, file) in [("certfile", "server.pem"), ("keyfile", "server.key"), ("ca-certfile", "ca.pem")]
+        {
             link.arg(format!("--ssl-{flag}")).arg(flower.at(file));
         }
         if isolation == Isolation::Process {
@@ -220,7 +221,8 @@ impl Deployment {
 
     fn flwr(&self, arguments: &[&str]) -> String {
         let out = self.python("flwr").args(arguments).output().unwrap();
-        let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        let said =
+            format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
         assert!(out.status.success(), "flwr {arguments:?}: {said}");
         said
     }
@@ -229,7 +231,8 @@ impl Deployment {
     pub fn node(&self, name: &str, add: f64, examples: u32) -> Node {
         let key = self.at(&format!("{name}.key"));
         if !key.exists() {
-            let out = Command::new(example("node")).args(["keys", "--keys", "--key"]).arg(&key).output().unwrap();
+            let out =
+                Command::new(example("node")).args(["keys", "--keys", "--key"]).arg(&key).output().unwrap();
             assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
             fs::write(self.at(&format!("{name}.pub")), out.stdout).unwrap();
         }
@@ -248,7 +251,8 @@ impl Deployment {
         self.flwr(&["supernode", "register", self.at("stock.pub").to_str().unwrap(), "loc"]);
         let port = free_port().to_string();
         let mut node = self.python("flower-supernode");
-        node.args(["--superlink", &self.address, "--port", &port, "--root-certificates"]).arg(self.at("ca.pem"));
+        node.args(["--superlink", &self.address, "--port", &port, "--root-certificates"])
+            .arg(self.at("ca.pem"));
         node.arg("--auth-supernode-private-key").arg(self.at("stock.key"));
         let node = Group::start(&mut node, &self.at("stock.log"));
         self.processes.push(node);
@@ -268,7 +272,10 @@ impl Deployment {
 
     pub fn start_fedavg(&mut self, rounds: u32, nodes: u32) -> Run {
         self.submit(rounds, nodes);
-        Run { out: self.at(&format!("result{}.json", self.runs)), logs: vec![self.at("superlink.log"), self.at("stock.log")] }
+        Run {
+            out: self.at(&format!("result{}.json", self.runs)),
+            logs: vec![self.at("superlink.log"), self.at("stock.log")],
+        }
     }
 
     pub fn fedavg(&mut self, rounds: u32, nodes: u32) -> Vec<f64> {
@@ -278,7 +285,11 @@ impl Deployment {
     fn server(&self, secret: &str) -> Command {
         let mut server = Command::new(example("server"));
         server.args(["--address", &self.address, "--nodes", "2", "--secret"]).arg(self.at(secret));
-        server.arg("--roots").arg(self.at("ca.pem")).arg("--out").arg(self.at(&format!("result{}.json", self.runs)));
+        server
+            .arg("--roots")
+            .arg(self.at("ca.pem"))
+            .arg("--out")
+            .arg(self.at(&format!("result{}.json", self.runs)));
         server.arg("--store").arg(self.at(&format!("app{}.db", self.runs)));
         server
     }
@@ -416,7 +427,10 @@ impl Node {
 
     pub fn refused_in_clear(&self) -> String {
         let mut node = Command::new(example("node"));
-        node.args(["--address", &self.address, "--insecure", "--key"]).arg(&self.key).arg("--store").arg(&self.store);
+        node.args(["--address", &self.address, "--insecure", "--key"])
+            .arg(&self.key)
+            .arg("--store")
+            .arg(&self.store);
         Self::fails(node)
     }
 }

@@ -1,0 +1,133 @@
+//! A coordinator that dies anywhere goes on with the round that it was in.
+
+use std::collections::BTreeMap;
+
+use lora_core::{Error, Result};
+use lora_fed::aggregate::{Rule, ServerRule};
+use lora_fed::engine::{Engine, Federation, Model, Reply, Settings, Task};
+use lora_fed::store::Store;
+use tch::{Device, Kind, Tensor};
+
+const F32: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+fn start() -> Model {
+    let a = Tensor::arange(12, F32).view([2, 6]) / 12.0;
+    let b = Tensor::zeros([5, 2], F32);
+    Model::new([("m.lora_A.weight".to_owned(), a), ("m.lora_B.weight".to_owned(), b)].into())
+}
+
+/// Clients come and go; each reply depends on who, when and from what. Dies where it is told to.
+#[derive(Default)]
+struct Nodes {
+    calls: u64,
+    settled: u64,
+    asked: Vec<(u64, Vec<String>)>,
+    dies_running: bool,
+    dies_settling: bool,
+}
+
+impl Engine for Nodes {
+    fn clients(&mut self) -> Result<Vec<String>> {
+        // Another one is away each time that one looks.
+        self.calls += 1;
+        let all = ["a", "b", "c", "d", "e"];
+        Ok(all
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| *i as u64 != self.calls % 5)
+            .map(|(_, c)| (*c).to_owned())
+            .collect())
+    }
+
+    fn run(&mut self, tasks: Vec<(String, Task)>) -> Result<Vec<(String, Result<Reply>)>> {
+        let round = tasks[0].1.round;
+        self.asked.push((round, tasks.iter().map(|(client, _)| client.clone()).collect()));
+        if std::mem::take(&mut self.dies_running) {
+            return Err(Error::data("killed"));
+        }
+        let reply = |(client, task): (String, Task)| {
+            let step = f64::from(client.as_bytes()[0]) / 1000.0 + round as f64 / 10.0;
+            let moved = task.adapter.iter().filter(|(name, _)| task.sends.holds(name));
+            let adapter: BTreeMap<_, _> = moved.map(|(name, t)| (name.clone(), t * 0.9 + step)).collect();
+            (client, Ok(Reply { adapter, examples: 1, metrics: BTreeMap::new() }))
+        };
+        Ok(tasks.into_iter().map(reply).collect())
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.dies_settling) {
+            return Err(Error::data("killed"));
+        }
+        self.settled += 1;
+        Ok(())
+    }
+}
+
+fn settings(rule: Rule, seed: u64) -> Settings {
+    let server =
+        Some(ServerRule::Adam { rate: 0.1, betas: (0.9, 0.99), tau: 1e-3 }).filter(|_| rule == Rule::FedIt);
+    Settings { per_round: Some(3), server, seed, ..Settings::new("a run", rule, 4) }
+}
+
+fn open(rule: Rule, store: &mut Store) -> Federation {
+    let mut federation = Federation::new(settings(rule, 1), start(), |_, r| 4.0 / r as f64).unwrap();
+    federation.resume(store).unwrap();
+    federation
+}
+
+#[test]
+fn it_goes_on_where_it_was() {
+    for rule in [Rule::FedIt, Rule::FedEx, Rule::Flora, Rule::RoLora { round: 1 }] {
+        let folder = tempfile::tempdir().unwrap();
+        let run = |name: &str, deaths: &[(u64, bool)]| {
+            let path = folder.path().join(format!("{rule} {name}"));
+            let mut nodes = Nodes::default();
+            let mut deaths = deaths.to_vec();
+            let mut model = None;
+            for _ in 0..20 {
+                // A new process each time.
+                let mut store = Store::open(&path).unwrap();
+                let mut federation = open(rule, &mut store);
+                while federation.model.rounds < 4 {
+                    let next = federation.model.rounds + 1;
+                    if let Some(at) = deaths.iter().position(|(round, _)| *round == next) {
+                        let (_, running) = deaths.remove(at);
+                        nodes.dies_running = running;
+                        nodes.dies_settling = !running;
+                    }
+                    if federation.round_in(&mut store, &mut nodes).is_err() {
+                        break;
+                    }
+                }
+                let reports = Federation::reports(&store).unwrap();
+                assert_eq!(reports.len() as u64, federation.model.rounds);
+                if federation.model.rounds == 4 {
+                    model = Some(federation.model);
+                    break;
+                }
+            }
+            // Whoever was chosen for a round stays chosen, whoever is there later.
+            let mut by_round = BTreeMap::new();
+            for (round, clients) in &nodes.asked {
+                assert_eq!(by_round.entry(*round).or_insert_with(|| clients.clone()), clients);
+            }
+            assert!(nodes.asked.len() as u64 >= 4);
+            (model.unwrap(), by_round)
+        };
+        let (calm, asked) = run("calm", &[]);
+        let (stormy, again) =
+            run("stormy", &[(1, true), (1, true), (2, false), (3, true), (4, false), (4, true)]);
+        assert_eq!(asked, again, "{rule}");
+        assert_eq!((calm.adapter, calm.beside), (stormy.adapter, stormy.beside), "{rule}");
+    }
+}
+
+#[test]
+fn a_store_of_another_run_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = Store::open(&folder.path().join("store")).unwrap();
+    open(Rule::FedIt, &mut store);
+    let mut other = Federation::new(settings(Rule::FedIt, 2), start(), |_, _| 1.0).unwrap();
+    let e = other.resume(&mut store).unwrap_err();
+    assert!(e.to_string().contains("another run") && e.hint_text().is_some());
+}
