@@ -37,7 +37,8 @@ impl Adder {
 
 impl App for Adder {
     fn handle(&mut self, message: &Incoming) -> Result<Records> {
-        writeln!(self.log, "computes {} {}", message.kind, message.id).map_err(|e| Error::internal(e.to_string()))?;
+        writeln!(self.log, "computes {} {}", message.kind, message.id)
+            .map_err(|e| Error::internal(e.to_string()))?;
         self.die_at("computing");
         let examples = Values::from([("num-examples".to_owned(), Value::Int(self.examples))]);
         match message.kind.as_str() {
@@ -82,14 +83,17 @@ fn run() -> Result<()> {
         let value = words.next_if(|next| !next.starts_with("--")).unwrap_or_default();
         flags.insert(word.trim_start_matches("--").to_owned(), value);
     }
-    let text = |name: &str| flags.get(name).cloned().ok_or_else(|| Error::usage(format!("--{name} is missing")));
+    let text =
+        |name: &str| flags.get(name).cloned().ok_or_else(|| Error::usage(format!("--{name} is missing")));
     let number = |name: &str, default: f64| flags.get(name).map_or(default, |v| v.parse().unwrap_or(default));
     let path = text("key")?;
     if flags.contains_key("keys") {
         let key = NodeKey::generate()?;
         key.save(Path::new(&path))?;
         let line = key.openssh("node");
-        return std::io::stdout().write_all(line.as_bytes()).map_err(|e| Error::io("write", Path::new("stdout"), e));
+        return std::io::stdout()
+            .write_all(line.as_bytes())
+            .map_err(|e| Error::io("write", Path::new("stdout"), e));
     }
     let key = NodeKey::load(Path::new(&path))?;
     let store = text("store")?;

@@ -48,7 +48,8 @@ impl Rounds {
     fn keep(&mut self, round: i64, reply: &Reply) -> Result<()> {
         let content =
             reply.content.as_ref().map_err(|e| Error::data(format!("node {}: {}", reply.node, e.reason)))?;
-        let mut numbers = vec![metric(content, "num-examples").ok_or_else(|| Error::data("no num-examples"))?];
+        let mut numbers =
+            vec![metric(content, "num-examples").ok_or_else(|| Error::data("no num-examples"))?];
         for array in only_arrays(content)?.values() {
             numbers.extend(array.to_f64());
         }
@@ -81,13 +82,15 @@ fn run() -> Result<()> {
         let value = words.next_if(|next| !next.starts_with("--")).unwrap_or_default();
         flags.insert(word.trim_start_matches("--").to_owned(), value);
     }
-    let text = |name: &str| flags.get(name).cloned().ok_or_else(|| Error::usage(format!("--{name} is missing")));
+    let text =
+        |name: &str| flags.get(name).cloned().ok_or_else(|| Error::usage(format!("--{name} is missing")));
     let die = |place: &str| {
         if flags.get("die").is_some_and(|d| d == place) {
             std::process::abort();
         }
     };
-    let secret = flags.get("secret").map(|p| std::fs::read(p).map_err(|e| Error::io("read", Path::new(p), e)));
+    let secret =
+        flags.get("secret").map(|p| std::fs::read(p).map_err(|e| Error::io("read", Path::new(p), e)));
     let store = text("store")?;
     let options = AppOptions {
         address: text("address")?,
@@ -115,7 +118,9 @@ fn run() -> Result<()> {
         let group = round.to_string();
         // The cohort is drawn once, also if the app dies.
         let cohort = match state.0.get("cohort", &group)? {
-            Some(cohort) => cohort.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().unwrap_or_default())).collect(),
+            Some(cohort) => {
+                cohort.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().unwrap_or_default())).collect()
+            }
             None => {
                 let mut nodes = app.nodes()?;
                 while nodes.len() < wanted && Instant::now() < until {

@@ -151,9 +151,8 @@ fn a_kill_at_any_moment_loses_nothing_that_was_written() {
         child.kill().unwrap();
         child.wait().unwrap();
         let store = Store::open(&path).unwrap();
-        let n = |space, key| {
-            u64::from_le_bytes(store.get(space, key).unwrap().unwrap()[..8].try_into().unwrap())
-        };
+        let n =
+            |space, key| u64::from_le_bytes(store.get(space, key).unwrap().unwrap()[..8].try_into().unwrap());
         let (a, b, c) = (n("n", "a"), n("blob", "b"), n("n", "c"));
         assert!(a == b && b == c, "torn: {a} {b} {c}");
         // What was said to be written is there; the file that says so may itself be cut.

@@ -199,7 +199,9 @@ fn take(options: &AppOptions, client: &Client) -> Result<(Ticket, Runtime)> {
             Err(fault) if !fault.is_passing() => return Err(fault.into()),
             Err(fault) if Instant::now() > until => return Err(fault.into()),
             _ if Instant::now() > until => {
-                return Err(Error::data("no run has started").at("SuperLink").hint("start one with `flwr run`"));
+                return Err(Error::data("no run has started")
+                    .at("SuperLink")
+                    .hint("start one with `flwr run`"));
             }
             _ => std::thread::sleep(ASK),
         }
@@ -213,7 +215,8 @@ fn start(runtime: &Runtime) -> Result<Values> {
         if started { error.hint("its server app died as it began: start the run again") } else { error }
     })?;
     let run = input.run.unwrap_or_default();
-    let config = input.fab.map_or_else(|| Ok(Values::new()), |f| fab::run_config(&f, run.override_config.iter()));
+    let config =
+        input.fab.map_or_else(|| Ok(Values::new()), |f| fab::run_config(&f, run.override_config.iter()));
     if let Err(e) = &config {
         // What cannot be read cannot be run, and whoever started it is told.
         let _ = runtime.finish(false, &e.to_string());

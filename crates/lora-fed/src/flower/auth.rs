@@ -63,10 +63,14 @@ impl NodeKey {
                 ssh::Nist::P384 => Curve::P384(p384::SecretKey::from_slice(&scalar).map_err(bad)?),
             }));
         }
-        if let Ok(key) = p256::SecretKey::from_pkcs8_pem(text).or_else(|_| p256::SecretKey::from_sec1_pem(text)) {
+        if let Ok(key) =
+            p256::SecretKey::from_pkcs8_pem(text).or_else(|_| p256::SecretKey::from_sec1_pem(text))
+        {
             return Ok(Self(Curve::P256(key)));
         }
-        if let Ok(key) = p384::SecretKey::from_pkcs8_pem(text).or_else(|_| p384::SecretKey::from_sec1_pem(text)) {
+        if let Ok(key) =
+            p384::SecretKey::from_pkcs8_pem(text).or_else(|_| p384::SecretKey::from_sec1_pem(text))
+        {
             return Ok(Self(Curve::P384(key)));
         }
         Err(Error::data("not a private key on P-256 or P-384")

@@ -219,14 +219,16 @@ fn refused(status: u16, body: &[u8]) -> Fault {
 /// The host of `host:port`.
 fn host(address: &str) -> Result<&str> {
     let bad = || {
-        Error::usage(format!("`{address}` is no address")).hint("give it as host:port, such as fed.example:8000")
+        Error::usage(format!("`{address}` is no address"))
+            .hint("give it as host:port, such as fed.example:8000")
     };
     let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
     let inner = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
     let fits = match inner {
         Some(v6) => v6.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6()),
         None => {
-            !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
+            !host.is_empty()
+                && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
         }
     };
     if !fits || port.parse::<u16>().map_or(true, |p| p == 0) {
@@ -259,4 +261,3 @@ fn certificates(path: &Path) -> Result<RootCerts> {
     }
     Ok(RootCerts::from(certificates))
 }
-

@@ -118,7 +118,12 @@ impl Runtime {
         Ok(answer.messages_list.into_iter().zip(answer.message_object_trees).collect())
     }
 
-    pub(crate) fn pull_object(&self, run_id: u64, object_id: &str, most: usize) -> Answer<PullObjectResponse> {
+    pub(crate) fn pull_object(
+        &self,
+        run_id: u64,
+        object_id: &str,
+        most: usize,
+    ) -> Answer<PullObjectResponse> {
         let request = PullObjectRequest { node: Some(OURS), run_id, object_id: object_id.to_owned() };
         self.repeat("pull-object", &request, most)
     }

@@ -12,9 +12,8 @@ use super::records::{Arrays, Dtype, NdArray};
 /// # Errors
 /// For kinds that are no numbers.
 pub fn to_arrays(tensors: &BTreeMap<String, Tensor>) -> Result<Arrays> {
-    let one = |(name, tensor): (&String, &Tensor)| {
-        Ok((name.clone(), to_array(tensor).map_err(|e| e.at(name))?))
-    };
+    let one =
+        |(name, tensor): (&String, &Tensor)| Ok((name.clone(), to_array(tensor).map_err(|e| e.at(name))?));
     tensors.iter().map(one).collect()
 }
 

@@ -161,12 +161,7 @@ impl Worker<'_> {
     }
 
     /// Brings the stored reply to the SuperLink.
-    fn push(
-        &mut self,
-        id: &str,
-        metadata: &Metadata,
-        app: &mut dyn App,
-    ) -> std::result::Result<(), Stopped> {
+    fn push(&mut self, id: &str, metadata: &Metadata, app: &mut dyn App) -> std::result::Result<(), Stopped> {
         for _ in 0..ROUNDS {
             let entry = self.inbox.entry(id)?;
             let (Some(reply), Some(tree)) = (entry.reply, entry.reply_tree) else {

@@ -10,7 +10,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// The virtual environment with flwr, if there is one.
-pub fn venv() -> Option<PathBuf> {
+pub(crate) fn venv() -> Option<PathBuf> {
     let found = std::env::var_os("FLWR").map(PathBuf::from);
     if found.is_none() {
         eprintln!("skipped: set FLWR to a virtual environment with flwr 1.41.0");
@@ -18,7 +18,7 @@ pub fn venv() -> Option<PathBuf> {
     found
 }
 
-pub fn wait_for(what: &str, most: Duration, mut done: impl FnMut() -> bool) {
+pub(crate) fn wait_for(what: &str, most: Duration, mut done: impl FnMut() -> bool) {
     let until = Instant::now() + most;
     while !done() {
         assert!(Instant::now() < until, "waited {most:?} in vain for {what}");
@@ -50,12 +50,12 @@ impl Drop for Group {
 }
 
 #[derive(Clone, Copy, PartialEq)]
-pub enum Isolation {
+pub(crate) enum Isolation {
     Subprocess,
     Process,
 }
 
-pub struct Deployment {
+pub(crate) struct Deployment {
     dir: tempfile::TempDir,
     venv: PathBuf,
     address: String,
@@ -69,10 +69,12 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// An example of this crate; cargo builds them with the tests.
+/// An example of this crate.
 fn example(name: &str) -> PathBuf {
     let tests = std::env::current_exe().unwrap();
-    tests.parent().unwrap().parent().unwrap().join("examples").join(name)
+    let path = tests.parent().unwrap().parent().unwrap().join("examples").join(name);
+    assert!(path.exists(), "first: cargo build --release -p lora-fed --examples");
+    path
 }
 
 const CERTIFICATES: &str = r#"
@@ -111,12 +113,10 @@ const PROJECT: &str = r#"
 name = "adder"
 version = "1.0.0"
 description = "adds"
-license = "Apache-2.0"
+license = { file = "LICENSE" }
 dependencies = []
 [tool.flwr.app]
 publisher = "tests"
-fab-format-version = 1
-flwr-version-target = "1.41.0"
 [tool.flwr.app.components]
 serverapp = "adder.server:app"
 clientapp = "adder.client:app"
@@ -165,13 +165,14 @@ def evaluate(message, context):
 "#;
 
 impl Deployment {
-    pub fn start(venv: &Path, isolation: Isolation) -> Self {
+    pub(crate) fn start(venv: &Path, isolation: Isolation) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         for folder in ["home", "app/adder"] {
             fs::create_dir_all(at(folder)).unwrap();
         }
         fs::write(at("app/pyproject.toml"), PROJECT).unwrap();
+        fs::write(at("app/LICENSE"), "none").unwrap();
         fs::write(at("app/adder/__init__.py"), "").unwrap();
         fs::write(at("app/adder/server.py"), SERVER).unwrap();
         fs::write(at("app/adder/client.py"), CLIENT).unwrap();
@@ -184,15 +185,16 @@ impl Deployment {
         );
         fs::write(at("home/config.toml"), config).unwrap();
         let venv = venv.to_owned();
-        let mut flower =
-            Self { dir, venv, address, ports: 0, runs: 0, processes: Vec::new(), server: None };
-        let made = flower.python("python").arg("-c").arg(CERTIFICATES).arg(flower.dir.path()).status().unwrap();
+        let mut flower = Self { dir, venv, address, ports: 0, runs: 0, processes: Vec::new(), server: None };
+        let made =
+            flower.python("python").arg("-c").arg(CERTIFICATES).arg(flower.dir.path()).status().unwrap();
         assert!(made.success(), "no certificates");
         let (host, port) = flower.address.split_once(':').unwrap();
         let mut link = flower.python("flower-superlink");
         link.args(["--host", host, "--port", port, "--enable-supernode-auth"]);
         link.arg("--disable-runtime-dependency-installation");
-        for (flag, file) in [("certfile", "server.pem"), ("keyfile", "server.key"), ("ca-certfile", "ca.pem")] {
+        for (flag, file) in [("certfile", "server.pem"), ("keyfile", "server.key"), ("ca-certfile", "ca.pem")]
+        {
             link.arg(format!("--ssl-{flag}")).arg(flower.at(file));
         }
         if isolation == Isolation::Process {
@@ -220,16 +222,18 @@ impl Deployment {
 
     fn flwr(&self, arguments: &[&str]) -> String {
         let out = self.python("flwr").args(arguments).output().unwrap();
-        let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        let said =
+            format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
         assert!(out.status.success(), "flwr {arguments:?}: {said}");
         said
     }
 
     /// A node of ours with a key of its own; it does not run yet.
-    pub fn node(&self, name: &str, add: f64, examples: u32) -> Node {
+    pub(crate) fn node(&self, name: &str, add: f64, examples: u32) -> Node {
         let key = self.at(&format!("{name}.key"));
         if !key.exists() {
-            let out = Command::new(example("node")).args(["keys", "--keys", "--key"]).arg(&key).output().unwrap();
+            let out =
+                Command::new(example("node")).args(["keys", "--keys", "--key"]).arg(&key).output().unwrap();
             assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
             fs::write(self.at(&format!("{name}.pub")), out.stdout).unwrap();
         }
@@ -239,86 +243,94 @@ impl Deployment {
         Node { name: name.into(), address: self.address.clone(), key, store, roots, numbers, child: None }
     }
 
-    pub fn register(&self, node: &Node) {
+    pub(crate) fn register(&self, node: &Node) {
         let public = self.at(&format!("{}.pub", node.name));
         self.flwr(&["supernode", "register", public.to_str().unwrap(), "loc"]);
     }
 
-    pub fn stock_node(&mut self) {
+    pub(crate) fn stock_node(&mut self) {
         self.flwr(&["supernode", "register", self.at("stock.pub").to_str().unwrap(), "loc"]);
         let port = free_port().to_string();
         let mut node = self.python("flower-supernode");
-        node.args(["--superlink", &self.address, "--port", &port, "--root-certificates"]).arg(self.at("ca.pem"));
+        node.args(["--superlink", &self.address, "--port", &port, "--root-certificates"])
+            .arg(self.at("ca.pem"));
         node.arg("--auth-supernode-private-key").arg(self.at("stock.key"));
         let node = Group::start(&mut node, &self.at("stock.log"));
         self.processes.push(node);
         self.ports += 1;
     }
 
-    pub fn other_ca(&self) -> PathBuf {
+    pub(crate) fn other_ca(&self) -> PathBuf {
         self.at("other.pem")
     }
 
-    pub fn submit(&mut self, rounds: u32, nodes: u32) {
+    pub(crate) fn submit(&mut self, rounds: u32, nodes: u32) {
         self.runs += 1;
         let out = self.at(&format!("result{}.json", self.runs));
         let config = format!("num-server-rounds={rounds} nodes={nodes} out=\"{}\"", out.display());
         self.flwr(&["run", self.at("app").to_str().unwrap(), "loc", "--run-config", &config]);
     }
 
-    pub fn start_fedavg(&mut self, rounds: u32, nodes: u32) -> Run {
+    pub(crate) fn start_fedavg(&mut self, rounds: u32, nodes: u32) -> Run {
         self.submit(rounds, nodes);
-        Run { out: self.at(&format!("result{}.json", self.runs)), logs: vec![self.at("superlink.log"), self.at("stock.log")] }
+        Run {
+            out: self.at(&format!("result{}.json", self.runs)),
+            logs: vec![self.at("superlink.log"), self.at("stock.log")],
+        }
     }
 
-    pub fn fedavg(&mut self, rounds: u32, nodes: u32) -> Vec<f64> {
+    pub(crate) fn fedavg(&mut self, rounds: u32, nodes: u32) -> Vec<f64> {
         self.start_fedavg(rounds, nodes).finish()
     }
 
     fn server(&self, secret: &str) -> Command {
         let mut server = Command::new(example("server"));
         server.args(["--address", &self.address, "--nodes", "2", "--secret"]).arg(self.at(secret));
-        server.arg("--roots").arg(self.at("ca.pem")).arg("--out").arg(self.at(&format!("result{}.json", self.runs)));
+        server
+            .arg("--roots")
+            .arg(self.at("ca.pem"))
+            .arg("--out")
+            .arg(self.at(&format!("result{}.json", self.runs)));
         server.arg("--store").arg(self.at(&format!("app{}.db", self.runs)));
         server
     }
 
-    pub fn serve(&mut self, flags: &[&str]) {
+    pub(crate) fn serve(&mut self, flags: &[&str]) {
         self.server = None;
         let log = self.at("server.log");
         self.server = Some(Group::start(self.server("secret").args(flags), &log));
     }
 
-    pub fn server_refused(&self) -> String {
+    pub(crate) fn server_refused(&self) -> String {
         let out = self.server("wrong").output().unwrap();
         assert!(!out.status.success());
         String::from_utf8_lossy(&out.stderr).into_owned()
     }
 
-    pub fn server_died(&mut self, most: Duration) -> bool {
+    pub(crate) fn server_died(&mut self, most: Duration) -> bool {
         let out = self.at(&format!("result{}.json", self.runs));
         let server = self.server.as_mut().unwrap();
         wait_for("the server app to end", most, || server.ended());
         !out.exists()
     }
 
-    pub fn served(&self) -> Vec<f64> {
+    pub(crate) fn served(&self) -> Vec<f64> {
         let out = self.at(&format!("result{}.json", self.runs));
         Run { out, logs: vec![self.at("superlink.log"), self.at("server.log")] }.finish()
     }
 }
 
-pub struct Run {
+pub(crate) struct Run {
     out: PathBuf,
     logs: Vec<PathBuf>,
 }
 
 impl Run {
-    pub fn is_done(&self) -> bool {
+    pub(crate) fn is_done(&self) -> bool {
         self.out.exists()
     }
 
-    pub fn finish(&self) -> Vec<f64> {
+    pub(crate) fn finish(&self) -> Vec<f64> {
         let until = Instant::now() + Duration::from_secs(200);
         while !self.is_done() {
             if Instant::now() > until {
@@ -337,7 +349,7 @@ impl Run {
     }
 }
 
-pub struct Node {
+pub(crate) struct Node {
     name: String,
     address: String,
     key: PathBuf,
@@ -355,7 +367,7 @@ impl Node {
         node
     }
 
-    pub fn run(&mut self, flags: &[&str]) {
+    pub(crate) fn run(&mut self, flags: &[&str]) {
         let _ = fs::remove_file(self.with(".stop"));
         self.child = None;
         let log = self.with(".err");
@@ -366,16 +378,16 @@ impl Node {
         PathBuf::from(format!("{}{suffix}", self.store.display()))
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.with(".log")).unwrap_or_default()
     }
 
-    pub fn forget_log(&self) {
+    pub(crate) fn forget_log(&self) {
         fs::write(self.with(".log"), "").unwrap();
     }
 
     /// Ends it politely.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         fs::write(self.with(".stop"), "").unwrap();
         if let Some(child) = &mut self.child {
             wait_for("a node to leave", Duration::from_secs(20), || child.ended());
@@ -383,7 +395,7 @@ impl Node {
         self.child = None;
     }
 
-    pub fn wait_for_death(&mut self, most: Duration) -> bool {
+    pub(crate) fn wait_for_death(&mut self, most: Duration) -> bool {
         let until = Instant::now() + most;
         let child = self.child.as_mut().unwrap();
         while !child.ended() {
@@ -404,19 +416,22 @@ impl Node {
         said
     }
 
-    pub fn refused(&self, flags: &[&str]) -> String {
+    pub(crate) fn refused(&self, flags: &[&str]) -> String {
         let mut command = self.command(&self.roots);
         command.args(flags);
         Self::fails(command)
     }
 
-    pub fn refused_with_roots(&self, roots: &Path) -> String {
+    pub(crate) fn refused_with_roots(&self, roots: &Path) -> String {
         Self::fails(self.command(roots))
     }
 
-    pub fn refused_in_clear(&self) -> String {
+    pub(crate) fn refused_in_clear(&self) -> String {
         let mut node = Command::new(example("node"));
-        node.args(["--address", &self.address, "--insecure", "--key"]).arg(&self.key).arg("--store").arg(&self.store);
+        node.args(["--address", &self.address, "--insecure", "--key"])
+            .arg(&self.key)
+            .arg("--store")
+            .arg(&self.store);
         Self::fails(node)
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! python3 -m venv /tmp/flwr && /tmp/flwr/bin/pip install flwr==1.41.0
+//! cargo build --release -p lora-fed --examples
 //! FLWR=/tmp/flwr cargo test --release -p lora-fed --test flower -- --nocapture
 //! ```
 //!
@@ -46,7 +47,9 @@ fn nodes_beside_a_stock_one_under_flowers_fedavg() {
 
     // Who is not known, does not trust, or speaks in clear is refused.
     let stranger = flower.node("stranger", 9.0, 9);
-    for (what, node) in [("an unregistered key", flower.node("stranger", 9.0, 9)), ("self-registration", stranger)] {
+    for (what, node) in
+        [("an unregistered key", flower.node("stranger", 9.0, 9)), ("self-registration", stranger)]
+    {
         let flags: &[&str] = if what == "self-registration" { &["--self-register"] } else { &[] };
         let said = node.refused(flags);
         assert!(said.contains("HTTP 412"), "{what}: {said}");

@@ -157,7 +157,8 @@ impl State {
                 ids.retain(|id| !self.uploaded.contains_key(id));
                 self.session += 1;
                 self.wanted.clone_from(&ids);
-                PushMessagesResponse { objects_to_push: ids, session_id: self.session.to_string() }.encode_to_vec()
+                PushMessagesResponse { objects_to_push: ids, session_id: self.session.to_string() }
+                    .encode_to_vec()
             }
             "push-object" => {
                 let request = PushObjectRequest::decode(body).unwrap();

@@ -25,7 +25,10 @@ fn sound() -> (String, Objects) {
 }
 
 /// Replaces the object of type `kind` by one with this body (and children), and all that stand above it.
-fn forged(kind: &str, change: impl Fn(&[String], &[u8]) -> (String, Vec<String>, Vec<u8>)) -> (String, Objects) {
+fn forged(
+    kind: &str,
+    change: impl Fn(&[String], &[u8]) -> (String, Vec<String>, Vec<u8>),
+) -> (String, Objects) {
     let (mut root, objects) = sound();
     let mut forged = Objects::new();
     let mut renamed = std::collections::BTreeMap::<String, String>::new();
@@ -102,24 +105,35 @@ fn what_is_no_object_is_refused() {
 
 #[test]
 fn what_does_not_fit_together_is_refused() {
-    let keep = |kind: &str, children: &[String], body: &[u8]| (kind.to_owned(), children.to_vec(), body.to_vec());
+    let keep =
+        |kind: &str, children: &[String], body: &[u8]| (kind.to_owned(), children.to_vec(), body.to_vec());
     let none = |kind: &str, body: &[u8]| (kind.to_owned(), vec![], body.to_vec());
     let message = |c: &[String], b: &[u8]| keep("Message", c, b);
     inflate(&forged("Message", message).0, &forged("Message", message).1, &Limits::default()).unwrap();
 
-    refused("neither content nor error", forged("Message", |_, b| none("Message", b)), "either content or an error");
+    refused(
+        "neither content nor error",
+        forged("Message", |_, b| none("Message", b)),
+        "either content or an error",
+    );
     refused("a wrong type", forged("ArrayRecord", |c, b| keep("Array", c, b)), "is wanted");
     refused("an unknown type", forged("ArrayRecord", |c, b| keep("Pickle", c, b)), "is wanted");
-    refused("names of nothing", forged("ArrayRecord", |c, _| keep("ArrayRecord", c, b"{}")), "just its children");
+    refused(
+        "names of nothing",
+        forged("ArrayRecord", |c, _| keep("ArrayRecord", c, b"{}")),
+        "just its children",
+    );
     refused("no JSON", forged("ArrayRecord", |c, _| keep("ArrayRecord", c, b"[]")), "not as it should be");
     let twice = |c: &[String], _: &[u8]| {
         let body = format!("{{\"a\": \"{0}\", \"a\": \"{1}\"}}", c[0], c[1]);
         keep("ArrayRecord", c, body.as_bytes())
     };
     refused("a name twice", forged("ArrayRecord", twice), "comes twice");
-    refused("a chunk with children", forged("ArrayChunk", |_, b| {
-        ("ArrayChunk".to_owned(), vec!["ab".repeat(32)], b.to_vec())
-    }), "no children");
+    refused(
+        "a chunk with children",
+        forged("ArrayChunk", |_, b| ("ArrayChunk".to_owned(), vec!["ab".repeat(32)], b.to_vec())),
+        "no children",
+    );
 
     let about = |text: &'static str| {
         forged("Array", move |c, _| ("Array".to_owned(), c.to_vec(), text.as_bytes().to_vec()))
@@ -127,16 +141,58 @@ fn what_does_not_fit_together_is_refused() {
     let right = r#"{"dtype": "float32", "shape": [8], "stype": "numpy.ndarray", "arraychunk_ids": [0]}"#;
     let (root, objects) = about(right);
     inflate(&root, &objects, &Limits::default()).unwrap();
-    refused("another shape", about(r#"{"dtype": "float32", "shape": [2, 4], "stype": "numpy.ndarray", "arraychunk_ids": [0]}"#), "announced");
-    refused("another dtype", about(r#"{"dtype": "int64", "shape": [8], "stype": "numpy.ndarray", "arraychunk_ids": [0]}"#), "announced");
-    refused("an unknown dtype", about(r#"{"dtype": "object", "shape": [8], "stype": "numpy.ndarray", "arraychunk_ids": [0]}"#), "numbers of type");
-    refused("a file's dtype", about(r#"{"dtype": "<f4", "shape": [8], "stype": "numpy.ndarray", "arraychunk_ids": [0]}"#), "numbers of type");
-    refused("pickle", about(r#"{"dtype": "float32", "shape": [8], "stype": "pickle", "arraychunk_ids": [0]}"#), "arrays of type");
-    refused("a negative size", about(r#"{"dtype": "float32", "shape": [-8], "stype": "numpy.ndarray", "arraychunk_ids": [0]}"#), "not as it should be");
-    refused("no such chunk", about(r#"{"dtype": "float32", "shape": [8], "stype": "numpy.ndarray", "arraychunk_ids": [1]}"#), "it has not");
-    refused("an unused chunk", about(r#"{"dtype": "float32", "shape": [8], "stype": "numpy.ndarray", "arraychunk_ids": []}"#), "does not use");
-    refused("chunks twice", about(r#"{"dtype": "float32", "shape": [8], "stype": "numpy.ndarray", "arraychunk_ids": [0, 0]}"#), "bytes cannot be");
-    refused("more fields", about(r#"{"dtype": "float32", "shape": [8], "stype": "numpy.ndarray", "arraychunk_ids": [0], "x": 1}"#), "unknown field");
+    refused(
+        "another shape",
+        about(r#"{"dtype": "float32", "shape": [2, 4], "stype": "numpy.ndarray", "arraychunk_ids": [0]}"#),
+        "announced",
+    );
+    refused(
+        "another dtype",
+        about(r#"{"dtype": "int64", "shape": [8], "stype": "numpy.ndarray", "arraychunk_ids": [0]}"#),
+        "announced",
+    );
+    refused(
+        "an unknown dtype",
+        about(r#"{"dtype": "object", "shape": [8], "stype": "numpy.ndarray", "arraychunk_ids": [0]}"#),
+        "numbers of type",
+    );
+    refused(
+        "a file's dtype",
+        about(r#"{"dtype": "<f4", "shape": [8], "stype": "numpy.ndarray", "arraychunk_ids": [0]}"#),
+        "numbers of type",
+    );
+    refused(
+        "pickle",
+        about(r#"{"dtype": "float32", "shape": [8], "stype": "pickle", "arraychunk_ids": [0]}"#),
+        "arrays of type",
+    );
+    refused(
+        "a negative size",
+        about(r#"{"dtype": "float32", "shape": [-8], "stype": "numpy.ndarray", "arraychunk_ids": [0]}"#),
+        "not as it should be",
+    );
+    refused(
+        "no such chunk",
+        about(r#"{"dtype": "float32", "shape": [8], "stype": "numpy.ndarray", "arraychunk_ids": [1]}"#),
+        "it has not",
+    );
+    refused(
+        "an unused chunk",
+        about(r#"{"dtype": "float32", "shape": [8], "stype": "numpy.ndarray", "arraychunk_ids": []}"#),
+        "does not use",
+    );
+    refused(
+        "chunks twice",
+        about(r#"{"dtype": "float32", "shape": [8], "stype": "numpy.ndarray", "arraychunk_ids": [0, 0]}"#),
+        "bytes cannot be",
+    );
+    refused(
+        "more fields",
+        about(
+            r#"{"dtype": "float32", "shape": [8], "stype": "numpy.ndarray", "arraychunk_ids": [0], "x": 1}"#,
+        ),
+        "unknown field",
+    );
     let long = |c: &[String], _: &[u8]| keep("Array", c, " ".repeat(1 << 20).as_bytes().repeat(2).as_slice());
     refused("a long description", forged("Array", long), "to describe an array");
 }
@@ -160,7 +216,12 @@ fn every_limit_holds() {
     let parcel = deflate(metadata(), Ok(&records(&same))).unwrap();
     assert!(parcel.objects.len() < 10);
     let bomb = (parcel.tree.object_id, parcel.objects);
-    refused_under("a bomb of names", bomb, "a message of more", &Limits { message: 1 << 20, ..Limits::default() });
+    refused_under(
+        "a bomb of names",
+        bomb,
+        "a message of more",
+        &Limits { message: 1 << 20, ..Limits::default() },
+    );
 }
 
 #[test]

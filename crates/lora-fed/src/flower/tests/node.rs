@@ -222,7 +222,9 @@ fn bad_instructions_are_refused_and_the_node_lives() {
     let options = options(&fake, &dir.path().join("s"), &NodeKey::generate().unwrap());
     fake.instruct(&instruction());
     fake.state.lock().unwrap().waiting[0].0.metadata.as_mut().unwrap().dst_node_id += 1;
-    fake.instruct(&deflate(Metadata { created_at: now() - 4000.0, ..metadata() }, Ok(&Records::new())).unwrap());
+    fake.instruct(
+        &deflate(Metadata { created_at: now() - 4000.0, ..metadata() }, Ok(&Records::new())).unwrap(),
+    );
     let tried = run(&options, None, false);
     assert!(tried.events.iter().any(|e| e.contains("its time is up")), "{:?}", tried.events);
     assert_eq!(fake.count("push-messages"), 0);
@@ -235,7 +237,8 @@ fn lost_answers_are_asked_for_again() {
             let (fake, dir) = (Fake::start(), tempfile::tempdir().unwrap());
             fake.instruct(&instruction());
             fake.fail(method, fault);
-            let tried = run(&options(&fake, &dir.path().join("s"), &NodeKey::generate().unwrap()), None, false);
+            let tried =
+                run(&options(&fake, &dir.path().join("s"), &NodeKey::generate().unwrap()), None, false);
             tried.result.unwrap().unwrap();
             assert_eq!(tried.computed, 1, "{method}");
             assert_eq!(replied(&fake).unwrap(), [3.0, -8.0], "{method}");

@@ -105,15 +105,14 @@ fn answers_are_understood() {
 
 #[test]
 fn a_runs_settings_are_the_apps_and_then_those_of_the_run() {
-    let project = "[project]\nname = \"x\"\n[tool.flwr.app.config]\nrounds = 3\nrule = \"fedit\"\nlr.up = 0.5\n";
+    let project =
+        "[project]\nname = \"x\"\n[tool.flwr.app.config]\nrounds = 3\nrule = \"fedit\"\nlr.up = 0.5\n";
     let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
     zip.start_file("pyproject.toml", zip::write::SimpleFileOptions::default()).unwrap();
     std::io::Write::write_all(&mut zip, project.as_bytes()).unwrap();
     let content = zip.finish().unwrap().into_inner();
     let fab = Fab { hash_str: super::super::objects::hex(&Sha256::digest(&content)), content };
-    let over = |key: &str| {
-        BTreeMap::from([(key.to_owned(), Scalar { scalar: Some(OneScalar::Sint64(5)) })])
-    };
+    let over = |key: &str| BTreeMap::from([(key.to_owned(), Scalar { scalar: Some(OneScalar::Sint64(5)) })]);
     let config = run_config(&fab, over("rounds").iter()).unwrap();
     assert_eq!(config["rounds"], Value::Int(5));
     assert_eq!(config["rule"], Value::Text("fedit".into()));
@@ -174,10 +173,17 @@ fn plaintext_goes_to_this_machine_only() {
         assert!(e.to_string().contains("another machine"), "{elsewhere}: {e}");
         Client::new(elsewhere, None, false).unwrap();
     }
-    for wrong in ["fed.example", "https://fed.example:8000", "a b:1", "fed.example:0", "u@h:1", "h/p:1", ":1", "::1:1"] {
+    for wrong in
+        ["fed.example", "https://fed.example:8000", "a b:1", "fed.example:0", "u@h:1", "h/p:1", ":1", "::1:1"]
+    {
         assert!(Client::new(wrong, None, false).is_err(), "{wrong}");
     }
     let roots = tempfile::NamedTempFile::new().unwrap();
-    assert!(Client::new("localhost:1", Some(roots.path()), false).unwrap_err().to_string().contains("no certificate"));
+    assert!(
+        Client::new("localhost:1", Some(roots.path()), false)
+            .unwrap_err()
+            .to_string()
+            .contains("no certificate")
+    );
     assert!(Client::new("localhost:1", Some(roots.path()), true).is_err());
 }
