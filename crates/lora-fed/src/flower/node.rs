@@ -38,6 +38,9 @@ use super::objects::Limits;
 use super::records::Records;
 use super::work::Worker;
 
+/// How long a SuperLink that does not answer is asked to take the node.
+const PATIENCE: Duration = Duration::from_secs(15);
+
 /// How a node joins, and where it remembers.
 #[derive(Debug, Clone)]
 pub struct NodeOptions {
@@ -228,7 +231,8 @@ fn join(
     }
     inbox.set_node(identity, Some(0))?;
     // If an activation's answer was lost, the SuperLink refuses another until that one's time is up.
-    let until = Instant::now() + Duration::from_secs_f64(2.0 * options.heartbeat + 5.0);
+    let began = Instant::now();
+    let longest = Duration::from_secs_f64(2.0 * options.heartbeat + 5.0);
     loop {
         let fault = match fleet.activate(options.heartbeat) {
             Ok(id) => {
@@ -237,8 +241,12 @@ fn join(
             }
             Err(fault) => fault,
         };
-        let again = fault.is_passing() || (known == Some(0) && fault.code() == 2004);
-        if !again || Instant::now() > until || stop.load(Ordering::Relaxed) {
+        let online_still = known == Some(0) && fault.code() == 2004;
+        let again = match online_still {
+            true => began.elapsed() < longest,
+            false => fault.is_passing() && began.elapsed() < PATIENCE,
+        };
+        if !again || stop.load(Ordering::Relaxed) {
             if !fault.is_passing() {
                 inbox.set_node(identity, None)?;
             }

@@ -10,7 +10,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// The virtual environment with flwr, if there is one.
-pub fn venv() -> Option<PathBuf> {
+pub(crate) fn venv() -> Option<PathBuf> {
     let found = std::env::var_os("FLWR").map(PathBuf::from);
     if found.is_none() {
         eprintln!("skipped: set FLWR to a virtual environment with flwr 1.41.0");
@@ -18,7 +18,7 @@ pub fn venv() -> Option<PathBuf> {
     found
 }
 
-pub fn wait_for(what: &str, most: Duration, mut done: impl FnMut() -> bool) {
+pub(crate) fn wait_for(what: &str, most: Duration, mut done: impl FnMut() -> bool) {
     let until = Instant::now() + most;
     while !done() {
         assert!(Instant::now() < until, "waited {most:?} in vain for {what}");
@@ -50,12 +50,12 @@ impl Drop for Group {
 }
 
 #[derive(Clone, Copy, PartialEq)]
-pub enum Isolation {
+pub(crate) enum Isolation {
     Subprocess,
     Process,
 }
 
-pub struct Deployment {
+pub(crate) struct Deployment {
     dir: tempfile::TempDir,
     venv: PathBuf,
     address: String,
@@ -69,10 +69,12 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// An example of this crate; cargo builds them with the tests.
+/// An example of this crate.
 fn example(name: &str) -> PathBuf {
     let tests = std::env::current_exe().unwrap();
-    tests.parent().unwrap().parent().unwrap().join("examples").join(name)
+    let path = tests.parent().unwrap().parent().unwrap().join("examples").join(name);
+    assert!(path.exists(), "first: cargo build --release -p lora-fed --examples");
+    path
 }
 
 const CERTIFICATES: &str = r#"
@@ -111,12 +113,10 @@ const PROJECT: &str = r#"
 name = "adder"
 version = "1.0.0"
 description = "adds"
-license = "Apache-2.0"
+license = { file = "LICENSE" }
 dependencies = []
 [tool.flwr.app]
 publisher = "tests"
-fab-format-version = 1
-flwr-version-target = "1.41.0"
 [tool.flwr.app.components]
 serverapp = "adder.server:app"
 clientapp = "adder.client:app"
@@ -165,13 +165,14 @@ def evaluate(message, context):
 "#;
 
 impl Deployment {
-    pub fn start(venv: &Path, isolation: Isolation) -> Self {
+    pub(crate) fn start(venv: &Path, isolation: Isolation) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         for folder in ["home", "app/adder"] {
             fs::create_dir_all(at(folder)).unwrap();
         }
         fs::write(at("app/pyproject.toml"), PROJECT).unwrap();
+        fs::write(at("app/LICENSE"), "none").unwrap();
         fs::write(at("app/adder/__init__.py"), "").unwrap();
         fs::write(at("app/adder/server.py"), SERVER).unwrap();
         fs::write(at("app/adder/client.py"), CLIENT).unwrap();
@@ -228,7 +229,7 @@ impl Deployment {
     }
 
     /// A node of ours with a key of its own; it does not run yet.
-    pub fn node(&self, name: &str, add: f64, examples: u32) -> Node {
+    pub(crate) fn node(&self, name: &str, add: f64, examples: u32) -> Node {
         let key = self.at(&format!("{name}.key"));
         if !key.exists() {
             let out =
@@ -242,12 +243,12 @@ impl Deployment {
         Node { name: name.into(), address: self.address.clone(), key, store, roots, numbers, child: None }
     }
 
-    pub fn register(&self, node: &Node) {
+    pub(crate) fn register(&self, node: &Node) {
         let public = self.at(&format!("{}.pub", node.name));
         self.flwr(&["supernode", "register", public.to_str().unwrap(), "loc"]);
     }
 
-    pub fn stock_node(&mut self) {
+    pub(crate) fn stock_node(&mut self) {
         self.flwr(&["supernode", "register", self.at("stock.pub").to_str().unwrap(), "loc"]);
         let port = free_port().to_string();
         let mut node = self.python("flower-supernode");
@@ -259,18 +260,18 @@ impl Deployment {
         self.ports += 1;
     }
 
-    pub fn other_ca(&self) -> PathBuf {
+    pub(crate) fn other_ca(&self) -> PathBuf {
         self.at("other.pem")
     }
 
-    pub fn submit(&mut self, rounds: u32, nodes: u32) {
+    pub(crate) fn submit(&mut self, rounds: u32, nodes: u32) {
         self.runs += 1;
         let out = self.at(&format!("result{}.json", self.runs));
         let config = format!("num-server-rounds={rounds} nodes={nodes} out=\"{}\"", out.display());
         self.flwr(&["run", self.at("app").to_str().unwrap(), "loc", "--run-config", &config]);
     }
 
-    pub fn start_fedavg(&mut self, rounds: u32, nodes: u32) -> Run {
+    pub(crate) fn start_fedavg(&mut self, rounds: u32, nodes: u32) -> Run {
         self.submit(rounds, nodes);
         Run {
             out: self.at(&format!("result{}.json", self.runs)),
@@ -278,7 +279,7 @@ impl Deployment {
         }
     }
 
-    pub fn fedavg(&mut self, rounds: u32, nodes: u32) -> Vec<f64> {
+    pub(crate) fn fedavg(&mut self, rounds: u32, nodes: u32) -> Vec<f64> {
         self.start_fedavg(rounds, nodes).finish()
     }
 
@@ -294,42 +295,42 @@ impl Deployment {
         server
     }
 
-    pub fn serve(&mut self, flags: &[&str]) {
+    pub(crate) fn serve(&mut self, flags: &[&str]) {
         self.server = None;
         let log = self.at("server.log");
         self.server = Some(Group::start(self.server("secret").args(flags), &log));
     }
 
-    pub fn server_refused(&self) -> String {
+    pub(crate) fn server_refused(&self) -> String {
         let out = self.server("wrong").output().unwrap();
         assert!(!out.status.success());
         String::from_utf8_lossy(&out.stderr).into_owned()
     }
 
-    pub fn server_died(&mut self, most: Duration) -> bool {
+    pub(crate) fn server_died(&mut self, most: Duration) -> bool {
         let out = self.at(&format!("result{}.json", self.runs));
         let server = self.server.as_mut().unwrap();
         wait_for("the server app to end", most, || server.ended());
         !out.exists()
     }
 
-    pub fn served(&self) -> Vec<f64> {
+    pub(crate) fn served(&self) -> Vec<f64> {
         let out = self.at(&format!("result{}.json", self.runs));
         Run { out, logs: vec![self.at("superlink.log"), self.at("server.log")] }.finish()
     }
 }
 
-pub struct Run {
+pub(crate) struct Run {
     out: PathBuf,
     logs: Vec<PathBuf>,
 }
 
 impl Run {
-    pub fn is_done(&self) -> bool {
+    pub(crate) fn is_done(&self) -> bool {
         self.out.exists()
     }
 
-    pub fn finish(&self) -> Vec<f64> {
+    pub(crate) fn finish(&self) -> Vec<f64> {
         let until = Instant::now() + Duration::from_secs(200);
         while !self.is_done() {
             if Instant::now() > until {
@@ -348,7 +349,7 @@ impl Run {
     }
 }
 
-pub struct Node {
+pub(crate) struct Node {
     name: String,
     address: String,
     key: PathBuf,
@@ -366,7 +367,7 @@ impl Node {
         node
     }
 
-    pub fn run(&mut self, flags: &[&str]) {
+    pub(crate) fn run(&mut self, flags: &[&str]) {
         let _ = fs::remove_file(self.with(".stop"));
         self.child = None;
         let log = self.with(".err");
@@ -377,16 +378,16 @@ impl Node {
         PathBuf::from(format!("{}{suffix}", self.store.display()))
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.with(".log")).unwrap_or_default()
     }
 
-    pub fn forget_log(&self) {
+    pub(crate) fn forget_log(&self) {
         fs::write(self.with(".log"), "").unwrap();
     }
 
     /// Ends it politely.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         fs::write(self.with(".stop"), "").unwrap();
         if let Some(child) = &mut self.child {
             wait_for("a node to leave", Duration::from_secs(20), || child.ended());
@@ -394,7 +395,7 @@ impl Node {
         self.child = None;
     }
 
-    pub fn wait_for_death(&mut self, most: Duration) -> bool {
+    pub(crate) fn wait_for_death(&mut self, most: Duration) -> bool {
         let until = Instant::now() + most;
         let child = self.child.as_mut().unwrap();
         while !child.ended() {
@@ -415,17 +416,17 @@ impl Node {
         said
     }
 
-    pub fn refused(&self, flags: &[&str]) -> String {
+    pub(crate) fn refused(&self, flags: &[&str]) -> String {
         let mut command = self.command(&self.roots);
         command.args(flags);
         Self::fails(command)
     }
 
-    pub fn refused_with_roots(&self, roots: &Path) -> String {
+    pub(crate) fn refused_with_roots(&self, roots: &Path) -> String {
         Self::fails(self.command(roots))
     }
 
-    pub fn refused_in_clear(&self) -> String {
+    pub(crate) fn refused_in_clear(&self) -> String {
         let mut node = Command::new(example("node"));
         node.args(["--address", &self.address, "--insecure", "--key"])
             .arg(&self.key)

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! python3 -m venv /tmp/flwr && /tmp/flwr/bin/pip install flwr==1.41.0
+//! cargo build --release -p lora-fed --examples
 //! FLWR=/tmp/flwr cargo test --release -p lora-fed --test flower -- --nocapture
 //! ```
 //!
