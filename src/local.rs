@@ -7,7 +7,7 @@ use std::path::Path;
 use lora_core::{AdapterConfig, BaseWeight, Error, Param, Recipe, Result, attach, beside, detach, params};
 use lora_fed::engine::{Model as Common, Reply, Task, Trains, Worker};
 use lora_model::Model;
-use lora_train::{Dataset, Schedule, TrainConfig, train, train_privately};
+use lora_train::{Dataset, Schedule, TrainConfig, mean_loss, train, train_privately};
 use tch::Tensor;
 
 use crate::{Promise, VARIANTS};
@@ -32,6 +32,8 @@ pub struct Local {
     promises: BTreeMap<String, Promise>,
     /// Whatever else shapes a gradient.
     configuration: Vec<u8>,
+    /// Rows for those who ask how good a model is here.
+    held_out: Option<Dataset>,
     /// How the learning rate goes from round to round; within one it stays.
     schedule: Schedule,
 }
@@ -55,8 +57,8 @@ impl Local {
         let schedule = training.schedule;
         let training = TrainConfig { schedule: Schedule::Constant, warmup: 0.0, ..training };
         let (own, laid, kept, promises) = Default::default();
-        let configuration = Vec::new();
-        Self { model, recipe, config, training, data, own, laid, kept, promises, configuration, schedule }
+        let (configuration, held_out) = Default::default();
+        Self { model, recipe, config, training, data, own, laid, kept, promises, configuration, held_out, schedule }
     }
 
     /// The same with a promise to the rows of each client named: its steps are private ones, and it sends nothing else
@@ -64,6 +66,12 @@ impl Local {
     #[must_use]
     pub fn promising(self, promises: BTreeMap<String, Promise>, configuration: Vec<u8>) -> Self {
         Self { promises, configuration, ..self }
+    }
+
+    /// The same with rows that it judges models by.
+    #[must_use]
+    pub fn judging(self, held_out: Dataset) -> Self {
+        Self { held_out: Some(held_out), ..self }
     }
 
     /// The model, with the adapter of the last task on it.
@@ -258,5 +266,12 @@ impl Worker for Local {
             self.kept.insert(client.to_owned(), kept);
         }
         Ok(Reply { adapter: sent, examples: data.samples.len() as u64, metrics })
+    }
+    fn evaluate(&mut self, client: &str, task: &Task) -> Result<(f64, u64)> {
+        let adapter = self.own_adapter(client, &task.adapter);
+        self.put(&adapter, &task.beside)?;
+        let rows = self.held_out.as_ref().ok_or_else(|| Error::unsupported("no rows are held out here"))?;
+        let loss = mean_loss(self.model.as_ref(), rows, self.training.batch_size)?;
+        Ok((loss, rows.samples.len() as u64))
     }
 }

@@ -22,10 +22,12 @@ mod robust;
 mod rules;
 mod server;
 mod stack;
+mod trains;
 mod upload;
 
 pub use robust::{Bounds, Refusal, Robust};
 pub use rules::{Aggregate, Rule, Shared};
 pub use server::{ServerOptimiser, ServerRule};
 pub use stack::{Decomposition, Stack};
+pub use trains::Trains;
 pub use upload::{Layer, Upload};

@@ -1,8 +1,8 @@
 //! The rules: from the clients' factors to what all of them go on with.
 
 use super::stack::{Decomposition, Stack};
+use super::trains::Trains;
 use super::upload::{Layer, Upload, shares};
-use crate::engine::Trains;
 use lora_core::{Error, Result};
 use std::collections::BTreeMap;
 use std::fmt;

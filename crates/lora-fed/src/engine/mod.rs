@@ -6,6 +6,7 @@
 //! knows nothing of either.
 
 mod federation;
+#[cfg(feature = "flower")]
 mod flower;
 mod model;
 mod process;
@@ -16,22 +17,13 @@ use lora_core::{Error, Result};
 use std::collections::BTreeMap;
 use tch::Tensor;
 
+pub use crate::aggregate::Trains;
 pub use federation::{Federation, Round, Told};
+#[cfg(feature = "flower")]
 pub use flower::{Joined, Server};
 pub use model::Model;
 pub use process::{InProcess, Worker};
 pub use settings::{Settings, Weights};
-
-/// Which factors a client trains.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trains {
-    /// A, B, and what is no factor.
-    All,
-    /// A alone.
-    A,
-    /// B alone.
-    B,
-}
 
 /// What a client is asked for.
 #[derive(Debug)]
@@ -105,33 +97,6 @@ pub(crate) fn beside_of(mut flat: BTreeMap<String, Tensor>) -> Result<BTreeMap<S
         pairs.insert(module.to_owned(), (a, b));
     }
     Ok(pairs)
-}
-
-impl Trains {
-    /// Its name on the wire.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::All => "all",
-            Self::A => "A",
-            Self::B => "B",
-        }
-    }
-
-    /// By that name.
-    pub(crate) fn parse(name: &str) -> Result<Self> {
-        let all = [Self::All, Self::A, Self::B];
-        let found = all.into_iter().find(|trains| trains.name() == name);
-        found.ok_or_else(|| Error::data(format!("`{name}` is none of all, A and B")))
-    }
-
-    /// Whether the tensor of that name is among them.
-    pub fn holds(self, name: &str) -> bool {
-        match self {
-            Self::All => true,
-            Self::A => name.ends_with(".lora_A.weight"),
-            Self::B => name.ends_with(".lora_B.weight"),
-        }
-    }
 }
 
 /// Bytes of tensors.

@@ -1,6 +1,12 @@
 //! `lora fed`: training together.
 
+mod course;
 mod epsilon;
+mod federation;
+mod keys;
+mod log;
+mod node;
+mod serve;
 mod simulate;
 
 use anyhow::Result;
@@ -15,12 +21,18 @@ pub(crate) struct Args {
 #[derive(clap::Subcommand)]
 enum Verb {
     Simulate(Box<simulate::Args>),
+    Node(Box<node::Args>),
+    Serve(Box<serve::Args>),
+    Keys(keys::Args),
     Epsilon(epsilon::Args),
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.verb {
         Verb::Simulate(args) => simulate::run(args),
+        Verb::Node(args) => node::run(args),
+        Verb::Serve(args) => serve::run(args),
+        Verb::Keys(args) => keys::run(args),
         Verb::Epsilon(args) => epsilon::run(args),
     }
 }

@@ -14,6 +14,8 @@ pub struct Server {
     patience: Duration,
     /// Those of the last round, until they are settled.
     ids: Vec<String>,
+    /// The last round, and how often it was tried: what is asked again is another question.
+    last: (u64, u64),
 }
 
 /// Between two questions.
@@ -22,7 +24,7 @@ const ASK: Duration = Duration::from_millis(500);
 impl Server {
     /// Waits so long for a round's replies.
     pub fn new(app: ServerApp, patience: Duration) -> Self {
-        Self { app, patience, ids: Vec::new() }
+        Self { app, patience, ids: Vec::new(), last: (0, 0) }
     }
 
     /// The app itself, to end it.
@@ -37,7 +39,12 @@ impl Engine for Server {
     }
 
     fn run(&mut self, tasks: Vec<(String, Task)>) -> Result<Vec<(String, Result<Reply>)>> {
-        let group = tasks.first().map_or_else(String::new, |(_, task)| task.round.to_string());
+        let round = tasks.first().map_or(0, |(_, task)| task.round);
+        self.last = if self.last.0 == round { (round, self.last.1 + 1) } else { (round, 1) };
+        let group = match self.last {
+            (round, 1) => round.to_string(),
+            (round, again) => format!("{round}, again {again}"),
+        };
         let mut contents: Vec<Records> = Vec::new();
         let mut to = Vec::new();
         for (client, task) in &tasks {

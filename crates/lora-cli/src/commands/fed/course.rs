@@ -1,0 +1,123 @@
+//! A run from its first round to its last, whatever reaches the clients.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Result;
+use lora::fed::engine::{Engine, Federation, Model, Settings, Trains};
+use lora::fed::store::Store;
+use lora::train::Dataset;
+use lora::{AdapterConfig, Error, Local, OutputFolder, Recipe};
+use tch::Tensor;
+
+use super::log::Log;
+use crate::commands::say;
+use crate::commands::train::is_adapter_file;
+
+/// A federation with its store and its log.
+pub(super) struct Course {
+    federation: Federation,
+    store: Store,
+    state: PathBuf,
+    log: Log,
+    out: OutputFolder,
+}
+
+impl Course {
+    /// Begins, or goes on with what OUT.state holds.
+    pub(super) fn begin(
+        settings: Settings,
+        start: BTreeMap<String, Tensor>,
+        (recipe, config): (&Recipe, &AdapterConfig),
+        (out, overwrite): (&Path, bool),
+    ) -> Result<Self> {
+        let folder = OutputFolder::create(out, overwrite, is_adapter_file)?;
+        let scale = {
+            let (recipe, alpha) = (recipe.clone(), config.lora_alpha);
+            move |_: &str, rank: i64| recipe.scale(alpha, rank)
+        };
+        let rule = settings.rule;
+        let mut federation = Federation::new(settings, Model::new(start), scale)?;
+        let state = beside(out, "state");
+        let mut store = Store::open(&state)?;
+        let resumed = federation.resume(&mut store)?;
+        let log = Log::open(out, &Federation::reports(&store)?)?;
+        say!("federation  {rule}, {recipe}, rank {}", config.r);
+        if recipe.to_string().contains("dora") && rule.trains().0 == Trains::All {
+            say!("            magnitudes are averaged by themselves, which is exact under no rule");
+        }
+        if resumed && federation.model.rounds > 0 {
+            say!("            goes on after round {}", federation.model.rounds);
+        }
+        Ok(Self { federation, store, state, log, out: folder })
+    }
+
+    /// How it goes.
+    pub(super) fn settings(&self) -> &Settings {
+        self.federation.settings()
+    }
+
+    /// Whether there is a round to go.
+    pub(super) fn goes_on(&self) -> bool {
+        self.federation.model.rounds < self.settings().rounds
+    }
+
+    /// One round; `judge` gives the loss of what came of it.
+    pub(super) fn round(&mut self, engine: &mut dyn Engine) -> Result<Told> {
+        let begin = Instant::now();
+        let round = self.federation.round_in(&mut self.store, engine)?;
+        Ok(Told { round, begin })
+    }
+
+    /// Writes a round down, with the loss on held-out rows by the model of `host`.
+    pub(super) fn tell(&mut self, told: Told, host: &mut Local, held_out: Option<&Dataset>) -> Result<()> {
+        let loss = match held_out {
+            Some(rows) => {
+                let model = &self.federation.model;
+                host.put(&model.adapter, &model.beside)?;
+                Some(lora::train::mean_loss(host.model(), rows, 16)?)
+            }
+            None => None,
+        };
+        self.log.round(&told.round, self.settings().rounds, loss, told.begin.elapsed().as_secs_f64())
+    }
+
+    /// The round that failed is tried with other clients.
+    pub(super) fn choose_again(&mut self) -> Result<()> {
+        Ok(self.federation.choose_again(&mut self.store)?)
+    }
+
+    /// Writes the adapter; the state is not needed any more.
+    pub(super) fn end(self, host: &mut Local, base: &Path, out: &Path) -> Result<()> {
+        host.save(&self.federation.model, &base.display().to_string(), self.out.path())?;
+        self.out.commit()?;
+        drop(self.store);
+        for ending in ["", "-wal", "-shm"] {
+            let mut name = self.state.as_os_str().to_owned();
+            name.push(ending);
+            match std::fs::remove_file(&name) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::io("remove the state", Path::new(&name), e).into());
+                }
+                _ => {}
+            }
+        }
+        say!("adapter written to {}", out.display());
+        Ok(())
+    }
+}
+
+/// A round that is done and not yet told of.
+pub(super) struct Told {
+    round: lora::fed::engine::Round,
+    begin: Instant,
+}
+
+/// OUT.ending
+pub(super) fn beside(out: &Path, ending: &str) -> PathBuf {
+    let mut name = out.as_os_str().to_owned();
+    name.push(".");
+    name.push(ending);
+    name.into()
+}

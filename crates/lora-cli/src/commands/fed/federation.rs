@@ -1,0 +1,103 @@
+//! How rounds go: the arguments that `simulate` and `serve` share.
+
+use std::str::FromStr;
+
+use anyhow::Result;
+use lora::Error;
+use lora::fed::aggregate::{Bounds, Robust, Rule, ServerRule};
+use lora::fed::engine::{Settings, Weights};
+
+#[derive(clap::Args)]
+pub(super) struct FederationArgs {
+    /// fedit, ffa, rolora, fedex, flora, flexlora, fedsvd or fedsa (docs/federated.md)
+    #[arg(long, default_value = "fedex", help_heading = "Federation")]
+    pub(super) rule: String,
+    /// Rounds; --epochs and --max-steps are a client's in one round, --schedule is over the rounds
+    #[arg(long, default_value_t = 10, help_heading = "Federation")]
+    pub(super) rounds: u64,
+    /// Clients a round, chosen at random [default: all]
+    #[arg(long, value_name = "N", help_heading = "Federation")]
+    per_round: Option<usize>,
+    /// Good replies that a round needs
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Federation")]
+    minimum: usize,
+    /// What a client counts for: equal, examples, or examples:MOST
+    #[arg(long, default_value = "examples", help_heading = "Federation")]
+    weights: String,
+    /// A client's own rank (flora, flexlora); may be repeated
+    #[arg(long, value_name = "NAME=RANK", value_parser = ranked, help_heading = "Federation")]
+    pub(super) rank_of: Vec<(String, i64)>,
+    /// Instead of the mean: median, trimmed:SHARE or krum:LIARS
+    #[arg(long, help_heading = "Federation")]
+    robust: Option<String>,
+    /// Refuse replies with a factor or an update of a larger norm, as FACTOR,UPDATE
+    #[arg(long, value_name = "NORMS", help_heading = "Federation")]
+    bounds: Option<String>,
+    /// momentum:RATE,BETA or adam:RATE: how the server moves towards the clients' mean
+    #[arg(long, help_heading = "Federation")]
+    server: Option<String>,
+}
+
+impl FederationArgs {
+    /// How rounds go.
+    pub(super) fn settings(&self, run: String, seed: u64) -> Result<Settings> {
+        let wrong = |what: &str, given: &str| Error::usage(format!("`{given}` is no {what}"));
+        let weights = match self.weights.split_once(':').unwrap_or((&self.weights, "")) {
+            ("equal", "") => Weights::Equal,
+            ("examples", "") => Weights::Examples { most: u64::MAX },
+            ("examples", most) => {
+                Weights::Examples { most: most.parse().map_err(|_| wrong("number of examples", most))? }
+            }
+            _ => return Err(wrong("weight", &self.weights).hint("equal, examples or examples:MOST").into()),
+        };
+        let numbers = |text: &str| -> Result<Vec<f64>> {
+            let number = |n: &str| n.trim().parse().map_err(|_| wrong("number", n).into());
+            text.split(',').map(number).collect()
+        };
+        let robust = self.robust.as_deref().map(|text| -> Result<Robust> {
+            match text.split_once(':').unwrap_or((text, "")) {
+                ("median", "") => Ok(Robust::Median),
+                ("trimmed", share) => {
+                    Ok(Robust::TrimmedMean(share.parse().map_err(|_| wrong("share", share))?))
+                }
+                ("krum", n) => {
+                    Ok(Robust::Krum { lying: n.parse().map_err(|_| wrong("number of liars", n))? })
+                }
+                _ => Err(wrong("robust rule", text).hint("median, trimmed:SHARE or krum:LIARS").into()),
+            }
+        });
+        let server = self.server.as_deref().map(|text| -> Result<ServerRule> {
+            let (name, values) = text.split_once(':').unwrap_or((text, ""));
+            match (name, &numbers(values)?[..]) {
+                ("momentum", &[rate, momentum]) => Ok(ServerRule::Momentum { rate, momentum }),
+                ("adam", &[rate]) => Ok(ServerRule::Adam { rate, betas: (0.9, 0.99), tau: 1e-3 }),
+                _ => Err(wrong("server optimiser", text).hint("momentum:RATE,BETA or adam:RATE").into()),
+            }
+        });
+        let bounds = self.bounds.as_deref().map(|text| -> Result<Bounds> {
+            match numbers(text)?[..] {
+                [factor, update] => Ok(Bounds { factor, update }),
+                _ => Err(wrong("pair of norms", text).hint("FACTOR,UPDATE, as in 50,10").into()),
+            }
+        });
+        Ok(Settings {
+            weights,
+            per_round: self.per_round,
+            minimum: self.minimum,
+            robust: robust.transpose()?,
+            server: server.transpose()?,
+            bounds: bounds.transpose()?,
+            ranks: self.rank_of.iter().cloned().collect(),
+            seed,
+            ..Settings::new(run, Rule::from_str(&self.rule)?, self.rounds)
+        })
+    }
+}
+
+fn ranked(text: &str) -> std::result::Result<(String, i64), String> {
+    let (name, rank) = text.split_once('=').ok_or("expected NAME=RANK")?;
+    match rank.parse() {
+        Ok(rank) if rank > 0 => Ok((name.to_owned(), rank)),
+        _ => Err(format!("`{rank}` is no rank")),
+    }
+}

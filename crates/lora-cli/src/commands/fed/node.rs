@@ -1,0 +1,133 @@
+//! `lora fed node`
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Result;
+use lora::fed::engine::Joined;
+use lora::fed::flower::{Event, Limits, NodeKey, NodeOptions, serve};
+use lora::model::Keep;
+use lora::train::TrainConfig;
+use lora::{Local, Recipe, VARIANTS};
+
+use super::course::beside;
+use crate::open::ModelArgs;
+use crate::privacy::{PrivacyArgs, hash_of, ledger_of};
+use crate::settings::{MethodArgs, TrainingArgs};
+
+/// Join a Flower deployment as a node: train here on rows that stay here
+#[derive(clap::Args)]
+#[command(after_help = "Example (docs/federated.md walks through it):
+  lora fed keys --key bank.pem --name bank         its line goes to the coordinator
+  lora fed node --address fed.example:8000 --roots ca.pem --key bank.pem \\
+      --model SmolLM2.gguf --data bank.jsonl --epochs 1 --dp-epsilon 8")]
+pub(crate) struct Args {
+    /// The SuperLink, HOST:PORT
+    #[arg(long, value_name = "HOST:PORT", help_heading = "Flower")]
+    address: String,
+    /// Certificates (PEM) that may vouch for it [default: the public ones]
+    #[arg(long, value_name = "PEM", help_heading = "Flower")]
+    roots: Option<PathBuf>,
+    /// Without TLS, which is for this machine alone
+    #[arg(long, help_heading = "Flower")]
+    insecure: bool,
+    /// This node's key (`lora fed keys`)
+    #[arg(long, value_name = "PEM", help_heading = "Flower")]
+    key: PathBuf,
+    /// Make the key known oneself, where the SuperLink does not ask for registered ones
+    #[arg(long, help_heading = "Flower")]
+    self_register: bool,
+    /// What must survive the node [default: KEY.store]
+    #[arg(long, value_name = "FILE", help_heading = "Flower")]
+    store: Option<PathBuf>,
+    /// Seconds between heartbeats
+    #[arg(long, default_value_t = 30.0, help_heading = "Flower")]
+    heartbeat: f64,
+    /// Stop after so many answers
+    #[arg(long, value_name = "N", help_heading = "Flower")]
+    answers: Option<u64>,
+
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Training rows
+    #[arg(long, value_name = "JSONL")]
+    data: PathBuf,
+    /// Held-out rows, for those who ask how good the model is here
+    #[arg(long, value_name = "JSONL")]
+    eval: Option<PathBuf>,
+    #[command(flatten)]
+    method: MethodArgs,
+    #[command(flatten)]
+    training: TrainingArgs,
+    /// FedProx: pull towards where the round began
+    #[arg(long, value_name = "MU", help_heading = "Training")]
+    proximal: Option<f64>,
+    #[command(flatten)]
+    privacy: PrivacyArgs,
+}
+
+/// The name of the only client here.
+const HERE: &str = "here";
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let recipe = Recipe::parse(&args.method.variant, VARIANTS)?;
+    let config = args.method.adapter_config()?;
+    args.method.is_for_train(false)?;
+    let training = TrainConfig { proximal: args.proximal, ..args.training.train_config()? };
+    training.check()?;
+    let options = NodeOptions {
+        address: args.address.clone(),
+        roots: args.roots.clone(),
+        insecure: args.insecure,
+        key: NodeKey::load(&args.key)?,
+        self_register: args.self_register,
+        heartbeat: args.heartbeat,
+        poll: Duration::from_secs(1),
+        store: args.store.clone().unwrap_or_else(|| beside(&args.key, "store")),
+        limits: Limits::default(),
+    };
+    let (checkpoint, tokenizer) = args.model.checkpoint()?;
+    let read = |path| args.training.read(path, &tokenizer, checkpoint.config().max_positions);
+    let data = read(&args.data)?;
+    let held_out = args.eval.as_deref().map(read).transpose()?;
+    let promise = args.privacy.promise(ledger_of(&args.data));
+    let bound = if promise.is_some() { hash_of(&args.model.model)? } else { Vec::new() };
+    let keep = Keep { storage: recipe.storage(), packed: args.model.packed(), skip: &args.model.skip };
+    let model = args.model.load(checkpoint.as_ref(), keep)?;
+    let data = BTreeMap::from([(HERE.to_owned(), data)]);
+    let mut local = Local::new(Box::new(model), recipe, config, training, data)
+        .promising(promise.map(|promise| (HERE.to_owned(), promise)).into_iter().collect(), bound);
+    if let Some(held_out) = held_out {
+        local = local.judging(held_out);
+    }
+
+    let stop = AtomicBool::new(false);
+    let mut answered = 0;
+    let mut told = |event: &Event| {
+        say_event(event);
+        answered += u64::from(matches!(event, Event::Answered(_)));
+        if args.answers.is_some_and(|most| answered >= most) {
+            stop.store(true, Ordering::Relaxed);
+        }
+    };
+    serve(&options, &mut Joined::new(&mut local, HERE, &mut told), &stop)?;
+    Ok(())
+}
+
+fn say_event(event: &Event) {
+    let short = |id: &str| id.chars().take(8).collect::<String>();
+    let text = match event {
+        Event::Joined(id) => format!("joined as node {id}"),
+        Event::Received(id, bytes) => format!("task {}: {:.2} MB, training", short(id), *bytes as f64 / 1e6),
+        Event::Replied(id) => format!("task {}: done, kept", short(id)),
+        Event::Answered(id) => format!("task {}: answered", short(id)),
+        Event::Refused(id, why) => format!("task {}: refused: {why}", short(id)),
+        Event::Dropped(id, why) => format!("task {}: nobody waits for it any more: {why}", short(id)),
+        Event::Offline(why) => format!("the SuperLink does not answer: {why}"),
+        Event::Uploading(..) | Event::Uploaded(_) => return,
+    };
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
