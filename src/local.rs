@@ -175,6 +175,19 @@ impl Local {
         1.0 / self.recipe.scale(1.0, rank)
     }
 
+    /// Whether the coordinator scales updates as this client does.
+    fn agrees(&self, task: &Task) -> Result<()> {
+        let rank = task.adapter.iter().find(|(name, _)| name.ends_with(A)).map(|(_, a)| a.size()[0]);
+        let own = rank.map(|rank| self.recipe.scale(self.config.lora_alpha, rank));
+        match (task.scale, own) {
+            (Some(theirs), Some(own)) if (theirs - own).abs() > 1e-9 * own.abs() => {
+                let what = format!("the task's updates are scaled by {theirs}, here by {own}");
+                Err(Error::data(what).hint("use the coordinator's --variant and --alpha"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn bare(&mut self) -> Result<()> {
         detach(self.model.as_mut(), ADAPTER)
     }
@@ -217,6 +230,7 @@ fn path(module: &str) -> &str {
 impl Worker for Local {
     fn train(&mut self, client: &str, task: &Task) -> Result<Reply> {
         let adapter = self.own_adapter(client, &task.adapter);
+        self.agrees(task)?;
         let all = self.put(&adapter, &task.beside)?;
         let (trained, frozen): (Vec<_>, Vec<_>) = all.into_iter().partition(|p| task.trains.holds(&p.key()));
         for p in &frozen {

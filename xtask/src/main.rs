@@ -7,6 +7,7 @@ mod cache;
 mod ci;
 mod compare;
 mod demo;
+mod fed;
 mod fuzz;
 mod generation;
 mod lexer;
@@ -54,6 +55,8 @@ enum Verb {
     Fuzz(fuzz::Args),
     /// Compare our numbers with those of the Python libraries
     Parity(parity::Args),
+    /// Train together with others: real processes against the in-process engine
+    Fed(fed::Args),
     /// Make the Python environment of the peers, and print its interpreter
     Peers(peers::Args),
     /// Pack binaries, tests and benches, to run on a machine without Rust
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Some(Verb::Bench(args)) => bench::run(&args),
         Some(Verb::Fuzz(args)) => fuzz::run(&args),
         Some(Verb::Parity(args)) => parity::run(&args),
+        Some(Verb::Fed(args)) => fed::run(&args),
         Some(Verb::Peers(args)) => peers::run(&args),
         Some(Verb::Bundle(args)) => bundle::run(&args),
     };

@@ -143,16 +143,17 @@ impl Federation {
             Some(rank) => self.model.at_rank(*rank, &self.scale)?,
             None => self.model.share().adapter,
         };
+        let first = adapter.iter().find_map(|(name, a)| Some((name.strip_suffix(A)?, a.size()[0])));
         let (trains, sends) = rule.trains();
-        let beside = self.model.share().beside;
         Ok(Task {
             run: self.settings.run.clone(),
             round,
             rounds: self.settings.rounds,
             trains,
             sends,
+            scale: first.map(|(module, rank)| (self.scale)(module, rank)),
             adapter,
-            beside,
+            beside: self.model.share().beside,
         })
     }
 

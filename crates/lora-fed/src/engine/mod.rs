@@ -38,6 +38,8 @@ pub struct Task {
     pub trains: Trains,
     /// What of it to send back. The rest stays with the client, who starts its next round from it.
     pub sends: Trains,
+    /// How `B A` is scaled at this rank, where the coordinator says it: a client that scales otherwise must refuse.
+    pub scale: Option<f64>,
     /// The adapter to start from, by its names in PEFT's file.
     pub adapter: BTreeMap<String, Tensor>,
     /// What all learnt before and is frozen now, by module: `A [r, in]` and `B [out, r]`, beside the weight with scale 1.

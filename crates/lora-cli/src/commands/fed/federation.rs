@@ -1,11 +1,14 @@
 //! How rounds go: the arguments that `simulate` and `serve` share.
 
+use std::path::Path;
 use std::str::FromStr;
 
 use anyhow::Result;
-use lora::Error;
 use lora::fed::aggregate::{Bounds, Robust, Rule, ServerRule};
 use lora::fed::engine::{Settings, Weights};
+use lora::{AdapterConfig, Error, Recipe, VARIANTS};
+
+use crate::settings::MethodArgs;
 
 #[derive(clap::Args)]
 pub(super) struct FederationArgs {
@@ -94,10 +97,20 @@ impl FederationArgs {
     }
 }
 
-fn ranked(text: &str) -> std::result::Result<(String, i64), String> {
+pub(super) fn ranked(text: &str) -> std::result::Result<(String, i64), String> {
     let (name, rank) = text.split_once('=').ok_or("expected NAME=RANK")?;
     match rank.parse() {
         Ok(rank) if rank > 0 => Ok((name.to_owned(), rank)),
         _ => Err(format!("`{rank}` is no rank")),
     }
+}
+
+/// The recipe and configuration of the arguments, or of an adapter that is there, on the arguments' storage.
+pub(super) fn method(args: &MethodArgs, adapter: Option<&Path>) -> Result<(Recipe, AdapterConfig)> {
+    let asked = Recipe::parse(&args.variant, VARIANTS)?;
+    args.is_for_train(adapter.is_some())?;
+    let Some(folder) = adapter else { return Ok((asked, args.adapter_config()?)) };
+    let config = AdapterConfig::read(folder)?;
+    let parts = Recipe::from_flags(&config.flags, VARIANTS)?;
+    Ok((parts.stored_as(&asked), config))
 }

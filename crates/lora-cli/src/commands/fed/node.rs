@@ -11,9 +11,10 @@ use lora::fed::engine::Joined;
 use lora::fed::flower::{Event, Limits, NodeKey, NodeOptions, serve};
 use lora::model::Keep;
 use lora::train::TrainConfig;
-use lora::{Local, Recipe, VARIANTS};
+use lora::Local;
 
 use super::course::beside;
+use super::federation::method;
 use crate::open::ModelArgs;
 use crate::privacy::{PrivacyArgs, hash_of, ledger_of};
 use crate::settings::{MethodArgs, TrainingArgs};
@@ -73,9 +74,7 @@ pub(crate) struct Args {
 const HERE: &str = "here";
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let recipe = Recipe::parse(&args.method.variant, VARIANTS)?;
-    let config = args.method.adapter_config()?;
-    args.method.is_for_train(false)?;
+    let (recipe, config) = method(&args.method, None)?;
     let training = TrainConfig { proximal: args.proximal, ..args.training.train_config()? };
     training.check()?;
     let options = NodeOptions {

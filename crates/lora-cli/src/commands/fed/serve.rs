@@ -8,10 +8,10 @@ use anyhow::Result;
 use lora::fed::engine::{Engine, Server};
 use lora::fed::flower::{AppOptions, Limits, ServerApp};
 use lora::model::Keep;
-use lora::{Error, Local, Recipe, VARIANTS};
+use lora::{Error, Local};
 
 use super::course::{Course, beside};
-use super::federation::FederationArgs;
+use super::federation::{FederationArgs, method};
 use crate::commands::say;
 use crate::open::ModelArgs;
 use crate::settings::{MethodArgs, TrainingArgs};
@@ -43,6 +43,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     model: ModelArgs,
+    /// Begin with this adapter instead of a fresh one: of --variant only the storage counts then
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["rank", "alpha", "targets", "exclude", "layers", "init"])]
+    adapter: Option<PathBuf>,
     /// Held-out rows, for the loss after each round
     #[arg(long, value_name = "JSONL")]
     eval: Option<PathBuf>,
@@ -61,8 +64,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let recipe = Recipe::parse(&args.method.variant, VARIANTS)?;
-    let config = args.method.adapter_config()?;
+    let (recipe, config) = method(&args.method, args.adapter.as_deref())?;
     let training = args.training.train_config()?;
     let settings = args.federation.settings(format!("{} {}", args.out.display(), training.seed), training.seed)?;
     settings.check()?;
@@ -86,7 +88,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let model = args.model.load(checkpoint.as_ref(), keep)?;
     tch::manual_seed(training.seed as i64);
     let mut host = Local::new(Box::new(model), recipe.clone(), config.clone(), training, BTreeMap::new());
-    let start = host.start()?;
+    let start = match &args.adapter {
+        Some(folder) => lora::read_tensors(&folder.join(lora::WEIGHTS_FILE))?,
+        None => host.start()?,
+    };
+    host.put(&start, &BTreeMap::new())?;
     let mut course = Course::begin(settings, start, (&recipe, &config), (&args.out, args.overwrite))?;
     say!("            waits for a run at {}", args.address);
     let mut engine = Server::new(ServerApp::acquire(&options)?, patience);

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use lora::fed::aggregate::Rule;
-use lora::fed::engine::{InProcess, Worker};
+use lora::fed::engine::{InProcess, Reply, Task, Worker};
 use lora::model::Keep;
 use lora::train::{Dataset, TrainConfig};
-use lora::{Error, Local, Promise, Recipe, VARIANTS};
+use lora::{Error, Local, Promise};
 
 use super::course::{Course, beside};
-use super::federation::FederationArgs;
+use super::federation::{FederationArgs, method, ranked};
 use crate::open::ModelArgs;
 use crate::privacy::{PrivacyArgs, hash_of};
 use crate::settings::{MethodArgs, TrainingArgs};
@@ -35,6 +35,12 @@ pub(crate) struct Args {
     /// How many clients share --data, a row in turn
     #[arg(long, value_name = "N", requires = "data")]
     split: Option<usize>,
+    /// A client that learns nothing and claims so many examples: a stand-in for tests
+    #[arg(long, value_name = "NAME=EXAMPLES", value_parser = ranked, hide = true)]
+    idle: Vec<(String, i64)>,
+    /// Begin with this adapter instead of a fresh one: of --variant only the storage counts then
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["rank", "alpha", "targets", "exclude", "layers", "init"])]
+    adapter: Option<PathBuf>,
     /// Held-out rows, for the loss after each round
     #[arg(long, value_name = "JSONL")]
     eval: Option<PathBuf>,
@@ -64,9 +70,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let recipe = Recipe::parse(&args.method.variant, VARIANTS)?;
-    let config = args.method.adapter_config()?;
-    args.method.is_for_train(false)?;
+    let (recipe, config) = method(&args.method, args.adapter.as_deref())?;
     let run = format!("{} {}", args.out.display(), args.training.seed);
     let settings = args.federation.settings(run, args.training.seed)?;
     settings.check()?;
@@ -92,27 +96,31 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Ok(local.promising(promises.clone(), bound.clone()))
     });
     let mut workers = workers.collect::<Result<Vec<_>>>()?;
-    let start = workers[0].start()?;
+    let start = match &args.adapter {
+        Some(folder) => lora::read_tensors(&folder.join(lora::WEIGHTS_FILE))?,
+        None => workers[0].start()?,
+    };
+    workers[0].put(&start, &BTreeMap::new())?;
     let mut course = Course::begin(settings, start, (&recipe, &config), (&args.out, args.overwrite))?;
-    let names: Vec<String> = data.keys().cloned().collect();
+    let idle: BTreeMap<_, _> = args.idle.iter().map(|(name, n)| (name.clone(), n.unsigned_abs())).collect();
+    let names: Vec<String> = data.keys().chain(idle.keys()).cloned().collect();
     while course.goes_on() {
-        let players = workers.iter_mut().map(|w| Box::new(Player(w)) as Box<dyn Worker + '_>).collect();
+        let players = workers.iter_mut().map(|w| Box::new(Player(w, &idle)) as Box<dyn Worker + '_>).collect();
         let told = course.round(&mut InProcess::new(names.clone(), players))?;
         course.tell(told, &mut workers[0], held_out.as_ref())?;
     }
     course.end(&mut workers[0], &args.model.model, &args.out)
 }
 
-/// A borrowed worker.
-struct Player<'a>(&'a mut Local);
+/// A borrowed worker, and clients that learn nothing.
+struct Player<'a>(&'a mut Local, &'a BTreeMap<String, u64>);
 
 impl Worker for Player<'_> {
-    fn train(
-        &mut self,
-        client: &str,
-        task: &lora::fed::engine::Task,
-    ) -> lora::Result<lora::fed::engine::Reply> {
-        self.0.train(client, task)
+    fn train(&mut self, client: &str, task: &Task) -> lora::Result<Reply> {
+        let Some(&examples) = self.1.get(client) else { return self.0.train(client, task) };
+        let sent = task.adapter.iter().filter(|(name, _)| task.sends.holds(name));
+        let adapter = sent.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
+        Ok(Reply { adapter, examples, metrics: BTreeMap::new() })
     }
 }
 

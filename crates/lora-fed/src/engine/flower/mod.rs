@@ -36,13 +36,16 @@ fn of_task(task: &Task) -> Result<Records> {
     }
     let number = |n: u64| Value::Int(i64::try_from(n).unwrap_or(i64::MAX));
     let text = |trains: Trains| Value::Text(trains.name().to_owned());
-    let config = Values::from_iter([
+    let mut config = Values::from_iter([
         (ROUND.to_owned(), number(task.round)),
         ("lora.run".to_owned(), Value::Text(task.run.clone())),
         ("lora.rounds".to_owned(), number(task.rounds)),
         ("lora.trains".to_owned(), text(task.trains)),
         ("lora.sends".to_owned(), text(task.sends)),
     ]);
+    if let Some(scale) = task.scale {
+        config.insert("lora.scale".to_owned(), Value::Float(scale));
+    }
     records.insert(CONFIG.into(), Record::Config(config));
     Ok(records)
 }
@@ -76,6 +79,7 @@ fn to_task(records: &Records, run: &str) -> Result<Task> {
         rounds: count("lora.rounds")?.unwrap_or(round),
         trains: which("lora.trains")?,
         sends: which("lora.sends")?,
+        scale: config.get("lora.scale").and_then(Value::number),
         adapter,
         beside: beside_of(arrays(BESIDE)?.unwrap_or_default())?,
     })
@@ -118,6 +122,7 @@ mod tests {
             rounds: 7,
             trains: Trains::All,
             sends: Trains::A,
+            scale: Some(0.7),
             adapter: [
                 ("m.lora_A.weight".to_owned(), random(&[2, 5])),
                 ("m.lora_B.weight".to_owned(), random(&[4, 2])),

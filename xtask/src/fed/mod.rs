@@ -1,0 +1,217 @@
+//! `fed`: federations of real processes, against what the in-process engine gives.
+
+mod deployment;
+
+use crate::{cache, setup, sh};
+use anyhow::{Context, Result, bail};
+use deployment::{Deployment, Isolation};
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The version whose wire is spoken.
+const REQUIREMENTS: [&str; 2] = ["flwr==1.41.0", "numpy"];
+
+#[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("what").required(true))]
+pub(crate) struct Args {
+    /// Nodes and a coordinator of ours on an unmodified Flower, with TLS and node authentication
+    #[arg(long, group = "what")]
+    flower: bool,
+    /// Use this virtual environment with flwr 1.41.0 (default: $FLWR, else one is made in the cache)
+    #[arg(long, value_name = "FOLDER")]
+    venv: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    debug_assert!(args.flower);
+    setup::ensure(false)?;
+    let model = setup::model()?;
+    sh::run(sh::cargo().args(["build", "--release", "-p", "lora-cli"]))?;
+    let venv = venv(args)?;
+    let home = sh::root().join("target/fed");
+    if home.exists() {
+        fs::remove_dir_all(&home).with_context(|| home.display().to_string())?;
+    }
+    fs::create_dir_all(&home).with_context(|| home.display().to_string())?;
+    let trial = Trial { lora: sh::root().join("target/release/lora"), model, venv, home };
+    trial.rows()?;
+    trial.start()?;
+    trial.fedavg()?;
+    trial.fedsvd()?;
+    println!("all as it should be");
+    Ok(())
+}
+
+/// Where things are.
+struct Trial {
+    lora: PathBuf,
+    model: PathBuf,
+    venv: PathBuf,
+    home: PathBuf,
+}
+
+/// Clients that train, and the rows of the demo's data that each has.
+const CLIENTS: [&str; 2] = ["bank", "clinic"];
+const ROUNDS: u64 = 3;
+/// What the stock node claims to have.
+const IDLE: u64 = 30;
+/// How everybody trains.
+const TRAINING: [&str; 17] = [
+    "--dtype", "f32", "--threads", "1", "--device", "cpu", "--variant", "lora", "--batch-size", "4", "--max-steps", "2",
+    "--lr", "1e-3", "--schedule", "constant", "--truncate",
+];
+
+impl Trial {
+    fn at(&self, name: &str) -> PathBuf {
+        self.home.join(name)
+    }
+
+    fn lora(&self, verb: &[&str]) -> Command {
+        let mut command = Command::new(&self.lora);
+        command.args(verb).arg("--model").arg(&self.model).args(TRAINING);
+        command
+    }
+
+    /// Deals the demo's rows out.
+    fn rows(&self) -> Result<()> {
+        let rows = fs::read_to_string(sh::root().join("docs/demo/train.jsonl"))?;
+        for (i, client) in CLIENTS.iter().enumerate() {
+            let mine = rows.lines().skip(i * 100).take(40 + 40 * i);
+            let mine: String = mine.flat_map(|row| [row, "\n"]).collect();
+            fs::write(self.at(&format!("{client}.jsonl")), mine)?;
+        }
+        Ok(())
+    }
+
+    /// An adapter that all begin with: one step, so that B is not zero.
+    fn start(&self) -> Result<()> {
+        let mut command = self.lora(&["train", "--rank", "4"]);
+        command.arg("--data").arg(self.at("bank.jsonl")).arg("--out").arg(self.at("start"));
+        sh::run(&mut command)
+    }
+
+    /// What the in-process engine makes of it.
+    fn simulate(&self, rule: &str, further: &[&str]) -> Result<PathBuf> {
+        let out = self.at(&format!("simulated-{rule}"));
+        let mut command = self.lora(&["fed", "simulate", "--rule", rule, "--rounds", &ROUNDS.to_string()]);
+        for client in CLIENTS {
+            command.arg("--client").arg(format!("{client}={}", self.at(&format!("{client}.jsonl")).display()));
+        }
+        command.arg("--adapter").arg(self.at("start")).arg("--out").arg(&out);
+        sh::run(command.args(further))?;
+        Ok(out.join("adapter_model.safetensors"))
+    }
+
+    fn apart(&self, what: &str, one: &Path, two: &Path) -> Result<()> {
+        let mut python = Command::new(self.venv.join("bin/python"));
+        let script = sh::root().join("xtask/peers/adapters_apart.py");
+        let said = sh::capture(python.arg(script).arg(one).arg(two))?;
+        let apart: f64 = said.trim().parse().with_context(|| said.clone())?;
+        println!("{what}: {apart:.1e} from the in-process engine at most");
+        if !(apart <= 1e-6) {
+            bail!("{what}: further apart than 1e-6");
+        }
+        Ok(())
+    }
+
+    /// A node of ours that trains a client's rows.
+    fn node(&self, flower: &Deployment, client: &str) -> Result<Command> {
+        let key = flower.at(&format!("{client}.pem"));
+        let mut keys = Command::new(&self.lora);
+        let line = sh::capture(keys.args(["fed", "keys", "--name", client, "--key"]).arg(&key))?;
+        fs::write(flower.at(&format!("{client}.pub")), line)?;
+        let mut node = self.lora(&["fed", "node", "--rank", "4", "--address", flower.address()]);
+        node.arg("--key").arg(&key).arg("--roots").arg(flower.at("ca.pem"));
+        node.arg("--data").arg(self.at(&format!("{client}.jsonl")));
+        Ok(node)
+    }
+
+    /// Flower's own server app, a stock node, and two of ours.
+    fn fedavg(&self) -> Result<()> {
+        let simulated = self.simulate("fedit", &["--idle", &format!("stock={IDLE}")])?;
+        let mut flower = Deployment::start(&self.venv, &self.at("fedavg"), Isolation::Subprocess)?;
+        self.strangers(&flower)?;
+        for client in CLIENTS {
+            let node = self.node(&flower, client)?;
+            flower.register(client)?;
+            flower.spawn(client, node)?;
+        }
+        flower.stock_node()?;
+        let out = flower.at("result.npz");
+        let start = self.at("start/adapter_model.safetensors");
+        flower.submit(&format!(
+            "num-server-rounds={ROUNDS} nodes=3 examples={IDLE} start=\"{}\" out=\"{}\"",
+            start.display(),
+            out.display()
+        ))?;
+        flower.wait("Flower's FedAvg", || out.exists())?;
+        self.apart("Flower's FedAvg over one node of Flower's and two of ours", &out, &simulated)
+    }
+
+    /// Who is not known, does not trust, or speaks in clear.
+    fn strangers(&self, flower: &Deployment) -> Result<()> {
+        let stranger = || self.node(flower, "stranger");
+        let mut registers = stranger()?;
+        registers.arg("--self-register");
+        let mut distrusts = stranger()?;
+        distrusts.arg("--roots").arg(flower.at("other.pem"));
+        let key = flower.at("stranger.pem");
+        let mut clear = self.lora(&["fed", "node", "--rank", "4", "--insecure", "--address", flower.address()]);
+        clear.arg("--key").arg(&key).arg("--data").arg(self.at("bank.jsonl"));
+        for (what, node) in [
+            ("a key that nobody registered", stranger()?),
+            ("a key that registers itself", registers),
+            ("another CA", distrusts),
+            ("plaintext", clear),
+        ] {
+            println!("{what}: {}", deployment::refused(what, node)?);
+        }
+        Ok(())
+    }
+
+    /// Our coordinator by FedSVD, and two nodes of ours.
+    fn fedsvd(&self) -> Result<()> {
+        let simulated = self.simulate("fedsvd", &[])?;
+        let mut flower = Deployment::start(&self.venv, &self.at("fedsvd"), Isolation::Process)?;
+        for client in CLIENTS {
+            let node = self.node(&flower, client)?;
+            flower.register(client)?;
+            flower.spawn(client, node)?;
+        }
+        flower.submit("")?;
+        let out = self.at("served");
+        let mut serve = self.lora(&["fed", "serve", "--rule", "fedsvd", "--address", flower.address()]);
+        serve.args(["--minimum", "2", "--per-round", "2", "--rounds", &ROUNDS.to_string(), "--patience", "600"]);
+        serve.arg("--roots").arg(flower.at("ca.pem")).arg("--secret").arg(flower.at("secret"));
+        serve.arg("--adapter").arg(self.at("start")).arg("--out").arg(&out);
+        sh::run(&mut serve)?;
+        self.apart("our FedSVD over two nodes of ours", &out.join("adapter_model.safetensors"), &simulated)
+    }
+}
+
+fn venv(args: &Args) -> Result<PathBuf> {
+    let named = || std::env::var_os("FLWR").filter(|v| !v.is_empty()).map(PathBuf::from);
+    if let Some(venv) = args.venv.clone().or_else(named) {
+        let venv = std::path::absolute(venv)?;
+        if !venv.join("bin/flower-superlink").exists() {
+            bail!("{} has no bin/flower-superlink\n  hint: see --venv and FLWR", venv.display());
+        }
+        return Ok(venv);
+    }
+    let hash = cache::hex(&Sha256::digest(REQUIREMENTS.join(" "))[..6]);
+    let venv = cache::dir()?.join(format!("flower-{hash}"));
+    let _lock = cache::lock(&venv.with_extension("lock"))?;
+    let complete = venv.join("complete");
+    if !complete.exists() {
+        eprintln!("making Flower's Python environment in {} (once)", venv.display());
+        let made = sh::run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv));
+        made.context("hint: on Debian and Ubuntu `sudo apt install python3-venv`")?;
+        let mut pip = Command::new(venv.join("bin/python"));
+        pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--only-binary=:all:"]);
+        sh::run(pip.args(REQUIREMENTS))?;
+        fs::write(&complete, REQUIREMENTS.join("\n"))?;
+    }
+    Ok(venv)
+}
