@@ -1,0 +1,177 @@
+//! One face for both accountants, and the two questions asked before a run: how much noise, how many steps.
+
+use super::error::{PrivacyError, Result, require_delta, require_epsilon};
+use super::mechanism::{Mechanism, Steps};
+use super::{exact, pld, rdp};
+
+/// How spending is added up. Both are upper bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accounting {
+    /// By Rényi divergences, with Opacus' orders: what most papers print.
+    Rdp,
+    /// By privacy-loss distributions: exact to four digits, so less noise for the same promise.
+    Pld,
+}
+
+/// Adds up what a sequence of steps gives away.
+///
+/// ```
+/// use lora_fed::privacy::Accountant;
+/// let mut spent = Accountant::pld();
+/// spent.steps(1.0, 0.01, 1000)?;
+/// assert!((spent.epsilon(1e-5)? - 1.828).abs() < 0.001);
+/// # Ok::<(), lora_fed::privacy::PrivacyError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Accountant {
+    accounting: Accounting,
+    history: Vec<Steps>,
+}
+
+impl Accountant {
+    /// One with nothing spent.
+    pub fn new(accounting: Accounting) -> Self {
+        Self { accounting, history: Vec::new() }
+    }
+
+    /// One that adds Rényi divergences.
+    pub fn rdp() -> Self {
+        Self::new(Accounting::Rdp)
+    }
+
+    /// One that composes privacy-loss distributions.
+    pub fn pld() -> Self {
+        Self::new(Accounting::Pld)
+    }
+
+    /// Adds one step: noise of `sigma` clipping norms, records drawn with rate `q` (1: all of them).
+    pub fn step(&mut self, sigma: f64, q: f64) -> Result<()> {
+        self.steps(sigma, q, 1)
+    }
+
+    /// Adds `count` equal steps.
+    pub fn steps(&mut self, sigma: f64, q: f64, count: u64) -> Result<()> {
+        self.add(Mechanism::new(sigma, q)?, count);
+        Ok(())
+    }
+
+    /// Adds `count` steps of a mechanism. The order of steps does not matter, so equal ones are kept as one entry.
+    pub fn add(&mut self, mechanism: Mechanism, count: u64) {
+        match self.history.iter_mut().find(|s| s.mechanism == mechanism) {
+            Some(steps) => steps.count = steps.count.saturating_add(count),
+            None => self.history.push(Steps { mechanism, count }),
+        }
+    }
+
+    /// What was added, equal steps together.
+    pub fn history(&self) -> &[Steps] {
+        &self.history
+    }
+
+    /// How it adds up.
+    pub fn accounting(&self) -> Accounting {
+        self.accounting
+    }
+
+    /// The least epsilon, in nats, that is proved at `delta`; infinite if none is.
+    pub fn epsilon(&self, delta: f64) -> Result<f64> {
+        require_delta(delta)?;
+        let history = self.spending();
+        if history.is_empty() {
+            return Ok(0.0);
+        }
+        Ok(match self.accounting {
+            Accounting::Rdp => rdp::epsilon(&rdp::curve(&history), delta),
+            Accounting::Pld => match unsampled(&history) {
+                (mu, true) => exact::epsilon(mu, delta),
+                // Drawing never makes it worse: where no grid would do, the closed form still holds.
+                (mu, false) => pld::epsilon(&history, delta).min(exact::epsilon(mu, delta)),
+            },
+        })
+    }
+
+    /// The least delta that is proved at `epsilon`.
+    pub fn delta(&self, epsilon: f64) -> Result<f64> {
+        require_epsilon(epsilon)?;
+        let history = self.spending();
+        if history.is_empty() {
+            return Ok(0.0);
+        }
+        Ok(match self.accounting {
+            Accounting::Rdp => rdp::delta(&rdp::curve(&history), epsilon),
+            Accounting::Pld => match unsampled(&history) {
+                (mu, true) => exact::delta(mu, epsilon),
+                (mu, false) => pld::delta(&history, epsilon).min(exact::delta(mu, epsilon)),
+            },
+        })
+    }
+
+    /// The steps that spend anything.
+    fn spending(&self) -> Vec<Steps> {
+        self.history.iter().filter(|s| s.count > 0 && s.mechanism.q() > 0.0).copied().collect()
+    }
+}
+
+/// `mu` of the history if nothing were drawn, and whether that is so.
+fn unsampled(history: &[Steps]) -> (f64, bool) {
+    let square: f64 = history.iter().map(|s| s.count as f64 / s.mechanism.sigma().powi(2)).sum();
+    (square.sqrt(), history.iter().all(|s| s.mechanism.q() == 1.0))
+}
+
+/// The largest noise multiplier that [`sigma_for`] considers.
+const LARGEST_SIGMA: f64 = 1e9;
+
+/// The least noise multiplier, to a ten-thousandth, with which `steps` steps of rate `q` stay within `epsilon` at
+/// `delta`; what is returned was itself accounted for and never exceeds them.
+pub fn sigma_for(accounting: Accounting, epsilon: f64, delta: f64, q: f64, steps: u64) -> Result<f64> {
+    require_epsilon(epsilon)?;
+    require_delta(delta)?;
+    let within = |sigma: f64| {
+        let mut accountant = Accountant::new(accounting);
+        accountant.steps(sigma, q, steps)?;
+        Ok::<_, PrivacyError>(accountant.epsilon(delta)? <= epsilon)
+    };
+    let (mut low, mut high) = (0.01, 1.0);
+    while !within(high)? {
+        if high >= LARGEST_SIGMA {
+            return Err(PrivacyError::Unreachable { largest: high, steps, epsilon, delta });
+        }
+        (low, high) = (high, (high * 4.0).min(LARGEST_SIGMA));
+    }
+    if high == 1.0 && within(low)? {
+        return Ok(low);
+    }
+    while high > low * (1.0 + 1e-4) {
+        let middle = (low * high).sqrt();
+        if within(middle)? { high = middle } else { low = middle }
+    }
+    Ok(high)
+}
+
+/// How many steps of `sigma` and `q` fit behind what `spent` holds already, `most` at most.
+pub fn steps_for(spent: &Accountant, epsilon: f64, delta: f64, sigma: f64, q: f64, most: u64) -> Result<u64> {
+    require_epsilon(epsilon)?;
+    let mechanism = Mechanism::new(sigma, q)?;
+    let fits = |count: u64| {
+        let mut accountant = spent.clone();
+        accountant.add(mechanism, count);
+        Ok::<_, PrivacyError>(accountant.epsilon(delta)? <= epsilon)
+    };
+    if !fits(0)? {
+        return Ok(0);
+    }
+    let (mut good, mut bad) = (0, 1);
+    while bad <= most && fits(bad)? {
+        (good, bad) = (bad, bad.saturating_mul(2));
+        if good == u64::MAX {
+            return Ok(most);
+        }
+    }
+    bad = bad.min(most.saturating_add(1));
+    while bad - good > 1 {
+        let middle = good + (bad - good) / 2;
+        if fits(middle)? { good = middle } else { bad = middle }
+    }
+    Ok(good)
+}

@@ -1,0 +1,197 @@
+//! The sum of many losses, near one epsilon.
+
+use rustfft::FftPlanner;
+use rustfft::num_complex::Complex64;
+
+use super::super::moments::ln_moment;
+use super::step::Step;
+use super::{Direction, Sum, least};
+
+/// The tilted distribution of the sum may miss this much of its mass at either end of the window.
+const MISSED: f64 = 1e-13;
+/// The window's points at most: beyond, the grid gets coarser.
+const MOST_POINTS: usize = 1 << 22;
+/// Points of one step's grid at most.
+const MOST_STEP_POINTS: usize = 1 << 23;
+
+/// The distribution of a sum of losses on a window of the grid, tilted.
+pub(super) struct Composed {
+    spacing: f64,
+    /// The first grid point.
+    low: i64,
+    /// Tilted masses, none too small.
+    masses: Vec<f64>,
+    tilt: f64,
+    /// `exp(ln_scale - tilt * l)` turns a tilted mass into a true one.
+    ln_scale: f64,
+    /// The chance of losses that are infinite or above the window.
+    beyond: f64,
+    /// More than what rounding takes from a delta, as a factor.
+    slack: f64,
+}
+
+impl Composed {
+    /// Composes such that deltas near `delta` and epsilons near `epsilon` are exact to four digits or so.
+    ///
+    /// None if no grid of a sensible size would do.
+    pub(super) fn new(sum: &Sum<'_>, tilt: f64, epsilon: f64, delta: f64) -> Option<Self> {
+        let at_tilt = sum.cumulant(tilt);
+        let above = least(|s| (sum.cumulant(tilt + s) - at_tilt - MISSED.ln()) / s);
+        let below = least(|s| (sum.cumulant(tilt - s) - at_tilt - MISSED.ln()) / s);
+        let (lowest, highest) = ((-below.1).min(epsilon), above.1.max(epsilon));
+        let width = highest - lowest;
+        if !(width.is_finite() && lowest.is_finite() && at_tilt.is_finite()) {
+            return None;
+        }
+        let mut spacing = best_spacing(sum.count(), tilt, epsilon, width);
+        for _ in 0..40 {
+            spacing = spacing.max(width / (MOST_POINTS - 2) as f64);
+            let tail = (1e-10 * delta / sum.count()).max(1e-300);
+            let step = |m| Step::new(m, sum.direction, spacing, tail, MOST_STEP_POINTS);
+            if let Some(steps) = sum.history.iter().map(|s| step(s.mechanism)).collect::<Option<Vec<_>>>() {
+                return Some(Self::fold(sum, &steps, tilt, tilt + above.0, spacing, lowest, width));
+            }
+            spacing *= 2.0;
+        }
+        None
+    }
+
+    /// `chernoff` is the tilt that bounds what lies above the window.
+    fn fold(
+        sum: &Sum<'_>,
+        steps: &[Step],
+        tilt: f64,
+        chernoff: f64,
+        spacing: f64,
+        lowest: f64,
+        width: f64,
+    ) -> Self {
+        let low = (lowest / spacing).floor() as i64;
+        let size = ((width / spacing) as usize + 2).next_power_of_two();
+        let high = (low + size as i64) as f64 * spacing;
+        let mut planner = FftPlanner::new();
+        let forward = planner.plan_fft_forward(size);
+        let error = f64::EPSILON * (8.0 + 4.0 * (size as f64).log2());
+
+        // Spectra are multiplied as logarithm and angle, beside a bound of the modulus with its error.
+        let mut product = vec![(0.0f64, 0.0f64, 0.0f64); size];
+        let (mut ln_scale, mut ln_above, mut infinite, mut rounding) = (0.0, 0.0, 0.0, 0.0);
+        for (step, s) in steps.iter().zip(sum.history) {
+            let (q, sigma, count) = (s.mechanism.q(), s.mechanism.sigma(), s.count as f64);
+            let of = |t: f64| match sum.direction {
+                Direction::Remove => ln_moment(q, sigma, t + 1.0),
+                Direction::Add => ln_moment(q, sigma, -t),
+            };
+            let (shift, shift_above) = (of(tilt), of(chernoff));
+            let mut wave = vec![Complex64::ZERO; size];
+            let mut above = 0.0;
+            for (k, &p) in step.masses.iter().enumerate() {
+                let index = step.low + k as i64;
+                let l = index as f64 * spacing;
+                wave[index.rem_euclid(size as i64) as usize].re += p * (tilt * l - shift).exp();
+                above += p * (chernoff * l - shift_above).exp();
+            }
+            forward.process(&mut wave);
+            for (total, z) in product.iter_mut().zip(&wave) {
+                let r = z.norm();
+                total.0 += count * r.ln();
+                total.1 += count * z.arg();
+                total.2 += count * (r + error).ln();
+            }
+            ln_scale += count * shift;
+            ln_above += count * (shift_above + above.ln());
+            infinite += count * step.infinite;
+            let ends = step.low.unsigned_abs().max((step.low + step.masses.len() as i64).unsigned_abs());
+            rounding += count * (4.0 + 2.0 * tilt * ends as f64 * spacing + 2.0 * shift.abs());
+        }
+        let (mut missing, mut total) = (0.0, 0.0);
+        let mut wave: Vec<_> = product
+            .iter()
+            .map(|&(ln, angle, most)| {
+                missing += most.exp() - ln.exp();
+                total += ln.exp();
+                Complex64::from_polar(ln.exp(), angle)
+            })
+            .collect();
+        planner.plan_fft_inverse(size).process(&mut wave);
+        let off = (missing + error * total) / size as f64;
+        let place = |j: usize| (low + j as i64).rem_euclid(size as i64) as usize;
+        let masses = (0..size).map(|j| (wave[place(j)].re / size as f64 + off).max(0.0)).collect();
+        rounding += 2.0 * ln_scale.abs() + 2.0 * tilt * high.abs().max(lowest.abs()) + 4.0 * size as f64;
+        let slack = 1.0 + 4.0 * f64::EPSILON * rounding;
+        let beyond = infinite + (ln_above - chernoff * high).exp() * slack;
+        Self { spacing, low, masses, tilt, ln_scale, beyond, slack }
+    }
+
+    /// The least epsilon at `delta`; infinite if the losses beyond are too many.
+    pub(super) fn epsilon(&self, delta: f64) -> f64 {
+        let wanted = delta / self.slack - self.beyond;
+        if !(wanted > 0.0) {
+            return f64::INFINITY;
+        }
+        let mut walk = Walk::new(self);
+        loop {
+            let before = (walk.point(), walk.delta, walk.lever);
+            if walk.down().is_none() {
+                return before.0.max(0.0);
+            }
+            if !(walk.delta <= wanted) {
+                // Between two points, delta is linear in exp(epsilon).
+                let (point, delta, lever) = before;
+                let epsilon = point + (-((wanted - delta) / lever).min(1.0)).ln_1p();
+                return epsilon.max(walk.point()) * (1.0 + 4.0 * f64::EPSILON);
+            }
+        }
+    }
+
+    /// The least delta at `epsilon`, which must not be below the window.
+    pub(super) fn delta(&self, epsilon: f64) -> f64 {
+        let mut walk = Walk::new(self);
+        while walk.point() - self.spacing > epsilon && walk.down().is_some() {}
+        let part = -(epsilon - walk.point()).min(0.0).exp_m1();
+        (walk.delta + walk.lever * part) * self.slack + self.beyond
+    }
+}
+
+/// Down the grid from its top, with delta at each point; only sums of positive numbers.
+struct Walk<'a> {
+    of: &'a Composed,
+    /// The index of the point, from the window's first.
+    at: usize,
+    /// Delta of the losses of the window, at the point.
+    delta: f64,
+    /// `E[exp(l - L)]` of the losses from the point l up.
+    lever: f64,
+}
+
+impl<'a> Walk<'a> {
+    /// At the point above the window.
+    fn new(of: &'a Composed) -> Self {
+        Self { of, at: of.masses.len(), delta: 0.0, lever: 0.0 }
+    }
+
+    fn point(&self) -> f64 {
+        (self.of.low + self.at as i64) as f64 * self.of.spacing
+    }
+
+    fn down(&mut self) -> Option<()> {
+        self.at = self.at.checked_sub(1)?;
+        let share = -(-self.of.spacing).exp_m1();
+        self.delta += share * self.lever;
+        let scale = (self.of.ln_scale - self.of.tilt * self.point()).exp();
+        self.lever += self.of.masses[self.at] * scale - share * self.lever;
+        Some(())
+    }
+}
+
+/// A spacing that changes delta by a ten-thousandth, or epsilon by a fifth of that.
+///
+/// Dividing masses between neighbouring points leaves `E[1]` and `E[exp(-L)]` as they are and raises a step's
+/// `E[exp(t L)]` by `t (t + 1) spacing^2 / 12` of itself at most.
+fn best_spacing(count: f64, tilt: f64, epsilon: f64, width: f64) -> f64 {
+    let allowed = f64::max(1e-4, 2e-5 * tilt * epsilon);
+    let by_tilt = 12.0 * allowed / (count * tilt * (tilt + 1.0));
+    // The window is some fifteen deviations wide.
+    let by_width = 12.0 * 1e-3 * (width / 15.0).powi(2) / count;
+    by_tilt.min(by_width).sqrt().min(width / 256.0)
+}
