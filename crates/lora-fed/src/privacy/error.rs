@@ -20,7 +20,9 @@ pub enum PrivacyError {
         must: &'static str,
     },
     /// No noise that this build considers brings the run under its budget.
-    #[error("no noise multiplier up to {largest:e} keeps {steps} steps within epsilon {epsilon} at delta {delta:e}")]
+    #[error(
+        "no noise multiplier up to {largest:e} keeps {steps} steps within epsilon {epsilon} at delta {delta:e}"
+    )]
     Unreachable {
         /// The largest multiplier tried.
         largest: f64,
@@ -111,17 +113,25 @@ impl PrivacyError {
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
             Self::Parameter { .. } | Self::Length { .. } => return None,
-            Self::Unreachable { .. } => "allow a larger epsilon or delta, fewer steps, or a lower sampling rate",
+            Self::Unreachable { .. } => {
+                "allow a larger epsilon or delta, fewer steps, or a lower sampling rate"
+            }
             Self::NonFinite { .. } => "drop the step or the client; clipping does not make NaN finite",
-            Self::Exceeded { .. } => "stop here: the model so far is within the budget; more noise allows more steps",
-            Self::Corrupt { .. } => "restore the file from a copy that is as new; a shortened ledger forgets spending",
+            Self::Exceeded { .. } => {
+                "stop here: the model so far is within the budget; more noise allows more steps"
+            }
+            Self::Corrupt { .. } => {
+                "restore the file from a copy that is as new; a shortened ledger forgets spending"
+            }
             Self::OtherBudget { .. } => "give the run's own budget, or start a new ledger for new data",
             Self::Locked { .. } => "wait for the other process to end; the lock goes with it",
             Self::Poisoned { .. } => "check the disk, then open the ledger again",
             Self::Disk { source, .. } => match source.kind() {
                 std::io::ErrorKind::NotFound => "check the path",
                 std::io::ErrorKind::PermissionDenied => "check the permissions of the file and its folder",
-                std::io::ErrorKind::StorageFull => "free some disk space; what was not charged was not released",
+                std::io::ErrorKind::StorageFull => {
+                    "free some disk space; what was not charged was not released"
+                }
                 _ => return None,
             },
             Self::Entropy(_) => return None,

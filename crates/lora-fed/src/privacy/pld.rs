@@ -136,3 +136,76 @@ fn least(f: impl Fn(f64) -> f64) -> (f64, f64) {
     }
     (best, value)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::exact;
+    use super::super::mechanism::Mechanism;
+    use super::*;
+
+    fn history(sigma: f64, q: f64, count: u64) -> [Steps; 1] {
+        [Steps { mechanism: Mechanism::new(sigma, q).unwrap(), count }]
+    }
+
+    /// Composed step by step, without the closed form that an accountant would take.
+    #[test]
+    fn without_sampling_it_is_the_closed_form() {
+        for (sigma, count) in [(0.3, 1), (1.0, 1), (5.0, 100), (30.0, 3), (200.0, 40_000), (1e4, 1)] {
+            let mu = (count as f64).sqrt() / sigma;
+            for wanted in [0.3, 1e-2, 1e-5, 1e-9, 1e-15] {
+                let (ours, exact) =
+                    (epsilon(&history(sigma, 1.0, count), wanted), exact::epsilon(mu, wanted));
+                assert!(
+                    ours >= exact && ours <= exact * (1.0 + 1e-4) + 1e-9,
+                    "{sigma} {wanted:e}: {ours} {exact}"
+                );
+            }
+            for at in [0.0, 0.01 * mu, mu, 4.0 * mu, mu * mu] {
+                let (ours, exact) = (delta(&history(sigma, 1.0, count), at), exact::delta(mu, at));
+                assert!(ours >= exact && ours <= exact * 1.001, "{sigma} at {at}: {ours:e} {exact:e}");
+            }
+        }
+    }
+
+    /// One step in closed form: the hockey stick of `Q` and `P` on either side of the point where they cross.
+    #[test]
+    fn one_step_is_the_closed_form() {
+        use super::super::special::upper;
+        for (sigma, q) in [(0.5, 0.01), (1.0, 0.2), (2.0, 0.9), (0.05, 1e-3), (1e3, 0.5)] {
+            for at in [0.0, 1e-4 / sigma, 0.1, 1.0, 4.0] {
+                let at: f64 = at;
+                let cross = |l: f64| 0.5 + sigma * sigma * (l.exp_m1() / q).ln_1p();
+                let (x, e) = (cross(at), at.exp());
+                let remove = q * upper((x - 1.0) / sigma) - (e - 1.0 + q) * upper(x / sigma);
+                let add = if (-at).exp_m1() > -q {
+                    let y = cross(-at);
+                    upper(-y / sigma) * (1.0 - e * (1.0 - q)) - e * q * upper((1.0 - y) / sigma)
+                } else {
+                    0.0
+                };
+                let exact = remove.max(add);
+                let ours = delta(&history(sigma, q, 1), at);
+                let digits = 1e-14; // of the closed form, which subtracts
+                assert!(
+                    ours >= exact - digits && ours <= exact * 1.001 + digits,
+                    "{sigma} {q} {at}: {ours:e} {exact:e}"
+                );
+            }
+        }
+    }
+
+    /// Steps of several kinds are one convolution, whatever the order.
+    #[test]
+    fn kinds_of_steps_compose() {
+        let split: Vec<Steps> =
+            [(1.0, 0.01, 300), (1.0, 0.01, 700)].iter().flat_map(|&(s, q, n)| history(s, q, n)).collect();
+        let (whole, parts) = (epsilon(&history(1.0, 0.01, 1000), 1e-5), epsilon(&split, 1e-5));
+        assert!((whole / parts - 1.0).abs() < 1e-9, "{whole} {parts}");
+        // Gaussians of several kinds are one Gaussian.
+        let mixed: Vec<Steps> =
+            [(3.0, 1.0, 5), (7.0, 1.0, 20)].iter().flat_map(|&(s, q, n)| history(s, q, n)).collect();
+        let exact = exact::epsilon((5.0f64 / 9.0 + 20.0 / 49.0).sqrt(), 1e-6);
+        let ours = epsilon(&mixed, 1e-6);
+        assert!(ours >= exact && ours < exact * (1.0 + 1e-4), "{ours} {exact}");
+    }
+}

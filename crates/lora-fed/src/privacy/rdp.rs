@@ -1,8 +1,8 @@
 //! Rényi differential privacy: quick, within some ten per cent of the truth, never below it.
 //!
-//! The divergence of order `a` of a step adds up over steps (Mironov 2017, "Rényi Differential Privacy", proposition
-//! 1) and bounds the larger of both directions, adding and removing (Mironov, Talwar and Zhang 2019, theorem 5). The
-//! orders and the way to (epsilon, delta) are those of Opacus, whose figures this module gives to nine digits.
+//! A step's divergence of order `a` adds up over steps (Mironov 2017, "Rényi Differential Privacy", proposition 1), and
+//! bounds both directions, adding and removing (Mironov, Talwar and Zhang 2019, theorem 5). The orders and the way to
+//! (epsilon, delta) are those of Opacus, whose figures this module gives to nine digits.
 
 use super::mechanism::{Mechanism, Steps};
 use super::moments::ln_moment;
@@ -38,7 +38,9 @@ fn closed_form(q: f64, sigma: f64, order: u32) -> f64 {
         ln_binomial += (f64::from(order - k + 1) / f64::from(k)).ln();
         let (k, rest) = (f64::from(k), f64::from(order - k));
         if k > 1.0 {
-            sum.add(ln_binomial + rest * ln_rest + k * ln_q + ln_expm1(0.5 * k * (k - 1.0) / (sigma * sigma)));
+            sum.add(
+                ln_binomial + rest * ln_rest + k * ln_q + ln_expm1(0.5 * k * (k - 1.0) / (sigma * sigma)),
+            );
         }
     }
     ln_add(0.0, sum.ln())
@@ -86,8 +88,10 @@ mod tests {
         for i in 0..20_000 {
             let i = f64::from(i);
             let j = a - i;
-            let first = j * (1.0 - q).ln() + i * q.ln() + 0.5 * (i * i - i) / variance + ln_erfc((i - z0) / root);
-            let second = j * q.ln() + i * (1.0 - q).ln() + 0.5 * (j * j - j) / variance + ln_erfc((z0 - j) / root);
+            let first =
+                j * (1.0 - q).ln() + i * q.ln() + 0.5 * (i * i - i) / variance + ln_erfc((i - z0) / root);
+            let second =
+                j * q.ln() + i * (1.0 - q).ln() + 0.5 * (j * j - j) / variance + ln_erfc((z0 - j) / root);
             for term in [first, second] {
                 (if positive { &mut plus } else { &mut minus }).add(ln_binomial + term - 2f64.ln());
             }

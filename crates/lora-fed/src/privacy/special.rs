@@ -112,7 +112,10 @@ mod tests {
             (1e6, -1_000_000_000_014.387_9),
         ] {
             let got = ln_erfc(x);
-            assert!((got - want).abs() <= 4e-16 * f64::abs(want).max(1e-10), "{x}: {got:.17e}, not {want:.17e}");
+            assert!(
+                (got - want).abs() <= 4e-16 * f64::abs(want).max(1e-10),
+                "{x}: {got:.17e}, not {want:.17e}"
+            );
         }
     }
 

@@ -16,7 +16,13 @@ impl Step {
     /// The distribution of a step's loss, rounded so that nothing gets more private.
     ///
     /// `tail` is the chance that may be cut off at either end. None if the grid would have over `most` points.
-    pub(super) fn new(m: Mechanism, direction: Direction, spacing: f64, tail: f64, most: usize) -> Option<Self> {
+    pub(super) fn new(
+        m: Mechanism,
+        direction: Direction,
+        spacing: f64,
+        tail: f64,
+        most: usize,
+    ) -> Option<Self> {
         let loss = Loss { sigma: m.sigma(), q: m.q() };
         let far = m.sigma() * deviations(tail);
         // The two ends of x that are kept, and the losses there. Chances are those of the upper distribution.
@@ -56,7 +62,9 @@ impl Step {
             let scale = previous.exp();
             let right = match below * scale {
                 // `above` and `below * scale` agree to within `spacing`, and are good to some 1e-14.
-                q if q > 0.0 && q.is_finite() => ((above - q + 1e-13 * (above + q)) / share).clamp(0.0, above),
+                q if q > 0.0 && q.is_finite() => {
+                    ((above - q + 1e-13 * (above + q)) / share).clamp(0.0, above)
+                }
                 _ => above,
             };
             masses[lower] += (above - right) * UP;
@@ -84,11 +92,7 @@ impl Loss {
     /// `ln(1 - q + q exp((2x - 1) / 2 sigma^2))`.
     fn at(&self, x: f64) -> f64 {
         let t = (x - 0.5) / (self.sigma * self.sigma);
-        if t < 30.0 {
-            (self.q * t.exp_m1()).ln_1p()
-        } else {
-            t + (self.q + (1.0 - self.q) * (-t).exp()).ln()
-        }
+        if t < 30.0 { (self.q * t.exp_m1()).ln_1p() } else { t + (self.q + (1.0 - self.q) * (-t).exp()).ln() }
     }
 
     /// Where the loss of `direction` is `l`: `at` turned round, infinite beyond its range.
