@@ -88,13 +88,13 @@ fn without_sampling_losses_are_exact() {
     }
     // By mpmath at 50 digits.
     for (mu, epsilon, want) in [
-        (1.0, 0.0, 0.382_924_922_548_025_9),
-        (0.1, 0.5, 2.217_929_430_984_652e-9),
-        (2.0, 10.0, 6.149_634_594_651_837e-6),
-        (20.0, 300.0, 7.228_379_073_183_1e-8),
+        (1.0, 0.0, 0.382_924_922_548_026_2),
+        (0.1, 0.5, 6.856_582_455_838_737e-9),
+        (2.0, 10.0, 9.940_202_811_618_153e-6),
+        (20.0, 300.0, 2.272_774_882_319_489_4e-7),
     ] {
         let got = gaussian_delta(mu, epsilon).unwrap();
-        println!("{mu} {epsilon} {got:.16e} {want:e}");
+        assert!((got / want - 1.0).abs() < 1e-12, "{mu} {epsilon}: {got:e}, not {want:e}");
     }
 }
 
@@ -142,7 +142,7 @@ fn extremes_are_numbers() {
                             }
                         }
                         let seconds = clock.elapsed().as_secs_f64();
-                        if seconds > 1.0 {
+                        if seconds > 0.7 {
                             println!("{accounting:?} {q} {sigma} {steps} {delta}: {epsilon} {seconds}");
                         }
                     }

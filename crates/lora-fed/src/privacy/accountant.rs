@@ -85,7 +85,8 @@ impl Accountant {
             Accounting::Rdp => rdp::epsilon(&rdp::curve(&history), delta),
             Accounting::Pld => match unsampled(&history) {
                 (mu, true) => exact::epsilon(mu, delta),
-                // Drawing never makes it worse: where no grid would do, the closed form still holds.
+                // Drawing never makes it worse: where no grid would do, the closed form of all records holds.
+                (mu, false) if too_little(&history) => exact::epsilon(mu, delta),
                 (mu, false) => pld::epsilon(&history, delta).min(exact::epsilon(mu, delta)),
             },
         })
@@ -102,6 +103,7 @@ impl Accountant {
             Accounting::Rdp => rdp::delta(&rdp::curve(&history), epsilon),
             Accounting::Pld => match unsampled(&history) {
                 (mu, true) => exact::delta(mu, epsilon),
+                (mu, false) if too_little(&history) => exact::delta(mu, epsilon),
                 (mu, false) => pld::delta(&history, epsilon).min(exact::delta(mu, epsilon)),
             },
         })
@@ -117,6 +119,11 @@ impl Accountant {
 fn unsampled(history: &[Steps]) -> (f64, bool) {
     let square: f64 = history.iter().map(|s| s.count as f64 / s.mechanism.sigma().powi(2)).sum();
     (square.sqrt(), history.iter().all(|s| s.mechanism.q() == 1.0))
+}
+
+/// Whether there is so little noise (an epsilon of thousands a step) that no grid is worth its while.
+fn too_little(history: &[Steps]) -> bool {
+    history.iter().any(|s| s.mechanism.sigma() < 0.01)
 }
 
 /// The largest noise multiplier that [`sigma_for`] considers.

@@ -11,6 +11,8 @@ use super::{Direction, Sum, least};
 const MISSED: f64 = 1e-13;
 /// The window's points at most: beyond, the grid gets coarser.
 const MOST_POINTS: usize = 1 << 22;
+/// And at least, which take no time.
+const LEAST_POINTS: f64 = 32768.0;
 /// Points of one step's grid at most.
 const MOST_STEP_POINTS: usize = 1 << 23;
 
@@ -31,10 +33,10 @@ pub(super) struct Composed {
 }
 
 impl Composed {
-    /// Composes such that deltas near `delta` and epsilons near `epsilon` are exact to four digits or so.
+    /// Composes such that deltas near `delta`, at epsilons near `epsilon`, are off by `allowed` of themselves or so.
     ///
     /// None if no grid of a sensible size would do.
-    pub(super) fn new(sum: &Sum<'_>, tilt: f64, epsilon: f64, delta: f64) -> Option<Self> {
+    pub(super) fn new(sum: &Sum<'_>, tilt: f64, epsilon: f64, delta: f64, allowed: f64) -> Option<Self> {
         let at_tilt = sum.cumulant(tilt);
         let above = least(|s| (sum.cumulant(tilt + s) - at_tilt - MISSED.ln()) / s);
         let below = least(|s| (sum.cumulant(tilt - s) - at_tilt - MISSED.ln()) / s);
@@ -43,7 +45,10 @@ impl Composed {
         if !(width.is_finite() && lowest.is_finite() && at_tilt.is_finite()) {
             return None;
         }
-        let mut spacing = best_spacing(sum.count(), tilt, epsilon, width);
+        // The tilted variance, by a second difference over a tenth of a deviation or less.
+        let h = (0.1 * tilt).max(0.1 / width);
+        let variance = (sum.cumulant(tilt + h) + sum.cumulant(tilt - h) - 2.0 * at_tilt) / (h * h);
+        let mut spacing = best_spacing(sum.count(), tilt, allowed, variance).min(width / LEAST_POINTS);
         for _ in 0..40 {
             spacing = spacing.max(width / (MOST_POINTS - 2) as f64);
             let tail = (1e-10 * delta / sum.count()).max(1e-300);
@@ -85,7 +90,7 @@ impl Composed {
             let (shift, shift_above) = (of(tilt), of(chernoff));
             let mut wave = vec![Complex64::ZERO; size];
             let mut above = 0.0;
-            for (k, &p) in step.masses.iter().enumerate() {
+            for (k, &p) in step.masses.iter().enumerate().filter(|(_, p)| **p > 0.0) {
                 let index = step.low + k as i64;
                 let l = index as f64 * spacing;
                 wave[index.rem_euclid(size as i64) as usize].re += p * (tilt * l - shift).exp();
@@ -184,14 +189,13 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// A spacing that changes delta by a ten-thousandth, or epsilon by a fifth of that.
+/// A spacing that changes delta by `allowed` of itself or less.
 ///
-/// Dividing masses between neighbouring points leaves `E[1]` and `E[exp(-L)]` as they are and raises a step's
-/// `E[exp(t L)]` by `t (t + 1) spacing^2 / 12` of itself at most.
-fn best_spacing(count: f64, tilt: f64, epsilon: f64, width: f64) -> f64 {
-    let allowed = f64::max(1e-4, 2e-5 * tilt * epsilon);
+/// Dividing masses between neighbouring points leaves `E[1]` and `E[exp(-L)]` as they are, raises a step's
+/// `E[exp(t L)]` by `t (t + 1) spacing^2 / 12` of itself at most, and its variance by `spacing^2 / 6`.
+fn best_spacing(count: f64, tilt: f64, allowed: f64, variance: f64) -> f64 {
     let by_tilt = 12.0 * allowed / (count * tilt * (tilt + 1.0));
-    // The window is some fifteen deviations wide.
-    let by_width = 12.0 * 1e-3 * (width / 15.0).powi(2) / count;
-    by_tilt.min(by_width).sqrt().min(width / 256.0)
+    let by_variance = 12.0 * allowed * variance / count;
+    // No variance is left to rounding errors: then the other bound is far the smaller.
+    if by_variance > 0.0 { by_tilt.min(by_variance).sqrt() } else { by_tilt.sqrt() }
 }

@@ -1,6 +1,7 @@
 //! The loss of one step, on a grid.
 
 use super::super::mechanism::Mechanism;
+use super::super::moments::loss;
 use super::super::special::{mass, upper};
 use super::Direction;
 
@@ -32,8 +33,6 @@ impl Step {
                 let beyond = loss.q * upper(far / loss.sigma) + (1.0 - loss.q) * upper(end / loss.sigma);
                 (loss.at(-far), loss.at(end), beyond)
             }
-            // Its greatest loss is finite: nothing is cut off there but where that is useless, q = 1.
-            Direction::Add if loss.q < 1.0 => (-loss.at(far), -(-loss.q).ln_1p(), 0.0),
             Direction::Add => (-loss.at(far), -loss.at(-far), upper(far / loss.sigma)),
         };
         let (low, high) = ((bottom / spacing).floor(), (top / spacing).ceil());
@@ -46,11 +45,7 @@ impl Step {
         let mut x0 = None;
         for k in 0..=count {
             let point = (low + k as f64) * spacing;
-            // At the top of a direction that ends there, all that is left.
-            let x1 = match direction {
-                Direction::Add if k == count && loss.q < 1.0 => f64::NEG_INFINITY,
-                _ => loss.x(direction, point),
-            };
+            let x1 = loss.x(direction, point);
             let (above, below) = loss.masses(direction, x0, x1);
             x0 = Some(x1);
             // What lies below the grid goes to its lowest point.
@@ -91,18 +86,16 @@ struct Loss {
 impl Loss {
     /// `ln(1 - q + q exp((2x - 1) / 2 sigma^2))`.
     fn at(&self, x: f64) -> f64 {
-        let t = (x - 0.5) / (self.sigma * self.sigma);
-        if t < 30.0 { (self.q * t.exp_m1()).ln_1p() } else { t + (self.q + (1.0 - self.q) * (-t).exp()).ln() }
+        loss(self.q, (x - 0.5) / (self.sigma * self.sigma))
     }
 
     /// Where the loss of `direction` is `l`: `at` turned round, infinite beyond its range.
     fn x(&self, direction: Direction, l: f64) -> f64 {
         let l = if direction == Direction::Remove { l } else { -l };
-        let t = if l < 30.0 {
-            let ratio = l.exp_m1() / self.q;
-            if ratio <= -1.0 { f64::NEG_INFINITY } else { ratio.ln_1p() }
+        let t = if l.abs() < 1.0 {
+            (l.exp_m1() / self.q).max(-1.0).ln_1p()
         } else {
-            l + ((1.0 - (1.0 - self.q) * (-l).exp()) / self.q).ln()
+            l + ((1.0 - (1.0 - self.q) * (-l).exp()).max(0.0) / self.q).ln()
         };
         0.5 + self.sigma * self.sigma * t
     }
