@@ -61,7 +61,7 @@ def main():
     rows = []
     for sigma, q, steps, delta in [*TABLE, *random_rows(60)]:
         epsilon, order = opacus(sigma, q, steps, delta)
-        pld = google(sigma, q, steps, delta, 5e-6 * max(1.0, epsilon / 3))
+        pld = google(sigma, q, steps, delta, 1e-6 if epsilon < 0.5 else 5e-6 * max(1.0, epsilon / 3))
         rows.append({"sigma": sigma, "q": q, "steps": steps, "delta": delta, "rdp": epsilon, "order": order, "pld": pld})
         print(rows[-1], file=sys.stderr)
     print('{"made by": "python xtask/peers/privacy.py, opacus 1.6.0, dp-accounting 0.6.0", "rows": [')

@@ -19,7 +19,10 @@ fn bytes(inputs: &StepInputs<'_>, secret: &Secret, purpose: &str, stream: u64) -
 /// Made by another implementation of HKDF and ChaCha20, in Python.
 #[test]
 fn golden_bytes() {
-    assert_eq!(StepKey::new(&INPUTS).id(), "976824f7c209d275556de3cbd7f5799692558c2a29375589d7140e7857940719");
+    assert_eq!(
+        StepKey::new(&INPUTS).id(),
+        "976824f7c209d275556de3cbd7f5799692558c2a29375589d7140e7857940719"
+    );
     assert_eq!(bytes(&INPUTS, &secret(), "noise", 0), hex("1165f9e4c3a98b2a4468a9c6640974f7"));
     assert_eq!(bytes(&INPUTS, &secret(), "noise", 1), hex("04fed0b8097cc0ff908b4552509dc0b5"));
 }
@@ -64,7 +67,8 @@ fn secrets_are_not_printed() {
 
 #[test]
 fn every_record_has_its_own_coin() {
-    const (RECORDS, STEPS): (usize, u64) = (400, 5000);
+    const RECORDS: usize = 400;
+    const STEPS: u64 = 5000;
     let q = 0.1;
     let sampler = PoissonSampler::new(q).unwrap();
     let (mut drawn, mut neighbours, mut again) = (vec![0.0; RECORDS], 0.0, 0.0);

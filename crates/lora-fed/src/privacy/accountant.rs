@@ -10,7 +10,8 @@ use super::{exact, pld, rdp};
 pub enum Accounting {
     /// By Rényi divergences, with Opacus' orders: what most papers print.
     Rdp,
-    /// By privacy-loss distributions: exact to four digits, so less noise for the same promise.
+    /// By privacy-loss distributions: exact to four digits, so less noise for the same promise. (Where another bound
+    /// is lower still, in corners such as a delta near 1, that one.)
     Pld,
 }
 
@@ -81,14 +82,15 @@ impl Accountant {
         if history.is_empty() {
             return Ok(0.0);
         }
+        let (renyi, mu) = (rdp::curve(&history), unsampled(&history));
+        let by_renyi = rdp::epsilon(&renyi, delta);
         Ok(match self.accounting {
-            Accounting::Rdp => rdp::epsilon(&rdp::curve(&history), delta),
-            Accounting::Pld => match unsampled(&history) {
-                (mu, true) => exact::epsilon(mu, delta),
-                // Drawing never makes it worse: where no grid would do, the closed form of all records holds.
-                (mu, false) if too_little(&history) => exact::epsilon(mu, delta),
-                (mu, false) => pld::epsilon(&history, delta).min(exact::epsilon(mu, delta)),
-            },
+            Accounting::Rdp => by_renyi,
+            Accounting::Pld if mu.exact => exact::epsilon(mu.mu, delta),
+            Accounting::Pld => {
+                let grid = if mu.huge { f64::INFINITY } else { pld::epsilon(&history, delta) };
+                grid.min(exact::epsilon(mu.mu, delta)).min(by_renyi)
+            }
         })
     }
 
@@ -99,13 +101,15 @@ impl Accountant {
         if history.is_empty() {
             return Ok(0.0);
         }
+        let (renyi, mu) = (rdp::curve(&history), unsampled(&history));
+        let by_renyi = rdp::delta(&renyi, epsilon);
         Ok(match self.accounting {
-            Accounting::Rdp => rdp::delta(&rdp::curve(&history), epsilon),
-            Accounting::Pld => match unsampled(&history) {
-                (mu, true) => exact::delta(mu, epsilon),
-                (mu, false) if too_little(&history) => exact::delta(mu, epsilon),
-                (mu, false) => pld::delta(&history, epsilon).min(exact::delta(mu, epsilon)),
-            },
+            Accounting::Rdp => by_renyi,
+            Accounting::Pld if mu.exact => exact::delta(mu.mu, epsilon),
+            Accounting::Pld => {
+                let grid = if mu.huge { 1.0 } else { pld::delta(&history, epsilon) };
+                grid.min(exact::delta(mu.mu, epsilon)).min(by_renyi)
+            }
         })
     }
 
@@ -115,15 +119,23 @@ impl Accountant {
     }
 }
 
-/// `mu` of the history if nothing were drawn, and whether that is so.
-fn unsampled(history: &[Steps]) -> (f64, bool) {
-    let square: f64 = history.iter().map(|s| s.count as f64 / s.mechanism.sigma().powi(2)).sum();
-    (square.sqrt(), history.iter().all(|s| s.mechanism.q() == 1.0))
+/// The history as if every record took part in every step: drawing never makes it worse, so this bounds whatever no
+/// grid can hold.
+struct Unsampled {
+    mu: f64,
+    /// Nothing is drawn, so it is more than a bound.
+    exact: bool,
+    /// There is so little noise (an epsilon of thousands a step) that a grid is not worth its while.
+    huge: bool,
 }
 
-/// Whether there is so little noise (an epsilon of thousands a step) that no grid is worth its while.
-fn too_little(history: &[Steps]) -> bool {
-    history.iter().any(|s| s.mechanism.sigma() < 0.01)
+fn unsampled(history: &[Steps]) -> Unsampled {
+    let square: f64 = history.iter().map(|s| s.count as f64 / s.mechanism.sigma().powi(2)).sum();
+    Unsampled {
+        mu: square.sqrt(),
+        exact: history.iter().all(|s| s.mechanism.q() == 1.0),
+        huge: history.iter().any(|s| s.mechanism.sigma() < 0.01),
+    }
 }
 
 /// The largest noise multiplier that [`sigma_for`] considers.

@@ -1,7 +1,7 @@
 //! The Gaussian mechanism without sampling, in closed form.
 
 use super::error::{Result, require, require_delta, require_epsilon};
-use super::special::ln_phi;
+use super::special::{ln_phi, ln_scaled_upper};
 
 /// The exact delta at `epsilon` of Gaussian steps whose composition has `mu^2 = sum 1 / sigma^2`.
 ///
@@ -27,10 +27,11 @@ pub(super) fn delta(mu: f64, epsilon: f64) -> f64 {
     if mu == f64::INFINITY {
         return 1.0;
     }
-    let below = ln_phi(0.5 * mu - epsilon / mu);
-    let above = epsilon + ln_phi(-0.5 * mu - epsilon / mu);
-    // Both are near 1/2 where mu is tiny, and their difference is what counts.
-    (below.exp() * -(above - below).min(0.0).exp_m1()).clamp(0.0, 1.0)
+    // Phi(a) - exp(epsilon) Phi(b); since a^2 - b^2 = -2 epsilon, the quotient of the two is that of the scaled tails,
+    // in which nothing large cancels.
+    let (a, b) = (0.5 * mu - epsilon / mu, -0.5 * mu - epsilon / mu);
+    let quotient = ln_scaled_upper(-b) - ln_scaled_upper(-a);
+    (ln_phi(a).exp() * -quotient.min(0.0).exp_m1()).clamp(0.0, 1.0)
 }
 
 pub(super) fn epsilon(mu: f64, wanted: f64) -> f64 {
@@ -49,5 +50,5 @@ pub(super) fn epsilon(mu: f64, wanted: f64) -> f64 {
         }
         if delta(mu, middle) <= wanted { high = middle } else { low = middle }
     }
-    high
+    high * (1.0 + 4.0 * f64::EPSILON)
 }

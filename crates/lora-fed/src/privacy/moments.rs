@@ -22,6 +22,12 @@ use super::special::{LnSum, ln_add, ln_expm1};
 
 /// `ln A(order)` for any real order; where it would take more than [`MOST_POINTS`], that of `q = 1`, which is above.
 pub(super) fn ln_moment(q: f64, sigma: f64, order: f64) -> f64 {
+    ln_moment_within(q, sigma, order, (f64::NEG_INFINITY, f64::INFINITY))
+}
+
+/// Nearly that of the loss where x is within `ends`, which leave out next to nothing: what is far out and rare would
+/// otherwise decide the moments of high order.
+pub(super) fn ln_moment_within(q: f64, sigma: f64, order: f64, ends: (f64, f64)) -> f64 {
     if q == 0.0 || order == 0.0 || order == 1.0 {
         return 0.0;
     }
@@ -31,6 +37,7 @@ pub(super) fn ln_moment(q: f64, sigma: f64, order: f64) -> f64 {
     }
     // Beyond nine and a half deviations of the peaks nothing counts.
     let (low, high) = (lowest_peak(q, sigma, order) - 9.5 * sigma, order.max(1.0) + 9.5 * sigma);
+    let (low, high) = (low.max(ends.0), high.min(ends.1));
     let step = spacing(q, sigma, order);
     let points = ((high - low) / step).ceil();
     if !(points <= MOST_POINTS) {

@@ -22,7 +22,7 @@ mod compose;
 mod step;
 
 use super::mechanism::Steps;
-use super::moments::ln_moment;
+use super::moments::ln_moment_within;
 use compose::Composed;
 
 /// Which way the neighbour differs.
@@ -39,35 +39,61 @@ const DIRECTIONS: [Direction; 2] = [Direction::Remove, Direction::Add];
 /// What an epsilon may be above the exact one, as a share of it.
 const ACCURACY: f64 = 2e-5;
 
-/// The least epsilon at `delta`, some 0.003 per cent above the exact one (more from some 1e7 steps on).
+/// What a delta may be above the exact one because rare losses are taken for infinite.
+const RARE: f64 = 1e-6;
+
+/// The least epsilon at `delta`, some 0.003 per cent above the exact one (more from some 1e7 steps on); infinite if no
+/// sensible grid would do.
 pub(super) fn epsilon(history: &[Steps], delta: f64) -> f64 {
     let of = |direction| {
-        let sum = Sum { history, direction };
-        let (tilt, bound) = sum.best_epsilon(delta);
-        // A change of epsilon changes delta `tilt` times as much.
-        match Composed::new(&sum, tilt, bound, delta, (ACCURACY * tilt * bound).clamp(1e-6, 1e-3)) {
-            Some(composed) => composed.epsilon(delta).min(bound * (1.0 + 1e-9)),
-            None => bound * (1.0 + 1e-9),
+        let sum = Sum::new(history, direction, RARE * delta);
+        let (mut tilt, about) = least(|t| (sum.cumulant(t) - delta.ln()) / t);
+        let mut found = f64::INFINITY;
+        // Where Chernoff's bound on delta is off by more than exp(14), so is the tilt: what is found is right, but the
+        // truth lies at the window's end or below it.
+        for _ in 0..8 {
+            // A change of epsilon changes delta `tilt` times as much.
+            let allowed = (ACCURACY * tilt * about).clamp(1e-6, 1e-3);
+            let Some(composed) = Composed::new(&sum, tilt, about, allowed) else { break };
+            let (epsilon, inside) = composed.epsilon(delta);
+            found = found.min(epsilon);
+            if (inside && tilt * (about - epsilon) < 14.0) || epsilon == 0.0 {
+                break;
+            }
+            tilt /= 8.0;
         }
+        found
     };
     DIRECTIONS.into_iter().map(of).fold(0.0, f64::max)
 }
 
-/// The least delta at `epsilon`.
+/// The least delta at `epsilon`; 1 if no sensible grid would do.
 pub(super) fn delta(history: &[Steps], epsilon: f64) -> f64 {
     let of = |direction| {
-        let sum = Sum { history, direction };
-        if epsilon >= sum.most() {
+        let whole = Sum::new(history, direction, 0.0);
+        if epsilon >= whole.most() {
             return 0.0;
         }
-        let (tilt, ln_bound) = sum.best_delta(epsilon);
-        let bound = ln_bound.exp() * (1.0 + 1e-9);
-        match Composed::new(&sum, tilt, epsilon, bound.max(f64::MIN_POSITIVE), 1e-4) {
-            Some(composed) => composed.delta(epsilon).min(bound),
-            None => bound,
+        let chernoff = |sum: Sum<'_>| least(|t| sum.cumulant(t) - t * epsilon);
+        let mut found = chernoff(whole).1.exp().min(1.0) * (1.0 + 1e-9);
+        // What is rare depends on the answer, and the first bound may be far above it.
+        for _ in 0..8 {
+            let sum = Sum::new(history, direction, RARE * found);
+            let (tilt, ln_bound) = chernoff(sum);
+            let next = match ln_bound > (1e-3 * RARE * found).ln() {
+                true => Composed::new(&sum, tilt, epsilon, 1e-4).map_or(found, |c| c.delta(epsilon)),
+                // No finite loss is left up there: what was called rare is all there is.
+                false => RARE * found * 2.0,
+            };
+            let near = next > 0.05 * found;
+            found = found.min(next);
+            if near {
+                break;
+            }
         }
+        found
     };
-    DIRECTIONS.into_iter().map(of).fold(0.0, f64::max).min(1.0)
+    DIRECTIONS.into_iter().map(of).fold(0.0, f64::max)
 }
 
 /// The sum of a history's losses in one direction.
@@ -75,17 +101,30 @@ pub(super) fn delta(history: &[Steps], epsilon: f64) -> f64 {
 struct Sum<'a> {
     history: &'a [Steps],
     direction: Direction,
+    /// The chance that a step's loss is taken for infinite.
+    tail: f64,
 }
 
-impl Sum<'_> {
-    /// Its cumulant generating function, `ln E[exp(t L)]`.
+impl<'a> Sum<'a> {
+    /// `rare` is the chance that any step's loss is taken for infinite.
+    fn new(history: &'a [Steps], direction: Direction, rare: f64) -> Self {
+        let count: f64 = history.iter().map(|s| s.count as f64).sum();
+        Self { history, direction, tail: (rare / count).max(1e-300) }
+    }
+
+    /// The cumulant generating function, `ln E[exp(t L)]`, without the losses that are taken for infinite.
     fn cumulant(&self, t: f64) -> f64 {
+        self.history.iter().map(|s| s.count as f64 * self.cumulant_of(s, t)).sum()
+    }
+
+    /// That of one step.
+    fn cumulant_of(&self, s: &Steps, t: f64) -> f64 {
+        let (q, sigma) = (s.mechanism.q(), s.mechanism.sigma());
         let order = match self.direction {
             Direction::Remove => t + 1.0,
             Direction::Add => -t,
         };
-        let one = |s: &Steps| s.count as f64 * ln_moment(s.mechanism.q(), s.mechanism.sigma(), order);
-        self.history.iter().map(one).sum()
+        ln_moment_within(q, sigma, order, step::ends(s.mechanism, self.direction, self.tail))
     }
 
     /// The largest value that it can take.
@@ -99,20 +138,10 @@ impl Sum<'_> {
     fn count(&self) -> f64 {
         self.history.iter().map(|s| s.count as f64).sum()
     }
-
-    /// The tilt whose Chernoff bound on epsilon, `(K(t) - ln delta) / t`, is least, and that bound.
-    fn best_epsilon(&self, delta: f64) -> (f64, f64) {
-        least(|t| (self.cumulant(t) - delta.ln()) / t)
-    }
-
-    /// The tilt whose Chernoff bound on delta, `exp(K(t) - t epsilon)`, is least, and the bound's logarithm.
-    fn best_delta(&self, epsilon: f64) -> (f64, f64) {
-        let (tilt, bound) = least(|t| self.cumulant(t) - t * epsilon);
-        (tilt, bound.min(0.0))
-    }
 }
 
-/// Where on `(0, inf)` a function with a single valley is least, roughly, and its value there.
+/// Where on `(0, inf)` a function with a single valley is least, roughly, and its value there. Where it only falls,
+/// ever less, that is where it is nearly as low as it gets.
 fn least(f: impl Fn(f64) -> f64) -> (f64, f64) {
     // Up from where nothing happens yet, in steps of 4; then by golden section on the logarithm.
     let (mut best, mut value) = (1e-9, f(1e-9));
@@ -120,9 +149,11 @@ fn least(f: impl Fn(f64) -> f64) -> (f64, f64) {
     while x < 1e12 {
         x *= 4.0;
         let y = f(x);
+        let flat = y.is_nan() || y > value || (value > 0.0 && y > value * (1.0 - 1e-4) && y < value);
         if y < value {
             (best, value) = (x, y);
-        } else if y > value || !y.is_finite() {
+        }
+        if flat || value < -800.0 {
             break;
         }
     }
@@ -196,6 +227,29 @@ mod tests {
                     ours >= exact - digits && ours <= exact * near + digits,
                     "{sigma} {q} {at}: {ours:e} {exact:e}"
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn it_is_below_renyi() {
+        use super::super::rdp;
+        for sigma in [0.5, 0.9, 2.0, 6.0] {
+            for q in [0.001, 0.03, 0.4] {
+                for count in [1, 30, 3000] {
+                    for wanted in [1e-3, 1e-6, 1e-11] {
+                        let history = history(sigma, q, count);
+                        let (ours, renyi) =
+                            (epsilon(&history, wanted), rdp::epsilon(&rdp::curve(&history), wanted));
+                        assert!(ours < renyi, "{sigma} {q} {count} {wanted:e}: {ours} {renyi}");
+                        let at = 0.7 * ours;
+                        let (ours, renyi) = (delta(&history, at), rdp::delta(&rdp::curve(&history), at));
+                        assert!(
+                            ours < renyi && (ours > wanted || at == 0.0),
+                            "{sigma} {q} {count} at {at}: {ours:e} {renyi:e}"
+                        );
+                    }
+                }
             }
         }
     }

@@ -12,11 +12,22 @@ pub(super) fn ln_erfc(x: f64) -> f64 {
     } else if x < 25.0 {
         libm::erfc(x).ln()
     } else {
-        // Abramowitz and Stegun 7.1.23; the sixth term is below 1e-16 from 25 on.
-        let y = 0.5 / (x * x);
-        let series = -y * (1.0 - 3.0 * y * (1.0 - 5.0 * y * (1.0 - 7.0 * y * (1.0 - 9.0 * y))));
-        -x * x - (x * PI.sqrt()).ln() + series.ln_1p()
+        ln_erfcx_far(x) - x * x
     }
+}
+
+/// The natural logarithm of exp(x^2) erfc(x) from 25 on: Abramowitz and Stegun 7.1.23, whose sixth term is below
+/// 1e-16 there.
+fn ln_erfcx_far(x: f64) -> f64 {
+    let y = 0.5 / (x * x);
+    let series = -y * (1.0 - 3.0 * y * (1.0 - 5.0 * y * (1.0 - 7.0 * y * (1.0 - 9.0 * y))));
+    series.ln_1p() - (x * PI.sqrt()).ln()
+}
+
+/// The natural logarithm of `exp(x^2 / 2)` times the chance that a standard normal variable is above `x`.
+pub(super) fn ln_scaled_upper(x: f64) -> f64 {
+    let y = x * FRAC_1_SQRT_2;
+    (if y < 25.0 { ln_erfc(y) + 0.5 * x * x } else { ln_erfcx_far(y) }) - std::f64::consts::LN_2
 }
 
 /// The natural logarithm of the chance that a standard normal variable is below `x`.

@@ -3,14 +3,13 @@
 use rustfft::FftPlanner;
 use rustfft::num_complex::Complex64;
 
-use super::super::moments::ln_moment;
 use super::step::Step;
-use super::{Direction, Sum, least};
+use super::{Sum, least};
 
 /// The tilted distribution of the sum may miss this much of its mass at either end of the window.
 const MISSED: f64 = 1e-13;
 /// The window's points at most: beyond, the grid gets coarser.
-const MOST_POINTS: usize = 1 << 22;
+const MOST_POINTS: usize = 1 << 21;
 /// And at least, which take no time.
 const LEAST_POINTS: f64 = 32768.0;
 /// Points of one step's grid at most.
@@ -33,10 +32,10 @@ pub(super) struct Composed {
 }
 
 impl Composed {
-    /// Composes such that deltas near `delta`, at epsilons near `epsilon`, are off by `allowed` of themselves or so.
+    /// Composes such that deltas at epsilons near `epsilon` are off by `allowed` of themselves or so.
     ///
     /// None if no grid of a sensible size would do.
-    pub(super) fn new(sum: &Sum<'_>, tilt: f64, epsilon: f64, delta: f64, allowed: f64) -> Option<Self> {
+    pub(super) fn new(sum: &Sum<'_>, tilt: f64, epsilon: f64, allowed: f64) -> Option<Self> {
         let at_tilt = sum.cumulant(tilt);
         let above = least(|s| (sum.cumulant(tilt + s) - at_tilt - MISSED.ln()) / s);
         let below = least(|s| (sum.cumulant(tilt - s) - at_tilt - MISSED.ln()) / s);
@@ -51,8 +50,7 @@ impl Composed {
         let mut spacing = best_spacing(sum.count(), tilt, allowed, variance).min(width / LEAST_POINTS);
         for _ in 0..40 {
             spacing = spacing.max(width / (MOST_POINTS - 2) as f64);
-            let tail = (1e-10 * delta / sum.count()).max(1e-300);
-            let step = |m| Step::new(m, sum.direction, spacing, tail, MOST_STEP_POINTS);
+            let step = |m| Step::new(m, sum.direction, spacing, sum.tail, MOST_STEP_POINTS);
             if let Some(steps) = sum.history.iter().map(|s| step(s.mechanism)).collect::<Option<Vec<_>>>() {
                 return Some(Self::fold(sum, &steps, tilt, tilt + above.0, spacing, lowest, width));
             }
@@ -82,18 +80,16 @@ impl Composed {
         let mut product = vec![(0.0f64, 0.0f64, 0.0f64); size];
         let (mut ln_scale, mut ln_above, mut infinite, mut rounding) = (0.0, 0.0, 0.0, 0.0);
         for (step, s) in steps.iter().zip(sum.history) {
-            let (q, sigma, count) = (s.mechanism.q(), s.mechanism.sigma(), s.count as f64);
-            let of = |t: f64| match sum.direction {
-                Direction::Remove => ln_moment(q, sigma, t + 1.0),
-                Direction::Add => ln_moment(q, sigma, -t),
-            };
-            let (shift, shift_above) = (of(tilt), of(chernoff));
+            let count = s.count as f64;
+            let (shift, shift_above) = (sum.cumulant_of(s, tilt), sum.cumulant_of(s, chernoff));
             let mut wave = vec![Complex64::ZERO; size];
-            let mut above = 0.0;
+            let (mut weight, mut above) = (0.0, 0.0);
             for (k, &p) in step.masses.iter().enumerate().filter(|(_, p)| **p > 0.0) {
                 let index = step.low + k as i64;
                 let l = index as f64 * spacing;
-                wave[index.rem_euclid(size as i64) as usize].re += p * (tilt * l - shift).exp();
+                let tilted = p * (tilt * l - shift).exp();
+                wave[index.rem_euclid(size as i64) as usize].re += tilted;
+                weight += tilted;
                 above += p * (chernoff * l - shift_above).exp();
             }
             forward.process(&mut wave);
@@ -101,7 +97,7 @@ impl Composed {
                 let r = z.norm();
                 total.0 += count * r.ln();
                 total.1 += count * z.arg();
-                total.2 += count * (r + error).ln();
+                total.2 += count * (r + error * weight).ln();
             }
             ln_scale += count * shift;
             ln_above += count * (shift_above + above.ln());
@@ -128,23 +124,24 @@ impl Composed {
         Self { spacing, low, masses, tilt, ln_scale, beyond, slack }
     }
 
-    /// The least epsilon at `delta`; infinite if the losses beyond are too many.
-    pub(super) fn epsilon(&self, delta: f64) -> f64 {
+    /// The least epsilon at `delta`, infinite if the losses beyond are too many; and whether it lies inside the
+    /// window, or is the lowest that this can tell of.
+    pub(super) fn epsilon(&self, delta: f64) -> (f64, bool) {
         let wanted = delta / self.slack - self.beyond;
         if !(wanted > 0.0) {
-            return f64::INFINITY;
+            return (f64::INFINITY, true);
         }
         let mut walk = Walk::new(self);
         loop {
             let before = (walk.point(), walk.delta, walk.lever);
             if walk.down().is_none() {
-                return before.0.max(0.0);
+                return (before.0.max(0.0), false);
             }
             if !(walk.delta <= wanted) {
                 // Between two points, delta is linear in exp(epsilon).
                 let (point, delta, lever) = before;
                 let epsilon = point + (-((wanted - delta) / lever).min(1.0)).ln_1p();
-                return epsilon.max(walk.point()) * (1.0 + 4.0 * f64::EPSILON);
+                return ((epsilon.max(walk.point()) * (1.0 + 4.0 * f64::EPSILON)).max(0.0), true);
             }
         }
     }

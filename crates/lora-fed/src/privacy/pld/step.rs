@@ -16,7 +16,7 @@ pub(super) struct Step {
 impl Step {
     /// The distribution of a step's loss, rounded so that nothing gets more private.
     ///
-    /// `tail` is the chance that may be cut off at either end. None if the grid would have over `most` points.
+    /// `tail` is the chance that may be cut off at the top, and a bound of the one at the bottom. None if the grid would have over `most` points.
     pub(super) fn new(
         m: Mechanism,
         direction: Direction,
@@ -25,15 +25,15 @@ impl Step {
         most: usize,
     ) -> Option<Self> {
         let loss = Loss { sigma: m.sigma(), q: m.q() };
-        let far = m.sigma() * deviations(tail);
-        // The two ends of x that are kept, and the losses there. Chances are those of the upper distribution.
+        let (begin, end) = ends(m, direction, tail);
+        // Chances are those of the upper distribution.
         let (bottom, top, infinite) = match direction {
             Direction::Remove => {
-                let end = 1.0 + far;
-                let beyond = loss.q * upper(far / loss.sigma) + (1.0 - loss.q) * upper(end / loss.sigma);
-                (loss.at(-far), loss.at(end), beyond)
+                let beyond =
+                    loss.q * upper((end - 1.0) / loss.sigma) + (1.0 - loss.q) * upper(end / loss.sigma);
+                (loss.at(begin), loss.at(end), beyond)
             }
-            Direction::Add => (-loss.at(far), -loss.at(-far), upper(far / loss.sigma)),
+            Direction::Add => (-loss.at(end), -loss.at(begin), upper(-begin / loss.sigma)),
         };
         let (low, high) = ((bottom / spacing).floor(), (top / spacing).ceil());
         if !(high - low < most as f64 && low.abs().max(high.abs()) < 9e15) {
@@ -72,10 +72,19 @@ impl Step {
 /// More than the rounding of a mass.
 const UP: f64 = 1.0 + 3e-14;
 
+/// The x that are kept: above or below them, where the losses are greatest, is no more than `tail`.
+pub(super) fn ends(m: Mechanism, direction: Direction, tail: f64) -> (f64, f64) {
+    let far = m.sigma() * deviations(0.5 * tail);
+    match direction {
+        Direction::Remove => (-far, far.max(1.0 + m.sigma() * deviations(0.5 * tail / m.q()))),
+        Direction::Add => (-far, far),
+    }
+}
+
 /// How many deviations out a standard normal variable has less than `tail` beyond it.
 fn deviations(tail: f64) -> f64 {
     // exp(-x^2 / 2) / 2 is above the tail.
-    (-2.0 * (2.0 * tail).ln()).max(1.0).sqrt()
+    (-2.0 * (2.0 * tail).min(0.5).ln()).sqrt()
 }
 
 struct Loss {
