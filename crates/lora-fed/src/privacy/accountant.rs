@@ -87,6 +87,7 @@ impl Accountant {
         Ok(match self.accounting {
             Accounting::Rdp => by_renyi,
             Accounting::Pld if mu.exact => exact::epsilon(mu.mu, delta),
+            Accounting::Pld if total_variation(&history) <= delta => 0.0,
             Accounting::Pld => {
                 let grid = if mu.huge { f64::INFINITY } else { pld::epsilon(&history, delta) };
                 grid.min(exact::epsilon(mu.mu, delta)).min(by_renyi)
@@ -108,7 +109,7 @@ impl Accountant {
             Accounting::Pld if mu.exact => exact::delta(mu.mu, epsilon),
             Accounting::Pld => {
                 let grid = if mu.huge { 1.0 } else { pld::delta(&history, epsilon) };
-                grid.min(exact::delta(mu.mu, epsilon)).min(by_renyi)
+                grid.min(exact::delta(mu.mu, epsilon)).min(by_renyi).min(total_variation(&history))
             }
         })
     }
@@ -138,7 +139,16 @@ fn unsampled(history: &[Steps]) -> Unsampled {
     }
 }
 
-/// The largest noise multiplier that [`sigma_for`] considers.
+/// A bound of delta at epsilon 0: a step's two outcomes can be drawn such that they differ with a chance of
+/// `q (2 Phi(1 / 2 sigma) - 1)` only, and those of all steps such that all agree with the product of the chances.
+fn total_variation(history: &[Steps]) -> f64 {
+    let one = |m: &Mechanism| m.q() * libm::erf(0.5 * std::f64::consts::FRAC_1_SQRT_2 / m.sigma());
+    let ln_same: f64 = history.iter().map(|s| s.count as f64 * (-one(&s.mechanism)).ln_1p()).sum();
+    (-ln_same.exp_m1() * (1.0 + 1e-12)).min(1.0)
+}
+
+/// The noise multipliers that [`sigma_for`] considers.
+const LEAST_SIGMA: f64 = 0.01;
 const LARGEST_SIGMA: f64 = 1e9;
 
 /// The least noise multiplier, to a ten-thousandth, with which `steps` steps of rate `q` stay within `epsilon` at
@@ -146,26 +156,48 @@ const LARGEST_SIGMA: f64 = 1e9;
 pub fn sigma_for(accounting: Accounting, epsilon: f64, delta: f64, q: f64, steps: u64) -> Result<f64> {
     require_epsilon(epsilon)?;
     require_delta(delta)?;
-    let within = |sigma: f64| {
+    let at = |sigma: f64| {
         let mut accountant = Accountant::new(accounting);
         accountant.steps(sigma, q, steps)?;
-        Ok::<_, PrivacyError>(accountant.epsilon(delta)? <= epsilon)
+        Ok::<_, PrivacyError>((sigma, accountant.epsilon(delta)?))
     };
-    let (mut low, mut high) = (0.01, 1.0);
-    while !within(high)? {
-        if high >= LARGEST_SIGMA {
-            return Err(PrivacyError::Unreachable { largest: high, steps, epsilon, delta });
+    // The quick accountant's answer is not far above the tight one's.
+    let start = match accounting {
+        Accounting::Rdp => 1.0,
+        Accounting::Pld => sigma_for(Accounting::Rdp, epsilon, delta, q, steps).unwrap_or(1.0),
+    };
+    // Past the answer, epsilon being about a power of sigma, but for where it is 0 or infinite.
+    let past = |(sigma, is): (f64, f64), aside: f64| {
+        (sigma * (is / epsilon).powf(0.6).max(0.25).min(4.0) * aside).clamp(LEAST_SIGMA, LARGEST_SIGMA)
+    };
+    // A multiplier that is too little and one that is enough, each with its epsilon.
+    let first = at(start)?;
+    let (mut little, mut enough) = (first, first);
+    while little.1 <= epsilon {
+        if little.0 <= LEAST_SIGMA {
+            return Ok(little.0);
         }
-        (low, high) = (high, (high * 4.0).min(LARGEST_SIGMA));
+        enough = little;
+        little = at(past(enough, 0.98))?;
     }
-    if high == 1.0 && within(low)? {
-        return Ok(low);
+    while enough.1 > epsilon {
+        if enough.0 >= LARGEST_SIGMA {
+            return Err(PrivacyError::Unreachable { largest: enough.0, steps, epsilon, delta });
+        }
+        little = enough;
+        enough = at(past(little, 1.02))?;
     }
-    while high > low * (1.0 + 1e-4) {
-        let middle = (low * high).sqrt();
-        if within(middle)? { high = middle } else { low = middle }
+    // By secants of the logarithms through the last two, aimed a little to the side that is further off.
+    let (mut before, mut last) = (little, enough);
+    while enough.0 > little.0 * (1.0 + 1e-4) {
+        let slope = (last.1 / before.1).ln() / (last.0 / before.0).ln();
+        let aside = if last.1 <= epsilon { 1.0 - 4e-5 } else { 1.0 + 4e-5 };
+        let guess = last.0 * (epsilon / last.1).powf(1.0 / slope) * aside;
+        let inside = guess > little.0 && guess < enough.0;
+        (before, last) = (last, at(if inside { guess } else { (little.0 * enough.0).sqrt() })?);
+        if last.1 <= epsilon { enough = last } else { little = last }
     }
-    Ok(high)
+    Ok(enough.0)
 }
 
 /// How many steps of `sigma` and `q` fit behind what `spent` holds already, `most` at most.

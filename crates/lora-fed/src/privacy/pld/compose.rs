@@ -3,6 +3,7 @@
 use rustfft::FftPlanner;
 use rustfft::num_complex::Complex64;
 
+use super::super::mechanism::Steps;
 use super::step::Step;
 use super::{Sum, least};
 
@@ -12,8 +13,6 @@ const MISSED: f64 = 1e-13;
 const MOST_POINTS: usize = 1 << 21;
 /// And at least, which take no time.
 const LEAST_POINTS: f64 = 32768.0;
-/// Points of one step's grid at most.
-const MOST_STEP_POINTS: usize = 1 << 23;
 
 /// The distribution of a sum of losses on a window of the grid, tilted.
 pub(super) struct Composed {
@@ -35,7 +34,13 @@ impl Composed {
     /// Composes such that deltas at epsilons near `epsilon` are off by `allowed` of themselves or so.
     ///
     /// None if no grid of a sensible size would do.
-    pub(super) fn new(sum: &Sum<'_>, tilt: f64, epsilon: f64, allowed: f64) -> Option<Self> {
+    pub(super) fn new(
+        sum: &Sum<'_>,
+        tilt: f64,
+        epsilon: f64,
+        allowed: f64,
+        planner: &mut FftPlanner<f64>,
+    ) -> Option<Self> {
         let at_tilt = sum.cumulant(tilt);
         let above = least(|s| (sum.cumulant(tilt + s) - at_tilt - MISSED.ln()) / s);
         let below = least(|s| (sum.cumulant(tilt - s) - at_tilt - MISSED.ln()) / s);
@@ -50,9 +55,18 @@ impl Composed {
         let mut spacing = best_spacing(sum.count(), tilt, allowed, variance).min(width / LEAST_POINTS);
         for _ in 0..40 {
             spacing = spacing.max(width / (MOST_POINTS - 2) as f64);
-            let step = |m| Step::new(m, sum.direction, spacing, sum.tail, MOST_STEP_POINTS);
-            if let Some(steps) = sum.history.iter().map(|s| step(s.mechanism)).collect::<Option<Vec<_>>>() {
-                return Some(Self::fold(sum, &steps, tilt, tilt + above.0, spacing, lowest, width));
+            let step = |s: &Steps| {
+                // Losses that are next to nothing when tilted may as well be a little larger.
+                let floor = (sum.cumulant_of(s, tilt) - 45.0 - sum.count().ln()) / tilt;
+                Step::new(s.mechanism, sum.direction, spacing, sum.tail, floor)
+            };
+            if let Some(steps) = sum.history.iter().map(step).collect::<Option<Vec<_>>>() {
+                // The grid's losses are a little larger than the true ones. Where those have a sharp end, Chernoff's
+                // tilt is limited and the window goes on a little, so that they do not seem to lie above it.
+                let blur = spacing * sum.count().sqrt();
+                let chernoff = tilt + above.0.min(4.0 / blur);
+                let width = width + width.min(16.0 * blur);
+                return Some(Self::fold(sum, &steps, (tilt, chernoff), spacing, (lowest, width), planner));
             }
             spacing *= 2.0;
         }
@@ -63,26 +77,24 @@ impl Composed {
     fn fold(
         sum: &Sum<'_>,
         steps: &[Step],
-        tilt: f64,
-        chernoff: f64,
+        (tilt, chernoff): (f64, f64),
         spacing: f64,
-        lowest: f64,
-        width: f64,
+        (lowest, width): (f64, f64),
+        planner: &mut FftPlanner<f64>,
     ) -> Self {
         let low = (lowest / spacing).floor() as i64;
         let size = ((width / spacing) as usize + 2).next_power_of_two();
         let high = (low + size as i64) as f64 * spacing;
-        let mut planner = FftPlanner::new();
         let forward = planner.plan_fft_forward(size);
         let error = f64::EPSILON * (8.0 + 4.0 * (size as f64).log2());
 
-        // Spectra are multiplied as logarithm and angle, beside a bound of the modulus with its error.
-        let mut product = vec![(0.0f64, 0.0f64, 0.0f64); size];
+        let mut spectrum = vec![Power::ONE; size / 2 + 1];
+        let mut wave = vec![Complex64::ZERO; size];
         let (mut ln_scale, mut ln_above, mut infinite, mut rounding) = (0.0, 0.0, 0.0, 0.0);
         for (step, s) in steps.iter().zip(sum.history) {
             let count = s.count as f64;
             let (shift, shift_above) = (sum.cumulant_of(s, tilt), sum.cumulant_of(s, chernoff));
-            let mut wave = vec![Complex64::ZERO; size];
+            wave.fill(Complex64::ZERO);
             let (mut weight, mut above) = (0.0, 0.0);
             for (k, &p) in step.masses.iter().enumerate().filter(|(_, p)| **p > 0.0) {
                 let index = step.low + k as i64;
@@ -93,12 +105,7 @@ impl Composed {
                 above += p * (chernoff * l - shift_above).exp();
             }
             forward.process(&mut wave);
-            for (total, z) in product.iter_mut().zip(&wave) {
-                let r = z.norm();
-                total.0 += count * r.ln();
-                total.1 += count * z.arg();
-                total.2 += count * (r + error * weight).ln();
-            }
+            spectrum.iter_mut().zip(&wave).for_each(|(power, &z)| power.times(z, count, error * weight));
             ln_scale += count * shift;
             ln_above += count * (shift_above + above.ln());
             infinite += count * step.infinite;
@@ -106,15 +113,15 @@ impl Composed {
             rounding += count * (4.0 + 2.0 * tilt * ends as f64 * spacing + 2.0 * shift.abs());
         }
         let (mut missing, mut total) = (0.0, 0.0);
-        let mut wave: Vec<_> = product
-            .iter()
-            .map(|&(ln, angle, most)| {
-                missing += most.exp() - ln.exp();
-                total += ln.exp();
-                Complex64::from_polar(ln.exp(), angle)
-            })
-            .collect();
-        planner.plan_fft_inverse(size).process(&mut wave);
+        for (k, power) in spectrum.iter().enumerate() {
+            let (z, length, most) = power.value();
+            missing += 2.0 * (most - length);
+            total += 2.0 * length;
+            // The masses are real, so that the way back is the same transform, of the conjugate.
+            wave[(size - k) % size] = z;
+            wave[k] = z.conj();
+        }
+        forward.process(&mut wave);
         let off = (missing + error * total) / size as f64;
         let place = |j: usize| (low + j as i64).rem_euclid(size as i64) as usize;
         let masses = (0..size).map(|j| (wave[place(j)].re / size as f64 + off).max(0.0)).collect();
@@ -152,6 +159,42 @@ impl Composed {
         while walk.point() - self.spacing > epsilon && walk.down().is_some() {}
         let part = -(epsilon - walk.point()).min(0.0).exp_m1();
         (walk.delta + walk.lever * part) * self.slack + self.beyond
+    }
+}
+
+/// A product of powers of complex numbers, each of them known but for an error.
+#[derive(Debug, Clone, Copy)]
+struct Power {
+    ln: f64,
+    angle: f64,
+    /// The logarithm of a bound of the modulus, errors and all.
+    ln_most: f64,
+}
+
+/// A modulus of `exp(-100)` is as good as none.
+const NOTHING: f64 = -100.0;
+
+impl Power {
+    const ONE: Self = Self { ln: 0.0, angle: 0.0, ln_most: 0.0 };
+
+    fn times(&mut self, z: Complex64, count: f64, error: f64) {
+        let r = z.norm_sqr().sqrt();
+        let ln = r.ln();
+        // ln(r + e) is at most ln r + e / r.
+        self.ln_most += count * if r > 1e3 * error { ln + error / r } else { (r + error).ln() };
+        if count * ln < NOTHING {
+            self.ln = f64::NEG_INFINITY;
+        } else {
+            self.ln += count * ln;
+            self.angle += count * z.arg();
+        }
+    }
+
+    /// The product (zero for one that is next to nothing), its modulus, and that with its error.
+    fn value(&self) -> (Complex64, f64, f64) {
+        let length = if self.ln < NOTHING { 0.0 } else { self.ln.exp() };
+        let z = if length > 0.0 { Complex64::from_polar(length, self.angle) } else { Complex64::ZERO };
+        (z, length, self.ln_most.exp().max(length))
     }
 }
 

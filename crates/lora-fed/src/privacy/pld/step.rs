@@ -16,13 +16,14 @@ pub(super) struct Step {
 impl Step {
     /// The distribution of a step's loss, rounded so that nothing gets more private.
     ///
-    /// `tail` is the chance that may be cut off at the top, and a bound of the one at the bottom. None if the grid would have over `most` points.
+    /// `tail` is the chance that may be cut off at the top, and a bound of the one at the bottom; losses below
+    /// `floor` are put there. None if the grid would be too large.
     pub(super) fn new(
         m: Mechanism,
         direction: Direction,
         spacing: f64,
         tail: f64,
-        most: usize,
+        floor: f64,
     ) -> Option<Self> {
         let loss = Loss { sigma: m.sigma(), q: m.q() };
         let (begin, end) = ends(m, direction, tail);
@@ -35,8 +36,9 @@ impl Step {
             }
             Direction::Add => (-loss.at(end), -loss.at(begin), upper(-begin / loss.sigma)),
         };
+        let bottom = bottom.max(floor).min(top);
         let (low, high) = ((bottom / spacing).floor(), (top / spacing).ceil());
-        if !(high - low < most as f64 && low.abs().max(high.abs()) < 9e15) {
+        if !(high - low < MOST_POINTS && low.abs().max(high.abs()) < 9e15) {
             return None;
         }
         let count = (high - low) as usize;
@@ -68,6 +70,8 @@ impl Step {
         Some(Self { low: low as i64, masses, infinite: infinite * UP })
     }
 }
+
+const MOST_POINTS: f64 = 8e6;
 
 /// More than the rounding of a mass.
 const UP: f64 = 1.0 + 3e-14;
