@@ -1,0 +1,155 @@
+//! Errors as data: what was wrong, where, and what to do about it.
+
+use std::path::PathBuf;
+
+/// What every fallible function of [`privacy`](crate::privacy) returns.
+pub type Result<T> = std::result::Result<T, PrivacyError>;
+
+/// Why something was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PrivacyError {
+    /// A parameter that makes no sense.
+    #[error("{name} is {value}; it must be {must}")]
+    Parameter {
+        /// The parameter's name.
+        name: &'static str,
+        /// What was given.
+        value: String,
+        /// What is allowed.
+        must: &'static str,
+    },
+    /// No noise that this build considers brings the run under its budget.
+    #[error(
+        "no noise multiplier up to {largest:e} keeps {steps} steps within epsilon {epsilon} at delta {delta:e}"
+    )]
+    Unreachable {
+        /// The largest multiplier tried.
+        largest: f64,
+        /// The steps asked for.
+        steps: u64,
+        /// The target.
+        epsilon: f64,
+        /// Its delta.
+        delta: f64,
+    },
+    /// NaN or infinity where a number is needed.
+    #[error("value {index} is not finite")]
+    NonFinite {
+        /// Which.
+        index: usize,
+    },
+    /// Two lengths that must agree do not.
+    #[error("{what} has {got} values, not {want}")]
+    Length {
+        /// Of what.
+        what: &'static str,
+        /// Its length.
+        got: usize,
+        /// What it should be.
+        want: usize,
+    },
+    /// The step would spend more than there is; nothing was charged.
+    #[error("step {step} would bring epsilon to {would}, and the budget is {budget} at delta {delta:e}")]
+    Exceeded {
+        /// The step refused.
+        step: u64,
+        /// Epsilon with it.
+        would: f64,
+        /// The budget's epsilon.
+        budget: f64,
+        /// The budget's delta.
+        delta: f64,
+    },
+    /// A line of the ledger is not what was written.
+    #[error("{}:{line}: {what}", path.display())]
+    Corrupt {
+        /// The ledger.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The ledger was opened for another budget.
+    #[error("{}: was opened with {found}, not with {wanted}", path.display())]
+    OtherBudget {
+        /// The ledger.
+        path: PathBuf,
+        /// Its budget.
+        found: String,
+        /// The one asked for.
+        wanted: String,
+    },
+    /// Another process, or another handle of this one, has the ledger open.
+    #[error("{}: is in use", path.display())]
+    Locked {
+        /// The ledger.
+        path: PathBuf,
+    },
+    /// A write failed before; what the file holds is no longer known.
+    #[error("{}: a write failed, and nothing more is charged", path.display())]
+    Poisoned {
+        /// The ledger.
+        path: PathBuf,
+    },
+    /// The operating system refused.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Disk {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The operating system gave no randomness.
+    #[error("no randomness from the operating system: {0}")]
+    Entropy(String),
+}
+
+impl PrivacyError {
+    /// What to do about it, where we know.
+    pub fn hint(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Parameter { .. } | Self::Length { .. } => return None,
+            Self::Unreachable { .. } => {
+                "allow a larger epsilon or delta, fewer steps, or a lower sampling rate"
+            }
+            Self::NonFinite { .. } => "drop the step or the client; clipping does not make NaN finite",
+            Self::Exceeded { .. } => {
+                "stop here: the model so far is within the budget; more noise allows more steps"
+            }
+            Self::Corrupt { .. } => {
+                "restore the file from a copy that is as new; a shortened ledger forgets spending"
+            }
+            Self::OtherBudget { .. } => "give the run's own budget, or start a new ledger for new data",
+            Self::Locked { .. } => "wait for the other process to end; the lock goes with it",
+            Self::Poisoned { .. } => "check the disk, then open the ledger again",
+            Self::Disk { source, .. } => match source.kind() {
+                std::io::ErrorKind::NotFound => "check the path",
+                std::io::ErrorKind::PermissionDenied => "check the permissions of the file and its folder",
+                std::io::ErrorKind::StorageFull => {
+                    "free some disk space; what was not charged was not released"
+                }
+                _ => return None,
+            },
+            Self::Entropy(_) => return None,
+        })
+    }
+}
+
+/// Refuses `value` unless it is `ok`.
+pub(super) fn require(ok: bool, name: &'static str, value: f64, must: &'static str) -> Result<()> {
+    if ok { Ok(()) } else { Err(PrivacyError::Parameter { name, value: value.to_string(), must }) }
+}
+
+/// Refuses a delta outside of (0, 1).
+pub(super) fn require_delta(delta: f64) -> Result<()> {
+    require(delta > 0.0 && delta < 1.0, "delta", delta, "above 0 and below 1")
+}
+
+/// Refuses a negative epsilon and NaN.
+pub(super) fn require_epsilon(epsilon: f64) -> Result<()> {
+    require(epsilon >= 0.0 && epsilon.is_finite(), "epsilon", epsilon, "0 or more, and finite")
+}

@@ -1,0 +1,230 @@
+//! The ledger: never below what was released, whatever happens to it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use lora_fed::privacy::{
+    Accounting, Budget, Charge, Ledger, Mechanism, PrivacyError, StepInputs, StepKey, Unit, steps_for,
+};
+
+const BUDGET: Budget = Budget { unit: Unit::Example, epsilon: 2.0, delta: 1e-5, accounting: Accounting::Rdp };
+
+fn key(step: u64, weights: &str) -> StepKey {
+    let weights = weights.as_bytes();
+    StepKey::new(&StepInputs { run: "ledger", step, data: b"", configuration: b"", weights })
+}
+
+fn mechanism() -> Mechanism {
+    Mechanism::new(1.0, 0.01).unwrap()
+}
+
+fn folder() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.jsonl");
+    (folder, path)
+}
+
+fn open(path: &Path) -> Ledger {
+    Ledger::open(path, &BUDGET).unwrap()
+}
+
+/// A ledger of five charges.
+fn five(path: &Path) -> f64 {
+    let mut ledger = open(path);
+    for step in 0..5 {
+        assert_eq!(ledger.charge(&key(step, "w"), mechanism()).unwrap(), Charge::New);
+    }
+    ledger.spent().unwrap()
+}
+
+#[test]
+fn it_remembers_exactly() {
+    let (_folder, path) = folder();
+    let spent = five(&path);
+    let ledger = open(&path);
+    assert_eq!((ledger.charges(), ledger.spent().unwrap()), (5, spent));
+    assert_eq!(ledger.accountant().history().len(), 1);
+    assert_eq!(ledger.budget(), &BUDGET);
+    // Every line is JSON, and its first says what is spent of.
+    let text = fs::read_to_string(&path).unwrap();
+    let lines: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(lines.len(), 6);
+    assert_eq!(lines[0]["budget"]["unit"], "example");
+    assert_eq!(lines[5]["sigma"], 1.0);
+}
+
+#[test]
+fn a_replay_is_charged_once() {
+    let (_folder, path) = folder();
+    let spent = five(&path);
+    let mut ledger = open(&path);
+    assert_eq!(ledger.charge(&key(4, "w"), mechanism()).unwrap(), Charge::Replayed);
+    assert_eq!(ledger.spent().unwrap(), spent);
+    // The same step from other weights is another release; so is other noise.
+    assert_eq!(ledger.charge(&key(4, "other"), mechanism()).unwrap(), Charge::New);
+    assert_eq!(ledger.charge(&key(4, "w"), Mechanism::new(1.1, 0.01).unwrap()).unwrap(), Charge::New);
+    assert_eq!(ledger.charges(), 7);
+    assert!(ledger.spent().unwrap() > spent);
+    drop(ledger);
+    assert_eq!(open(&path).charges(), 7);
+}
+
+#[test]
+fn a_crash_at_any_byte_forgets_nothing_released() {
+    let (folder, path) = folder();
+    five(&path);
+    let whole = fs::read(&path).unwrap();
+    let torn = folder.path().join("torn");
+    for length in 0..=whole.len() {
+        for zeros in [0, 3] {
+            let mut bytes = whole[..length].to_vec();
+            // A charge was released only after its whole line was on the disk.
+            let lines = bytes.iter().filter(|&&b| b == b'\n').count();
+            let ended = bytes.ends_with(b"\n") || length == 0;
+            bytes.resize(length + zeros, 0);
+            fs::write(&torn, &bytes).unwrap();
+            let mut ledger = open(&torn);
+            let released = lines.saturating_sub(1);
+            let charged = ledger.charges();
+            // A line that only lacks its end counts; nothing else that is torn does.
+            let complete = !ended && whole[length] == b'\n' && lines > 0;
+            assert_eq!(charged, released + usize::from(complete), "{length}");
+            // And it goes on from there.
+            ledger.charge(&key(9, "w"), mechanism()).unwrap();
+            drop(ledger);
+            assert_eq!(open(&torn).charges(), charged + 1, "{length}");
+        }
+    }
+}
+
+#[test]
+fn a_flipped_bit_is_noticed() {
+    let (folder, path) = folder();
+    five(&path);
+    let whole = fs::read(&path).unwrap();
+    let bad = folder.path().join("bad");
+    for index in 0..whole.len() {
+        for bit in 0..8 {
+            let mut bytes = whole.clone();
+            bytes[index] ^= 1 << bit;
+            fs::write(&bad, &bytes).unwrap();
+            match Ledger::open(&bad, &BUDGET) {
+                Err(PrivacyError::Corrupt { line, .. }) => {
+                    let at = whole[..index].iter().filter(|&&b| b == b'\n').count() + 1;
+                    assert!(line == at || line == at + 1, "byte {index}, bit {bit}: line {line}, not {at}");
+                }
+                other => panic!("byte {index}, bit {bit}: {other:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn lines_that_are_missing_or_doubled_are_noticed() {
+    let (folder, path) = folder();
+    five(&path);
+    let text = fs::read_to_string(&path).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let bad = folder.path().join("bad");
+    let with = |lines: &[&str]| {
+        fs::write(&bad, lines.join("\n") + "\n").unwrap();
+        Ledger::open(&bad, &BUDGET).map(|l| l.charges())
+    };
+    for gone in 0..5 {
+        let mut left = lines.clone();
+        left.remove(gone);
+        let at = gone + 1;
+        assert!(matches!(with(&left), Err(PrivacyError::Corrupt { line, .. }) if line == at), "{gone}");
+    }
+    let mut twice = lines.clone();
+    twice.insert(3, lines[3]);
+    assert!(matches!(with(&twice), Err(PrivacyError::Corrupt { line: 5, .. })));
+    let mut swapped = lines.clone();
+    swapped.swap(2, 3);
+    assert!(with(&swapped).is_err());
+    // Lines taken from the end leave a good ledger; a head that was kept tells.
+    let head = open(&path).head().to_owned();
+    assert_eq!(with(&lines[..4]).unwrap(), 3);
+    assert!(open(&path).holds(&head) && !open(&bad).holds(&head));
+}
+
+#[test]
+fn it_stops_before_the_budget_is_exceeded() {
+    for accounting in [Accounting::Rdp, Accounting::Pld] {
+        let (_folder, path) = folder();
+        let budget = Budget { accounting, epsilon: 1.5, ..BUDGET };
+        let mechanism = Mechanism::new(1.0, 0.01).unwrap();
+        let mut ledger = Ledger::open(&path, &budget).unwrap();
+        let fit = steps_for(ledger.accountant(), 1.5, 1e-5, 1.0, 0.01, 1000).unwrap();
+        assert!((10..1000).contains(&fit), "{fit}");
+        assert_eq!(ledger.remaining(mechanism, 1000).unwrap(), fit);
+        let mut charged = 0;
+        let refused = loop {
+            match ledger.charge(&key(charged, "w"), mechanism) {
+                Ok(Charge::New) => charged += 1,
+                other => break other,
+            }
+            assert!(charged % 32 > 0 || ledger.spent().unwrap() <= 1.5);
+            // In the middle, from the file.
+            if charged == fit / 2 {
+                drop(ledger);
+                ledger = Ledger::open(&path, &budget).unwrap();
+            }
+        };
+        assert_eq!(charged, fit, "{accounting:?}");
+        match refused {
+            Err(PrivacyError::Exceeded { step, would, budget, .. }) => {
+                assert!(step == fit && would > budget && budget == 1.5);
+            }
+            other => panic!("{other:?}"),
+        }
+        // Nothing was charged; a replay is free; less may still fit.
+        let before = fs::read(&path).unwrap();
+        assert!(ledger.charge(&key(charged, "w"), mechanism).is_err());
+        assert_eq!(fs::read(&path).unwrap(), before);
+        assert_eq!(ledger.charge(&key(0, "w"), mechanism).unwrap(), Charge::Replayed);
+        assert_eq!(
+            ledger.charge(&key(charged, "w"), Mechanism::new(1e4, 1e-4).unwrap()).unwrap(),
+            Charge::New
+        );
+    }
+}
+
+#[test]
+fn only_one_may_have_it_open() {
+    let (_folder, path) = folder();
+    let first = open(&path);
+    let second = Ledger::open(&path, &BUDGET);
+    assert!(matches!(second, Err(PrivacyError::Locked { .. })), "{second:?}");
+    assert!(second.unwrap_err().hint().is_some());
+    drop(first);
+    open(&path);
+}
+
+#[test]
+fn another_budget_is_refused() {
+    let (_folder, path) = folder();
+    five(&path);
+    for other in [
+        Budget { unit: Unit::Client, ..BUDGET },
+        Budget { epsilon: 2.5, ..BUDGET },
+        Budget { delta: 1e-6, ..BUDGET },
+        Budget { accounting: Accounting::Pld, ..BUDGET },
+    ] {
+        let opened = Ledger::open(&path, &other);
+        assert!(matches!(opened, Err(PrivacyError::OtherBudget { .. })), "{opened:?}");
+    }
+    for bad in [Budget { epsilon: f64::NAN, ..BUDGET }, Budget { delta: 0.0, ..BUDGET }] {
+        assert!(matches!(Ledger::open(&path, &bad), Err(PrivacyError::Parameter { .. })));
+    }
+}
+
+#[test]
+fn a_folder_that_is_not_there() {
+    let (folder, _) = folder();
+    let missing = Ledger::open(&folder.path().join("no/such/ledger"), &BUDGET);
+    match missing {
+        Err(e @ PrivacyError::Disk { .. }) => assert_eq!(e.hint(), Some("check the path")),
+        other => panic!("{other:?}"),
+    }
+}
