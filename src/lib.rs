@@ -16,6 +16,8 @@
 pub use lora_core as core;
 pub use lora_core::*;
 pub use lora_dora as dora;
+pub use lora_fed as fed;
+pub use lora_full as full;
 pub use lora_model as model;
 pub use lora_qlora as qlora;
 pub use lora_rslora as rslora;
@@ -23,7 +25,8 @@ pub use lora_train as train;
 pub use tch_ext;
 
 /// Every variant this build knows: what `--variant` and adapter files can ask for. A new method is one more line.
-pub const VARIANTS: &[Variant] = &[DENSE, LORA, lora_rslora::RSLORA, lora_dora::DORA, lora_qlora::QLORA];
+pub const VARIANTS: &[Variant] =
+    &[DENSE, LORA, lora_rslora::RSLORA, lora_dora::DORA, lora_qlora::QLORA, lora_full::FULL];
 
 /// Opens a model folder or GGUF file, whose weights may be packed as any of [`VARIANTS`] packs them.
 ///

@@ -133,6 +133,7 @@ def make_gguf(out: Path, weight: np.ndarray) -> None:
                 getattr(writer, f"add_{add}")(value)
             data = data.view(np.uint16) if name == "BF16" else data
             writer.add_tensor("blk.0.ffn_down.weight", data, raw_dtype=kind)
+            writer.add_tensor("token_embd.weight", np.zeros((8, weight.shape[0]), np.float32))
             for write in ("header_to_file", "kv_data_to_file", "tensors_to_file"):
                 getattr(writer, f"write_{write}")()
             writer.close()

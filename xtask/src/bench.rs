@@ -87,7 +87,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             [script.into(), "--cache".into(), folder.into(), "--model".into()],
         ));
     }
-    let (cpu, date) = (cpu(), sh::capture(Command::new("date").args(["-u", "+%F"]))?.trim().to_owned());
+    let (cpu, date) = (cpu(), today()?);
     let mut done = Vec::new();
     for (name, row) in args.rows.iter().zip(&rows) {
         let measure = |program: &Path, leading: &[OsString], again: &[&str]| {
@@ -268,7 +268,12 @@ fn table(rows: &[Row]) -> String {
     text
 }
 
-fn cpu() -> String {
+/// The day, as 2026-11-24.
+pub(crate) fn today() -> Result<String> {
+    Ok(sh::capture(Command::new("date").args(["-u", "+%F"]))?.trim().to_owned())
+}
+
+pub(crate) fn cpu() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model =
         info.lines().find_map(|l| l.strip_prefix("model name")).map(|m| m.trim_matches([' ', '\t', ':']));

@@ -5,6 +5,7 @@ mod bench;
 mod bundle;
 mod cache;
 mod ci;
+mod compare;
 mod demo;
 mod fuzz;
 mod generation;
@@ -14,7 +15,6 @@ mod ops;
 mod parity;
 mod peers;
 mod pip;
-mod quality;
 mod rules;
 mod setup;
 mod sh;
@@ -46,14 +46,14 @@ enum Verb {
     Setup(setup::Args),
     /// Check the rules that no compiler knows: who may depend on whom, where `unsafe` may stand
     Tidy,
+    /// Compare methods, ranks and seeds on held-out rows: what is best, what it costs, how sure that is
+    Compare(compare::Args),
     /// Measure training speed and memory, alone or against a peer
     Bench(bench::Args),
     /// Feed what reads files with damaged ones, millions of them
     Fuzz(fuzz::Args),
     /// Compare our numbers with those of the Python libraries
     Parity(parity::Args),
-    /// Train with several methods and seeds, and count right answers on held-out rows
-    Quality(quality::Args),
     /// Make the Python environment of the peers, and print its interpreter
     Peers(peers::Args),
     /// Pack binaries, tests and benches, to run on a machine without Rust
@@ -68,10 +68,10 @@ fn main() -> ExitCode {
         Some(Verb::Ci) => ci::run(),
         Some(Verb::Setup(args)) => setup::run(&args),
         Some(Verb::Tidy) => tidy::run(),
+        Some(Verb::Compare(args)) => compare::run(&args),
         Some(Verb::Bench(args)) => bench::run(&args),
         Some(Verb::Fuzz(args)) => fuzz::run(&args),
         Some(Verb::Parity(args)) => parity::run(&args),
-        Some(Verb::Quality(args)) => quality::run(&args),
         Some(Verb::Peers(args)) => peers::run(&args),
         Some(Verb::Bundle(args)) => bundle::run(&args),
     };

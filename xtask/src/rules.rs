@@ -53,6 +53,7 @@ fn allowed<'a>(name: &str, tree: &'a Tree) -> (Vec<&'a str>, Vec<&'a str>) {
         "lora-core" => (&["tch-ext"], &["tch-ext"]),
         "lora-train" => (&["tch-ext", "lora-core", "lora-model"], &["lora-model"]),
         "lora-cli" => (&["lora"], &["lora"]),
+        "lora-fed" => (&["tch-ext", "lora-core"], &[]),
         "lora" => {
             let libraries = tree.packages.iter().map(|p| p.name.as_str());
             let all: Vec<_> = libraries.filter(|n| !["lora", "lora-cli", "xtask"].contains(n)).collect();

@@ -1,4 +1,4 @@
-//! `tidy`: gathers the workspace's crates and sources, and reports every fault that [`rules`](crate::rules) find.
+//! `tidy`: gathers the workspace's crates and sources, and reports every fault that [`crate::rules`] find.
 
 use crate::rules::{self, Dependency, Package, Tree};
 use crate::sh;

@@ -163,7 +163,9 @@ fn help() {
     let bench = Bench::new();
     assert_snapshot!("variants", bench.lora("variants").ok());
     assert_snapshot!("help", bench.lora("--help").ok());
-    for verb in ["train", "plan", "init", "eval", "generate", "merge", "export", "inspect", "variants", "doctor"] {
+    for verb in
+        ["train", "plan", "init", "eval", "generate", "merge", "export", "inspect", "variants", "doctor"]
+    {
         assert_snapshot!(format!("help_{verb}"), bench.lora(&format!("{verb} --help")).ok());
     }
 }

@@ -38,11 +38,8 @@ impl Linear {
     /// Through `W'` itself: for an adapter that has no normal form.
     pub(crate) fn forward_by_definition(&self, x: &Tensor) -> Tensor {
         let dense = self.weight().dense(x.kind());
-        let y = linear(x, &self.adapter().map_or(dense.shallow_clone(), |a| a.effective(&dense)));
-        match &self.bias {
-            Some(bias) => y + bias.to_kind(x.kind()),
-            None => y,
-        }
+        let effective = self.adapter().map_or(dense.shallow_clone(), |a| a.effective(&dense));
+        linear(x, &effective, self.bias())
     }
 
     /// The weight that is multiplied with: the merged one, or the base that adapters lie beside.

@@ -9,7 +9,7 @@ use tch_ext::Region;
 use crate::config::{AdapterConfig, CONFIG_FILE};
 use crate::error::ErrorKind;
 use crate::linear::Linear;
-use crate::recipe::{Recipe, Variant};
+use crate::recipe::{Part, Recipe, Variant};
 use crate::targets::compact_names;
 use crate::weight::all_finite;
 use crate::{Error, Result, Targets, tensors};
@@ -194,7 +194,9 @@ pub fn save(
         chosen.dedup();
         config.target_modules = Targets::Names(compact_names(&chosen, &all));
     }
-    let flags: Vec<_> = variants.iter().filter_map(|v| v.flag).collect();
+    // PEFT has no switch for another update, and its older versions refuse a key that they do not know.
+    let switches = variants.iter().filter(|v| !matches!(v.part, Part::Update(_)));
+    let flags: Vec<_> = switches.filter_map(|v| v.flag).collect();
     let named: Vec<_> = params.iter().map(|p| (p.key(), p.tensor.detach())).collect();
     tensors::write_tensors(&dir.join(WEIGHTS_FILE), &named, &[])?;
     crate::folder::write_file(&dir.join(CONFIG_FILE), config.to_json(&flags).as_bytes())

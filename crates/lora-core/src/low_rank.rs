@@ -25,14 +25,14 @@ impl LowRank {
     /// `N(0, 1/rank)`), B zero, so that `W' = W`; or both as they are given.
     ///
     /// # Errors
-    /// [`Error::usage`] for a rank of 0 or above the smaller side, a scale that is not finite, or a dropout
+    /// [`Error::usage`] for a rank of 0 or above the larger side, a scale that is not finite, or a dropout
     /// outside `[0, 1)`.
     pub fn new(base: &dyn BaseWeight, spec: &LayerSpec<'_>) -> Result<Self> {
         let (out, inp) = base.shape();
         let &LayerSpec { rank, scale, dropout, init, given } = spec;
-        if rank < 1 || rank > out.min(inp) {
+        if rank < 1 || rank > out.max(inp) {
             return Err(Error::usage(format!("rank {rank} does not fit a weight of {out} x {inp}"))
-                .hint(format!("use a rank from 1 to {}", out.min(inp))));
+                .hint(format!("use a rank from 1 to {}", out.max(inp))));
         }
         if !scale.is_finite() || !(0.0..1.0).contains(&dropout) {
             return Err(Error::usage(format!("scale {scale} or dropout {dropout} is out of range"))

@@ -243,7 +243,8 @@ impl AdapterConfig {
         for &(name, (out, inn)) in selected {
             let r = ranks.of(name, &mut used.0)?.unwrap_or(self.r);
             let alpha = alphas.of(name, &mut used.1)?.unwrap_or(self.lora_alpha);
-            if r > out.min(inn) {
+            // A rank between the two sides adds nothing, but PEFT's adapters have it: 256 on all linears, say.
+            if r > out.max(inn) {
                 faults.push(format!("`{name}` is {out} x {inn}, too small for the rank {r}"));
             }
             selections.push(Selection { name: name.clone(), r, alpha });

@@ -66,8 +66,8 @@ fn nothing_is_without_effect_in_silence() {
     assert!(e.contains("`rank_pattern` has \"v_proj\"") && !e.contains("\"q_proj\""), "{e}");
     let (e, _) = fault(json!({"target_modules": ["q_proj"], "alpha_pattern": {"^layers.0": 2}}), 4);
     assert!(e.contains("`alpha_pattern` has \"^layers.0\""), "{e}");
-    let (e, _) = fault(json!({"target_modules": ["q_proj", "k_proj"], "layers_to_transform": 5}), 5);
-    assert!(e.contains("`model.layers.5.self_attn.k_proj` is 4 x 8, too small for the rank 5"), "{e}");
+    let (e, _) = fault(json!({"target_modules": ["q_proj", "k_proj"], "layers_to_transform": 5}), 9);
+    assert!(e.contains("`model.layers.5.self_attn.k_proj` is 4 x 8, too small for the rank 9"), "{e}");
     let (e, _) = fault(json!({"target_modules": ["q_proj"], "rank_pattern": {"layers.3.*": 99}}), 4);
     assert!(
         e.contains("layers.3.self_attn.q_proj") && e.contains("rank 99") && e.lines().count() == 2,

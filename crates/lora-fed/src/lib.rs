@@ -1,6 +1,8 @@
-//! Learning from data that stays where it is, and a bound on what is learnt of any one example.
+//! Federated training of adapters: what banks, hospitals and the like need to train one without showing their data.
 //!
-//! [`privacy`] is differential privacy whole: accountants, Poisson sampling, keyed noise on integers, and the
-//! ledger of what was spent. It knows numbers and bytes, no tensors and no models.
+//! [`aggregate`] makes many adapters one; [`privacy`] bounds what is learnt of any one record, and keeps count;
+//! [`secagg`] shows a server the sum, and nothing else.
 
+pub mod aggregate;
 pub mod privacy;
+pub mod secagg;

@@ -17,6 +17,17 @@ pub struct Arena {
     values: Tensor,
     grads: Tensor,
     params: Vec<Param>,
+    /// How many numbers each layer has.
+    layers: Vec<usize>,
+}
+
+/// Norms of gradients.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Norms {
+    /// Of all together.
+    pub joint: f64,
+    /// Of each layer that trains, lowest first; a module that lies in no numbered layer counts as one.
+    pub layers: Vec<f64>,
 }
 
 /// Elements that are worth a thread of their own.
@@ -53,7 +64,8 @@ impl Arena {
             set_grad(&p.tensor, Some(&grad));
             start += p.tensor.numel() as i64;
         }
-        Ok(Self { values, grads, params })
+        let layers = layers(&params);
+        Ok(Self { values, grads, params, layers })
     }
 
     /// The parameters, in the order of their numbers.
@@ -82,25 +94,26 @@ impl Arena {
         let _ = self.grads.zero_();
     }
 
-    /// Scales the gradients down to a joint norm of at most `limit` (`torch.nn.utils.clip_grad_norm_`); the norm
+    /// Scales the gradients down to a joint norm of at most `limit` (`torch.nn.utils.clip_grad_norm_`); the norms
     /// before.
     ///
     /// # Errors
     /// [`Error::non_finite`], naming parameters, if the norm is not finite. No gradient is changed then.
-    pub fn clip(&mut self, limit: Option<f64>) -> Result<f64> {
+    pub fn clip(&mut self, limit: Option<f64>) -> Result<Norms> {
         let _inside = OPTIMISER.enter();
-        let norm = norm(&self.grads);
-        if !norm.is_finite() {
+        let squares = squares_of(&self.grads, &self.layers);
+        let joint = squares.iter().sum::<f64>().sqrt();
+        if !joint.is_finite() {
             let bad = self.params.iter().filter(|p| !lora_core::all_finite(&p.tensor.grad()));
             let bad: Vec<_> = bad.map(Param::key).take(5).collect();
             return Err(Error::faults(ErrorKind::NonFinite, "these gradients are not finite", bad)
                 .hint("lower the learning rate; with bf16, try --dtype f32"));
         }
-        let factor = limit.map_or(1.0, |limit| limit / (norm + 1e-6));
+        let factor = limit.map_or(1.0, |limit| limit / (joint + 1e-6));
         if factor < 1.0 {
             let _ = self.grads.g_mul_scalar_(factor);
         }
-        Ok(norm)
+        Ok(Norms { joint, layers: squares.into_iter().map(f64::sqrt).collect() })
     }
 }
 
@@ -111,20 +124,42 @@ impl Drop for Arena {
     }
 }
 
-/// The Euclidean norm, summed in f64.
-fn norm(flat: &Tensor) -> f64 {
+/// How many numbers the parameters of one layer have, layer after layer.
+fn layers(params: &[Param]) -> Vec<usize> {
+    let mut layers: Vec<(&str, usize)> = Vec::new();
+    for p in params {
+        let number = |part: &&str| part.bytes().all(|b| b.is_ascii_digit());
+        let layer = p.module.split('.').find(number).unwrap_or(&p.module);
+        match layers.last_mut().filter(|(last, _)| *last == layer) {
+            Some((_, len)) => *len += p.tensor.numel(),
+            None => layers.push((layer, p.tensor.numel())),
+        }
+    }
+    layers.into_iter().map(|(_, len)| len).collect()
+}
+
+/// The sum of the squares of each stretch of `lens` numbers, in f64.
+fn squares_of(flat: &Tensor, lens: &[usize]) -> Vec<f64> {
     let Some(numbers) = elements::<f32>(flat) else {
-        return flat.norm_scalaropt_dtype(2.0, Kind::Double).double_value(&[]);
+        let lens: Vec<i64> = lens.iter().map(|&len| len as i64).collect();
+        let each = flat.split_with_sizes(lens, 0).into_iter();
+        let sums: Vec<_> = each.map(|t| t.norm_scalaropt_dtype(2.0, Kind::Double).square()).collect();
+        return Vec::try_from(Tensor::stack(&sums, 0)).unwrap_or_default();
     };
-    let parts = numbers.len().div_ceil(GRAIN);
+    let (mut parts, mut rest) = (Vec::new(), numbers);
+    for &len in lens {
+        let (mine, others) = rest.split_at(len);
+        parts.extend(mine.chunks(GRAIN));
+        rest = others;
+    }
     // A sum a part, added in their order: the same bits, however many threads there are.
-    let mut sums = Tensor::zeros([parts as i64], (Kind::Double, flat.device()));
+    let mut sums = Tensor::zeros([parts.len() as i64], (Kind::Double, flat.device()));
     let rows = tch_ext::Rows { data: elements_mut::<f64>(&mut sums).unwrap_or_default(), width: 1 };
-    parallel_rows(rows, parts, 1, |first, _, out| {
-        let mine = numbers[first * GRAIN..].chunks(GRAIN);
-        out.data.iter_mut().zip(mine).for_each(|(sum, part)| *sum = squares(part));
+    parallel_rows(rows, parts.len(), 1, |first, _, out| {
+        out.data.iter_mut().zip(&parts[first..]).for_each(|(sum, part)| *sum = squares(part));
     });
-    sums.sum(Kind::Double).double_value(&[]).sqrt()
+    let mut sums = elements::<f64>(&sums).unwrap_or_default().iter();
+    lens.iter().map(|len| sums.by_ref().take(len.div_ceil(GRAIN)).sum()).collect()
 }
 
 tch_ext::simd! {

@@ -107,7 +107,7 @@ impl Dataset {
 }
 
 /// Token ids, and which of them are learnt.
-fn encode(row: &Row, tokenizer: &Tokenizer) -> Result<(Vec<i64>, Vec<bool>)> {
+pub(crate) fn encode(row: &Row, tokenizer: &Tokenizer) -> Result<(Vec<i64>, Vec<bool>)> {
     let end = || {
         tokenizer.eos_ids().first().copied().ok_or_else(|| {
             Error::unsupported("the tokenizer has no end-of-text token")

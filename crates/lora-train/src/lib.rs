@@ -13,10 +13,13 @@ mod rows;
 mod schedule;
 mod trainer;
 
-pub use arena::Arena;
+pub use arena::{Arena, Norms};
 pub use batches::{Batch, Batches};
 pub use data::{DataOptions, Dataset, Sample};
-pub use eval::{Answer, Evaluation, answers, mean_loss};
+pub use eval::{
+    Answer, Classified, Evaluation, answer, label_scores, labels_of, likeliest, macro_f1, mean_loss,
+    reference,
+};
 pub use limit::{Work, matmul_rate, required_flops};
 pub use optim::{AdamW, AdamWConfig, CUDA_SOURCES};
 pub use plan::{Fit, Load, Plan, Planner, Setting};

@@ -7,7 +7,7 @@ use lora_model::Model;
 use serde::Serialize;
 use tch_ext::Region;
 
-use crate::arena::Arena;
+use crate::arena::{Arena, Norms};
 use crate::batches::{Batch, Batches};
 use crate::data::Dataset;
 use crate::eval::mean_loss;
@@ -59,6 +59,8 @@ pub struct StepReport {
     pub loss: f64,
     /// Joint norm of the gradients before clipping.
     pub grad_norm: f64,
+    /// The same of each layer that trains: see [`Norms`].
+    pub grad_norms: Vec<f64>,
     /// The rate of this step.
     pub lr: f64,
     /// Tokens read, padding not counted.
@@ -137,7 +139,7 @@ pub fn train(
         };
         step_batches.iter().for_each(|batch| work += batch.work());
         let lr = config.learning_rate * config.schedule.factor(step, warmup, steps);
-        let (loss, grad_norm) = gradients(model, &mut arena, &step_batches, config.clip, config.recompute)
+        let (loss, norms) = gradients(model, &mut arena, &step_batches, config.clip, config.recompute)
             .map_err(|e| e.at(format!("step {} ({})", step + 1, lines(data, &step_batches))))?;
         optimiser.step(&mut arena, lr);
 
@@ -146,7 +148,8 @@ pub fn train(
             steps,
             epoch: (step + 1) as f64 / per_epoch,
             loss,
-            grad_norm,
+            grad_norm: norms.joint,
+            grad_norms: norms.layers,
             lr,
             tokens: step_batches.iter().map(|b| b.tokens).sum(),
             supervised: step_batches.iter().map(|b| b.supervised).sum(),
@@ -176,14 +179,14 @@ pub fn train(
     })
 }
 
-/// Leaves the clipped gradient of the step's mean loss in the parameters; that loss, and the norm before.
+/// Leaves the clipped gradient of the step's mean loss in the parameters; that loss, and the norms before.
 fn gradients(
     model: &dyn Model,
     arena: &mut Arena,
     batches: &[Batch],
     clip: Option<f64>,
     recompute: usize,
-) -> Result<(f64, f64)> {
+) -> Result<(f64, Norms)> {
     let supervised: usize = batches.iter().map(|b| b.supervised).sum();
     let result = (|| {
         let mut total = 0.0;

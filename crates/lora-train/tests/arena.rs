@@ -8,7 +8,8 @@ fn leaves(kind: Kind) -> Vec<Param> {
     let sizes: [&[i64]; 4] = [&[3, 5], &[40_000], &[7, 1], &[2, 3, 4]];
     let leaf = |(i, size): (usize, &&[i64])| {
         let tensor = Tensor::randn(*size, (kind, Device::Cpu)).set_requires_grad(true);
-        Param { module: format!("layer{i}"), name: "lora_A.weight", tensor }
+        let module = ["embed", "layers.2.q", "layers.2.k", "layers.10.q"][i].to_owned();
+        Param { module, name: "lora_A.weight", tensor }
     };
     sizes.iter().enumerate().map(leaf).collect()
 }
@@ -76,7 +77,14 @@ fn steps_and_clipping() {
             let whole = Tensor::cat(&flat, 0).to_kind(Kind::Double).norm().double_value(&[]);
             // Now and then there is nothing to clip.
             let limit = if step == 2 { 1e9 } else { 0.5 };
-            let norm = arena.clip(Some(limit)).unwrap();
+            let norms = arena.clip(Some(limit)).unwrap();
+            let norm = norms.joint;
+            // Two of the four leaves lie in one layer.
+            for (layer, of) in norms.layers.iter().zip([&flat[..1], &flat[1..3], &flat[3..]]) {
+                let whole = Tensor::cat(of, 0).to_kind(Kind::Double).norm().double_value(&[]);
+                assert!((layer / whole - 1.0).abs() < bound, "{layer} {whole}");
+            }
+            assert_eq!(norms.layers.len(), 3);
             assert!((norm / whole - 1.0).abs() < bound, "{norm} {whole}");
             let factor = (limit / (whole + 1e-6)).min(1.0);
             theirs.iter().for_each(|t| {
@@ -99,7 +107,7 @@ fn what_is_not_finite_has_a_name() {
     let _ = grad.fill_(f64::NAN);
     let before = arena.grads().copy();
     let text = arena.clip(Some(1.0)).unwrap_err().to_string();
-    assert!(text.contains("layer2") && !text.contains("layer1"), "{text}");
+    assert!(text.contains("layers.2.k") && !text.contains("layers.2.q"), "{text}");
     assert_eq!(arena.grads().nan_to_num(9.0, 9.0, 9.0), before.nan_to_num(9.0, 9.0, 9.0));
 
     assert!(Arena::new(Vec::new()).unwrap_err().to_string().contains("nothing trains"));

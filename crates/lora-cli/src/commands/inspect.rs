@@ -22,6 +22,9 @@ pub(crate) struct Args {
     /// Its base model, for the share that trains
     #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
+    /// Also the effective rank of each update: exp(entropy of its normalised singular values)
+    #[arg(long)]
+    spectrum: bool,
     /// One JSON object
     #[arg(long)]
     json: bool,
@@ -58,15 +61,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let alphas: BTreeMap<_, _> =
         config.select(&shapes, None)?.into_iter().map(|s| (s.name, s.alpha)).collect();
     let alpha = |name: &str| alphas.get(name).copied().unwrap_or(config.lora_alpha);
-    let rows: Vec<_> =
-        modules.iter().map(|(name, module)| Row::new(name, module, config.r, alpha(name), &recipe)).collect();
+    let row = |(name, module): (&String, &Module)| {
+        let row = Row::new(name, module, config.r, alpha(name), &recipe);
+        Row { effective_rank: args.spectrum.then(|| effective_rank(module)).flatten(), ..row }
+    };
+    let rows: Vec<_> = modules.iter().map(row).collect();
     if args.json {
         let modules: Vec<_> = rows.iter().map(Row::json).collect();
         say!(
             "{}",
             json!({ "variant": recipe.to_string(), "r": config.r, "lora_alpha": config.lora_alpha,
                 "base_model": config.base_model, "parameters": trained, "bytes": bytes,
-                "share": base.map(|(all, _)| trained as f64 / all as f64), "modules": modules })
+                "share": base.map(|(all, _)| trained as f64 / all as f64),
+                "effective_rank": mean_rank(&rows), "modules": modules })
         );
         return Ok(());
     }
@@ -84,6 +91,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         say!("size        {:.2} MB; the base {:.2} MB", bytes as f64 / 1e6, stored as f64 / 1e6);
     } else {
         say!("size        {:.2} MB", bytes as f64 / 1e6);
+    }
+    if let Some(mean) = mean_rank(&rows) {
+        say!("effective   rank {mean:.2}, the mean of the modules'");
     }
     say!("\n{:48} {:>5} {:>12} {:>10} {:>10} {:>10}", "module", "rank", "parameters", "|A|", "|B|", "|s BA|");
     for row in &rows {
@@ -107,12 +117,37 @@ fn shape(module: &Module) -> (i64, i64) {
     (side("lora_B.weight", 0).unwrap_or(i64::MAX), side("lora_A.weight", 1).unwrap_or(i64::MAX))
 }
 
+/// The effective rank of B A (Roy and Vetterli 2007): from 1, all in one direction, to r, all directions alike. None
+/// where there is no update, or one of zero.
+fn effective_rank(module: &Module) -> Option<f64> {
+    let wide = |name: &str| module.get(name).map(|t| t.to_kind(Kind::Double));
+    let (a, b) = (wide("lora_A.weight")?, wide("lora_B.weight")?);
+    // Squared, the singular values of B A are the eigenvalues of Lᵀ BᵀB L, [r, r], where L Lᵀ = A Aᵀ.
+    let (squares, vectors) = Tensor::linalg_eigh(&a.matmul(&a.tr()), "L");
+    let l = vectors * squares.clamp_min(0.0).sqrt().unsqueeze(0);
+    let down = b.matmul(&l);
+    let values = Tensor::linalg_eigvalsh(&down.tr().matmul(&down), "L").clamp_min(0.0).sqrt();
+    let sum = values.sum(Kind::Double).double_value(&[]);
+    if !(sum > 0.0) {
+        return None;
+    }
+    let shares = values / sum;
+    // What is zero adds nothing.
+    Some((-(&shares * shares.clamp_min(1e-300).log()).sum(Kind::Double)).exp().double_value(&[]))
+}
+
+fn mean_rank(rows: &[Row]) -> Option<f64> {
+    let ranks: Vec<f64> = rows.iter().filter_map(|row| row.effective_rank).collect();
+    (!ranks.is_empty()).then(|| ranks.iter().sum::<f64>() / ranks.len() as f64)
+}
+
 /// A module's line: rank, parameters, and the Frobenius norms of A, B and s B A.
 struct Row {
     name: String,
     rank: i64,
     parameters: usize,
     norms: [Option<f64>; 3],
+    effective_rank: Option<f64>,
 }
 
 impl Row {
@@ -128,12 +163,19 @@ impl Row {
             product.trace().double_value(&[]).max(0.0).sqrt() * recipe.scale(alpha, rank)
         });
         let parameters = module.values().map(Tensor::numel).sum();
-        Self { name: name.to_owned(), rank, parameters, norms: [a.map(norm), b.map(norm), update] }
+        Self {
+            name: name.to_owned(),
+            rank,
+            parameters,
+            norms: [a.map(norm), b.map(norm), update],
+            effective_rank: None,
+        }
     }
 
     fn json(&self) -> serde_json::Value {
         let [a, b, update] = self.norms;
         json!({ "name": self.name, "r": self.rank, "parameters": self.parameters,
-            "norm_a": a, "norm_b": b, "norm_update": update })
+            "norm_a": a, "norm_b": b, "norm_update": update,
+            "effective_rank": self.effective_rank })
     }
 }

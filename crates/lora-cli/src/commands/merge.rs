@@ -44,6 +44,9 @@ pub(crate) struct Args {
     /// Refuse if the mean KL divergence exceeds this (nats a token)
     #[arg(long, default_value_t = 0.01)]
     tolerance: f64,
+    /// What --verify found as one JSON object
+    #[arg(long, requires = "verify")]
+    json: bool,
     /// Verify on the first so many rows
     #[arg(long, default_value_t = 16)]
     limit: usize,
@@ -111,7 +114,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     if let Some((texts, expected)) = expected {
         let difference = compare(&reopen(out.path(), args)?, &texts, &expected)?;
-        say!("{difference}");
+        if args.json {
+            say!("{}", difference.json());
+        } else {
+            say!("{difference}");
+        }
         if !(difference.mean_kl <= args.tolerance) {
             return Err(Error::data(format!(
                 "the merged model differs by a mean KL of {:.2e}, above the tolerance of {:.2e}; it was not kept",
@@ -122,7 +129,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
     }
     out.commit()?;
-    say!("merged model written to {}", args.out.display());
+    if !args.json {
+        say!("merged model written to {}", args.out.display());
+    }
     Ok(())
 }
 
@@ -173,6 +182,13 @@ fn compare(merged: &Llama, texts: &[Vec<i64>], expected: &[Tensor]) -> Result<Di
     d.mean_kl /= d.positions.max(1) as f64;
     d.agree /= d.positions.max(1) as f64;
     Ok(d)
+}
+
+impl Difference {
+    fn json(&self) -> serde_json::Value {
+        serde_json::json!({ "positions": self.positions, "largest": self.largest, "mean_kl": self.mean_kl,
+            "max_kl": self.max_kl, "same": self.agree })
+    }
 }
 
 impl std::fmt::Display for Difference {

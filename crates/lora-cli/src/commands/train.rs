@@ -1,10 +1,14 @@
 //! `lora train`
 
+use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::Result;
 use lora::model::Keep;
-use lora::train::{Fit, Load, Outcome, Setting, TrainConfig};
+use lora::tch_ext::memory;
+use lora::train::{Batches, Dataset, Fit, Load, Outcome, Setting, TrainConfig};
 use lora::{AdapterConfig, Error, OutputFolder, Recipe, VARIANTS};
 
 use super::say;
@@ -58,6 +62,9 @@ pub(crate) struct Args {
     /// The memory that it may take, as 8GB [default: what is free]
     #[arg(long, value_name = "SIZE", help_heading = "Training")]
     memory: Option<Size>,
+    /// Write the adapter as it starts and every step's texts as token ids and labels: to repeat the run elsewhere
+    #[arg(long, value_name = "FOLDER", help_heading = "Training")]
+    trace: Option<PathBuf>,
     /// Use only the first so many held-out rows
     #[arg(long, help_heading = "Training")]
     limit: Option<usize>,
@@ -67,6 +74,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let begin = Instant::now();
     // What is cheap to check comes first; the weights come last.
     let asked = Way::asked(&args.model, &args.method)?;
     let mut config = match &args.adapter {
@@ -124,6 +132,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         grouped(all - trained),
         args.model.dtype
     );
+    let loaded = begin.elapsed().as_secs_f64();
+    if let Some(path) = &args.trace {
+        let folder = OutputFolder::create(path, args.overwrite, |path| {
+            is_adapter_file(path) || path == Path::new(BATCHES)
+        })?;
+        folder.write_with(BATCHES, |file| batches(file, &data, &training))?;
+        lora::save(&model, ADAPTER, &recipe, &config, VARIANTS, folder.path())?;
+        folder.commit()?;
+    }
     let share = 100.0 * trained as f64 / all as f64;
     say!("adapter   {recipe}, rank {}: {} parameters train ({share:.3} %)", config.r, grouped(trained));
     say!(
@@ -153,7 +170,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
     config.base_model = Some(args.model.model.display().to_string());
     lora::save(&model, ADAPTER, &recipe, &config, VARIANTS, out.path())?;
-    out.write("training.json", args.summary(&recipe, packed, &training, &outcome))?;
+    out.write("training.json", args.summary(&recipe, packed, &training, (&outcome, trained, loaded)))?;
     out.commit()?;
     say!(
         "\nloss {:.4} -> {:.4}{} in {} steps, {:.0} s, {:.0} tokens/s",
@@ -180,6 +197,24 @@ pub(crate) fn is_adapter_file(path: &Path) -> bool {
     ours.contains(&&*path.to_string_lossy())
 }
 
+/// In a trace, what is read step by step.
+const BATCHES: &str = "batches.jsonl";
+
+fn batches(file: &mut File, data: &Dataset, config: &TrainConfig) -> lora::Result<()> {
+    let mut batches = Batches::new(&data.samples, config.batch_size, config.seed);
+    let write = || {
+        let mut file = BufWriter::new(file);
+        for step in 1..=config.steps(data.samples.len()) {
+            let texts = (0..config.accumulate.max(1)).flat_map(|_| batches.next_samples());
+            let texts: Vec<_> =
+                texts.map(|s| serde_json::json!({ "ids": s.ids, "labels": s.labels })).collect();
+            writeln!(file, "{}", serde_json::json!({ "step": step, "texts": texts }))?;
+        }
+        file.flush()
+    };
+    write().map_err(|e| Error::io("write", Path::new(BATCHES), e))
+}
+
 fn metrics_path(out: &Path) -> PathBuf {
     let mut name = out.as_os_str().to_owned();
     name.push(".metrics.jsonl");
@@ -193,7 +228,7 @@ impl Args {
         recipe: &Recipe,
         packed: Option<bool>,
         config: &TrainConfig,
-        outcome: &Outcome,
+        (outcome, trained, loaded): (&Outcome, usize, f64),
     ) -> Vec<u8> {
         let storage = packed.map_or("auto", |packed| if packed { "native" } else { "dense" });
         let summary = serde_json::json!({
@@ -213,6 +248,9 @@ impl Args {
             "weight_decay": config.adamw.weight_decay,
             "clip": config.clip,
             "recompute": config.recompute,
+            "parameters": trained,
+            "load_seconds": loaded,
+            "peak_bytes": memory::process().map(|m| m.peak),
             "outcome": outcome,
         });
         format!("{summary:#}\n").into_bytes()

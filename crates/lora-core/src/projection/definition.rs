@@ -5,12 +5,12 @@ use tch_ext::{Function, Product, Sum, attach, gemm};
 
 use super::{flat_of, like};
 
-/// `x wᵀ`, differentiable in both, by the same sums as every other layer: before the first step an adapter's
+/// `x wᵀ + bias`, differentiable in both but the bias, by the same sums as every other layer: before the first step an adapter's
 /// output is the base's to the last bit.
-pub(crate) fn linear(x: &Tensor, w: &Tensor) -> Tensor {
+pub(crate) fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Tensor {
     let (flat_x, kept) = (flat_of(x), w.detach().contiguous());
     let y = Tensor::empty([flat_x.size()[0], w.size()[0]], (x.kind(), x.device()));
-    gemm(&[Sum::new(vec![Product::transposed(&flat_x, &kept)], &y)]);
+    gemm(&[Sum { bias, ..Sum::new(vec![Product::transposed(&flat_x, &kept)], &y) }]);
     let node = Linear { x: flat_x, w: kept };
     attach(&[&like(&y, x)], &[x, w], node).expect("the tensors are defined").swap_remove(0)
 }

@@ -33,6 +33,14 @@ impl Cache {
         self.layers.is_empty()
     }
 
+    /// What was seen, for `rows` continuations of it: one row becomes so many alike. This cache stays as it is.
+    #[must_use]
+    pub fn branch(&self, rows: i64) -> Self {
+        let of = |t: &Tensor, len| t.narrow(2, 0, len).expand([rows, -1, -1, -1], false);
+        let branch = |l: &Layer| Layer { k: of(&l.k, l.len), v: of(&l.v, l.len), len: l.len };
+        Self { layers: self.layers.iter().map(branch).collect() }
+    }
+
     /// Appends `k` and `v`, `[B, kv_heads, T, head_dim]`, to a layer (layers come in order) and gives all of them.
     pub(crate) fn extend(&mut self, layer: usize, k: Tensor, v: Tensor) -> (Tensor, Tensor) {
         let Some(old) = self.layers.get_mut(layer) else {

@@ -1,8 +1,14 @@
 //! Held-out loss, and answers against references.
 
+mod classes;
+mod labels;
+
 use lora_core::{Mode, Result};
 use lora_model::{Model, Sampling, Tokenizer, generate};
 use serde::Serialize;
+
+pub use classes::{Classified, likeliest, macro_f1};
+pub use labels::{label_scores, labels_of, reference};
 
 use crate::batches::Batch;
 use crate::data::{Dataset, template};
@@ -20,6 +26,10 @@ pub struct Evaluation {
     /// Share of the answers, generated greedily, that equal their reference but for surrounding white space;
     /// none for `text` rows.
     pub accuracy: Option<f64>,
+    /// [`macro_f1`] of the generated answers that are labels; none without labels.
+    pub macro_f1: Option<f64>,
+    /// By the labels' scores; none without labels.
+    pub labels: Option<Classified>,
 }
 
 /// One generated answer.
@@ -51,30 +61,24 @@ pub fn mean_loss(model: &dyn Model, data: &Dataset, batch_size: usize) -> Result
     Ok(sum / count.max(1) as f64)
 }
 
-/// Generates, greedily, the answer to every row that has one, in order; `each` sees them as they come.
+/// Generates, greedily, the answer to a row, of at most `max_tokens` but as many as the reference has; none for a row
+/// without an answer.
 ///
 /// # Errors
 /// A prompt longer than the model's context; a template that fails.
-pub fn answers(
+pub fn answer(
     model: &dyn Model,
     tokenizer: &Tokenizer,
-    rows: &[Row],
+    row: &Row,
     max_tokens: usize,
-    mut each: impl FnMut(&Answer),
-) -> Result<Vec<Answer>> {
-    let mut all = Vec::new();
-    for row in rows {
-        let Some((prompt, ids, reference)) = question(row, tokenizer)? else { continue };
-        // A reference longer than the limit would be wrong by force.
-        let limit = max_tokens.max(tokenizer.encode(&reference, false)?.len() + 1);
-        let ids = generate(model, &ids, limit, tokenizer.eos_ids(), Sampling::Greedy, |_| true)?;
-        let answer = tokenizer.decode(&ids, true)?;
-        let right = answer.trim() == reference.trim();
-        let answer = Answer { prompt, reference, answer, right };
-        each(&answer);
-        all.push(answer);
-    }
-    Ok(all)
+) -> Result<Option<Answer>> {
+    let Some((prompt, ids, reference)) = question(row, tokenizer)? else { return Ok(None) };
+    // A reference longer than the limit would be wrong by force.
+    let limit = max_tokens.max(tokenizer.encode(&reference, false)?.len() + 1);
+    let ids = generate(model, &ids, limit, tokenizer.eos_ids(), Sampling::Greedy, |_| true)?;
+    let answer = tokenizer.decode(&ids, true)?;
+    let right = answer.trim() == reference.trim();
+    Ok(Some(Answer { prompt, reference, answer, right }))
 }
 
 /// What is shown as the prompt, its ids, and the reference.

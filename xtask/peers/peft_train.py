@@ -1,0 +1,141 @@
+"""Repeats a run of `lora train --trace` with transformers + PEFT, judges it, and prints one JSON line.
+
+    python xtask/peers/peft_train.py --model GGUF|FOLDER --cache FOLDER --trace FOLDER --metrics JSONL --held-out JSONL
+        --out FOLDER [--dtype bf16|f32]
+
+--trace holds the adapter as ours started and `batches.jsonl`, the token ids and labels of every step; --metrics is what
+ours logged, of which the learning rate of each step is taken. So start, batches and schedule are the same; the rest is
+theirs: fused attention, padded batches, torch's AdamW and clipping to a joint norm of 1. OUT/adapter.metrics.jsonl and
+OUT/rows.jsonl are written as ours are. A held-out row (`context` + `target`) is judged by the total log-probability of
+each answer that the file has, its end included.
+
+    {"train": {"outcome": {"seconds"}, "parameters", "peak_bytes", "load_seconds"},
+     "eval": {"examples", "loss", "labels": {"accuracy", "macro_f1"}}}
+"""
+
+import argparse
+import json
+import sys
+import time
+from multiprocessing import get_context
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.dont_write_bytecode = True
+
+import torch
+from hf import encode, hf_folder, load_model
+from peft import PeftModel
+from peft_step import DTYPES, peak_mb
+from tokenizers import Tokenizer
+from transformers.utils import logging
+
+PAD = 2
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def padded(texts: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
+    """Ids and labels (of the same positions), padded on the right."""
+    longest = max(len(ids) for ids, _ in texts)
+    rest = [longest - len(ids) for ids, _ in texts]
+    return {
+        "input_ids": torch.tensor([ids + [PAD] * n for (ids, _), n in zip(texts, rest)]),
+        "attention_mask": torch.tensor([[1] * len(ids) + [0] * n for (ids, _), n in zip(texts, rest)]),
+        "labels": torch.tensor([labels + [-100] * n for (_, labels), n in zip(texts, rest)]),
+    }
+
+
+def train(model: torch.nn.Module, steps: list[dict], rates: list[float], log: Path) -> float:
+    """Trains on the traced texts; seconds of all steps."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0)
+    total = 0.0
+    with log.open("w") as file:
+        for step, rate in zip(steps, rates, strict=True):
+            # Ours names the token that follows each position; theirs the token at it.
+            texts = [(t["ids"] + [t["labels"][-1]], [-100] + t["labels"]) for t in step["texts"]]
+            start = time.perf_counter()
+            loss = model(**padded(texts)).loss
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            seconds = time.perf_counter() - start
+            total += seconds
+            tokens = sum(len(t["ids"]) for t in step["texts"])
+            line = {"event": "step", "step": step["step"], "loss": loss.item(), "grad_norm": norm.item(), "lr": rate,
+                    "tokens": tokens, "seconds": seconds}
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+    return total
+
+
+@torch.inference_mode()
+def judge(model: torch.nn.Module, tokenizer: Tokenizer, rows: list[dict], out: Path) -> dict:
+    """Scores of every answer for every row; loss, accuracy and macro-F1."""
+    labels = sorted({row["target"] for row in rows})
+    answers = [encode(tokenizer, label) + [PAD] for label in labels]
+    nats, count, pairs = 0.0, 0, []
+    with out.open("w") as file:
+        for number, row in enumerate(rows, 1):
+            prompt = encode(tokenizer, row["context"])
+            batch = padded([(prompt + answer, [-100] * len(prompt) + answer) for answer in answers])
+            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            logp = logits[:, :-1].float().log_softmax(-1)
+            wanted = batch["labels"][:, 1:]
+            each = logp.gather(-1, wanted.clamp_min(0).unsqueeze(-1)).squeeze(-1)
+            scores = (each * (wanted >= 0)).sum(-1).tolist()
+            truth, best = labels.index(row["target"]), max(range(len(labels)), key=lambda i: scores[i])
+            pairs.append((truth, best))
+            nats, count = nats - scores[truth], count + len(answers[truth])
+            file.write(json.dumps({"line": number, "reference": row["target"], "label": labels[best],
+                                   "scores": dict(zip(labels, scores))}) + "\n")
+    seen = [sum((t == c) + (g == c) for t, g in pairs) for c in range(len(labels))]
+    hits = [sum(t == g == c for t, g in pairs) for c in range(len(labels))]
+    f1 = [2 * h / s for h, s in zip(hits, seen) if s]
+    return {"examples": len(rows), "loss": nats / count,
+            "labels": {"accuracy": sum(hits) / len(pairs), "macro_f1": sum(f1) / len(f1)}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("model", "cache", "trace", "metrics", "held-out", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
+    args = parser.parse_args()
+    logging.disable_progress_bar()
+    rows = read(args.held_out)
+    if not all("context" in row and "target" in row for row in rows):
+        sys.exit("error: the peer knows rows of `context` and `target` only")
+    dtype, folder = DTYPES[args.dtype], args.model
+    if args.model.is_file():
+        default = args.model.name.startswith("SmolLM2-135M-Instruct")
+        folder = args.cache / (f"hf-{args.dtype}" if default else f"hf-{args.dtype}-{args.model.stem}")
+        if not (folder / "complete").exists():
+            conversion = get_context("spawn").Process(target=hf_folder, args=(args.model, folder, dtype))
+            conversion.start()
+            conversion.join()
+    begin = time.perf_counter()
+    base = load_model(folder, dtype, attention="sdpa")
+    base.config.use_cache = False
+    model = PeftModel.from_pretrained(base, args.trace, is_trainable=True)
+    loaded = time.perf_counter() - begin
+    rates = [event["lr"] for event in read(args.metrics) if event["event"] == "step"]
+    seconds = train(model.train(), read(args.trace / "batches.jsonl"), rates, args.out / "adapter.metrics.jsonl")
+    peak = peak_mb() * 10**6
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    judged = judge(model.eval(), tokenizer, rows, args.out / "rows.jsonl")
+    print(json.dumps({
+        "train": {"outcome": {"seconds": seconds}, "parameters": trained, "peak_bytes": peak, "load_seconds": loaded},
+        "eval": judged,
+    }))
+
+
+if __name__ == "__main__":
+    main()

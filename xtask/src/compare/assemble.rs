@@ -1,0 +1,202 @@
+//! All that ended, put together.
+
+use super::gather::{self, Ended, Read};
+use super::plan::{FULL, NONE, Plan};
+use super::results::{Cell, Comparison, Measure, Pair, Set, Tried, Values};
+use super::run::Settings;
+use super::split::Parts;
+use super::stats;
+use crate::bench;
+use anyhow::Result;
+use serde_json::Value;
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+/// The learning rate of each set and variant, and all that were tried.
+pub(crate) fn rates(plan: &Plan, ended: &[Ended]) -> (BTreeMap<(String, String), f64>, Vec<Tried>) {
+    let mut tried: Vec<Tried> = Vec::new();
+    for e in ended.iter().filter(|e| e.settings.lr.is_some()) {
+        let number =
+            |path: &str| e.outcome.as_ref().ok().and_then(|(v, _)| v.pointer(path)).and_then(Value::as_f64);
+        tried.push(Tried {
+            set: e.settings.set.clone(),
+            method: gather::method(&e.settings),
+            rank: e.settings.rank,
+            lr: e.settings.lr.unwrap_or_default(),
+            loss: number("/eval/loss").filter(|loss| loss.is_finite()),
+            accuracy: number("/eval/labels/accuracy"),
+            chosen: false,
+        });
+    }
+    let mut best: BTreeMap<(String, String), f64> = BTreeMap::new();
+    for set in plan.data.iter().map(super::plan::Data::name) {
+        for variant in &plan.variants {
+            let mine = tried.iter_mut().filter(|t| t.set == set && t.method == *variant && t.loss.is_some());
+            if let Some(chosen) = mine.min_by(|a, b| a.loss.partial_cmp(&b.loss).unwrap_or(Ordering::Equal)) {
+                chosen.chosen = true;
+                best.insert((set.clone(), variant.clone()), chosen.lr);
+            }
+        }
+    }
+    (best, tried)
+}
+
+/// Runs of one cell.
+struct Group {
+    settings: Settings,
+    runs: Vec<Read>,
+    failures: Vec<String>,
+}
+
+pub(crate) fn comparison(
+    plan: &Plan,
+    text: &str,
+    command: String,
+    parts: &[Parts],
+    ended: &[Ended],
+    tuning: Vec<Tried>,
+) -> Result<Comparison> {
+    let mut groups: Vec<Group> = Vec::new();
+    for e in ended {
+        let alike = |s: &Settings| Settings { seed: None, measure: e.settings.measure, ..s.clone() };
+        let at = groups.iter().position(|g| alike(&g.settings) == alike(&e.settings));
+        let group = at.unwrap_or_else(|| {
+            groups.push(Group { settings: e.settings.clone(), runs: Vec::new(), failures: Vec::new() });
+            groups.len() - 1
+        });
+        let read = match &e.outcome {
+            Ok((found, dir)) => gather::read(&e.settings, found, dir).map_err(|e| format!("{e:#}")),
+            Err(e) => Err(e.clone()),
+        };
+        match read {
+            Ok(run) => groups[group].runs.push(run),
+            Err(why) => groups[group].failures.push(format!("{}: {why}", e.settings.title())),
+        }
+    }
+    let order = |g: &Group| {
+        let set = parts.iter().position(|p| p.name == g.settings.set);
+        let method = gather::method(&Settings { peer: None, ..g.settings.clone() });
+        // None and full lead: what adapters lie between.
+        let variant = plan.variants.iter().position(|v| *v == method).map_or(0, |at| at + 2);
+        let variant = match method.as_str() {
+            NONE => 0,
+            FULL => 1,
+            _ => variant,
+        };
+        (set, variant, g.settings.rank, g.settings.alpha.map(f64::to_bits), g.settings.peer.is_some())
+    };
+    groups.sort_by_key(order);
+
+    let mut comparison = Comparison {
+        name: plan.name.clone(),
+        command,
+        date: bench::today()?,
+        machine: bench::cpu(),
+        model: groups.first().map_or(String::new(), |g| {
+            g.settings.model.path.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned())
+        }),
+        plan: text.to_owned(),
+        tuning,
+        ..Comparison::default()
+    };
+    for part in parts {
+        let mine: Vec<&Group> = groups.iter().filter(|g| g.settings.set == part.name).collect();
+        let (set, cells) = one_set(part, &mine);
+        comparison.pairs.extend(pairs(&mine));
+        comparison.sets.push(set);
+        comparison.cells.extend(cells);
+    }
+    Ok(comparison)
+}
+
+fn one_set(part: &Parts, groups: &[&Group]) -> (Set, Vec<Cell>) {
+    let floor = groups.iter().find(|g| g.settings.variant == NONE).and_then(|g| g.runs.first());
+    let general = floor.and_then(|run| run.measures.get(&Measure::Forgetting).copied());
+    let finals = groups.iter().flat_map(|g| &g.runs).filter_map(|run| {
+        gather::smooth(&run.steps.iter().map(|s| s.loss).collect::<Vec<_>>()).last().copied()
+    });
+    // The loss that half of the runs reach in the end.
+    let target = stats::median(finals.collect());
+    let mut cells: Vec<Cell> = Vec::new();
+    for group in groups {
+        let mut cell = gather::cell(&group.settings, &group.runs, group.failures.clone());
+        // A run without a floor beside it has no forgetting.
+        match (cell.measures.remove(&Measure::Forgetting), general) {
+            (Some(loss), Some(before)) if group.settings.variant != NONE => {
+                let less = loss.each.iter().map(|l| l - before).collect();
+                cell.measures.insert(Measure::Forgetting, stats::values(less));
+            }
+            _ => {}
+        }
+        let times: Vec<f64> = group.runs.iter().filter_map(|run| gather::seconds_to(run, target?)).collect();
+        if !times.is_empty() && times.len() == group.runs.len() {
+            cell.measures.insert(Measure::SecondsToTarget, stats::values(times));
+        }
+        cells.push(cell);
+    }
+    let score = |cell: &Cell| {
+        let of = |m: Measure| cell.measures.get(&m).map(|v: &Values| v.mean);
+        of(Measure::Accuracy).or(of(Measure::ExactMatch))
+    };
+    let candidate =
+        |g: &Group| g.settings.peer.is_none() && ![NONE, FULL].contains(&g.settings.variant.as_str());
+    let best = (0..cells.len())
+        .filter(|&i| candidate(groups[i]) && score(&cells[i]).is_some())
+        .max_by(|&a, &b| score(&cells[a]).unwrap_or(0.0).total_cmp(&score(&cells[b]).unwrap_or(0.0)));
+    if let Some(best) = best {
+        cells[best].best = true;
+        for i in (0..cells.len()).filter(|&i| i != best) {
+            cells[i].behind = gather::behind(&groups[i].runs, &groups[best].runs);
+        }
+    }
+    let labels = groups.iter().flat_map(|g| &g.runs).map(|run| run.labels.clone()).find(|l| !l.is_empty());
+    let set = Set {
+        name: part.name.clone(),
+        train: part.train_rows,
+        held_out: part.held_out_rows,
+        labels: labels.unwrap_or_default(),
+        target_loss: target,
+    };
+    (set, cells)
+}
+
+/// Ours and a peer's, where both are there.
+fn pairs(groups: &[&Group]) -> Vec<Pair> {
+    let mut pairs = Vec::new();
+    for theirs in groups.iter().filter(|g| g.settings.peer.is_some()) {
+        let alike =
+            |s: &Settings| Settings { seed: None, peer: None, measure: theirs.settings.measure, ..s.clone() };
+        let ours = |g: &&&Group| g.settings.peer.is_none() && alike(&g.settings) == alike(&theirs.settings);
+        let Some(ours) = groups.iter().find(ours) else { continue };
+        let mut both: Vec<(&Read, &Read)> = Vec::new();
+        for run in &ours.runs {
+            both.extend(theirs.runs.iter().find(|r| r.seed == run.seed).map(|r| (run, r)));
+        }
+        let ratio = |measure: Measure| {
+            let of = |(a, b): &(&Read, &Read)| Some(a.measures.get(&measure)? / b.measures.get(&measure)?);
+            stats::median(both.iter().filter_map(of).collect())
+        };
+        let worst = both
+            .iter()
+            .flat_map(|(a, b)| a.steps.iter().zip(&b.steps))
+            .map(|(a, b)| (a.loss / b.loss - 1.0).abs());
+        let right = |pick: fn(&(&Read, &Read)) -> Vec<f64>| both.iter().map(pick).collect::<Vec<_>>();
+        let settings = &theirs.settings;
+        pairs.push(Pair {
+            set: settings.set.clone(),
+            method: gather::method(&Settings { peer: None, ..settings.clone() }),
+            peer: settings.peer.clone().unwrap_or_default(),
+            rank: settings.rank.unwrap_or_default(),
+            dtype: settings.dtype.clone(),
+            seeds: both.iter().map(|(a, _)| a.seed).collect(),
+            accuracy: stats::difference(&right(|(a, _)| a.right.clone()), &right(|(_, b)| b.right.clone())),
+            worst_loss_difference: worst.reduce(f64::max),
+            speed_ratio: ratio(Measure::TokensPerSecond),
+            memory_ratio: ratio(Measure::PeakBytes),
+            losses: both.first().map_or(Vec::new(), |(a, b)| {
+                a.steps.iter().zip(&b.steps).map(|(a, b)| [a.loss, b.loss]).collect()
+            }),
+        });
+    }
+    pairs
+}

@@ -1,0 +1,116 @@
+//! What can be said before the first run: whether all of it can run, and what it will take.
+
+use super::jobs::Grid;
+use super::plan::{FULL, NONE, Plan};
+use super::stats;
+use crate::{cache, sh};
+use anyhow::Result;
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+/// The faults that `lora plan` finds in the plan's methods, ranks and rows.
+pub(crate) fn faults(plan: &Plan, lora: &Path, model: &Path) -> Result<Vec<String>> {
+    let mut faults = BTreeSet::new();
+    for data in &plan.data {
+        for file in data.files() {
+            for variant in plan.variants.iter().filter(|v| *v != NONE) {
+                let ranks = if variant == FULL { vec![1] } else { plan.ranks.clone() };
+                for rank in ranks {
+                    if let Err(e) = memory(plan, lora, model, file, variant, rank)? {
+                        faults.insert(e);
+                    }
+                }
+            }
+        }
+    }
+    Ok(faults.into_iter().collect())
+}
+
+/// Bytes that `lora plan` foresees, or what it says against it.
+fn memory(
+    plan: &Plan,
+    lora: &Path,
+    model: &Path,
+    data: &Path,
+    variant: &str,
+    rank: u64,
+) -> Result<Result<u64, String>> {
+    let name = variant.split('@').next().unwrap_or(variant);
+    let mut command = Command::new(lora);
+    command.args(["plan", "--json", "--dtype", &plan.dtype, "--base-storage", &plan.base_storage]);
+    command.args([
+        "--variant",
+        name,
+        "--targets",
+        &plan.targets,
+        "--batch-size",
+        &plan.batch_size.to_string(),
+    ]);
+    if variant != FULL {
+        command.args(["--rank", &rank.to_string()]);
+    }
+    let output = command.arg("--model").arg(model).arg("--data").arg(data).output()?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        let from = errors.find("error:").unwrap_or(0);
+        let lines: Vec<_> = errors[from..].lines().take(3).map(str::trim).collect();
+        return Ok(Err(format!("{variant}, rank {rank}: {}", lines.join(" ").trim_start_matches("error: "))));
+    }
+    let found: Value = serde_json::from_slice(&output.stdout)?;
+    Ok(Ok(found["bytes"].as_u64().unwrap_or(0)))
+}
+
+/// Every run with its time and memory: from three steps and four rows of each set, on this machine, now.
+pub(crate) fn print(grid: &Grid<'_>, lora: &Path, home: &Path) -> Result<()> {
+    let probe = home.join("probe");
+    let mut seconds = Vec::new();
+    for (set, files) in &grid.sets {
+        let rows = fs::read_to_string(&files.train.path)?.lines().count() as f64;
+        let held_out = fs::read_to_string(&files.held_out.path)?.lines().count() as f64;
+        let plan = grid.plan;
+        let mut train = Command::new(lora);
+        train.args(["train", "--max-steps", "3", "--overwrite", "--dtype", &plan.dtype, "--batch-size"]);
+        train.arg(plan.batch_size.to_string()).arg("--model").arg(&grid.model.path).arg("--data");
+        train.arg(&files.train.path).arg("--out").arg(&probe);
+        eprintln!("trying three steps and four rows of {set}");
+        sh::capture(train.stderr(std::process::Stdio::null()))?;
+        let metrics = fs::read_to_string(probe.with_extension("metrics.jsonl"))?;
+        let steps =
+            metrics.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()?["seconds"].as_f64());
+        let step = stats::median(steps.collect()).unwrap_or(f64::NAN);
+        let mut eval = Command::new(lora);
+        eval.args(["eval", "--limit", "4", "--labels", "auto", "--json", "--dtype", &plan.dtype, "--model"]);
+        eval.arg(&grid.model.path).arg("--data").arg(&files.held_out.path);
+        let row = sh::capture_json(&mut eval)?["seconds"].as_f64().unwrap_or(f64::NAN) / 4.0;
+        let steps = (rows * plan.epochs / plan.batch_size as f64).ceil();
+        seconds.push((set.clone(), step * steps, row * held_out));
+    }
+    cache::remove(&probe)?;
+    cache::remove(&probe.with_extension("metrics.jsonl"))?;
+    let jobs = [grid.floors(), grid.tuning(), grid.grid(|_, _| grid.plan.learning_rates[0])].concat();
+    let mut total = 0.0;
+    println!("{:64} {:>8} {:>10}", "run", "minutes", "memory, GB");
+    for job in &jobs {
+        let s = &job.settings;
+        let (_, train, eval) = seconds.iter().find(|(set, ..)| *set == s.set).cloned().unwrap_or_default();
+        // A peer takes about four times as long (docs/performance.md).
+        let times = if s.peer.is_some() { 4.0 } else { 1.0 };
+        let time = times * (if s.variant == NONE { 0.0 } else { train } + eval);
+        total += time;
+        let rank = s.rank.unwrap_or(1);
+        let bytes = match s.variant.as_str() {
+            NONE => None,
+            variant => memory(grid.plan, lora, &grid.model.path, &s.train.path, variant, rank)?.ok(),
+        };
+        let memory = match (bytes, &s.peer) {
+            (Some(bytes), None) => format!("{:.2}", bytes as f64 / 1e9),
+            _ => "-".into(),
+        };
+        println!("{:64} {:>8.1} {memory:>10}", s.title(), time / 60.0);
+    }
+    println!("\n{} runs, about {:.0} minutes if none has run yet", jobs.len(), total / 60.0);
+    Ok(())
+}

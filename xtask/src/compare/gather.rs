@@ -1,0 +1,214 @@
+//! From what the runs found to the cells of a comparison.
+
+use super::results::{Cell, Interval, Measure, Values};
+use super::run::Settings;
+use super::stats;
+use anyhow::{Context, Result};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+/// A run that ended, in one way or the other.
+pub(crate) struct Ended {
+    pub(crate) settings: Settings,
+    /// What it found, and its folder; or what went wrong.
+    pub(crate) outcome: Result<(Value, std::path::PathBuf), String>,
+}
+
+/// A finished run, read.
+pub(crate) struct Read {
+    pub(crate) seed: u64,
+    pub(crate) measures: BTreeMap<Measure, f64>,
+    /// 1 for a right answer by scores (else generated), row by row.
+    pub(crate) right: Vec<f64>,
+    /// Training loss, gradient norm, seconds, tokens, step by step.
+    pub(crate) steps: Vec<Step>,
+    pub(crate) layers: Vec<Vec<f64>>,
+    pub(crate) labels: Vec<String>,
+    pub(crate) commands: Vec<String>,
+}
+
+pub(crate) struct Step {
+    pub(crate) loss: f64,
+    pub(crate) gradient: f64,
+    pub(crate) seconds: f64,
+    pub(crate) tokens: f64,
+}
+
+/// Steps over which a curve is smoothed.
+const WINDOW: usize = 5;
+
+pub(crate) fn read(settings: &Settings, found: &Value, dir: &Path) -> Result<Read> {
+    let mut steps = Vec::new();
+    let mut layers = Vec::new();
+    let text = fs::read_to_string(dir.join("adapter.metrics.jsonl")).unwrap_or_default();
+    for line in text.lines() {
+        let step: Value = serde_json::from_str(line).context("metrics")?;
+        if step["event"] == "step" {
+            let number = |name: &str| step[name].as_f64().unwrap_or(f64::NAN);
+            let [loss, gradient, seconds, tokens] = ["loss", "grad_norm", "seconds", "tokens"].map(number);
+            steps.push(Step { loss, gradient, seconds, tokens });
+            layers.push(
+                step["grad_norms"].as_array().into_iter().flatten().filter_map(Value::as_f64).collect(),
+            );
+        }
+    }
+    let rows = fs::read_to_string(dir.join("rows.jsonl")).context("rows.jsonl")?;
+    let (mut right, mut labels) = (Vec::new(), Vec::new());
+    for line in rows.lines() {
+        let row: Value = serde_json::from_str(line).context("rows.jsonl")?;
+        let is_right = match row["label"].as_str() {
+            Some(label) => Some(row["reference"] == label),
+            None => row["right"].as_bool(),
+        };
+        right.extend(is_right.map(|right| f64::from(u8::from(right))));
+        if labels.is_empty() {
+            labels = row["scores"].as_object().map_or(Vec::new(), |s| s.keys().cloned().collect());
+        }
+    }
+    let mut measures = BTreeMap::new();
+    let mut put = |measure: Measure, value: Option<f64>| {
+        measures.extend(value.filter(|v| v.is_finite()).map(|value| (measure, value)));
+    };
+    let number = |path: &str| found.pointer(path).and_then(Value::as_f64);
+    for (measure, path) in [
+        (Measure::Accuracy, "/eval/labels/accuracy"),
+        (Measure::MacroF1, "/eval/labels/macro_f1"),
+        (Measure::CalibrationError, "/eval/labels/calibration_error"),
+        (Measure::Brier, "/eval/labels/brier"),
+        (Measure::ExactMatch, "/eval/accuracy"),
+        (Measure::GeneratedF1, "/eval/macro_f1"),
+        (Measure::Loss, "/eval/loss"),
+        (Measure::TrainSeconds, "/train/outcome/seconds"),
+        (Measure::LoadSeconds, "/train/load_seconds"),
+        (Measure::PeakBytes, "/train/peak_bytes"),
+        (Measure::Parameters, "/train/parameters"),
+        (Measure::ParameterShare, "/inspect/share"),
+        (Measure::AdapterBytes, "/inspect/bytes"),
+        (Measure::EffectiveRank, "/inspect/effective_rank"),
+        (Measure::MergeDifference, "/merge/largest"),
+        (Measure::MergeKl, "/merge/mean_kl"),
+        // The loss itself; the untrained model's is taken off later.
+        (Measure::Forgetting, "/general/loss"),
+    ] {
+        put(measure, number(path));
+    }
+    let over = |of: fn(&Step) -> f64| stats::median(steps.iter().map(of).collect());
+    put(Measure::TokensPerSecond, over(|s| s.tokens / s.seconds));
+    put(Measure::GradientNorm, over(|s| s.gradient));
+    let commands = found["commands"].as_array().into_iter().flatten();
+    Ok(Read {
+        seed: settings.seed.unwrap_or(0),
+        measures,
+        right,
+        steps,
+        layers,
+        labels,
+        commands: commands.filter_map(Value::as_str).map(str::to_owned).collect(),
+    })
+}
+
+/// The mean of the last steps at each step.
+pub(crate) fn smooth(values: &[f64]) -> Vec<f64> {
+    let mean = |window: &[f64]| window.iter().sum::<f64>() / window.len() as f64;
+    (1..=values.len()).map(|end| mean(&values[end.saturating_sub(WINDOW)..end])).collect()
+}
+
+/// Step, mean, lowest, highest.
+fn curve(runs: &[Read], of: fn(&Step) -> f64) -> Vec<[f64; 4]> {
+    let each: Vec<Vec<f64>> =
+        runs.iter().map(|run| smooth(&run.steps.iter().map(of).collect::<Vec<_>>())).collect();
+    let len = each.iter().map(Vec::len).min().unwrap_or(0);
+    let at = |i: usize| {
+        let now: Vec<f64> = each.iter().map(|run| run[i]).collect();
+        let mean = now.iter().sum::<f64>() / now.len() as f64;
+        let (low, high) = now.iter().fold((f64::MAX, f64::MIN), |(l, h), &x| (l.min(x), h.max(x)));
+        [(i + 1) as f64, mean, low, high]
+    };
+    (0..len).map(at).collect()
+}
+
+/// The cell of runs that differ in their seeds alone.
+pub(crate) fn cell(settings: &Settings, runs: &[Read], failures: Vec<String>) -> Cell {
+    let mut measures: BTreeMap<Measure, Values> = BTreeMap::new();
+    for measure in Measure::ALL {
+        let each: Vec<f64> = runs.iter().filter_map(|run| run.measures.get(&measure).copied()).collect();
+        if !each.is_empty() {
+            measures.insert(measure, stats::values(each));
+        }
+    }
+    let depth = runs.iter().flat_map(|run| run.layers.first()).map(Vec::len).min().unwrap_or(0);
+    let layer = |layer: usize| {
+        let of =
+            |run: &Read| stats::median(run.layers.iter().filter_map(|l| l.get(layer).copied()).collect());
+        let each: Vec<f64> = runs.iter().filter_map(of).collect();
+        each.iter().sum::<f64>() / each.len() as f64
+    };
+    Cell {
+        set: settings.set.clone(),
+        method: method(settings),
+        rank: settings.rank,
+        alpha: settings.alpha,
+        lr: settings.lr,
+        seeds: runs.iter().filter(|_| settings.seed.is_some()).map(|run| run.seed).collect(),
+        loss_curve: curve(runs, |s| s.loss),
+        gradient_curve: curve(runs, |s| s.gradient),
+        gradient_layers: (0..depth).map(layer).collect(),
+        measures,
+        best: false,
+        behind: None,
+        failures,
+        commands: runs.first().map_or(Vec::new(), |run| run.commands.clone()),
+    }
+}
+
+/// As in the tables.
+pub(crate) fn method(settings: &Settings) -> String {
+    let start = settings.start.as_ref().map_or(String::new(), |start| format!("@{start}"));
+    let peer = settings.peer.as_ref().map_or(String::new(), |peer| format!(" ({peer})"));
+    format!("{}{start}{peer}", settings.variant)
+}
+
+/// The differences of right answers between two cells.
+pub(crate) fn behind(a: &[Read], b: &[Read]) -> Option<Interval> {
+    let answers = |runs: &[Read]| runs.iter().map(|run| run.right.clone()).collect::<Vec<_>>();
+    stats::difference(&answers(a), &answers(b))
+}
+
+/// Seconds of training until the mean of five steps' losses was at most `target`.
+pub(crate) fn seconds_to(run: &Read, target: f64) -> Option<f64> {
+    let losses = smooth(&run.steps.iter().map(|s| s.loss).collect::<Vec<_>>());
+    let reached = losses.iter().enumerate().position(|(i, loss)| i + 1 >= WINDOW && *loss <= target)?;
+    Some(run.steps[..=reached].iter().map(|s| s.seconds).sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(seed: u64, losses: &[f64]) -> Read {
+        let step = |&loss: &f64| Step { loss, gradient: 1.0, seconds: 2.0, tokens: 10.0 };
+        let steps = losses.iter().map(step).collect();
+        Read {
+            seed,
+            steps,
+            measures: BTreeMap::new(),
+            right: vec![],
+            layers: vec![],
+            labels: vec![],
+            commands: vec![],
+        }
+    }
+
+    #[test]
+    fn curves_and_times() {
+        let runs = [run(1, &[4.0, 2.0, 3.0]), run(2, &[2.0, 2.0, 1.0])];
+        let curve = curve(&runs, |s| s.loss);
+        assert_eq!(curve[0], [1.0, 3.0, 2.0, 4.0]);
+        assert_eq!(curve[2], [3.0, (3.0 + 5.0 / 3.0) / 2.0, 5.0 / 3.0, 3.0]);
+        let run = run(1, &[9.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]);
+        assert_eq!(seconds_to(&run, 1.0), Some(12.0));
+        assert_eq!(seconds_to(&run, 0.5), None);
+    }
+}

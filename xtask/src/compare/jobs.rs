@@ -1,0 +1,209 @@
+//! Which runs a plan means.
+
+use super::plan::{FULL, NONE, Plan};
+use super::run::{Files, Fingerprint, Measure, Settings};
+
+/// What all runs of a comparison share.
+pub(crate) struct Grid<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) program: String,
+    pub(crate) model: Fingerprint,
+    /// Name and files, set by set.
+    pub(crate) sets: Vec<(String, Files)>,
+}
+
+/// A run, and the run of ours that a peer repeats.
+#[derive(Debug, Clone)]
+pub(crate) struct Job {
+    pub(crate) settings: Settings,
+    pub(crate) ours: Option<Settings>,
+}
+
+impl Grid<'_> {
+    fn blank(&self, set: &str, files: &Files) -> Settings {
+        let plan = self.plan;
+        Settings {
+            program: self.program.clone(),
+            model: self.model.clone(),
+            train: files.train.clone(),
+            held_out: files.held_out.clone(),
+            set: set.to_owned(),
+            variant: NONE.into(),
+            start: None,
+            rank: None,
+            alpha: None,
+            lr: None,
+            seed: None,
+            epochs: plan.epochs,
+            batch_size: plan.batch_size,
+            targets: plan.targets.clone(),
+            dtype: plan.dtype.clone(),
+            base_storage: plan.base_storage.clone(),
+            extra: plan.train.clone(),
+            layers: Vec::new(),
+            measure: Measure { generate: plan.generate, general: true, merge: false, trace: false },
+            peer: None,
+        }
+    }
+
+    /// No training, on each set.
+    pub(crate) fn floors(&self) -> Vec<Job> {
+        let floor = |(set, files): &(String, Files)| Job { settings: self.blank(set, files), ours: None };
+        self.sets.iter().map(floor).collect()
+    }
+
+    /// A variant's settings at one point of the grid.
+    fn at(
+        &self,
+        (set, files): &(String, Files),
+        variant: &str,
+        rank: u64,
+        alpha: f64,
+        lr: f64,
+        seed: u64,
+    ) -> Settings {
+        let (name, start) = variant.split_once('@').map_or((variant, None), |(v, s)| (v, Some(s.to_owned())));
+        let full = name == FULL;
+        Settings {
+            variant: name.to_owned(),
+            start,
+            rank: (!full).then_some(rank),
+            alpha: (!full).then_some(alpha),
+            lr: Some(lr),
+            seed: Some(seed),
+            layers: if full { self.plan.full_layers.clone() } else { Vec::new() },
+            ..self.blank(set, files)
+        }
+    }
+
+    fn variants(&self) -> impl Iterator<Item = &String> {
+        self.plan.variants.iter().filter(|v| *v != NONE)
+    }
+
+    /// Learning rates on the validation part, if there are several: a set and a variant each.
+    pub(crate) fn tuning(&self) -> Vec<Job> {
+        let mut jobs = Vec::new();
+        if self.plan.learning_rates.len() < 2 {
+            return jobs;
+        }
+        let rank = self.plan.tune_rank();
+        let alpha = self.plan.alphas.first().and_then(|a| a.at(rank)).unwrap_or(rank as f64);
+        let seed = self.plan.seeds.first().copied().unwrap_or(0);
+        for set in &self.sets {
+            for variant in self.variants() {
+                for &lr in &self.plan.learning_rates {
+                    let mut settings = self.at(set, variant, rank, alpha, lr, seed);
+                    (settings.train, settings.held_out) = (set.1.fit.clone(), set.1.validation.clone());
+                    settings.measure =
+                        Measure { generate: false, general: false, merge: false, trace: false };
+                    jobs.push(Job { settings, ours: None });
+                }
+            }
+        }
+        jobs
+    }
+
+    /// The grid itself, seed after seed, so that what is there when one stops early is whole; a peer's run behind
+    /// ours. `lr` gives the rate of a set and a variant.
+    pub(crate) fn grid(&self, lr: impl Fn(&str, &str) -> f64) -> Vec<Job> {
+        let mut jobs = Vec::new();
+        let plan = self.plan;
+        for &seed in &plan.seeds {
+            for set in &self.sets {
+                for variant in self.variants() {
+                    let lr = lr(&set.0, variant);
+                    let points = plan.ranks.iter().flat_map(|&rank| {
+                        plan.alphas.iter().filter_map(move |alpha| Some((rank, alpha.at(rank)?)))
+                    });
+                    let points: Vec<_> = if variant == FULL { vec![(1, 1.0)] } else { points.collect() };
+                    for (rank, alpha) in points {
+                        let mut settings = self.at(set, variant, rank, alpha, lr, seed);
+                        let at_rank = plan.peer_ranks.is_empty() || plan.peer_ranks.contains(&rank);
+                        let beside = plan.peers.contains(variant) && at_rank;
+                        settings.measure.merge =
+                            plan.seeds.first() == Some(&seed) && settings.start.is_none();
+                        settings.measure.trace = beside;
+                        let ours = settings.clone();
+                        jobs.push(Job { settings, ours: None });
+                        if beside {
+                            let peer = Settings { peer: Some("peft".into()), ..ours.clone() };
+                            jobs.push(Job { settings: peer, ours: Some(ours) });
+                        }
+                    }
+                }
+            }
+        }
+        jobs
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    pub(crate) fn plan(text: &str) -> Plan {
+        Plan::parse(&format!("name = 'x'\ndata = ['a.jsonl', 'b.jsonl']\n{text}")).unwrap()
+    }
+
+    pub(crate) fn grid(plan: &Plan) -> Grid<'_> {
+        let file = |name: &str| Fingerprint { path: PathBuf::from(name), sha256: name.into() };
+        let files = |set: &str| {
+            let at = |part: &str| file(&format!("{set}-{part}"));
+            Files {
+                train: at("train"),
+                held_out: at("heldout"),
+                fit: at("fit"),
+                validation: at("validation"),
+            }
+        };
+        let sets = ["a", "b"].map(|set| (set.to_owned(), files(set))).into();
+        Grid { plan, program: "lora 0".into(), model: file("model"), sets }
+    }
+
+    #[test]
+    fn every_point_once_and_peers_behind_ours() {
+        let plan = plan(
+            "variants = ['none', 'lora', 'qlora@loftq', 'full']\nranks = [4, 8]\nalphas = [16, 'r']\n\
+             learning_rates = [1e-3, 1e-4]\nseeds = [1, 2, 3]\npeers = ['lora']\npeer_ranks = [8]",
+        );
+        let grid = grid(&plan);
+        let jobs = grid.grid(|_, variant| if variant == "full" { 1e-5 } else { 1e-3 });
+        // A set and a seed: LoRA and LoftQ at 2 ranks and 2 alphas, full once, the peer at one rank.
+        assert_eq!(jobs.len(), 2 * 3 * (4 + 4 + 1 + 2));
+        let hashes: std::collections::BTreeSet<_> = jobs.iter().map(|j| j.settings.hash()).collect();
+        assert_eq!(hashes.len(), jobs.len(), "no two runs are one");
+        let at = jobs.iter().position(|j| j.ours.is_some()).unwrap();
+        assert_eq!(jobs[at].ours.as_ref(), Some(&jobs[at - 1].settings));
+        assert!(jobs[at - 1].settings.measure.trace);
+        // What is chosen by must not be what is judged by.
+        assert!(jobs.iter().all(|j| j.settings.train.sha256.ends_with("-train")));
+        let tuning = grid.tuning();
+        assert_eq!(tuning.len(), 2 * 3 * 2);
+        assert!(tuning.iter().all(|j| j.settings.held_out.sha256.ends_with("-validation")));
+        assert!(tuning.iter().all(|j| j.settings.train.sha256.ends_with("-fit")));
+    }
+
+    #[test]
+    fn command_lines_are_what_the_settings_say() {
+        let plan = plan("variants = ['qlora@loftq']\nranks = [8]\nlearning_rates = [1e-3]\nseeds = [1]");
+        let grid = grid(&plan);
+        let job = grid.grid(|_, _| 1e-3).remove(0);
+        let steps = job.settings.steps(std::path::Path::new("run"), std::path::Path::new("general.jsonl"));
+        let lines: Vec<_> = steps.iter().map(|s| s.args.join(" ")).collect();
+        assert!(lines[0].starts_with("init --model model --init loftq"), "{}", lines[0]);
+        assert!(
+            lines[1].contains("--model run/start/base") && lines[1].contains("--adapter run/start/adapter")
+        );
+        assert!(
+            !lines[1].contains("--rank") && lines[1].contains("--seed 1") && lines[1].contains("--lr 1e-3")
+        );
+        assert!(
+            lines[2].contains("--adapter run/adapter --variant qlora --data b")
+                || lines[2].contains("--data a-heldout")
+        );
+        let mut other = job.settings.clone();
+        other.seed = Some(2);
+        assert_ne!(other.hash(), job.settings.hash());
+    }
+}

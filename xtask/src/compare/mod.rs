@@ -1,0 +1,114 @@
+//! `compare`: methods, ranks and seeds trained alike, judged on rows that none of them saw, with what each costs.
+
+mod assemble;
+mod foresee;
+mod gather;
+mod jobs;
+mod plan;
+mod progress;
+mod report;
+mod results;
+mod run;
+#[cfg(all(test, unix))]
+mod run_tests;
+mod split;
+mod stats;
+
+use crate::{cache, peers, setup, sh};
+use anyhow::{Context, Result, bail};
+use jobs::Grid;
+use plan::Plan;
+use progress::Progress;
+use run::{Files, Fingerprint, Runner};
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// What to compare (docs/comparison.md); default: the methods at two ranks on the demo's data, half an hour
+    #[arg(long, value_name = "TOML")]
+    plan: Option<PathBuf>,
+    /// Also train lora, rslora and dora, as far as the plan has them, by this peer, from the same start on the same
+    /// batches
+    #[arg(long, value_parser = ["peft"])]
+    peer: Option<String>,
+    /// Runs at once, each with its share of the processors: sooner done, but speeds are then those of a busy machine
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    jobs: u32,
+    /// Only say what would run, with the time and memory that it would take
+    #[arg(long)]
+    dry_run: bool,
+    /// Only write the report of what has run so far
+    #[arg(long, conflicts_with = "dry_run")]
+    report: bool,
+    #[command(flatten)]
+    peers: peers::Args,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let (mut plan, text) = match &args.plan {
+        Some(path) => Plan::read(path)?,
+        None => {
+            let mut plan = Plan::parse(plan::DEFAULT)?;
+            plan.under(sh::root());
+            (plan, plan::DEFAULT.to_owned())
+        }
+    };
+    if args.peer.is_some() && plan.peers.is_empty() {
+        let known = ["lora", "rslora", "dora"].map(str::to_owned);
+        plan.peers = known.into_iter().filter(|v| plan.variants.contains(v)).collect();
+    }
+    plan::refuse(&plan.faults())?;
+    setup::ensure(false)?;
+    let model = if plan.model == "demo" { setup::model()? } else { PathBuf::from(&plan.model) };
+    sh::run(sh::cargo().args(["build", "--release", "-p", "lora-cli"]))?;
+    let lora = sh::root().join("target/release/lora");
+    plan::refuse(&foresee::faults(&plan, &lora, &model)?)?;
+
+    let home = sh::root().join("target/compare").join(&plan.name);
+    fs::create_dir_all(&home).with_context(|| home.display().to_string())?;
+    // A report of what is there disturbs nobody.
+    let _lock = if args.report { None } else { Some(cache::lock(&home.join("lock"))?) };
+    let parts =
+        plan.data.iter().map(|data| split::split(data, &home.join("data"))).collect::<Result<Vec<_>>>()?;
+    let sets = parts.iter().map(|p| Ok((p.name.clone(), Files::of(p)?))).collect::<Result<Vec<_>>>()?;
+    let program = sh::capture(Command::new(&lora).arg("--version"))?.trim().to_owned();
+    let grid = Grid { plan: &plan, program, model: Fingerprint::of(&model)?, sets };
+    if args.dry_run {
+        return foresee::print(&grid, &lora, &home);
+    }
+    let python = if plan.peers.is_empty() { None } else { Some(peers::python(&args.peers)?) };
+    let general = sh::root().join("xtask/data/general.jsonl");
+    let threads = threads(args.jobs);
+    let runner = Runner { lora, threads, runs: sh::root().join("target/compare/runs"), general, python };
+
+    let (floors, tuning) = (grid.floors(), grid.tuning());
+    let left = floors.len() + tuning.len() + grid.grid(|_, _| 1.0).len();
+    let progress = Progress::new(&runner, args, left);
+    let mut ended = progress.work(&floors);
+    let (rates, tried) = assemble::rates(&plan, &progress.work(&tuning));
+    let rate = |set: &str, variant: &str| {
+        rates.get(&(set.to_owned(), variant.to_owned())).copied().unwrap_or(plan.learning_rates[0])
+    };
+    ended.extend(progress.work(&grid.grid(rate)));
+    let command = match &args.plan {
+        Some(path) => format!("cargo xtask compare --plan {}", path.display()),
+        None => "cargo xtask compare".to_owned(),
+    };
+    let comparison = assemble::comparison(&plan, &text, command, &parts, &ended, tried)?;
+    report::write(&comparison, &home)?;
+    let failed = ended.iter().filter(|e| e.outcome.is_err()).count();
+    println!("{}", report::summary(&comparison));
+    println!("report    {}", home.join("report.html").display());
+    if failed > 0 && !args.report {
+        bail!("{failed} runs failed: the report lists them, and the same command tries them again");
+    }
+    Ok(())
+}
+
+/// Each run's share of the processors; none where one run has them all.
+fn threads(jobs: u32) -> Option<usize> {
+    let all = std::thread::available_parallelism().map_or(1, usize::from);
+    (jobs > 1).then(|| (all / jobs as usize).max(1))
+}

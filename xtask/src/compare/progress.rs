@@ -1,0 +1,100 @@
+//! Runs being done: those that are done already are found, the others are run, some at once, and told of.
+
+use super::Args;
+use super::gather::Ended;
+use super::jobs::Job;
+use super::run::Runner;
+use anyhow::Result;
+use serde_json::Value;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+/// What is shared by those who run.
+pub(crate) struct Progress<'a> {
+    runner: &'a Runner,
+    jobs: u32,
+    only_found: bool,
+    left: Mutex<Left>,
+}
+
+struct Left {
+    runs: usize,
+    /// Seconds, and runs that took them.
+    spent: (f64, u32),
+}
+
+impl<'a> Progress<'a> {
+    pub(crate) fn new(runner: &'a Runner, args: &Args, runs: usize) -> Self {
+        let left = Mutex::new(Left { runs, spent: (0.0, 0) });
+        Self { runner, jobs: args.jobs, only_found: args.report, left }
+    }
+
+    /// What came of each job, in their order: of an earlier time, or of now.
+    pub(crate) fn work(&self, jobs: &[Job]) -> Vec<Ended> {
+        // A peer's run stays behind the one that it repeats.
+        let mut groups: Vec<Vec<(usize, &Job)>> = Vec::new();
+        for (at, job) in jobs.iter().enumerate() {
+            match groups.last_mut().filter(|_| job.ours.is_some()) {
+                Some(group) => group.push((at, job)),
+                None => groups.push(vec![(at, job)]),
+            }
+        }
+        let queue = Mutex::new(groups.into_iter());
+        let ended = Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            for _ in 0..self.jobs {
+                scope.spawn(|| {
+                    loop {
+                        let Some(group) = locked(&queue).next() else { break };
+                        for (at, job) in group {
+                            let one = self.one(job);
+                            locked(&ended).extend(one.map(|one| (at, one)));
+                        }
+                    }
+                });
+            }
+        });
+        let mut ended = ended.into_inner().unwrap_or_else(PoisonError::into_inner);
+        ended.sort_by_key(|(at, _)| *at);
+        ended.into_iter().map(|(_, one)| one).collect()
+    }
+
+    fn one(&self, job: &Job) -> Option<Ended> {
+        let found = self.runner.found(&job.settings);
+        locked(&self.left).runs -= 1;
+        let outcome = match found {
+            Some(found) => Ok(found),
+            None if self.only_found => return None,
+            None => self.run(job).map_err(|e| format!("{e:#}")),
+        };
+        let dir = self.runner.dir(&job.settings);
+        Some(Ended { settings: job.settings.clone(), outcome: outcome.map(|found| (found, dir)) })
+    }
+
+    fn run(&self, job: &Job) -> Result<Value> {
+        let begin = Instant::now();
+        let outcome = self.runner.run(&job.settings, job.ours.as_ref());
+        let seconds = begin.elapsed().as_secs_f64();
+        let said = match &outcome {
+            Ok(found) => score(found),
+            Err(e) => format!("FAILED: {e:#}"),
+        };
+        let mut left = locked(&self.left);
+        left.spent = (left.spent.0 + seconds, left.spent.1 + 1);
+        let minutes = left.runs as f64 * left.spent.0 / f64::from(left.spent.1) / f64::from(self.jobs) / 60.0;
+        let title = job.settings.title();
+        eprintln!("{title:60} {said}  ({seconds:.0} s; {} left, {minutes:.0} min)", left.runs);
+        outcome
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn score(found: &Value) -> String {
+    let number = |path: &str| found.pointer(path).and_then(Value::as_f64);
+    let accuracy =
+        number("/eval/labels/accuracy").map_or(String::new(), |a| format!("{:.1} % right, ", 100.0 * a));
+    format!("{accuracy}loss {:.4}", number("/eval/loss").unwrap_or(f64::NAN))
+}

@@ -1,0 +1,172 @@
+//! What the numbers say, in sentences.
+
+use super::numbers::{at_most, number, of, spread, with_unit};
+use super::text::{count, list};
+use super::view::{Entrant, Section};
+use crate::compare::results::{Measure, Pair};
+
+/// Who is best, and who ties with it: for the top of the page.
+pub(super) fn headline(section: &Section<'_>) -> String {
+    let Some(score) = section.score else { return format!("On {}, no cell has a score.", section.name) };
+    let Some(best) = section.best().or_else(|| lead(section, score)) else {
+        return format!("On {}, no cell has a {}.", section.name, score.shown().name);
+    };
+    let mut said = highest(section, best, score);
+    let (floor, ties): (Vec<_>, Vec<_>) = section.ties().partition(|entrant| entrant.cell.method == "none");
+    let ties: Vec<String> = ties.into_iter().map(|entrant| entrant.name.clone()).collect();
+    let others = section.ours().filter(|e| e.is_adapter() && e.cell.behind.is_some()).count();
+    let intervals = if ties.len() == 1 {
+        "the 95 % interval of the difference includes 0"
+    } else {
+        "the 95 % intervals of the differences include 0"
+    };
+    if !ties.is_empty() {
+        said += &format!(" It ties with {}: {intervals}.", list(&ties, 6));
+    } else if others > 0 {
+        said += " No other adapter ties with it.";
+    }
+    if !floor.is_empty() {
+        said += " Even the untrained model ties with it: these rows are too few to tell.";
+    }
+    said
+}
+
+/// The first of the adapters where no one was judged the best.
+fn lead<'a, 'b>(section: &'a Section<'b>, score: Measure) -> Option<&'a Entrant<'b>> {
+    let better = f64::from(score.shown().better);
+    let value = |entrant: &Entrant<'_>| entrant.finite(score).map_or(f64::NEG_INFINITY, |v| v * better);
+    let adapters = section.ours().filter(|e| e.is_adapter() && e.finite(score).is_some());
+    adapters.max_by(|a, b| value(a).total_cmp(&value(b)))
+}
+
+fn highest(section: &Section<'_>, best: &Entrant<'_>, score: Measure) -> String {
+    let shown = score.shown();
+    let values = best.cell.measures.get(&score);
+    let seeds = match values.and_then(|v| spread(v, score)) {
+        Some(sd) => format!(" (± {sd} over {})", count(best.cell.seeds.len(), "seed")),
+        None if best.cell.seeds.len() == 1 => " (a single seed)".into(),
+        None => String::new(),
+    };
+    let mean = with_unit(values.map_or(f64::NAN, |values| values.mean), &shown);
+    let most = if shown.better < 0 { "lowest" } else { "highest" };
+    // What is no adapter is no rival: the one is the floor, the other the ceiling.
+    let beside = |method: &str, words: &str| {
+        let entrant = section.ours().find(|e| e.cell.method == method)?;
+        Some(format!("{words} it is {}", with_unit(entrant.finite(score)?, &shown)))
+    };
+    let beside: Vec<_> = [beside("none", "without training"), beside("full", "with full training")]
+        .into_iter()
+        .flatten()
+        .collect();
+    let of = if beside.is_empty() { "" } else { "of the adapters " };
+    let beside = if beside.is_empty() { String::new() } else { format!("; {}", list(&beside, 2)) };
+    let (set, name) = (section.name, &best.name);
+    format!("On {set}, {of}{name} has the {most} {}, {mean}{seeds}{beside}.", shown.name)
+}
+
+/// The rest: a sentence each.
+pub(super) fn further(section: &Section<'_>) -> Vec<String> {
+    let said = [cheapest(section), gradients(section), peers(section), failures(section)];
+    said.into_iter().flatten().collect()
+}
+
+/// Among those that score alike, who costs least.
+fn cheapest(section: &Section<'_>) -> Option<String> {
+    let best = section.best()?;
+    let alike: Vec<&Entrant<'_>> = std::iter::once(best).chain(section.ties()).collect();
+    let least = |measure: Measure| {
+        let better = f64::from(measure.shown().better);
+        let value = |e: &Entrant<'_>| e.finite(measure).map(|v| v * better);
+        let found = alike.iter().copied().filter(|e| value(e).is_some());
+        found.max_by(|a, b| value(a).partial_cmp(&value(b)).unwrap_or(std::cmp::Ordering::Equal))
+    };
+    let (small, fast) = (least(Measure::PeakBytes)?, least(Measure::TokensPerSecond)?);
+    let told = |e: &Entrant<'_>, measure: Measure| {
+        e.finite(measure).map_or_else(String::new, |value| with_unit(value, &measure.shown()))
+    };
+    let (memory, speed) = (told(small, Measure::PeakBytes), told(fast, Measure::TokensPerSecond));
+    if alike.len() == 1 {
+        return Some(format!("It trains at {speed} and takes {memory} of memory at most."));
+    }
+    if small.name == fast.name {
+        return Some(format!(
+            "Of the best and its ties, {} needs the least memory, {memory}, and trains fastest, {speed}.",
+            small.name
+        ));
+    }
+    Some(format!(
+        "Of the best and its ties, {} needs the least memory, {memory}, and {} trains fastest, {speed}.",
+        small.name, fast.name
+    ))
+}
+
+/// What rsLoRA's scale is for: the gradient should not fall as the rank grows.
+fn gradients(section: &Section<'_>) -> Option<String> {
+    let over = |series: &str| {
+        let mut of: Vec<_> = section
+            .ours()
+            .filter(|e| e.series == series)
+            .filter_map(|e| e.cell.rank.zip(e.finite(Measure::GradientNorm)))
+            .collect();
+        of.sort_by_key(|(rank, _)| *rank);
+        let ((low, first), (high, last)) = (*of.first()?, *of.last()?);
+        (low < high && first > 0.0).then(|| (low, high, last / first))
+    };
+    let ((low, high, lora), (rs_low, rs_high, rslora)) = (over("lora")?, over("rslora")?);
+    let times = |ratio: f64| number(ratio, 2, false);
+    (low == rs_low && high == rs_high).then(|| {
+        format!(
+            "From rank {low} to {high} the gradient norm changes by a factor of {} with lora and of {} with rslora.",
+            times(lora),
+            times(rslora)
+        )
+    })
+}
+
+fn peers(section: &Section<'_>) -> Option<String> {
+    let peer = &section.pairs.first()?.peer;
+    let pairs: Vec<&Pair> = section.pairs.iter().copied().filter(|pair| pair.peer == *peer).collect();
+    let mut said = Vec::new();
+    let intervals: Vec<_> = pairs.iter().filter_map(|pair| pair.accuracy).collect();
+    if !intervals.is_empty() {
+        let ties = intervals.iter().filter(|interval| interval.is_tie()).count();
+        said.push(format!("the accuracies tie in {ties} of {}", count(intervals.len(), "pair")));
+    }
+    if let Some((_, worst)) = range(pairs.iter().filter_map(|pair| pair.worst_loss_difference)) {
+        said.push(format!("the training losses differ by {} % at most", at_most(worst)));
+    }
+    if let Some(speed) = range(pairs.iter().filter_map(|pair| pair.speed_ratio)) {
+        said.push(format!("ours trains {} times as fast", told(speed)));
+    }
+    if let Some(memory) = range(pairs.iter().filter_map(|pair| pair.memory_ratio)) {
+        said.push(format!("ours takes {} times the memory", told(memory)));
+    }
+    (!said.is_empty()).then(|| format!("Beside {peer}, {}.", list(&said, said.len())))
+}
+
+fn range(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
+    values
+        .filter(|v| v.is_finite())
+        .fold(None, |ends, v| Some(ends.map_or((v, v), |(a, b): (f64, f64)| (a.min(v), b.max(v)))))
+}
+
+fn told((low, high): (f64, f64)) -> String {
+    let [low, high] = [low, high].map(|v| number(v, 2, false));
+    if low == high { low } else { format!("{low} to {high}") }
+}
+
+fn failures(section: &Section<'_>) -> Option<String> {
+    let failed: Vec<String> =
+        section.entrants.iter().filter(|e| !e.cell.failures.is_empty()).map(|e| e.name.clone()).collect();
+    let runs = section.entrants.iter().map(|entrant| entrant.cell.failures.len()).sum();
+    (!failed.is_empty()).then(|| format!("{} failed: see {}.", count(runs, "run"), list(&failed, 6)))
+}
+
+/// A measure of a cell with its spread, for the details.
+pub(super) fn measured(entrant: &Entrant<'_>, measure: Measure) -> Option<[String; 3]> {
+    let shown = measure.shown();
+    let values = entrant.cell.measures.get(&measure)?;
+    let sd = spread(values, measure).map_or_else(String::new, |sd| format!(" ± {sd}"));
+    let each: Vec<_> = values.each.iter().map(|value| of(*value, &shown)).collect();
+    Some([shown.name.into(), format!("{}{sd} {}", of(values.mean, &shown), shown.unit), each.join(", ")])
+}

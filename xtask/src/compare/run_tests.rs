@@ -1,0 +1,76 @@
+//! Runs, by a stand-in for `lora` that can be told to fail or to be killed.
+
+use super::jobs::tests::{grid, plan};
+use super::run::{Runner, Settings};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+/// Does what `lora` leaves behind, unless a file beside it says otherwise.
+const STAND_IN: &str = r#"#!/bin/sh
+here=$(dirname "$0")
+echo "$1" >> "$here/calls"
+[ -e "$here/fail-$1" ] && { echo "error: told to fail" >&2; exit 1; }
+[ -e "$here/kill-$1" ] && { rm "$here/kill-$1"; kill -9 $$; }
+while [ $# -gt 0 ]; do
+  case $1 in --out) out=$2;; --rows) rows=$2;; esac
+  shift
+done
+[ -n "$out" ] && mkdir -p "$out" && echo '{"outcome": {"seconds": 2.5}}' > "$out/training.json"
+[ -n "$out" ] && echo weights > "$out/adapter_model.safetensors"
+[ -n "$rows" ] && echo '{"line": 1, "reference": "a", "label": "a", "scores": {"a": -1, "b": -2}}' > "$rows"
+echo '{"loss": 0.5, "labels": {"accuracy": 1.0}}'
+"#;
+
+fn runner(dir: &Path) -> Runner {
+    let lora = dir.join("lora");
+    fs::write(&lora, STAND_IN).unwrap();
+    fs::set_permissions(&lora, fs::Permissions::from_mode(0o755)).unwrap();
+    Runner { lora, threads: None, runs: dir.join("runs"), general: dir.join("general.jsonl"), python: None }
+}
+
+fn settings() -> Settings {
+    let plan = plan("variants = ['lora']\nranks = [8]\nlearning_rates = [1e-3]\nseeds = [1]");
+    grid(&plan).grid(|_, _| 1e-3).remove(0).settings
+}
+
+#[test]
+fn a_run_is_found_again_only_when_it_is_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let (runner, settings) = (runner(dir.path()), settings());
+    let calls = || fs::read_to_string(dir.path().join("calls")).unwrap_or_default().lines().count();
+    // Killed in each of its steps, it is not there; then it is, and all of it ran again.
+    for step in ["train", "eval", "inspect", "merge"] {
+        fs::write(dir.path().join(format!("kill-{step}")), "").unwrap();
+        assert!(runner.run(&settings, None).is_err());
+        assert!(runner.found(&settings).is_none(), "killed in {step}");
+    }
+    let before = calls();
+    let result = runner.run(&settings, None).unwrap();
+    assert_eq!(calls() - before, 5, "train, eval, general, inspect, merge");
+    assert_eq!(runner.found(&settings), Some(result.clone()));
+    assert_eq!((&result["eval"]["loss"], &result["train"]["outcome"]["seconds"]), (&0.5.into(), &2.5.into()));
+    let home = runner.dir(&settings);
+    assert!(home.join("rows.jsonl").exists() && !home.join("adapter/adapter_model.safetensors").exists());
+    // By hand, from the folder alone.
+    let script = fs::read_to_string(home.join("run.sh")).unwrap();
+    assert_eq!(script.lines().count(), 5);
+    assert!(Command::new("sh").arg(home.join("run.sh")).status().unwrap().success());
+    // Half a result is none.
+    fs::write(home.join("result.json"), "{\"settings\":").unwrap();
+    assert!(runner.found(&settings).is_none());
+}
+
+#[test]
+fn a_failure_says_why_and_is_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (runner, settings) = (runner(dir.path()), settings());
+    fs::write(dir.path().join("fail-eval"), "").unwrap();
+    let error = runner.run(&settings, None).unwrap_err().to_string();
+    assert!(error.contains("lora eval") && error.contains("told to fail"), "{error}");
+    assert!(fs::read_to_string(runner.dir(&settings).join("error.txt")).unwrap().contains("told to fail"));
+    fs::remove_file(dir.path().join("fail-eval")).unwrap();
+    runner.run(&settings, None).unwrap();
+    assert!(!runner.dir(&settings).join("error.txt").exists());
+}

@@ -1,0 +1,116 @@
+//! Rows for training, for choosing the learning rate, and for judging: never the same.
+
+use super::plan::Data;
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The files of one set, under the comparison's folder.
+#[derive(Debug, Clone)]
+pub(crate) struct Parts {
+    pub(crate) name: String,
+    pub(crate) train: PathBuf,
+    pub(crate) held_out: PathBuf,
+    /// The training part again, in two: to learn from, and to choose by.
+    pub(crate) fit: PathBuf,
+    pub(crate) validation: PathBuf,
+    pub(crate) train_rows: usize,
+    pub(crate) held_out_rows: usize,
+}
+
+/// Splits `data` into files under `dir`. Of one file, the rows whose question's sha256 begins with a byte that 5
+/// divides are held out; of the rest, those whose second byte 5 divides are for validation.
+pub(crate) fn split(data: &Data, dir: &Path) -> Result<Parts> {
+    let (mut train, mut held_out) = (Vec::new(), Vec::new());
+    match data {
+        Data::Split(file) => {
+            for row in rows(file)? {
+                if row.hash[0] % 5 == 0 { &mut held_out } else { &mut train }.push(row);
+            }
+        }
+        Data::Given { train: a, held_out: b } => (train, held_out) = (rows(a)?, rows(b)?),
+    }
+    let name = data.name();
+    let (validation, fit): (Vec<_>, Vec<_>) = train.iter().partition(|row| row.hash[1] % 5 == 0);
+    let whole = [("training", train.len()), ("held-out", held_out.len())];
+    let parts = [("learning-rate training", fit.len()), ("validation", validation.len())];
+    for (what, n) in whole.iter().chain(&parts) {
+        ensure!(*n > 0, "{name}: too few rows to split: none is left for the {what} part");
+    }
+    let folder = dir.join(&name);
+    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    let write = |file: &str, rows: &[&Row]| -> Result<PathBuf> {
+        let path = folder.join(file);
+        let text = rows.iter().fold(String::new(), |mut text, row| {
+            let _ = writeln!(text, "{}", row.text);
+            text
+        });
+        // Left alone if it is there: a run may be reading it.
+        if fs::read_to_string(&path).ok().as_deref() != Some(&text) {
+            fs::write(&path, text).with_context(|| path.display().to_string())?;
+        }
+        Ok(path)
+    };
+    Ok(Parts {
+        train: write("train.jsonl", &train.iter().collect::<Vec<_>>())?,
+        held_out: write("heldout.jsonl", &held_out.iter().collect::<Vec<_>>())?,
+        fit: write("fit.jsonl", &fit)?,
+        validation: write("validation.jsonl", &validation)?,
+        train_rows: train.len(),
+        held_out_rows: held_out.len(),
+        name,
+    })
+}
+
+struct Row {
+    text: String,
+    /// Of the question, or of all where there is none apart.
+    hash: [u8; 2],
+}
+
+fn rows(file: &Path) -> Result<Vec<Row>> {
+    let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    lines
+        .map(|(n, line)| {
+            let row: Value =
+                serde_json::from_str(line).with_context(|| format!("{}:{}", file.display(), n + 1))?;
+            let question = row["context"].as_str().or(row["prompt"].as_str()).unwrap_or(line);
+            let hash = Sha256::digest(question.as_bytes());
+            Ok(Row { text: line.to_owned(), hash: [hash[0], hash[1]] })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_apart_and_say_so_when_they_cannot_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("set.jsonl");
+        let line = |i: i32| format!("{{\"context\": \"question {i}\", \"target\": \"a\"}}\n");
+        fs::write(&file, (0..200).map(line).collect::<String>()).unwrap();
+        let parts = split(&Data::Split(file.clone()), dir.path()).unwrap();
+        let read = |path: &Path| -> Vec<String> {
+            fs::read_to_string(path).unwrap().lines().map(str::to_owned).collect()
+        };
+        let (train, held_out) = (read(&parts.train), read(&parts.held_out));
+        assert_eq!((train.len() + held_out.len(), train.len()), (200, parts.train_rows));
+        assert!(held_out.iter().all(|row| !train.contains(row)) && (20..60).contains(&held_out.len()));
+        let (mut again, validation) = (read(&parts.fit), read(&parts.validation));
+        assert!(!validation.is_empty() && validation.iter().all(|row| !again.contains(row)));
+        again.extend(validation);
+        again.sort();
+        let mut train = train;
+        train.sort();
+        assert_eq!(again, train);
+        fs::write(&file, line(1)).unwrap();
+        let error = split(&Data::Split(file), dir.path()).unwrap_err().to_string();
+        assert!(error.contains("too few rows"), "{error}");
+    }
+}
