@@ -58,7 +58,20 @@ impl Local {
         let training = TrainConfig { schedule: Schedule::Constant, warmup: 0.0, ..training };
         let (own, laid, kept, promises) = Default::default();
         let (configuration, held_out) = Default::default();
-        Self { model, recipe, config, training, data, own, laid, kept, promises, configuration, held_out, schedule }
+        Self {
+            model,
+            recipe,
+            config,
+            training,
+            data,
+            own,
+            laid,
+            kept,
+            promises,
+            configuration,
+            held_out,
+            schedule,
+        }
     }
 
     /// The same with a promise to the rows of each client named: its steps are private ones, and it sends nothing else

@@ -1,4 +1,7 @@
-"""The largest difference between two adapters' numbers: adapters_apart.py A B, each .npz or .safetensors"""
+"""How far apart two adapters are: adapters_apart.py A B START, each .npz or .safetensors
+
+Prints the largest difference of a number, and the norm of all differences over that of B's way from START.
+"""
 
 import sys
 from pathlib import Path
@@ -20,6 +23,8 @@ def read(path):
     return {name: each(e) for name, e in head.items()}
 
 
-one, two = read(sys.argv[1]), read(sys.argv[2])
+one, two, start = map(read, sys.argv[1:4])
 assert one.keys() == two.keys(), sorted(set(one) ^ set(two))[:5]
-print(max(float(np.abs(one[name] - two[name]).max()) for name in one))
+largest = max(float(np.abs(one[name] - two[name]).max()) for name in one)
+norm = lambda a, b: sum(float(np.square(a[name].astype("f8") - b[name]).sum()) for name in a) ** 0.5
+print(largest, norm(one, two) / max(norm(two, start), 1e-300) if start.keys() == two.keys() and all(start[n].shape == two[n].shape for n in two) else 0)

@@ -36,7 +36,9 @@ impl Deployment {
             fs::create_dir_all(dir.join(folder)).with_context(|| dir.display().to_string())?;
         }
         let app = sh::root().join("xtask/data/flower");
-        for file in ["pyproject.toml", "LICENSE", "lorafed/__init__.py", "lorafed/server.py", "lorafed/client.py"] {
+        for file in
+            ["pyproject.toml", "LICENSE", "lorafed/__init__.py", "lorafed/server.py", "lorafed/client.py"]
+        {
             fs::copy(app.join(file), dir.join("app").join(file)).with_context(|| file.to_owned())?;
         }
         fs::write(dir.join("secret"), "a secret for tests, of thirty-two")?;
@@ -62,7 +64,8 @@ impl Deployment {
         let mut link = self.python("flower-superlink");
         link.args(["--host", "127.0.0.1", "--port", &port.to_string(), "--enable-supernode-auth"]);
         link.arg("--disable-runtime-dependency-installation");
-        for (flag, file) in [("certfile", "server.pem"), ("keyfile", "server.key"), ("ca-certfile", "ca.pem")] {
+        for (flag, file) in [("certfile", "server.pem"), ("keyfile", "server.key"), ("ca-certfile", "ca.pem")]
+        {
             link.arg(format!("--ssl-{flag}")).arg(self.at(file));
         }
         if isolation == Isolation::Process {
@@ -128,12 +131,25 @@ impl Deployment {
         Ok(())
     }
 
+    /// Whether the SuperLink says that a run's server app is done.
+    pub(super) fn ended(&self) -> bool {
+        let said = fs::read_to_string(self.at("superlink.log")).unwrap_or_default();
+        let ended = said.contains("Finished task");
+        if ended {
+            sleep(Duration::from_secs(1));
+        }
+        ended
+    }
+
     /// Waits; if it takes too long, says what the others said last.
     pub(super) fn wait(&self, what: &str, mut done: impl FnMut() -> bool) -> Result<()> {
         let until = Instant::now() + PATIENCE;
         while !done() {
             if Instant::now() > until {
-                for entry in fs::read_dir(&self.dir)?.flatten().filter(|e| e.path().extension() == Some("log".as_ref())) {
+                for entry in fs::read_dir(&self.dir)?
+                    .flatten()
+                    .filter(|e| e.path().extension() == Some("log".as_ref()))
+                {
                     let text = fs::read_to_string(entry.path()).unwrap_or_default();
                     let from = text.len().saturating_sub(2000);
                     eprintln!("--- {}\n{}", entry.path().display(), text.get(from..).unwrap_or(&text));

@@ -21,7 +21,11 @@ impl Log {
     /// Begins it anew; of rounds that are done already, it keeps what it said, or says what their `reports` hold.
     pub(super) fn open(out: &Path, reports: &[Vec<u8>]) -> Result<Self> {
         let path = beside(out, "rounds.jsonl");
-        let old = if reports.is_empty() { String::new() } else { std::fs::read_to_string(&path).unwrap_or_default() };
+        let old = if reports.is_empty() {
+            String::new()
+        } else {
+            std::fs::read_to_string(&path).unwrap_or_default()
+        };
         let mut text = String::new();
         for (number, report) in (1..).zip(reports) {
             let said = old.lines().find(|line| {
@@ -36,7 +40,13 @@ impl Log {
         Ok(Self { path, file })
     }
 
-    pub(super) fn round(&mut self, round: &Round, rounds: u64, held_out: Option<f64>, seconds: f64) -> Result<()> {
+    pub(super) fn round(
+        &mut self,
+        round: &Round,
+        rounds: u64,
+        held_out: Option<f64>,
+        seconds: f64,
+    ) -> Result<()> {
         let mut line = serde_json::to_value(round)?;
         line["held_out_loss"] = held_out.into();
         line["seconds"] = seconds.into();
@@ -45,8 +55,7 @@ impl Log {
         let losses: Vec<f64> = good.iter().filter_map(|t| t.metrics.get("loss").copied()).collect();
         let mean = losses.iter().sum::<f64>() / losses.len() as f64;
         let spent = good.iter().filter_map(|t| t.metrics.get("epsilon").copied()).reduce(f64::max);
-        let megabytes =
-            |of: fn(&Told) -> u64| round.clients.iter().map(of).sum::<u64>() as f64 / 1e6;
+        let megabytes = |of: fn(&Told) -> u64| round.clients.iter().map(of).sum::<u64>() as f64 / 1e6;
         say!(
             "round {}/{rounds}  {} of {} clients{}{}  down {:.2} MB  up {:.2} MB  {seconds:.1} s{}",
             round.round,
@@ -66,4 +75,3 @@ impl Log {
         Ok(())
     }
 }
-

@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
+use lora::Local;
 use lora::fed::engine::Joined;
 use lora::fed::flower::{Event, Limits, NodeKey, NodeOptions, serve};
 use lora::model::Keep;
 use lora::train::TrainConfig;
-use lora::Local;
 
 use super::course::beside;
 use super::federation::method;

@@ -66,14 +66,16 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let (recipe, config) = method(&args.method, args.adapter.as_deref())?;
     let training = args.training.train_config()?;
-    let settings = args.federation.settings(format!("{} {}", args.out.display(), training.seed), training.seed)?;
+    let settings =
+        args.federation.settings(format!("{} {}", args.out.display(), training.seed), training.seed)?;
     settings.check()?;
     let (checkpoint, tokenizer) = args.model.checkpoint()?;
     let read = |path| args.training.read(path, &tokenizer, checkpoint.config().max_positions);
     let held_out = args.eval.as_deref().map(read).transpose()?;
-    let secret = args.secret.as_ref().map(|path| {
-        std::fs::read(path).map_err(|e| Error::io("read the secret", path, e))
-    });
+    let secret = args
+        .secret
+        .as_ref()
+        .map(|path| std::fs::read(path).map_err(|e| Error::io("read the secret", path, e)));
     let patience = Duration::from_secs(args.patience);
     let options = AppOptions {
         address: args.address.clone(),
@@ -96,7 +98,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut course = Course::begin(settings, start, (&recipe, &config), (&args.out, args.overwrite))?;
     say!("            waits for a run at {}", args.address);
     let mut engine = Server::new(ServerApp::acquire(&options)?, patience);
-    let result = rounds(args, &mut course, &mut engine, |course, told| course.tell(told, &mut host, held_out.as_ref()));
+    let result = rounds(args, &mut course, &mut engine, |course, told| {
+        course.tell(told, &mut host, held_out.as_ref())
+    });
     let app = engine.into_app();
     match result {
         Ok(()) => {

@@ -92,7 +92,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let workers = (0..args.jobs).map(|_| {
         let keep = Keep { storage: recipe.storage(), packed: args.model.packed(), skip: &args.model.skip };
         let model = args.model.load(checkpoint.as_ref(), keep)?;
-        let local = Local::new(Box::new(model), recipe.clone(), config.clone(), training.clone(), data.clone());
+        let local =
+            Local::new(Box::new(model), recipe.clone(), config.clone(), training.clone(), data.clone());
         Ok(local.promising(promises.clone(), bound.clone()))
     });
     let mut workers = workers.collect::<Result<Vec<_>>>()?;
@@ -105,7 +106,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let idle: BTreeMap<_, _> = args.idle.iter().map(|(name, n)| (name.clone(), n.unsigned_abs())).collect();
     let names: Vec<String> = data.keys().chain(idle.keys()).cloned().collect();
     while course.goes_on() {
-        let players = workers.iter_mut().map(|w| Box::new(Player(w, &idle)) as Box<dyn Worker + '_>).collect();
+        let players =
+            workers.iter_mut().map(|w| Box::new(Player(w, &idle)) as Box<dyn Worker + '_>).collect();
         let told = course.round(&mut InProcess::new(names.clone(), players))?;
         course.tell(told, &mut workers[0], held_out.as_ref())?;
     }
@@ -190,4 +192,3 @@ fn named(text: &str) -> std::result::Result<(String, PathBuf), String> {
         _ => Err("expected NAME=JSONL".to_owned()),
     }
 }
-

@@ -20,6 +20,8 @@ pub use server::Server;
 const ARRAYS: &str = "arrays";
 const BESIDE: &str = "lora.beside";
 const CONFIG: &str = "config";
+/// Its coordinator's name for the run.
+const RUN: &str = "lora.run";
 const METRICS: &str = "metrics";
 const EXAMPLES: &str = "num-examples";
 /// What Flower's strategies call the round.
@@ -38,7 +40,7 @@ fn of_task(task: &Task) -> Result<Records> {
     let text = |trains: Trains| Value::Text(trains.name().to_owned());
     let mut config = Values::from_iter([
         (ROUND.to_owned(), number(task.round)),
-        ("lora.run".to_owned(), Value::Text(task.run.clone())),
+        (RUN.to_owned(), Value::Text(task.run.clone())),
         ("lora.rounds".to_owned(), number(task.rounds)),
         ("lora.trains".to_owned(), text(task.trains)),
         ("lora.sends".to_owned(), text(task.sends)),
@@ -48,6 +50,11 @@ fn of_task(task: &Task) -> Result<Records> {
     }
     records.insert(CONFIG.into(), Record::Config(config));
     Ok(records)
+}
+
+/// Whether a coordinator of ours sent the task.
+fn is_ours(records: &Records) -> bool {
+    matches!(records.get(CONFIG), Some(Record::Config(config)) if config.contains_key(RUN))
 }
 
 /// `run`: what to call it where the message does not say.
@@ -74,7 +81,7 @@ fn to_task(records: &Records, run: &str) -> Result<Task> {
     };
     let round = count(ROUND)?.unwrap_or(1);
     Ok(Task {
-        run: config.get("lora.run").and_then(Value::text).unwrap_or(run).to_owned(),
+        run: config.get(RUN).and_then(Value::text).unwrap_or(run).to_owned(),
         round,
         rounds: count("lora.rounds")?.unwrap_or(round),
         trains: which("lora.trains")?,

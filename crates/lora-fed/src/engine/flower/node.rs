@@ -1,6 +1,6 @@
 //! A worker behind a SuperNode.
 
-use super::{of_reply, to_task};
+use super::{is_ours, of_reply, to_task};
 use crate::engine::Worker;
 use crate::flower::{App, Event, Incoming, Record, Records, Value};
 use lora_core::{Error, Result};
@@ -34,7 +34,14 @@ impl App for Joined<'_> {
     fn handle(&mut self, message: &Incoming) -> Result<Records> {
         let task = to_task(&message.content, &format!("flower run {}", message.run))?;
         match &*message.kind {
-            "train" => of_reply(&self.worker.train(&self.client, &task)?),
+            "train" => {
+                let mut reply = self.worker.train(&self.client, &task)?;
+                // Flower's strategies want the same metrics of all nodes, and others do not send ours.
+                if !is_ours(&message.content) {
+                    reply.metrics.clear();
+                }
+                of_reply(&reply)
+            }
             "evaluate" => {
                 let (loss, examples) = self.worker.evaluate(&self.client, &task)?;
                 let examples = Value::Int(i64::try_from(examples).unwrap_or(i64::MAX));
