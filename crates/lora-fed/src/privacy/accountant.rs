@@ -168,7 +168,8 @@ pub fn sigma_for(accounting: Accounting, epsilon: f64, delta: f64, q: f64, steps
     };
     // Past the answer, epsilon being about a power of sigma, but for where it is 0 or infinite.
     let past = |(sigma, is): (f64, f64), aside: f64| {
-        (sigma * (is / epsilon).powf(0.6).max(0.25).min(4.0) * aside).clamp(LEAST_SIGMA, LARGEST_SIGMA)
+        let stride = if is == 0.0 { 0.25 } else { (is / epsilon).powf(0.6).clamp(0.25, 4.0) };
+        (sigma * stride * aside).clamp(LEAST_SIGMA, LARGEST_SIGMA)
     };
     // A multiplier that is too little and one that is enough, each with its epsilon.
     let first = at(start)?;

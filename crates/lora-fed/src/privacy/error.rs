@@ -61,6 +61,20 @@ pub enum PrivacyError {
         /// The budget's delta.
         delta: f64,
     },
+    /// A record does not belong into the step, or not again, or is missing.
+    #[error("record {record} {what}")]
+    Record {
+        /// Its index.
+        record: usize,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// A step that was charged before comes out otherwise now.
+    #[error("step {step} was charged before, and its sum is another now")]
+    OtherRelease {
+        /// The step.
+        step: u64,
+    },
     /// A line of the ledger is not what was written.
     #[error("{}:{line}: {what}", path.display())]
     Corrupt {
@@ -113,6 +127,12 @@ impl PrivacyError {
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
             Self::Parameter { .. } | Self::Length { .. } => return None,
+            Self::Record { .. } => {
+                "add every record that was drawn, once; one with nothing to say adds zeros"
+            }
+            Self::OtherRelease { .. } => {
+                "replay on the machine and with the threads of the first time, or begin a run of another name"
+            }
             Self::Unreachable { .. } => {
                 "allow a larger epsilon or delta, fewer steps, or a lower sampling rate"
             }

@@ -5,11 +5,14 @@ use rand::Rng;
 use super::error::{PrivacyError, Result, require};
 use super::noise::DiscreteGaussian;
 
-/// Tries of random rounding before it is done without.
+/// Tries of random rounding: two would do for a lifetime.
 const TRIES: usize = 8;
 
 /// The least deviation of noise in lattice units.
 const LEAST_NOISE: f64 = 1024.0;
+
+/// Coordinates whose random bits are made at once.
+const BLOCK: usize = 1024;
 
 /// The integers that contributions are rounded to: `2^bits` of them to a clipping norm.
 ///
@@ -68,35 +71,33 @@ impl Lattice {
     /// `random` is the record's own: records that share randomness are not independent. Refuses NaN and infinity,
     /// which clipping would let through.
     pub fn quantise<T: Copy + Into<f64>>(&self, values: &[T], random: &mut impl Rng) -> Result<Vec<i64>> {
-        if values.len() != self.dimension {
-            return Err(PrivacyError::Length { what: "a vector", got: values.len(), want: self.dimension });
+        let mut rounded = Vec::new();
+        self.quantise_into(values, 1.0, random, &mut rounded)?;
+        Ok(rounded.into_iter().map(i64::from).collect())
+    }
+
+    /// The same of `values * scale`, into a vector that is used again and again. Returns the norm before clipping.
+    pub(super) fn quantise_into<T: Copy + Into<f64>>(
+        &self,
+        values: &[T],
+        scale: f64,
+        random: &mut impl Rng,
+        rounded: &mut Vec<i32>,
+    ) -> Result<f64> {
+        self.fits(values)?;
+        let length = norm(values)?;
+        let factor = self.per_clip() * f64::min(scale / self.clip, 1.0 / length);
+        rounded.resize(values.len(), 0);
+        if !(0..TRIES).any(|_| round(values, factor, random, rounded) <= self.norm_squared) {
+            rounded.fill(0); // for numbers at the very ends of the floats
         }
-        if let Some(index) = values.iter().position(|&v| !v.into().is_finite()) {
-            return Err(PrivacyError::NonFinite { index });
-        }
-        // By the largest first, so that no square overflows.
-        let largest = values.iter().fold(0.0, |m, &v| f64::max(m, v.into().abs()));
-        if largest == 0.0 {
-            return Ok(vec![0; values.len()]);
-        }
-        let squares: f64 = values.iter().map(|&v| (v.into() / largest).powi(2)).sum();
-        let norm = squares.sqrt();
-        let mut factor = self.per_clip() * f64::min(1.0 / norm, largest / self.clip);
-        for attempt in 0.. {
-            let scaled = values.iter().map(|&v| v.into() / largest * factor);
-            let rounded: Vec<i64> = match attempt < TRIES {
-                true => scaled.map(|x| round(x, random)).collect(),
-                false => scaled.map(|x| x as i64).collect(), // towards zero
-            };
-            let squares: u128 = rounded.iter().map(|&k| u128::from(k.unsigned_abs()).pow(2)).sum();
-            if squares <= self.norm_squared {
-                return Ok(rounded);
-            }
-            if attempt >= TRIES {
-                factor *= 0.999; // only if the floats above were off
-            }
-        }
-        Ok(vec![0; values.len()])
+        Ok(length * scale)
+    }
+
+    /// Refuses a vector of another length.
+    pub(super) fn fits<T>(&self, values: &[T]) -> Result<()> {
+        let (got, want) = (values.len(), self.dimension);
+        if got == want { Ok(()) } else { Err(PrivacyError::Length { what: "a vector", got, want }) }
     }
 
     /// The values that integers stand for, over a public divisor: the expected number of contributions.
@@ -112,17 +113,55 @@ impl Lattice {
 }
 
 /// Adds integers modulo 2^64, in which no order of adding matters.
-pub fn add_integers(to: &mut [i64], from: &[i64]) -> Result<()> {
+pub fn add_integers<T: Copy + Into<i64>>(to: &mut [i64], from: &[T]) -> Result<()> {
     if to.len() != from.len() {
         return Err(PrivacyError::Length { what: "a vector", got: from.len(), want: to.len() });
     }
-    to.iter_mut().zip(from).for_each(|(a, &b)| *a = a.wrapping_add(b));
+    to.iter_mut().zip(from).for_each(|(a, &b)| *a = a.wrapping_add(b.into()));
     Ok(())
 }
 
-/// One of the two integers around `x`, with a mean of `x` to within 2^-32.
-fn round(x: f64, random: &mut impl Rng) -> i64 {
-    let floor = x.floor();
-    let up = f64::from(random.next_u32()) < (x - floor) * 2f64.powi(32);
-    floor as i64 + i64::from(up)
+/// One of the two integers around each `value * factor`, with that mean to within 2^-32. Returns the sum of squares.
+///
+/// `floor(x + u)`, u uniform on multiples of 2^-32 below 1, is the upper one with the chance of x's fraction. Up to
+/// 2^30, `x * 2^32` is an i64; what is beyond ends up at a square that no vector may have.
+fn round<T: Copy + Into<f64>>(values: &[T], factor: f64, random: &mut impl Rng, rounded: &mut [i32]) -> u128 {
+    let (factor, mut squares) = (factor * 2f64.powi(32), 0u128);
+    let mut bits = [[0u8; 4]; BLOCK];
+    for (values, rounded) in values.chunks(BLOCK).zip(rounded.chunks_mut(BLOCK)) {
+        random.fill_bytes(bits[..values.len()].as_flattened_mut());
+        for ((&value, to), &bits) in values.iter().zip(rounded).zip(&bits) {
+            let fixed = (value.into() * factor) as i64;
+            let k = fixed.saturating_add(i64::from(u32::from_le_bytes(bits))) >> 32;
+            squares += u128::from(k.unsigned_abs().pow(2));
+            *to = k as i32;
+        }
+    }
+    squares
+}
+
+/// The L2 norm. Refuses NaN and infinity.
+pub(super) fn norm<T: Copy + Into<f64>>(values: &[T]) -> Result<f64> {
+    let plain = squares(values, |x| x);
+    if (1e-250..1e250).contains(&plain) {
+        return Ok(plain.sqrt());
+    }
+    // All zero, not finite, or of squares that are no floats.
+    if let Some(index) = values.iter().position(|&v| !v.into().is_finite()) {
+        return Err(PrivacyError::NonFinite { index });
+    }
+    let largest = values.iter().fold(0.0, |most, &v| f64::max(most, v.into().abs()));
+    Ok(if largest == 0.0 { 0.0 } else { largest * squares(values, |x| x / largest).sqrt() })
+}
+
+/// The sum of squares. In eight sums, always the same ones, so that it is quick and yet a replay gets every bit of it.
+fn squares<T: Copy + Into<f64>>(values: &[T], of: impl Fn(f64) -> f64) -> f64 {
+    let mut sums = [0.0; 8];
+    for part in values.chunks(8) {
+        for (sum, &v) in sums.iter_mut().zip(part) {
+            let x = of(v.into());
+            *sum += x * x;
+        }
+    }
+    sums.iter().sum()
 }

@@ -19,6 +19,7 @@
 //!
 //! | part | job |
 //! |---|---|
+//! | [`Release`], [`Step`] | a whole step: all of the below in the one order that is right |
 //! | [`Accountant`] | epsilon and delta of a history of steps, by Rényi divergences ([`rdp`]) or, tighter, by privacy-loss distributions |
 //! | [`sigma_for`], [`steps_for`] | the least noise for a budget, and how many steps it allows |
 //! | [`Secret`], [`StepKey`] | the generator of a step: replayed, it gives the same bytes; anything else, other ones |
@@ -35,19 +36,25 @@ mod exact;
 mod journal;
 mod keys;
 mod lattice;
+mod ledger;
 mod mechanism;
 mod moments;
 mod noise;
 mod pld;
+mod release;
 mod sampling;
 mod special;
+mod step;
 
 pub use accountant::{Accountant, Accounting, sigma_for, steps_for};
-pub use budget::{Budget, Charge, Ledger, Unit};
+pub use budget::{Budget, Unit};
 pub use error::{PrivacyError, Result};
 pub use exact::{gaussian_delta, gaussian_epsilon};
 pub use keys::{Randomness, Secret, StepInputs, StepKey};
 pub use lattice::{Lattice, add_integers};
+pub use ledger::{Charge, Ledger};
 pub use mechanism::{Mechanism, Steps};
 pub use noise::DiscreteGaussian;
+pub use release::{Release, ReleaseConfig};
 pub use sampling::PoissonSampler;
+pub use step::Step;
