@@ -9,8 +9,10 @@
 //! Without `FLWR` these tests say so and do nothing.
 
 mod deployment;
+mod nodes;
 
-use deployment::{Deployment, Isolation, Node, venv, wait_for};
+use deployment::{Deployment, Isolation, venv, wait_for};
+use nodes::Node;
 use std::time::Duration;
 
 /// `w` after so many rounds, if each adds the mean of (constant, examples), weighted.
