@@ -60,9 +60,10 @@ pub(crate) struct Deployment {
     dir: tempfile::TempDir,
     venv: PathBuf,
     address: String,
-    ports: u32,
+    isolation: Isolation,
     runs: usize,
     processes: Vec<Group>,
+    superlink: Option<Group>,
     server: Option<Group>,
 }
 
@@ -104,26 +105,49 @@ impl Deployment {
         );
         fs::write(at("home/config.toml"), config).unwrap();
         let venv = venv.to_owned();
-        let mut flower = Self { dir, venv, address, ports: 0, runs: 0, processes: Vec::new(), server: None };
+        let mut flower = Self {
+            dir,
+            venv,
+            address,
+            isolation,
+            runs: 0,
+            processes: Vec::new(),
+            superlink: None,
+            server: None,
+        };
         let made =
             flower.python("python").arg("-c").arg(CERTIFICATES).arg(flower.dir.path()).status().unwrap();
         assert!(made.success(), "no certificates");
-        let (host, port) = flower.address.split_once(':').unwrap();
-        let mut link = flower.python("flower-superlink");
+        flower.start_superlink();
+        flower
+    }
+
+    fn start_superlink(&mut self) {
+        let (host, port) = self.address.split_once(':').unwrap();
+        let mut link = self.python("flower-superlink");
         link.args(["--host", host, "--port", port, "--enable-supernode-auth"]);
         link.arg("--disable-runtime-dependency-installation");
         for (flag, file) in [("certfile", "server.pem"), ("keyfile", "server.key"), ("ca-certfile", "ca.pem")]
         {
-            link.arg(format!("--ssl-{flag}")).arg(flower.at(file));
+            link.arg(format!("--ssl-{flag}")).arg(self.at(file));
         }
-        if isolation == Isolation::Process {
-            link.args(["--isolation", "process", "--superexec-auth-secret-file"]).arg(flower.at("secret"));
-        }
-        let link = Group::start(&mut link, &flower.at("superlink.log"));
-        flower.processes.push(link);
-        let address = flower.address.clone();
+        match self.isolation {
+            Isolation::Process => {
+                link.args(["--isolation", "process", "--superexec-auth-secret-file"]).arg(self.at("secret"))
+            }
+            // The state on the disk, as a SuperLink in earnest has it.
+            Isolation::Subprocess => link.arg("--database").arg(self.at("state.db")),
+        };
+        self.superlink = Some(Group::start(&mut link, &self.at("superlink.log")));
+        let address = self.address.clone();
         wait_for("the SuperLink", Duration::from_secs(60), || TcpStream::connect(&address).is_ok());
-        flower
+    }
+
+    /// Killed, away for so long, and back.
+    pub(crate) fn restart_superlink(&mut self, away: Duration) {
+        self.superlink = None;
+        sleep(away);
+        self.start_superlink();
     }
 
     fn at(&self, name: &str) -> PathBuf {
@@ -176,7 +200,6 @@ impl Deployment {
         node.arg("--auth-supernode-private-key").arg(self.at("stock.key"));
         let node = Group::start(&mut node, &self.at("stock.log"));
         self.processes.push(node);
-        self.ports += 1;
     }
 
     pub(crate) fn other_ca(&self) -> PathBuf {
