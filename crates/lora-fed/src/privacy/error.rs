@@ -138,7 +138,7 @@ impl PrivacyError {
             }
             Self::NonFinite { .. } => "drop the step or the client; clipping does not make NaN finite",
             Self::Exceeded { .. } => {
-                "stop here: the model so far is within the budget; more noise allows more steps"
+                "what was released before is within the budget; more noise, or a lower rate, allows more steps"
             }
             Self::Corrupt { .. } => {
                 "restore the file from a copy that is as new; a shortened ledger forgets spending"
@@ -156,6 +156,22 @@ impl PrivacyError {
             },
             Self::Entropy(_) => return None,
         })
+    }
+}
+
+impl From<PrivacyError> for lora_core::Error {
+    fn from(e: PrivacyError) -> Self {
+        let text = e.to_string();
+        let error = match &e {
+            PrivacyError::NonFinite { .. } => Self::non_finite(text),
+            PrivacyError::Corrupt { .. } | PrivacyError::OtherRelease { .. } => Self::data(text),
+            PrivacyError::Record { .. } | PrivacyError::Entropy(_) => Self::internal(text),
+            _ => Self::usage(text),
+        };
+        match e.hint() {
+            Some(hint) => error.hint(hint).because(e),
+            None => error.because(e),
+        }
     }
 }
 

@@ -9,8 +9,10 @@
 //! Without `FLWR` these tests say so and do nothing.
 
 mod deployment;
+mod nodes;
 
-use deployment::{Deployment, Isolation, Node, venv, wait_for};
+use deployment::{Deployment, Isolation, venv};
+use nodes::Node;
 use std::time::Duration;
 
 /// `w` after so many rounds, if each adds the mean of (constant, examples), weighted.
@@ -72,6 +74,11 @@ fn nodes_beside_a_stock_one_under_flowers_fedavg() {
     assert_eq!(computed(&a, "train"), [1; 3]);
     assert_eq!(computed(&a, "evaluate"), [1; 3]);
 
+    // A SuperLink that was killed is waited for.
+    flower.restart_superlink(Duration::from_secs(3));
+    check("after the SuperLink was killed", &flower.fedavg(1, 3), &closed_form(&nodes, 1.0));
+    assert!(a.log().contains("Offline"), "{}", a.log());
+
     // Killed while computing, with the reply on the disk, and in the midst of its upload.
     for (place, times) in [("computing", 2), ("replied", 1), ("uploading", 1)] {
         b.stop();
@@ -119,9 +126,6 @@ fn a_server_app_and_its_nodes() {
         check(&format!("server killed when {place}"), &flower.served(), &wanted);
         assert_eq!(computed(&a, "train"), [1; 3], "{place}: a node was asked twice");
     }
-    wait_for("both nodes to leave", Duration::from_secs(20), || {
-        a.stop();
-        b.stop();
-        true
-    });
+    a.stop();
+    b.stop();
 }

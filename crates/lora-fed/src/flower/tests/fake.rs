@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use prost::Message as Proto;
@@ -42,6 +43,9 @@ pub(super) struct State {
     pub(super) online: bool,
     /// The announcement was given on: announced again, nothing is wanted.
     pub(super) given_on: bool,
+    /// Where the node keeps its store, and what came before it was kept.
+    pub(super) store: Option<PathBuf>,
+    pub(super) broken: Vec<String>,
 }
 
 pub(super) struct Fake {
@@ -51,16 +55,9 @@ pub(super) struct Fake {
 
 impl Fake {
     pub(super) fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
         let state = Arc::new(Mutex::new(State::default()));
         let shared = Arc::clone(&state);
-        // Ends with the test's process.
-        std::thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
-                answer(stream, &mut shared.lock().unwrap());
-            }
-        });
+        let address = listen(move |path, body| shared.lock().unwrap().call(path, body));
         Self { address, state }
     }
 
@@ -79,42 +76,70 @@ impl Fake {
     }
 }
 
-fn answer(mut stream: TcpStream, state: &mut State) {
-    let mut reader = BufReader::new(stream.try_clone().unwrap());
-    let (mut line, mut path, mut length) = (String::new(), String::new(), 0);
+/// Answers every POST: the last part of its path, its body; the status and the body back, or nothing at all.
+pub(super) fn listen(
+    mut handle: impl FnMut(&str, &[u8]) -> Option<(u16, Vec<u8>)> + Send + 'static,
+) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    // Ends with the test's process.
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let Some((path, body)) = read(&stream) else { continue };
+            if let Some((status, body)) = handle(&path, &body) {
+                let length = body.len();
+                let head =
+                    format!("HTTP/1.1 {status} x\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
+                let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
+            }
+        }
+    });
+    address
+}
+
+fn read(stream: &TcpStream) -> Option<(String, Vec<u8>)> {
+    let mut reader = BufReader::new(stream);
+    let (mut line, mut path, mut length) = (String::new(), None, 0);
     while reader.read_line(&mut line).is_ok_and(|n| n > 2) {
-        if path.is_empty() {
-            path = line.split(' ').nth(1).unwrap().rsplit('/').next().unwrap().to_owned();
+        if path.is_none() {
+            path = line.split(' ').nth(1).and_then(|p| p.rsplit('/').next()).map(str::to_owned);
         }
         if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
-            length = value.trim().parse().unwrap();
+            length = value.trim().parse().ok()?;
         }
         line.clear();
     }
     let mut body = vec![0; length];
-    if reader.read_exact(&mut body).is_err() || path.is_empty() {
-        return;
-    }
-    state.calls.push(path.clone());
-    let fault = state.faults.iter().position(|(method, _)| *method == path).map(|i| state.faults.remove(i).1);
-    if matches!(fault, Some(Fault::Cut)) {
-        return;
-    }
-    let (status, body) = match fault {
-        Some(Fault::Status(status, code)) => {
-            (status, format!("{{\"code\": {code}, \"detail\": \"no\"}}").into_bytes())
-        }
-        Some(Fault::Garbage) => (200, vec![0xff; 40]),
-        _ => (200, state.handle(&path, &body)),
-    };
-    if matches!(fault, Some(Fault::CutAfter)) {
-        return;
-    }
-    let head = format!("HTTP/1.1 {status} x\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
-    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
+    reader.read_exact(&mut body).ok()?;
+    Some((path?, body))
 }
 
 impl State {
+    fn call(&mut self, path: &str, body: &[u8]) -> Option<(u16, Vec<u8>)> {
+        self.calls.push(path.to_owned());
+        let fault = self.faults.iter().position(|(method, _)| *method == path);
+        match fault.map(|i| self.faults.remove(i).1) {
+            Some(Fault::Cut) => None,
+            Some(Fault::CutAfter) => {
+                self.handle(path, body);
+                None
+            }
+            Some(Fault::Status(status, code)) => {
+                Some((status, format!("{{\"code\": {code}, \"detail\": \"no\"}}").into_bytes()))
+            }
+            Some(Fault::Garbage) => Some((200, vec![0xff; 40])),
+            None => Some((200, self.handle(path, body))),
+        }
+    }
+
+    /// Is this on the node's disk?
+    fn is_kept(&self, bytes: &[u8]) -> bool {
+        let Some(store) = &self.store else { return true };
+        let wal = format!("{}-wal", store.display());
+        let has = |file: &[u8]| file.windows(bytes.len()).any(|w| w == bytes);
+        [store.as_path(), wal.as_ref()].iter().any(|path| std::fs::read(path).is_ok_and(|file| has(&file)))
+    }
+
     fn handle(&mut self, path: &str, body: &[u8]) -> Vec<u8> {
         match path {
             "register-node" => NodeId { node_id: NODE }.encode_to_vec(),
@@ -142,6 +167,9 @@ impl State {
                     .encode_to_vec()
             }
             "confirm-message-received" => {
+                if !self.objects.values().all(|object| self.is_kept(object)) {
+                    self.broken.push("confirmed what is not on the disk".into());
+                }
                 self.objects.clear();
                 vec![]
             }
@@ -149,6 +177,9 @@ impl State {
                 let request = PushMessagesRequest::decode(body).unwrap();
                 let again = self.pushed.contains(&request);
                 self.pushed.push(request.clone());
+                if !self.is_kept(request.message_object_trees[0].object_id.as_bytes()) {
+                    self.broken.push("pushed what is not on the disk".into());
+                }
                 if self.given_on && again {
                     return PushMessagesResponse::default().encode_to_vec();
                 }
@@ -175,7 +206,7 @@ impl State {
     }
 }
 
-fn every_id(tree: &ObjectTree, ids: &mut Vec<String>) {
+pub(super) fn every_id(tree: &ObjectTree, ids: &mut Vec<String>) {
     tree.children.iter().for_each(|child| every_id(child, ids));
     if !ids.contains(&tree.object_id) {
         ids.push(tree.object_id.clone());

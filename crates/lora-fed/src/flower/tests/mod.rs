@@ -1,5 +1,6 @@
 //! The wire against flwr 1.41.0's own bytes, and against bytes that nobody sane would send.
 
+mod app;
 mod fake;
 mod hostile;
 mod node;

@@ -114,9 +114,11 @@ fn an_undisturbed_round_takes_these_steps() {
     let (fake, dir) = (Fake::start(), tempfile::tempdir().unwrap());
     let instruction = instruction();
     fake.instruct(&instruction);
+    fake.state.lock().unwrap().store = Some(dir.path().join("s"));
     let tried = run(&options(&fake, &dir.path().join("s"), &NodeKey::generate().unwrap()), None, false);
     tried.result.unwrap().unwrap();
     assert_eq!(replied(&fake).unwrap(), [3.0, -8.0]);
+    assert!(fake.state.lock().unwrap().broken.is_empty(), "{:?}", fake.state.lock().unwrap().broken);
     let calls = fake.state.lock().unwrap().calls.join(" ");
     let (pulls, pushes) = ("pull-object ".repeat(5), "push-object ".repeat(5));
     assert_eq!(
@@ -284,4 +286,24 @@ fn a_node_that_is_not_taken_says_why() {
     fake.instruct(&instruction());
     run(&options, None, false).result.unwrap().unwrap();
     assert_eq!(replied(&fake).unwrap(), [3.0, -8.0]);
+}
+
+/// The real one does so when a server app sends the same message again.
+#[test]
+fn an_instruction_that_comes_twice_is_answered_once() {
+    let (fake, dir) = (Fake::start(), tempfile::tempdir().unwrap());
+    let options = options(&fake, &dir.path().join("s"), &NodeKey::generate().unwrap());
+    let (first, last) =
+        (instruction(), deflate(Metadata { created_at: now(), ..metadata() }, Ok(&Records::new())));
+    fake.instruct(&first);
+    let tried = run(&options, None, false);
+    assert_eq!(tried.computed, 1);
+    fake.instruct(&first);
+    fake.instruct(&last.unwrap());
+    let tried = run(&options, None, false);
+    let answered = tried.events.iter().filter(|e| e.starts_with("Answered")).count();
+    assert_eq!((tried.computed, answered), (1, 1), "{:?}", tried.events);
+    let state = fake.state.lock().unwrap();
+    let to = |i: usize| state.pushed[i].messages_list[0].metadata.clone().unwrap().reply_to_message_id;
+    assert!(state.pushed.len() == 2 && to(0) == first.tree.object_id && to(1) != first.tree.object_id);
 }
