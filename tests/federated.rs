@@ -171,6 +171,42 @@ fn what_a_client_keeps_it_finds_again() {
     local.put(&one, &BTreeMap::new()).unwrap();
 }
 
+/// And after a crash too, be it in the midst of a round that is then done again.
+#[test]
+fn what_a_client_keeps_outlives_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = || {
+        let local = local("lora", &["one"], training());
+        local.keeping(folder.path().join("kept")).unwrap()
+    };
+    tch::manual_seed(5);
+    let start = open().start().unwrap();
+    let task = |round: u64| {
+        let (trains, sends) = Rule::FedSa.trains();
+        let adapter = start.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
+        lora::fed::engine::Task {
+            run: "kept".into(),
+            round,
+            rounds: 3,
+            trains,
+            sends,
+            scale: None,
+            adapter,
+            beside: BTreeMap::new(),
+        }
+    };
+    let own = |local: &Local| local.own_adapter("one", &start);
+    let mut calm = local("lora", &["one"], training());
+    for round in 1..=3 {
+        calm.train("one", &task(round)).unwrap();
+    }
+    for round in [1, 2, 2, 3, 3] {
+        open().train("one", &task(round)).unwrap();
+    }
+    assert_eq!(own(&open()), own(&calm));
+    assert_ne!(own(&calm), start);
+}
+
 /// FedProx: the stronger the pull, the nearer it stays.
 #[test]
 fn the_proximal_term_pulls_back() {

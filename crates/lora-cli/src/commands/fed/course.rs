@@ -88,11 +88,29 @@ impl Course {
         Ok(self.federation.choose_again(&mut self.store)?)
     }
 
+    /// Writes a client's own adapter to OUT.clients, where there is no common one.
+    pub(super) fn write_own(&self, host: &mut Local, client: &str, base: &Path, out: &Path) -> Result<()> {
+        let path = beside(out, "clients").join(client);
+        let folder = OutputFolder::create(&path, true, is_adapter_file)?;
+        let model = &self.federation.model;
+        let own = Model { adapter: host.own_adapter(client, &model.adapter), ..Model::new(BTreeMap::new()) };
+        host.save(&own, &base.display().to_string(), folder.path())?;
+        folder.commit()?;
+        say!("{client}'s adapter written to {}", path.display());
+        Ok(())
+    }
+
     /// Writes the adapter; the state is not needed any more.
     pub(super) fn end(self, host: &mut Local, base: &Path, out: &Path) -> Result<()> {
         host.save(&self.federation.model, &base.display().to_string(), self.out.path())?;
         self.out.commit()?;
         drop(self.store);
+        match std::fs::remove_dir_all(beside(out, "kept")) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("remove what clients kept", &beside(out, "kept"), e).into());
+            }
+            _ => {}
+        }
         for ending in ["", "-wal", "-shm"] {
             let mut name = self.state.as_os_str().to_owned();
             name.push(ending);

@@ -47,6 +47,10 @@ pub(crate) struct Args {
     /// Seconds between heartbeats
     #[arg(long, default_value_t = 30.0, help_heading = "Flower")]
     heartbeat: f64,
+    /// Rounds that noise and rates are planned for [default: as many as the coordinator says; Flower's own strategies do
+    /// not say]
+    #[arg(long, value_name = "N", help_heading = "Flower")]
+    rounds: Option<u64>,
     /// Stop after so many answers
     #[arg(long, value_name = "N", help_heading = "Flower")]
     answers: Option<u64>,
@@ -98,7 +102,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let model = args.model.load(checkpoint.as_ref(), keep)?;
     let data = BTreeMap::from([(HERE.to_owned(), data)]);
     let mut local = Local::new(Box::new(model), recipe, config, training, data)
-        .promising(promise.map(|promise| (HERE.to_owned(), promise)).into_iter().collect(), bound);
+        .promising(promise.map(|promise| (HERE.to_owned(), promise)).into_iter().collect(), bound)
+        .expecting(args.rounds)
+        .keeping(beside(&args.key, "kept"))?;
     if let Some(held_out) = held_out {
         local = local.judging(held_out);
     }

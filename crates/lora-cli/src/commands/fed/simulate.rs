@@ -94,7 +94,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let model = args.model.load(checkpoint.as_ref(), keep)?;
         let local =
             Local::new(Box::new(model), recipe.clone(), config.clone(), training.clone(), data.clone());
-        Ok(local.promising(promises.clone(), bound.clone()))
+        Ok(local.promising(promises.clone(), bound.clone()).keeping(beside(&args.out, "kept"))?)
     });
     let mut workers = workers.collect::<Result<Vec<_>>>()?;
     let start = match &args.adapter {
@@ -110,6 +110,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             workers.iter_mut().map(|w| Box::new(Player(w, &idle)) as Box<dyn Worker + '_>).collect();
         let told = course.round(&mut InProcess::new(names.clone(), players))?;
         course.tell(told, &mut workers[0], held_out.as_ref())?;
+    }
+    let own = course.settings().rule == Rule::FedSa;
+    for name in data.keys().filter(|_| own) {
+        course.write_own(&mut workers[0], name, &args.model.model, &args.out)?;
     }
     course.end(&mut workers[0], &args.model.model, &args.out)
 }
@@ -188,7 +192,13 @@ impl Args {
 
 fn named(text: &str) -> std::result::Result<(String, PathBuf), String> {
     match text.split_once('=') {
-        Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name.to_owned(), path.into())),
+        // It becomes a part of files' names.
+        Some((name, path)) if is_name(name) && !path.is_empty() => Ok((name.to_owned(), path.into())),
+        Some((name, _)) if !is_name(name) => Err(format!("`{name}`: use letters, digits, - and _")),
         _ => Err("expected NAME=JSONL".to_owned()),
     }
+}
+
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || c == '-' || c == '_')
 }

@@ -1,16 +1,22 @@
 //! A client's part of a round: the model here, the data here, a task from elsewhere.
 
+mod kept;
+
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use lora_core::{AdapterConfig, BaseWeight, Error, Param, Recipe, Result, attach, beside, detach, params};
+use lora_core::{
+    AdapterConfig, BaseWeight, Error, Param, Recipe, Result, attach, beside, detach, params, read_tensors,
+    write_tensors,
+};
 use lora_fed::engine::{Model as Common, Reply, Task, Trains, Worker};
 use lora_model::Model;
 use lora_train::{Dataset, Schedule, TrainConfig, mean_loss, train, train_privately};
 use tch::Tensor;
 
 use crate::{Promise, VARIANTS};
+use kept::Kept;
 
 const ADAPTER: &str = "federated";
 const A: &str = ".lora_A.weight";
@@ -26,8 +32,10 @@ pub struct Local {
     /// The model's own weights, where something lies beside them, and what that is.
     own: BTreeMap<String, Box<dyn BaseWeight>>,
     laid: BTreeMap<String, (Tensor, Tensor)>,
-    /// What clients keep for themselves, by client.
-    kept: BTreeMap<String, BTreeMap<String, Tensor>>,
+    /// What clients keep for themselves.
+    kept: Kept,
+    /// Rounds to plan noise and rates for, whatever a task says.
+    rounds: Option<u64>,
     /// What is promised to the rows of a client; none: nothing is.
     promises: BTreeMap<String, Promise>,
     /// Whatever else shapes a gradient.
@@ -57,7 +65,7 @@ impl Local {
         let schedule = training.schedule;
         let training = TrainConfig { schedule: Schedule::Constant, warmup: 0.0, ..training };
         let (own, laid, kept, promises) = Default::default();
-        let (configuration, held_out) = Default::default();
+        let (configuration, held_out, rounds) = Default::default();
         Self {
             model,
             recipe,
@@ -67,6 +75,7 @@ impl Local {
             own,
             laid,
             kept,
+            rounds,
             promises,
             configuration,
             held_out,
@@ -104,11 +113,24 @@ impl Local {
         Ok(all.into_iter().map(|p| (p.key(), p.tensor.detach().copy())).collect())
     }
 
+    /// The same that plans noise and rates for so many rounds, whatever a task says.
+    #[must_use]
+    pub fn expecting(self, rounds: Option<u64>) -> Self {
+        Self { rounds, ..self }
+    }
+
+    /// The same that keeps in `folder` what clients keep for themselves, and finds it there again.
+    ///
+    /// # Errors
+    /// Those of the files.
+    pub fn keeping(self, folder: PathBuf) -> Result<Self> {
+        let kept = Kept::open(folder, self.data.keys())?;
+        Ok(Self { kept, ..self })
+    }
+
     /// The adapter that a client goes on with: the common one, and what the client keeps for itself.
     pub fn own_adapter(&self, client: &str, common: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
-        let kept = self.kept.get(client).into_iter().flatten();
-        let both = common.iter().chain(kept);
-        both.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+        with(common, self.kept.of(client, None))
     }
 
     /// Puts an adapter of any rank, and what lies beside the weights, on the model.
@@ -235,6 +257,15 @@ impl Local {
     }
 }
 
+/// A common adapter, with what a client has instead.
+fn with(
+    common: &BTreeMap<String, Tensor>,
+    own: Option<&BTreeMap<String, Tensor>>,
+) -> BTreeMap<String, Tensor> {
+    let both = common.iter().chain(own.into_iter().flatten());
+    both.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+}
+
 /// A module's path without what PEFT puts before it.
 fn path(module: &str) -> &str {
     module.strip_prefix("base_model.model.").unwrap_or(module)
@@ -242,15 +273,16 @@ fn path(module: &str) -> &str {
 
 impl Worker for Local {
     fn train(&mut self, client: &str, task: &Task) -> Result<Reply> {
-        let adapter = self.own_adapter(client, &task.adapter);
+        let adapter = with(&task.adapter, self.kept.of(client, Some(task.round)));
         self.agrees(task)?;
         let all = self.put(&adapter, &task.beside)?;
         let (trained, frozen): (Vec<_>, Vec<_>) = all.into_iter().partition(|p| task.trains.holds(&p.key()));
         for p in &frozen {
             let _ = p.tensor.set_requires_grad(false);
         }
+        let rounds = self.rounds.unwrap_or(task.rounds);
         let data = self.data.get(client).ok_or_else(|| Error::usage("there is no data").at(client))?;
-        let rate = self.schedule.factor(task.round - 1, 0, task.rounds.max(task.round));
+        let rate = self.schedule.factor(task.round - 1, 0, rounds.max(task.round));
         let training = TrainConfig {
             learning_rate: self.training.learning_rate * rate,
             seed: self.training.seed.wrapping_add(task.round.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
@@ -272,7 +304,7 @@ impl Worker for Local {
             }
             Some(promise) => {
                 let batch = training.batch_size * training.accumulate.max(1);
-                let steps = training.steps(data.samples.len()) * task.rounds;
+                let steps = training.steps(data.samples.len()) * rounds;
                 let terms = promise.terms(data.samples.len(), batch, steps)?;
                 let dimension = trained.iter().map(|p| p.tensor.numel()).sum();
                 let run = format!("{}, {client}, round {}", task.run, task.round);
@@ -283,6 +315,7 @@ impl Worker for Local {
                 BTreeMap::from([("epsilon".to_owned(), release.ledger().spent()?)])
             }
         };
+        let examples = data.samples.len() as u64;
         let copied = |t: &Tensor| t.detach().copy();
         let (sent, kept): (BTreeMap<_, _>, BTreeMap<_, _>) = now
             .iter()
@@ -290,9 +323,9 @@ impl Worker for Local {
             .map(|(name, t)| (name.clone(), copied(t)))
             .partition(|(name, _)| task.sends.holds(name));
         if task.sends != Trains::All && !kept.is_empty() {
-            self.kept.insert(client.to_owned(), kept);
+            self.kept.put(client, task.round, kept)?;
         }
-        Ok(Reply { adapter: sent, examples: data.samples.len() as u64, metrics })
+        Ok(Reply { adapter: sent, examples, metrics })
     }
     fn evaluate(&mut self, client: &str, task: &Task) -> Result<(f64, u64)> {
         let adapter = self.own_adapter(client, &task.adapter);

@@ -1,0 +1,192 @@
+//! Private training of a real model: plain training with nothing to hide, and otherwise what it promises.
+
+#[allow(dead_code)]
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::{llama, relative};
+use lora::fed::privacy::{Mechanism, Release, ReleaseConfig, Secret};
+use lora::model::{Llama, Model};
+use lora::train::{
+    AdamWConfig, Dataset, Event, Sample, Schedule, TrainConfig, fingerprint, train, train_privately,
+};
+use lora::{AdapterConfig, Promise, Targets, attach, params, recipe};
+use tch::Tensor;
+
+fn model(variant: &str, config: &AdapterConfig) -> Llama {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/qwen3/model");
+    let mut model = llama(&path).unwrap();
+    tch::manual_seed(1);
+    attach(&mut model, "a", &recipe(variant).unwrap(), config).unwrap();
+    model
+}
+
+/// Texts of one length, so that the mean over texts of their means is the mean over tokens.
+fn data(model: &Llama, rows: i64) -> Dataset {
+    let vocabulary = model.config().vocab_size;
+    let sample = |line: i64| {
+        let row = |salt: i64| (0..8).map(|i| (line * 17 + i * i * 5 + salt) % vocabulary).collect();
+        Sample { ids: row(0), labels: row(3), line: line as usize }
+    };
+    Dataset {
+        path: PathBuf::from("made"),
+        rows: vec![],
+        samples: (1..=rows).map(sample).collect(),
+        truncated: 0,
+    }
+}
+
+fn training(batch_size: usize, accumulate: usize, steps: u64) -> TrainConfig {
+    TrainConfig {
+        epochs: steps as f64,
+        max_steps: Some(steps),
+        batch_size,
+        accumulate,
+        learning_rate: 1e-3,
+        schedule: Schedule::Constant,
+        warmup: 0.0,
+        // A large constant: the direction of a gradient counts, not its last bits.
+        adamw: AdamWConfig { eps: 1.0, ..AdamWConfig::default() },
+        clip: None,
+        proximal: None,
+        recompute: 0,
+        seed: 3,
+        eval_every: None,
+    }
+}
+
+fn config(data: &Dataset, dimension: usize, clip: f64, rate: f64, divisor: f64) -> ReleaseConfig {
+    ReleaseConfig {
+        clip,
+        mechanism: Mechanism::new(1.0, rate).unwrap(),
+        records: data.samples.len(),
+        dimension,
+        divisor,
+        bits: 20,
+        run: "test".into(),
+        data: fingerprint(data),
+        configuration: [0; 32],
+    }
+}
+
+fn leaves(model: &Llama) -> Tensor {
+    let flat: Vec<Tensor> = params(model, "a").iter().map(|p| p.tensor.detach().reshape([-1])).collect();
+    Tensor::cat(&flat, 0)
+}
+
+/// No noise, no clip, everybody in every step: plain training, whatever gives the gradients of single texts.
+#[test]
+fn with_nothing_to_hide_it_is_plain_training() {
+    let head = Targets::Names(vec!["q_proj".into(), "lm_head".into()]);
+    let with_head = AdapterConfig { target_modules: head, ..AdapterConfig::default() };
+    for (variant, adapter) in
+        [("lora", AdapterConfig::default()), ("dora+rslora", AdapterConfig::default()), ("lora", with_head)]
+    {
+        let (plain, private) = (model(variant, &adapter), model(variant, &adapter));
+        let rows = data(&plain, 6);
+        train(&plain, params(&plain, "a"), &rows, None, &training(6, 1, 3), &mut |_| Ok(())).unwrap();
+        let dimension = leaves(&private).numel();
+        let config = config(&rows, dimension, 1e9, 1.0, 6.0);
+        let mut release = Release::unprotected(config, Secret::from_bytes([7; 32])).unwrap();
+        let mut losses = Vec::new();
+        let mut each = |event: &Event| {
+            if let Event::Step(step) = event {
+                losses.push(step.loss);
+            }
+            Ok(())
+        };
+        let training = training(2, 3, 3);
+        train_privately(&private, params(&private, "a"), &rows, None, &training, &mut release, &mut each)
+            .unwrap();
+        let (error, start) =
+            (relative(&leaves(&private), &leaves(&plain)), leaves(&model(variant, &adapter)));
+        let moved = relative(&start, &leaves(&plain));
+        assert!(error < 1e-5 && moved > 1e3 * error, "{variant}: {error:e} of {moved:e}");
+        assert_eq!(losses.len(), 3);
+    }
+}
+
+/// With a small clip no step moves by more than the clip over the divisor, times the texts.
+#[test]
+fn a_clip_bounds_what_a_text_can_do() {
+    let adapter = AdapterConfig::default();
+    let private = model("lora", &adapter);
+    let rows = data(&private, 6);
+    let start = leaves(&private);
+    let clip = 1e-6;
+    let config = config(&rows, start.numel(), clip, 1.0, 6.0);
+    let mut release = Release::unprotected(config, Secret::from_bytes([7; 32])).unwrap();
+    // One step of AdamW with a huge eps is the gradient over eps.
+    let training = TrainConfig { learning_rate: 1.0, ..training(6, 1, 1) };
+    let mut largest = 0.0;
+    let mut each = |event: &Event| {
+        if let Event::Step(step) = event {
+            largest = step.grad_norm;
+        }
+        Ok(())
+    };
+    train_privately(&private, params(&private, "a"), &rows, None, &training, &mut release, &mut each)
+        .unwrap();
+    assert!(largest > 100.0 * clip, "{largest}");
+    let moved = (leaves(&private) - start).norm().double_value(&[]);
+    assert!(moved > 0.1 * clip && moved <= clip * 1.001, "{moved}");
+}
+
+/// A run that is done again releases the same and costs nothing; another one is charged, or refused.
+#[test]
+fn a_promise_is_kept_from_run_to_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let adapter = AdapterConfig::default();
+    let promise =
+        Promise { epsilon: 2.0, delta: Some(1e-5), clip: 1.0, ledger: folder.path().join("ledger") };
+    let run = |rate: f64, steps: u64| {
+        let private = model("lora", &adapter);
+        let rows = data(&private, 40);
+        let training = TrainConfig { learning_rate: rate, ..training(4, 1, steps) };
+        let terms = promise.terms(40, 4, 5).unwrap();
+        let setting = format!("{training:?}");
+        let mut release =
+            promise.release(&rows, (4, terms), leaves(&private).numel(), "a run", setting.as_bytes())?;
+        let each = &mut |_: &Event| Ok(());
+        let outcome =
+            train_privately(&private, params(&private, "a"), &rows, None, &training, &mut release, each)?;
+        let ledger = release.ledger();
+        Ok::<_, lora::Error>((leaves(&private), outcome.steps, ledger.charges(), ledger.spent()?))
+    };
+    let first = run(1e-3, 3).unwrap();
+    let again = run(1e-3, 3).unwrap();
+    assert_eq!(first, again);
+    assert_eq!((first.1, first.2), (3, 3));
+    assert!(first.3 > 0.0 && first.3 < 2.0);
+    // Another rate is another run: two steps are left of five.
+    let other = run(2e-3, 5).unwrap();
+    assert_eq!((other.1, other.2), (2, 5), "{}", other.3);
+    assert!(other.3 <= 2.0);
+    let none = run(3e-3, 5).unwrap_err();
+    assert!(none.to_string().contains("budget is 2") && none.hint_text().is_some(), "{none}");
+    // The secret is nobody else's to read.
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::metadata(promise.secret_file()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0);
+    }
+}
+
+#[test]
+fn promises_that_make_no_sense_are_refused() {
+    let promise = |epsilon, delta, clip| Promise { epsilon, delta, clip, ledger: "nowhere".into() };
+    for (promise, batch) in [
+        (promise(1.0, None, 1.0), 0),
+        (promise(1.0, None, 1.0), 101),
+        (promise(1.0, None, 0.0), 10),
+        (promise(1.0, Some(0.5), 1.0), 10),
+        (promise(-1.0, None, 1.0), 10),
+        (promise(f64::NAN, None, 1.0), 10),
+    ] {
+        assert!(promise.terms(100, batch, 10).is_err(), "{promise:?} {batch}");
+    }
+    let terms = promise(3.0, None, 1.0).terms(100, 10, 10).unwrap();
+    assert_eq!((terms.rate, terms.delta), (0.1, 1e-3));
+}
