@@ -5,7 +5,7 @@
 //! node keys --key node.pem                 makes a key, and prints the line for `flwr supernode register`
 //! ```
 //!
-//! `--insecure`, `--self-register`; `--die computing|replied|uploading` ends the process there, once (tests).
+//! `--insecure`, `--self-register`; `--die received|computing|replied|uploading` ends the process there, once (tests).
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -61,6 +61,7 @@ impl App for Adder {
     fn notice(&mut self, event: &Event) {
         let _ = writeln!(self.log, "{event:?}");
         match event {
+            Event::Received(..) => self.die_at("received"),
             Event::Replied(_) => self.die_at("replied"),
             Event::Uploaded(_) => self.die_at("uploading"),
             _ => {}

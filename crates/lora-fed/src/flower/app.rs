@@ -89,7 +89,8 @@ impl ServerApp {
     /// Goes on with the task in the store, if it still lives; otherwise waits for a run and takes its task.
     ///
     /// # Errors
-    /// If no run came in time, or the SuperLink or the store failed.
+    /// If no run came in time, or the SuperLink or the store failed. Here and below an error of kind `Io` is one of the
+    /// network, which was asked several times: it may pass, and the same call may be made again.
     pub fn acquire(options: &AppOptions) -> Result<Self> {
         let client = Client::new(&options.address, options.roots.as_deref(), options.insecure)?;
         let mut outbox = Outbox::open(&options.store)?;

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
-use lora_core::{Error, Result};
+use lora_core::{Error, ErrorKind, Result};
 use prost::Message;
 use serde::Deserialize;
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
@@ -16,6 +16,7 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// For each read and write, and for a whole call: a peer that drips is cut off too.
 const STEP: Duration = Duration::from_secs(60);
 const CALL: Duration = Duration::from_secs(600);
+const IDLE: Duration = Duration::from_secs(3);
 /// An error's text is for people.
 const ERROR_BODY: u64 = 64 * 1024;
 /// A certificate file is small.
@@ -86,7 +87,8 @@ impl From<Fault> for Error {
             Fault::Untrusted(_) => "give the CA certificate that signed the SuperLink's",
             Fault::Malformed(_) => "is it a SuperLink of flwr 1.40 or later?",
         };
-        Error::data(fault.to_string()).at("SuperLink").hint(hint)
+        let kind = if fault.is_passing() { ErrorKind::Io } else { ErrorKind::Data };
+        Error::faults(kind, fault.to_string(), Vec::new()).at("SuperLink").hint(hint)
     }
 }
 
@@ -108,6 +110,8 @@ impl Client {
             .http_status_as_error(false)
             .https_only(!insecure)
             .max_redirects(0)
+            // Before the server drops it (Flower's after 5 s): a request into a dead connection looks lost.
+            .max_idle_age(IDLE)
             .max_redirects_will_error(false)
             .user_agent(concat!("lora-fed/", env!("CARGO_PKG_VERSION")))
             .timeout_connect(Some(CONNECT))
@@ -188,7 +192,7 @@ fn fault(error: ureq::Error) -> Fault {
     match error {
         ureq::Error::Tls(_) | ureq::Error::Pem(_) | ureq::Error::Rustls(_) => Fault::Untrusted(text),
         // Within a handshake they come as faults of reading.
-        _ if ["certificate", "tls", "handshake"].iter().any(|word| lower.contains(word)) => {
+        _ if ["certificate", "fatal alert", "corrupt message"].iter().any(|words| lower.contains(words)) => {
             Fault::Untrusted(text)
         }
         ureq::Error::Io(_)
@@ -260,4 +264,25 @@ fn certificates(path: &Path) -> Result<RootCerts> {
         return Err(Error::data("no certificate").at(path.display()).hint("a PEM file is wanted"));
     }
     Ok(RootCerts::from(certificates))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Error as Io, ErrorKind as Sort};
+
+    #[test]
+    fn a_cut_connection_passes_and_a_wrong_certificate_does_not() {
+        let cut = "peer closed connection without sending TLS close_notify";
+        for passing in [Io::new(Sort::UnexpectedEof, cut), Io::from(Sort::ConnectionReset)] {
+            let fault = fault(ureq::Error::Io(passing));
+            assert!(fault.is_passing(), "{fault}");
+            assert_eq!(Error::from(fault).kind(), ErrorKind::Io);
+        }
+        for lasting in ["invalid peer certificate: Expired", "received fatal alert: HandshakeFailure"] {
+            let fault = fault(ureq::Error::Io(Io::new(Sort::InvalidData, lasting)));
+            assert!(matches!(fault, Fault::Untrusted(_)), "{fault}");
+            assert_eq!(Error::from(fault).kind(), ErrorKind::Data);
+        }
+    }
 }

@@ -301,9 +301,9 @@ fn work(
 
 /// Says goodbye; if that fails the SuperLink finds out by itself.
 fn leave(options: &NodeOptions, fleet: &Fleet, id: u64) {
-    let _ = fleet.deactivate(id);
+    let _ = super::http::patiently(|| fleet.deactivate(id));
     if options.self_register {
-        let _ = fleet.unregister(id);
+        let _ = super::http::patiently(|| fleet.unregister(id));
     }
 }
 

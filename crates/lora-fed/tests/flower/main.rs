@@ -79,8 +79,8 @@ fn nodes_beside_a_stock_one_under_flowers_fedavg() {
     check("after the SuperLink was killed", &flower.fedavg(1, 3), &closed_form(&nodes, 1.0));
     assert!(a.log().contains("Offline"), "{}", a.log());
 
-    // Killed while computing, with the reply on the disk, and in the midst of its upload.
-    for (place, times) in [("computing", 2), ("replied", 1), ("uploading", 1)] {
+    // Killed before it confirmed, while computing, with the reply on the disk, and in the midst of its upload.
+    for (place, times) in [("received", 1), ("computing", 2), ("replied", 1), ("uploading", 1)] {
         b.stop();
         b.forget_log();
         b.run(&["--die", place]);
