@@ -6,10 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use lora_core::{
-    AdapterConfig, BaseWeight, Error, Param, Recipe, Result, attach, beside, detach, params, read_tensors,
-    write_tensors,
-};
+use lora_core::{AdapterConfig, BaseWeight, Error, Param, Recipe, Result, attach, beside, detach, params};
 use lora_fed::engine::{Model as Common, Reply, Task, Trains, Worker};
 use lora_model::Model;
 use lora_train::{Dataset, Schedule, TrainConfig, mean_loss, train, train_privately};
