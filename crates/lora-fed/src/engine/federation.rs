@@ -17,7 +17,7 @@ type Scale = Box<dyn Fn(&str, i64) -> f64 + Send>;
 pub struct Federation {
     settings: Settings,
     /// How a module's `B A` is scaled at a rank.
-    scale: Scale,
+    pub(super) scale: Scale,
     /// What it has learnt.
     pub model: Model,
     /// How it moves, if not all the way to the mean.
@@ -109,7 +109,7 @@ impl Federation {
         Ok(Round { round: number, clients })
     }
 
-    fn rule(&self, round: u64) -> Rule {
+    pub(super) fn rule(&self, round: u64) -> Rule {
         match self.settings.rule {
             Rule::RoLora { .. } => Rule::RoLora { round },
             rule => rule,
@@ -138,7 +138,7 @@ impl Federation {
         Ok(clients)
     }
 
-    fn task(&self, client: &str, rule: Rule, round: u64) -> Result<Task> {
+    pub(super) fn task(&self, client: &str, rule: Rule, round: u64) -> Result<Task> {
         let adapter = match self.settings.ranks.get(client) {
             Some(rank) => self.model.at_rank(*rank, &self.scale)?,
             None => self.model.share().adapter,
@@ -158,7 +158,7 @@ impl Federation {
     }
 
     /// Replies as uploads, and what is to be said of each client.
-    fn screen(
+    pub(super) fn screen(
         &self,
         rule: Rule,
         sent: &[Task],
@@ -232,7 +232,7 @@ impl Federation {
         }
     }
 
-    fn put_together(&mut self, rule: Rule, uploads: Vec<Upload>) -> Result<()> {
+    pub(super) fn put_together(&mut self, rule: Rule, uploads: Vec<Upload>) -> Result<()> {
         let uploads = match self.settings.robust {
             Some(robust) => vec![robust.aggregate(&uploads)?],
             None => uploads,

@@ -9,6 +9,7 @@ mod federation;
 #[cfg(feature = "flower")]
 mod flower;
 mod model;
+mod private;
 mod process;
 mod settings;
 mod state;

@@ -6,6 +6,7 @@
 
 use super::model::Model;
 use super::{Engine, Federation, Round, beside_of};
+use crate::privacy::Release;
 use crate::store::Store;
 use lora_core::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -54,7 +55,7 @@ impl Federation {
         let settings = format!("{:?}", self.settings());
         match store.get(SPACE, SETTINGS)? {
             None => {
-                let model = encode(&self.saved()?)?;
+                let model = bytes_of(self)?;
                 store.write(|changes| {
                     changes.put(SPACE, SETTINGS, settings.as_bytes())?;
                     changes.put(SPACE, MODEL, &model)
@@ -91,16 +92,36 @@ impl Federation {
             }
         };
         let round = self.round_of(clients, engine)?;
-        let (model, report) = (
-            encode(&self.saved()?)?,
-            serde_json::to_vec(&round).map_err(|e| Error::internal(e.to_string()))?,
-        );
-        store.write(|changes| {
-            changes.put(SPACE, MODEL, &model)?;
-            changes.put(ROUNDS, &format!("{number:020}"), &report)
-        })?;
+        self.commit(store, &round)?;
         engine.settle()?;
         Ok(round)
+    }
+
+    /// [`Federation::private_round`], with all that came of it in the store before the engine forgets. Its draws need not be
+    /// kept: done again, they are the same.
+    ///
+    /// # Errors
+    /// Those of [`Federation::private_round`] and of the store.
+    pub fn private_round_in(
+        &mut self,
+        store: &mut Store,
+        release: &mut Release,
+        population: &[String],
+        engine: &mut dyn Engine,
+    ) -> Result<Round> {
+        let round = self.private_round(release, population, engine)?;
+        self.commit(store, &round)?;
+        engine.settle()?;
+        Ok(round)
+    }
+
+    fn commit(&self, store: &mut Store, round: &Round) -> Result<()> {
+        let report = serde_json::to_vec(round).map_err(|e| Error::internal(e.to_string()))?;
+        let model = bytes_of(self)?;
+        store.write(|changes| {
+            changes.put(SPACE, MODEL, &model)?;
+            changes.put(ROUNDS, &format!("{:020}", round.round), &report)
+        })
     }
 
     /// Lets the round's choice of clients go: for a round that cannot be finished with them.
@@ -176,6 +197,11 @@ impl Flat {
         }
         Ok(Tensor::f_from_data_size(&self.bytes, &self.size, kind)?)
     }
+}
+
+/// The model and what the server remembers, as the store has them.
+pub(super) fn bytes_of(federation: &Federation) -> Result<Vec<u8>> {
+    encode(&federation.saved()?)
 }
 
 fn encode(value: &impl Serialize) -> Result<Vec<u8>> {

@@ -1,0 +1,121 @@
+//! Rounds that bound what is learnt of any one client (DP-FedAvg; McMahan et al. 2018, arXiv 1710.06963).
+//!
+//! The record is a client with all its rows. Each is drawn by its own coin, what it learnt is clipped over all tensors that it
+//! sends together, and the sum is noised as integers and divided by the expected number of clients, never by how many
+//! answered. A client that is drawn and gives no good reply counts as one that learnt nothing. The coordinator sees single
+//! replies, and who was drawn: the bound is about whoever sees the model, the other clients among them.
+
+use super::model::upload;
+use super::{Engine, Federation, Round, Settings, Task, Weights};
+use crate::aggregate::Upload;
+use crate::privacy::Release;
+use lora_core::{Error, ErrorKind, Result};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use tch::{Device, Kind, Tensor};
+
+impl Settings {
+    /// Whether rounds can bound what is learnt of a client.
+    ///
+    /// # Errors
+    /// [`Error::usage`] with everything that speaks against it.
+    pub fn check_private(&self) -> Result<()> {
+        let (mut faults, rule) = (Vec::new(), self.rule);
+        let mut refuse = |bad: bool, what: String| faults.extend(bad.then_some(what));
+        refuse(
+            !rule.is_linear(),
+            format!("{rule} is no sum of what clients send, so one clip does not bound it"),
+        );
+        let equal = self.weights == Weights::Equal;
+        refuse(!equal, "clients count the same: a number of rows is theirs to keep".into());
+        refuse(self.robust.is_some(), "a robust rule looks at single replies".into());
+        refuse(self.per_round.is_some(), "clients are drawn by coins, not so many a round".into());
+        if faults.is_empty() {
+            return Ok(());
+        }
+        Err(Error::faults(
+            ErrorKind::Usage,
+            "these settings bound nothing that is learnt of a client",
+            faults,
+        ))
+    }
+}
+
+impl Federation {
+    /// How many numbers a client sends in the first round: the dimension of its [`Release`].
+    pub fn dimension(&self) -> usize {
+        let (_, sends) = self.rule(1).trains();
+        let sent = self.model.adapter.iter().filter(|(name, _)| sends.holds(name));
+        sent.map(|(_, tensor)| tensor.numel()).sum()
+    }
+
+    /// A round whose clients are drawn from `population` by `release`, whose records they are, in this order.
+    ///
+    /// # Errors
+    /// Those of [`Settings::check_private`], of the engine and of the ledger: a spent budget among them. The model is then
+    /// as before; tried again, the round draws the same clients and the same noise.
+    pub fn private_round(
+        &mut self,
+        release: &mut Release,
+        population: &[String],
+        engine: &mut dyn Engine,
+    ) -> Result<Round> {
+        self.settings().check_private()?;
+        if release.config().records != population.len() {
+            let what = format!("{} records for {} clients", release.config().records, population.len());
+            return Err(Error::usage(what));
+        }
+        let number = self.model.rounds + 1;
+        let rule = self.rule(number);
+        let mut step = release.step(number, &self.fingerprint()?)?;
+        let drawn: Vec<(usize, String)> =
+            step.drawn().iter().filter_map(|&i| Some((i, population.get(i)?.clone()))).collect();
+        let tasks =
+            drawn.iter().map(|(_, client)| self.task(client, rule, number)).collect::<Result<Vec<_>>>()?;
+        let sent: Vec<Task> = tasks.iter().map(Task::share).collect();
+        let names = drawn.iter().map(|(_, client)| client.clone());
+        let replies = engine.run(names.zip(tasks).collect())?;
+        let (uploads, clients) = self.screen(rule, &sent, replies);
+        let (_, sends) = rule.trains();
+        let trained: Vec<(&String, &Tensor)> =
+            self.model.adapter.iter().filter(|(name, _)| sends.holds(name)).collect();
+        for (record, client) in &drawn {
+            let upload = uploads.iter().find(|upload| upload.client == *client);
+            let learnt = trained.iter().map(|(name, before)| {
+                let now = upload.and_then(|upload| tensor_of(upload, name));
+                now.map_or_else(|| before.zeros_like(), |now| now - *before).reshape([-1])
+            });
+            let learnt =
+                Tensor::cat(&learnt.collect::<Vec<_>>(), 0).to_device(Device::Cpu).to_kind(Kind::Float);
+            let numbers: Vec<f32> = Vec::try_from(learnt)?;
+            step.add(*record, &numbers, 1.0)?;
+        }
+        let mean = step.release()?;
+        let mut next: BTreeMap<String, Tensor> = self.model.share().adapter;
+        let mut rest = &mean[..];
+        for (name, before) in trained {
+            let (mine, others) = rest.split_at(before.numel().min(rest.len()));
+            let moved = Tensor::from_slice(mine).view(before.size().as_slice()).to_device(before.device());
+            next.insert(name.clone(), before + moved.to_kind(before.kind()));
+            rest = others;
+        }
+        let whole = upload("all", 1.0, &next, &self.scale)?;
+        self.put_together(rule, vec![whole])?;
+        Ok(Round { round: number, clients })
+    }
+
+    /// All that a round starts from.
+    fn fingerprint(&self) -> Result<Vec<u8>> {
+        let mut hash = Sha256::new();
+        hash.update(super::state::bytes_of(self)?);
+        Ok(hash.finalize().to_vec())
+    }
+}
+
+/// The tensor of that name in PEFT's file.
+fn tensor_of(upload: &Upload, name: &str) -> Option<Tensor> {
+    use super::model::{A, B};
+    let of = |suffix: &str| upload.layers.get(name.strip_suffix(suffix)?);
+    let found = of(A).map(|layer| &layer.a).or(of(B).map(|layer| &layer.b)).or(upload.others.get(name));
+    found.map(Tensor::shallow_clone)
+}
