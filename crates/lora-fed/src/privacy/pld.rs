@@ -44,62 +44,64 @@ const ACCURACY: f64 = 2e-5;
 /// What a delta may be above the exact one because rare losses are taken for infinite.
 const RARE: f64 = 1e-6;
 
-/// The least epsilon at `delta`, some 0.003 per cent (0.01 at most, where tried) above the exact one (more from some 1e7 steps on); infinite if no
-/// sensible grid would do.
+/// The least epsilon at `delta`, some 0.003 per cent above the exact one (0.01 at most where tried; more from some 1e7
+/// steps on); infinite if no sensible grid would do.
 pub(super) fn epsilon(history: &[Steps], delta: f64) -> f64 {
     let mut planner = FftPlanner::new();
-    let of = |direction| {
-        let sum = Sum::new(history, direction, RARE * delta);
-        let (mut tilt, about) = least(|t| (sum.cumulant(t) - delta.ln()) / t);
-        let mut found = f64::INFINITY;
-        // Where Chernoff's bound on delta is off by more than exp(14), so is the tilt: what is found is right, but the
-        // truth lies at the window's end or below it.
-        for _ in 0..8 {
-            // A change of epsilon changes delta `tilt` times as much.
-            let allowed = (ACCURACY * tilt * about).clamp(1e-6, 1e-3);
-            let Some(composed) = Composed::new(&sum, tilt, about, allowed, &mut planner) else { break };
-            let (epsilon, inside) = composed.epsilon(delta);
-            found = found.min(epsilon);
-            if (inside && tilt * (about - epsilon) < 14.0) || epsilon == 0.0 {
-                break;
-            }
-            tilt /= 8.0;
-        }
-        found
-    };
+    let of = |direction| epsilon_of(history, direction, delta, &mut planner);
     DIRECTIONS.into_iter().map(of).fold(0.0, f64::max)
+}
+
+fn epsilon_of(history: &[Steps], direction: Direction, delta: f64, planner: &mut FftPlanner<f64>) -> f64 {
+    let sum = Sum::new(history, direction, RARE * delta);
+    let (mut tilt, about) = least(|t| (sum.cumulant(t) - delta.ln()) / t);
+    let mut found = f64::INFINITY;
+    // Where Chernoff's bound on delta is off by more than exp(14), so is the tilt: what is found is right, but the
+    // truth lies at the window's end or below it.
+    for _ in 0..8 {
+        // A change of epsilon changes delta `tilt` times as much.
+        let allowed = (ACCURACY * tilt * about).clamp(1e-6, 1e-3);
+        let Some(composed) = Composed::new(&sum, tilt, about, allowed, planner) else { break };
+        let (epsilon, inside) = composed.epsilon(delta);
+        found = found.min(epsilon);
+        if (inside && tilt * (about - epsilon) < 14.0) || epsilon == 0.0 {
+            break;
+        }
+        tilt /= 8.0;
+    }
+    found
 }
 
 /// The least delta at `epsilon`; 1 if no sensible grid would do.
 pub(super) fn delta(history: &[Steps], epsilon: f64) -> f64 {
     let mut planner = FftPlanner::new();
-    let of = |direction| {
-        let whole = Sum::new(history, direction, 0.0);
-        if epsilon >= whole.most() {
-            return 0.0;
-        }
-        let chernoff = |sum: Sum<'_>| least(|t| sum.cumulant(t) - t * epsilon);
-        let mut found = chernoff(whole).1.exp().min(1.0) * (1.0 + 1e-9);
-        // What is rare depends on the answer, and the first bound may be far above it.
-        for _ in 0..8 {
-            let sum = Sum::new(history, direction, RARE * found);
-            let (tilt, ln_bound) = chernoff(sum);
-            let next = match ln_bound > (1e-3 * RARE * found).ln() {
-                true => {
-                    Composed::new(&sum, tilt, epsilon, 1e-4, &mut planner).map_or(found, |c| c.delta(epsilon))
-                }
-                // No finite loss is left up there: what was called rare is all there is.
-                false => RARE * found * 2.0,
-            };
-            let near = next > 0.05 * found;
-            found = found.min(next);
-            if near {
-                break;
-            }
-        }
-        found
-    };
+    let of = |direction| delta_of(history, direction, epsilon, &mut planner);
     DIRECTIONS.into_iter().map(of).fold(0.0, f64::max)
+}
+
+fn delta_of(history: &[Steps], direction: Direction, epsilon: f64, planner: &mut FftPlanner<f64>) -> f64 {
+    let whole = Sum::new(history, direction, 0.0);
+    if epsilon >= whole.most() {
+        return 0.0;
+    }
+    let chernoff = |sum: Sum<'_>| least(|t| sum.cumulant(t) - t * epsilon);
+    let mut found = chernoff(whole).1.exp().min(1.0) * (1.0 + 1e-9);
+    // What is rare depends on the answer, and the first bound may be far above it.
+    for _ in 0..8 {
+        let sum = Sum::new(history, direction, RARE * found);
+        let (tilt, ln_bound) = chernoff(sum);
+        let next = match ln_bound > (1e-3 * RARE * found).ln() {
+            true => Composed::new(&sum, tilt, epsilon, 1e-4, planner).map_or(found, |c| c.delta(epsilon)),
+            // No finite loss is left up there: what was called rare is all there is.
+            false => RARE * found * 2.0,
+        };
+        let near = next > 0.05 * found;
+        found = found.min(next);
+        if near {
+            break;
+        }
+    }
+    found
 }
 
 /// The sum of a history's losses in one direction.
@@ -224,15 +226,16 @@ mod tests {
                 } else {
                     0.0
                 };
-                let exact = remove.max(add);
-                let ours = delta(&history(sigma, q, 1), at);
                 let digits = 1e-14; // of the closed form, which subtracts
                 // A window that holds far losses too is coarse for a delta of the size of q.
-                let near = if exact > 0.01 * q { 1.01 } else { 1.001 };
-                assert!(
-                    ours >= exact - digits && ours <= exact * near + digits,
-                    "{sigma} {q} {at}: {ours:e} {exact:e}"
-                );
+                let near = if remove.max(add) > 0.01 * q { 1.01 } else { 1.001 };
+                for (direction, exact) in [(Direction::Remove, remove), (Direction::Add, add)] {
+                    let ours = delta_of(&history(sigma, q, 1), direction, at, &mut FftPlanner::new());
+                    assert!(
+                        ours >= exact - digits && ours <= exact * near + digits,
+                        "{sigma} {q} {at} {direction:?}: {ours:e} {exact:e}"
+                    );
+                }
             }
         }
     }
