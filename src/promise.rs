@@ -63,34 +63,55 @@ impl Promise {
         Ok(Terms { noise, rate, delta })
     }
 
-    /// Opens the ledger, and makes the source of private gradients of a run. `configuration`: whatever else shapes a
-    /// gradient, the base model among it; `dimension`: how many numbers train.
+    /// Opens the ledger, and makes the source of private gradients of a run over rows. `configuration`: whatever else shapes
+    /// a gradient, the base model among it; `dimension`: how many numbers train.
     ///
     /// # Errors
     /// Those of the files: a ledger of another promise or in use, a secret that is none.
     pub fn release(
         &self,
         data: &Dataset,
-        (batch, terms): (usize, Terms),
+        terms: (usize, Terms),
         dimension: usize,
         run: &str,
         configuration: &[u8],
     ) -> Result<Release> {
-        let budget = Budget {
-            unit: Unit::Example,
-            epsilon: self.epsilon,
-            delta: terms.delta,
-            accounting: Accounting::Pld,
-        };
+        let records = (data.samples.len(), fingerprint(data));
+        self.source(Unit::Example, records, terms, (dimension, run, configuration))
+    }
+
+    /// The same over clients, whose updates are its gradients.
+    ///
+    /// # Errors
+    /// As [`Promise::release`].
+    pub fn release_of_clients(
+        &self,
+        clients: &[String],
+        terms: (usize, Terms),
+        dimension: usize,
+        configuration: &[u8],
+    ) -> Result<Release> {
+        let names = Sha256::digest(clients.join("\n")).into();
+        self.source(Unit::Client, (clients.len(), names), terms, (dimension, "clients", configuration))
+    }
+
+    fn source(
+        &self,
+        unit: Unit,
+        (records, data): (usize, [u8; 32]),
+        (batch, terms): (usize, Terms),
+        (dimension, run, configuration): (usize, &str, &[u8]),
+    ) -> Result<Release> {
+        let budget = Budget { unit, epsilon: self.epsilon, delta: terms.delta, accounting: Accounting::Pld };
         let config = ReleaseConfig {
             clip: self.clip,
             mechanism: Mechanism::new(terms.noise, terms.rate)?,
-            records: data.samples.len(),
+            records,
             dimension,
             divisor: batch as f64,
             bits: BITS,
             run: run.to_owned(),
-            data: fingerprint(data),
+            data,
             configuration: Sha256::digest(configuration).into(),
         };
         let ledger = Ledger::open(&self.ledger, &budget)?;

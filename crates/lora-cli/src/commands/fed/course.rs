@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use lora::fed::engine::{Engine, Federation, Model, Settings, Trains};
+use lora::fed::privacy::Release;
 use lora::fed::store::Store;
 use lora::train::Dataset;
 use lora::{AdapterConfig, Error, Local, OutputFolder, Recipe};
@@ -63,10 +64,24 @@ impl Course {
         self.federation.model.rounds < self.settings().rounds
     }
 
-    /// One round; `judge` gives the loss of what came of it.
-    pub(super) fn round(&mut self, engine: &mut dyn Engine) -> Result<Told> {
+    /// How many numbers a client sends.
+    pub(super) fn dimension(&self) -> usize {
+        self.federation.dimension()
+    }
+
+    /// One round, whose clients are drawn in private if there is a source for it, of a population.
+    pub(super) fn round(
+        &mut self,
+        engine: &mut dyn Engine,
+        private: Option<(&mut Release, &[String])>,
+    ) -> Result<Told> {
         let begin = Instant::now();
-        let round = self.federation.round_in(&mut self.store, engine)?;
+        let round = match private {
+            Some((release, population)) => {
+                self.federation.private_round_in(&mut self.store, release, population, engine)?
+            }
+            None => self.federation.round_in(&mut self.store, engine)?,
+        };
         Ok(Told { round, begin })
     }
 

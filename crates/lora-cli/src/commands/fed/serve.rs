@@ -127,7 +127,7 @@ fn rounds(
         let mut tries = 0;
         let told = loop {
             tries += 1;
-            match course.round(engine) {
+            match course.round(engine, None) {
                 Ok(told) => break told,
                 Err(e) if tries < args.tries.max(1) => {
                     say!("round failed, and is tried again: {e}");

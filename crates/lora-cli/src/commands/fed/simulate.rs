@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use lora::fed::aggregate::Rule;
 use lora::fed::engine::{InProcess, Reply, Task, Worker};
+use lora::fed::privacy::Release;
 use lora::model::Keep;
 use lora::train::{Dataset, TrainConfig};
 use lora::{Error, Local, Promise};
 
 use super::course::{Course, beside};
 use super::federation::{FederationArgs, method, ranked};
+use crate::commands::say;
 use crate::open::ModelArgs;
 use crate::privacy::{PrivacyArgs, hash_of};
 use crate::settings::{MethodArgs, TrainingArgs};
@@ -64,6 +66,15 @@ pub(crate) struct Args {
     method: MethodArgs,
     #[command(flatten)]
     training: TrainingArgs,
+    /// Bound what is learnt of any one client with all its rows: clipped and noised by the coordinator, with --weights equal
+    #[arg(long, value_name = "EPSILON", help_heading = "Privacy", requires = "drawn")]
+    client_epsilon: Option<f64>,
+    /// The largest norm of what a client sends
+    #[arg(long, value_name = "NORM", default_value_t = 1.0, help_heading = "Privacy")]
+    client_clip: f64,
+    /// Expected clients a round, each drawn by its own coin
+    #[arg(long, value_name = "N", help_heading = "Privacy")]
+    drawn: Option<usize>,
     /// Each client keeps its promise in a ledger of its own, in OUT.privacy
     #[command(flatten)]
     privacy: PrivacyArgs,
@@ -105,10 +116,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut course = Course::begin(settings, start, (&recipe, &config), (&args.out, args.overwrite))?;
     let idle: BTreeMap<_, _> = args.idle.iter().map(|(name, n)| (name.clone(), n.unsigned_abs())).collect();
     let names: Vec<String> = data.keys().chain(idle.keys()).cloned().collect();
+    let mut release = args.release(&course, &names, &data)?;
     while course.goes_on() {
         let players =
             workers.iter_mut().map(|w| Box::new(Player(w, &idle)) as Box<dyn Worker + '_>).collect();
-        let told = course.round(&mut InProcess::new(names.clone(), players))?;
+        let told = course
+            .round(&mut InProcess::new(names.clone(), players), release.as_mut().map(|r| (r, &names[..])))?;
         course.tell(told, &mut workers[0], held_out.as_ref())?;
     }
     let own = course.settings().rule == Rule::FedSa;
@@ -131,6 +144,35 @@ impl Worker for Player<'_> {
 }
 
 impl Args {
+    /// The source of rounds that bound what is learnt of a client.
+    fn release(
+        &self,
+        course: &Course,
+        names: &[String],
+        data: &BTreeMap<String, Dataset>,
+    ) -> Result<Option<Release>> {
+        let (Some(epsilon), Some(drawn)) = (self.client_epsilon, self.drawn) else { return Ok(None) };
+        course.settings().check_private()?;
+        let ledger = beside(&self.out, "clients.privacy.jsonl");
+        let promise = Promise { epsilon, delta: None, clip: self.client_clip, ledger };
+        let terms = promise.terms(names.len(), drawn, course.settings().rounds)?;
+        say!(
+            "privacy     epsilon {epsilon} at delta {:.1e} a client: noise {:.3}, {:.2} % of the clients a round; {}",
+            terms.delta,
+            terms.noise,
+            100.0 * terms.rate,
+            promise.ledger.display()
+        );
+        let rows: Vec<_> = data.values().map(lora::train::fingerprint).collect();
+        let settings = format!("{:?} {:?} {rows:?}", course.settings(), self.training.train_config()?);
+        Ok(Some(promise.release_of_clients(
+            names,
+            (drawn, terms),
+            course.dimension(),
+            settings.as_bytes(),
+        )?))
+    }
+
     fn promises<'a>(&self, clients: impl Iterator<Item = &'a String>) -> Result<BTreeMap<String, Promise>> {
         let folder = beside(&self.out, "privacy");
         let promise =
