@@ -1,9 +1,9 @@
 //! Against an unmodified Flower: a SuperLink, a stock SuperNode, Flower's own FedAvg; TLS and node authentication on.
 //!
 //! ```text
-//! python3 -m venv /tmp/flwr && /tmp/flwr/bin/pip install flwr==1.41.0
+//! python3 -m venv ~/flwr && ~/flwr/bin/pip install flwr==1.41.0
 //! cargo build --release -p lora-fed --examples
-//! FLWR=/tmp/flwr cargo test --release -p lora-fed --test flower -- --nocapture
+//! FLWR=~/flwr cargo test --release -p lora-fed --test flower -- --nocapture
 //! ```
 //!
 //! Without `FLWR` these tests say so and do nothing.
