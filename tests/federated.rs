@@ -14,6 +14,9 @@ use lora::train::{AdamWConfig, Dataset, Sample, Schedule, TrainConfig, train};
 use lora::{AdapterConfig, Linears, Local, Mode, VARIANTS, attach, load, params, recipe};
 use tch::{Device, Kind, Tensor};
 
+/// libtorch's generator is one for the whole process.
+static RANDOM: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
 fn llama(variant: &str) -> Llama {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/smollm/model");
     let checkpoint = lora::open(&path).unwrap();
@@ -100,6 +103,7 @@ fn logits(model: &dyn Model) -> Tensor {
 
 #[test]
 fn one_client_and_one_round_are_plain_training() {
+    let _alone = RANDOM.lock();
     let (_, model) = rounds("dora", Rule::FedIt, &["alone"], 1);
     tch::manual_seed(5);
     let mut plain = llama("dora");
@@ -116,6 +120,7 @@ fn one_client_and_one_round_are_plain_training() {
 /// What lies beside becomes a part of the adapter that is written, on every storage and top.
 #[test]
 fn what_is_saved_is_what_was_learnt() {
+    let _alone = RANDOM.lock();
     for variant in ["lora", "rslora", "dora", "qlora", "qlora+dora+rslora"] {
         for rule in [Rule::FedEx, Rule::Flora, Rule::FedSvd] {
             let (mut local, model) = rounds(variant, rule, &["one", "two", "three"], 2);
@@ -136,6 +141,7 @@ fn what_is_saved_is_what_was_learnt() {
 /// Four bits stay four bits, whatever lies beside them.
 #[test]
 fn a_packed_base_stays_as_it_is() {
+    let _alone = RANDOM.lock();
     let before = llama("qlora");
     let (local, model) = rounds("qlora", Rule::FedEx, &["one", "two"], 2);
     assert!(!model.beside.is_empty());
@@ -152,6 +158,7 @@ fn a_packed_base_stays_as_it_is() {
 
 #[test]
 fn a_factor_that_is_to_stay_stays() {
+    let _alone = RANDOM.lock();
     let (_, model) = rounds("lora", Rule::Ffa, &["one", "two"], 2);
     tch::manual_seed(5);
     let start = local("lora", &[], training()).start().unwrap();
@@ -162,6 +169,7 @@ fn a_factor_that_is_to_stay_stays() {
 /// FedSA's clients go on with their own B.
 #[test]
 fn what_a_client_keeps_it_finds_again() {
+    let _alone = RANDOM.lock();
     let (mut local, model) = rounds("lora", Rule::FedSa, &["one", "two"], 2);
     let own = |client: &str, local: &Local| local.own_adapter(client, &model.adapter);
     let (one, two) = (own("one", &local), own("two", &local));
@@ -174,6 +182,7 @@ fn what_a_client_keeps_it_finds_again() {
 /// And after a crash too, be it in the midst of a round that is then done again.
 #[test]
 fn what_a_client_keeps_outlives_it() {
+    let _alone = RANDOM.lock();
     let folder = tempfile::tempdir().unwrap();
     let open = || {
         let local = local("lora", &["one"], training());
@@ -210,6 +219,7 @@ fn what_a_client_keeps_outlives_it() {
 /// FedProx: the stronger the pull, the nearer it stays.
 #[test]
 fn the_proximal_term_pulls_back() {
+    let _alone = RANDOM.lock();
     let run = |mu: f64| {
         let mut model = llama("lora");
         tch::manual_seed(5);

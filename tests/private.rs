@@ -14,6 +14,9 @@ use lora::train::{
 use lora::{AdapterConfig, Promise, Targets, attach, params, recipe};
 use tch::Tensor;
 
+/// libtorch's generator is one for the whole process.
+static RANDOM: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
 fn model(variant: &str, config: &AdapterConfig) -> Llama {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/qwen3/model");
     let mut model = llama(&path).unwrap();
@@ -78,6 +81,7 @@ fn leaves(model: &Llama) -> Tensor {
 /// No noise, no clip, everybody in every step: plain training, whatever gives the gradients of single texts.
 #[test]
 fn with_nothing_to_hide_it_is_plain_training() {
+    let _alone = RANDOM.lock();
     let head = Targets::Names(vec!["q_proj".into(), "lm_head".into()]);
     let with_head = AdapterConfig { target_modules: head, ..AdapterConfig::default() };
     for (variant, adapter) in
@@ -110,6 +114,7 @@ fn with_nothing_to_hide_it_is_plain_training() {
 /// With a small clip no step moves by more than the clip over the divisor, times the texts.
 #[test]
 fn a_clip_bounds_what_a_text_can_do() {
+    let _alone = RANDOM.lock();
     let adapter = AdapterConfig::default();
     let private = model("lora", &adapter);
     let rows = data(&private, 6);
@@ -136,6 +141,7 @@ fn a_clip_bounds_what_a_text_can_do() {
 /// A run that is done again releases the same and costs nothing; another one is charged, or refused.
 #[test]
 fn a_promise_is_kept_from_run_to_run() {
+    let _alone = RANDOM.lock();
     let folder = tempfile::tempdir().unwrap();
     let adapter = AdapterConfig::default();
     let promise =
@@ -176,6 +182,7 @@ fn a_promise_is_kept_from_run_to_run() {
 
 #[test]
 fn promises_that_make_no_sense_are_refused() {
+    let _alone = RANDOM.lock();
     let promise = |epsilon, delta, clip| Promise { epsilon, delta, clip, ledger: "nowhere".into() };
     for (promise, batch) in [
         (promise(1.0, None, 1.0), 0),
