@@ -4,14 +4,14 @@ mod assemble;
 mod foresee;
 mod gather;
 mod jobs;
-mod plan;
+pub(crate) mod plan;
 mod progress;
 mod report;
 mod results;
 mod run;
 #[cfg(all(test, unix))]
 mod run_tests;
-mod split;
+pub(crate) mod split;
 mod stats;
 
 use crate::{cache, peers, setup, sh};

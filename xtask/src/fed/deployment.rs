@@ -23,7 +23,7 @@ pub(super) struct Deployment {
     dir: PathBuf,
     venv: PathBuf,
     address: String,
-    processes: Vec<Group>,
+    processes: Vec<(String, Group)>,
 }
 
 /// How long anything may take.
@@ -96,11 +96,22 @@ impl Deployment {
 
     /// Starts a program whose words go to NAME.log.
     pub(super) fn spawn(&mut self, name: &str, mut command: Command) -> Result<()> {
-        let log = fs::File::create(self.at(&format!("{name}.log")))?;
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.at(&format!("{name}.log")))?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = command.spawn().with_context(|| sh::show(&command))?;
-        self.processes.push(Group(child));
+        self.processes.push((name.to_owned(), Group(child)));
         Ok(())
+    }
+
+    /// Kills the program of that name where it stands; was it still running?
+    pub(super) fn kill(&mut self, name: &str) -> Result<bool> {
+        let place = self.processes.iter().position(|(n, _)| n == name);
+        let place = place.with_context(|| format!("{name} was never started"))?;
+        let (_, mut group) = self.processes.remove(place);
+        let ran = group.0.try_wait()?.is_none();
+        group.0.kill()?;
+        group.0.wait()?;
+        Ok(ran)
     }
 
     /// Makes the SuperLink know the key in NAME.pub.

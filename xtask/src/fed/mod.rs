@@ -1,6 +1,8 @@
 //! `fed`: federations of real processes, against what the in-process engine gives.
 
 mod deployment;
+mod faults;
+mod rules;
 
 use crate::{cache, setup, sh};
 use anyhow::{Context, Result, bail};
@@ -19,18 +21,28 @@ pub(crate) struct Args {
     /// Nodes and a coordinator of ours on an unmodified Flower, with TLS and node authentication
     #[arg(long, group = "what")]
     flower: bool,
+    /// Nodes and coordinator of ours on Flower, killed so often at random moments: the same adapter, in every bit
+    #[arg(long, group = "what", value_name = "N")]
+    faults: Option<usize>,
+    /// Every rule on four files of different kinds, beside all rows in one place and each client alone
+    #[arg(long, group = "what")]
+    rules: bool,
+    #[command(flatten)]
+    rules_args: rules::Args,
     /// Use this virtual environment with flwr 1.41.0 (default: $FLWR, else one is made in the cache)
     #[arg(long, value_name = "FOLDER")]
     venv: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    debug_assert!(args.flower);
+    if args.rules {
+        return rules::run(&args.rules_args);
+    }
     setup::ensure(false)?;
     let model = setup::model()?;
     sh::run(sh::cargo().args(["build", "--release", "-p", "lora-cli"]))?;
     let venv = venv(args)?;
-    let home = sh::root().join("target/fed");
+    let home = sh::root().join("target/fed/trial");
     if home.exists() {
         fs::remove_dir_all(&home).with_context(|| home.display().to_string())?;
     }
@@ -38,8 +50,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let trial = Trial { lora: sh::root().join("target/release/lora"), model, venv, home };
     trial.rows()?;
     trial.start()?;
-    trial.fedavg()?;
-    trial.fedsvd()?;
+    if let Some(wanted) = args.faults {
+        trial.faults(wanted)?;
+    } else {
+        trial.fedavg()?;
+        trial.fedsvd()?;
+    }
     println!("all as it should be");
     Ok(())
 }
@@ -109,9 +125,9 @@ impl Trial {
     }
 
     /// What the in-process engine makes of it.
-    fn simulate(&self, rule: &str, further: &[&str]) -> Result<PathBuf> {
+    fn simulate(&self, rule: &str, rounds: u64, further: &[&str]) -> Result<PathBuf> {
         let out = self.at(&format!("simulated-{rule}"));
-        let mut command = self.lora(&["fed", "simulate", "--rule", rule, "--rounds", &ROUNDS.to_string()]);
+        let mut command = self.lora(&["fed", "simulate", "--rule", rule, "--rounds", &rounds.to_string()]);
         for client in CLIENTS {
             command
                 .arg("--client")
@@ -136,6 +152,14 @@ impl Trial {
         Ok(())
     }
 
+    fn equal(&self, one: &Path, two: &Path) -> Result<()> {
+        if cache::sha256(one)? != cache::sha256(two)? {
+            bail!("{} is not {}", one.display(), two.display());
+        }
+        println!("the adapter is the undisturbed run's, in every bit");
+        Ok(())
+    }
+
     /// A node of ours that trains a client's rows.
     fn node(&self, flower: &Deployment, client: &str, roots: &str) -> Result<Command> {
         let key = flower.at(&format!("{client}.pem"));
@@ -151,7 +175,7 @@ impl Trial {
 
     /// Flower's own server app, a stock node, and two of ours.
     fn fedavg(&self) -> Result<()> {
-        let simulated = self.simulate("fedit", &["--idle", &format!("stock={IDLE}")])?;
+        let simulated = self.simulate("fedit", ROUNDS, &["--idle", &format!("stock={IDLE}")])?;
         let mut flower = Deployment::start(&self.venv, &self.at("fedavg"), Isolation::Subprocess)?;
         self.strangers(&flower)?;
         for client in CLIENTS {
@@ -200,7 +224,7 @@ impl Trial {
 
     /// Our coordinator by FedSVD, and two nodes of ours.
     fn fedsvd(&self) -> Result<()> {
-        let simulated = self.simulate("fedsvd", &[])?;
+        let simulated = self.simulate("fedsvd", ROUNDS, &[])?;
         let mut flower = Deployment::start(&self.venv, &self.at("fedsvd"), Isolation::Process)?;
         for client in CLIENTS {
             let node = self.node(&flower, client, "ca.pem")?;

@@ -1,0 +1,91 @@
+//! `fed --faults N`: nodes and coordinator are killed at random moments, N times in all, and go on; what comes of it is what
+//! comes of an undisturbed run, in every bit.
+
+use super::deployment::{Deployment, Isolation};
+use super::{CLIENTS, Trial};
+use anyhow::{Result, bail};
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// Rounds of a run: some minutes, undisturbed.
+const ROUNDS: u64 = 6;
+/// Between a death and the next, at most.
+const PAUSE: u64 = 4000;
+const SERVER: &str = "coordinator";
+
+impl Trial {
+    pub(super) fn faults(&self, wanted: usize) -> Result<()> {
+        let simulated = self.simulate("fedsvd", ROUNDS, &[])?;
+        let mut random = Random(0x9e37_79b9_7f4a_7c15);
+        let (mut deaths, mut run) = (BTreeMap::<&str, usize>::new(), 0);
+        while deaths.values().sum::<usize>() < wanted {
+            run += 1;
+            let out = self.at(&format!("stormy-{run}"));
+            let mut flower =
+                Deployment::start(&self.venv, &self.at(&format!("faults-{run}")), Isolation::Process)?;
+            for client in CLIENTS {
+                let node = self.node(&flower, client, "ca.pem")?;
+                flower.register(client)?;
+                flower.spawn(client, node)?;
+            }
+            flower.submit("")?;
+            let serve = |flower: &Deployment| -> Command {
+                let mut serve =
+                    self.lora(&["fed", "serve", "--rule", "fedsvd", "--address", flower.address()]);
+                serve.args(["--minimum", "2", "--per-round", "2", "--rounds", &ROUNDS.to_string()]);
+                // What a SuperLink hands out to a node that dies that moment is lost: the round is asked again.
+                serve.args(["--patience", "60", "--tries", "100"]);
+                serve.arg("--roots").arg(flower.at("ca.pem")).arg("--secret").arg(flower.at("secret"));
+                serve.arg("--adapter").arg(self.at("start")).arg("--out").arg(&out);
+                serve
+            };
+            let command = serve(&flower);
+            flower.spawn(SERVER, command)?;
+            let until = Instant::now() + Duration::from_secs(1800);
+            while !out.join("adapter_model.safetensors").exists() {
+                if Instant::now() > until {
+                    bail!("run {run} did not end\n  hint: see {}", flower.at("").display());
+                }
+                sleep(Duration::from_millis(random.below(PAUSE)));
+                let victims = [CLIENTS[0], CLIENTS[1], SERVER];
+                let victim = victims[random.below(victims.len() as u64) as usize];
+                if !flower.kill(victim)? {
+                    // The coordinator is done, or a process gave up, which it must not.
+                    if out.join("adapter_model.safetensors").exists() {
+                        break;
+                    }
+                    if victim != SERVER {
+                        bail!(
+                            "{victim} ended by itself\n  hint: see {}",
+                            flower.at(&format!("{victim}.log")).display()
+                        );
+                    }
+                } else if deaths.values().sum::<usize>() < wanted {
+                    *deaths.entry(victim).or_default() += 1;
+                }
+                let again =
+                    if victim == SERVER { serve(&flower) } else { self.node(&flower, victim, "ca.pem")? };
+                flower.spawn(victim, again)?;
+            }
+            let told: Vec<String> = deaths.iter().map(|(who, n)| format!("{who} {n}")).collect();
+            println!("run {run}: killed so far: {}", told.join(", "));
+            self.equal(&out.join("adapter_model.safetensors"), &simulated)?;
+        }
+        Ok(())
+    }
+}
+
+/// Which, and when: the same every time, as far as chance goes (splitmix64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n.max(1)
+    }
+}

@@ -1,0 +1,237 @@
+//! `fed --rules`: four organisations with rows of different kinds, by every rule, beside all rows in one place and each
+//! alone: what it brings, and what it sends.
+
+mod report;
+
+use crate::compare::plan::Data;
+use crate::compare::split::{self, Parts};
+use crate::{cache, setup, sh};
+use anyhow::{Context, Result, bail};
+use report::{Row, Score};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// What is compared.
+#[derive(clap::Args)]
+#[group(id = "rules_args")]
+pub(super) struct Args {
+    /// The folder with fpb.jsonl, fiqa.jsonl, tfns.jsonl and nwgi.jsonl (docs/federated.md)
+    #[arg(long, value_name = "FOLDER", default_value = "data/finlora")]
+    data: PathBuf,
+    /// Rules, for --rules
+    #[arg(long, value_delimiter = ',', default_value = "fedit,ffa,fedex,fedsvd")]
+    rule: Vec<String>,
+    /// Seeds
+    #[arg(long, value_delimiter = ',', default_value = "1")]
+    seeds: Vec<u64>,
+    /// Also with these promises to every row
+    #[arg(long, value_delimiter = ',')]
+    epsilons: Vec<f64>,
+    /// Rounds, which share one pass over the rows
+    #[arg(long, default_value_t = 5)]
+    rounds: u64,
+    /// At most so many training rows a client
+    #[arg(long, default_value_t = 942)]
+    rows: usize,
+    /// Judge by so many held-out rows of each client
+    #[arg(long, default_value_t = 100)]
+    held_out: usize,
+    /// Peak learning rate
+    #[arg(long, default_value_t = 1e-3)]
+    lr: f64,
+}
+
+const CLIENTS: [&str; 4] = ["fpb", "fiqa", "tfns", "nwgi"];
+
+/// What is kept of a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Ended {
+    scores: Vec<Score>,
+    up: u64,
+    down: u64,
+    seconds: f64,
+}
+
+struct Runner<'a> {
+    args: &'a Args,
+    lora: PathBuf,
+    model: PathBuf,
+    home: PathBuf,
+    parts: Vec<Parts>,
+    all: PathBuf,
+}
+
+pub(super) fn run(args: &Args) -> Result<()> {
+    setup::ensure(false)?;
+    let model = setup::model()?;
+    sh::run(sh::cargo().args(["build", "--release", "-p", "lora-cli"]))?;
+    let home = sh::root().join("target/fed/rules");
+    fs::create_dir_all(&home).with_context(|| home.display().to_string())?;
+    let _lock = cache::lock(&home.join("lock"))?;
+    let folder = if args.data.is_absolute() { args.data.clone() } else { sh::root().join(&args.data) };
+    let mut parts = Vec::new();
+    for client in CLIENTS {
+        let data = Data::Split(folder.join(format!("{client}.jsonl")));
+        parts.push(split::split(&data, &home.join("data"))?);
+    }
+    let all = home.join("data/all.jsonl");
+    let mut runner = Runner { args, lora: sh::root().join("target/release/lora"), model, home, parts, all };
+    runner.cut()?;
+    let mut rows = Vec::new();
+    for &seed in &args.seeds {
+        rows.push(runner.once("central", seed, None)?);
+        for client in CLIENTS {
+            rows.push(runner.once(&format!("{client} alone"), seed, None)?);
+        }
+        for rule in &args.rule {
+            rows.push(runner.once(rule, seed, None)?);
+            for epsilon in &args.epsilons {
+                rows.push(runner.once(rule, seed, Some(*epsilon))?);
+            }
+        }
+        // What is there so far can be looked at.
+        report::write(&rows, &CLIENTS, &runner.home)?;
+    }
+    println!("{}", fs::read_to_string(runner.home.join("report.md"))?);
+    Ok(())
+}
+
+impl Runner<'_> {
+    /// Cuts the training parts to the rows that are asked for, and puts them together.
+    fn cut(&mut self) -> Result<()> {
+        let mut whole = String::new();
+        for part in &mut self.parts {
+            let text = fs::read_to_string(&part.train)?;
+            let text: String = text.lines().take(self.args.rows).flat_map(|row| [row, "\n"]).collect();
+            part.train = part.train.with_file_name(format!("train-{}.jsonl", self.args.rows));
+            fs::write(&part.train, &text)?;
+            whole.push_str(&text);
+        }
+        fs::write(&self.all, whole).with_context(|| self.all.display().to_string())
+    }
+
+    /// A run, if it is not there yet.
+    fn once(&self, method: &str, seed: u64, epsilon: Option<f64>) -> Result<Row> {
+        let Args { rounds, rows, held_out, lr, .. } = self.args;
+        let settings = format!(
+            "{method} {seed} {epsilon:?} {rounds} {rows} {held_out} {lr} {}",
+            cache::sha256(&self.all)?
+        );
+        let dir = self.home.join(cache::hex(&Sha256::digest(&settings)[..8]));
+        let result = dir.join("result.json");
+        let ended = match fs::read(&result) {
+            Ok(bytes) => serde_json::from_slice(&bytes)?,
+            Err(_) => {
+                if dir.exists() {
+                    fs::remove_dir_all(&dir)?;
+                }
+                fs::create_dir_all(&dir)?;
+                fs::write(dir.join("settings.txt"), &settings)?;
+                eprintln!(
+                    "{method}, seed {seed}{}",
+                    epsilon.map_or(String::new(), |e| format!(", epsilon {e}"))
+                );
+                let ended = self.train(method, seed, epsilon, &dir)?;
+                fs::write(dir.join("partial"), serde_json::to_vec(&ended)?)?;
+                fs::rename(dir.join("partial"), &result)?;
+                ended
+            }
+        };
+        let Ended { scores, up, down, seconds } = ended;
+        Ok(Row { method: method.to_owned(), seed, epsilon, scores, up, down, seconds })
+    }
+
+    fn train(&self, method: &str, seed: u64, epsilon: Option<f64>, dir: &Path) -> Result<Ended> {
+        let begin = std::time::Instant::now();
+        let out = dir.join("adapter");
+        let mut lora = Command::new(&self.lora);
+        let mut rest = vec![
+            "--rank".to_owned(),
+            "8".into(),
+            "--alpha".into(),
+            "16".into(),
+            "--batch-size".into(),
+            "8".into(),
+        ];
+        rest.extend(["--lr".into(), self.args.lr.to_string(), "--seed".into(), seed.to_string()]);
+        let of = |name: &str| self.parts.iter().find(|part| part.name == name);
+        match method.strip_suffix(" alone") {
+            _ if method == "central" => {
+                lora.args(["train", "--epochs", "1"]).arg("--data").arg(&self.all);
+            }
+            Some(client) => {
+                let part = of(client).with_context(|| format!("no client {client}"))?;
+                lora.args(["train", "--epochs", "1"]).arg("--data").arg(&part.train);
+            }
+            None => {
+                lora.args(["fed", "simulate", "--rule", method, "--rounds", &self.args.rounds.to_string()]);
+                // One pass in all; the rate falls over the rounds.
+                lora.args(["--epochs", &(1.0 / self.args.rounds as f64).to_string(), "--schedule", "linear"]);
+                for part in &self.parts {
+                    lora.arg("--client").arg(format!("{}={}", part.name, part.train.display()));
+                }
+                if let Some(epsilon) = epsilon {
+                    lora.args([
+                        "--dp-epsilon",
+                        &epsilon.to_string(),
+                        "--accumulate",
+                        "4",
+                        "--weights",
+                        "examples",
+                    ]);
+                }
+            }
+        }
+        lora.arg("--model").arg(&self.model).arg("--out").arg(&out).args(&rest);
+        let log = fs::File::create(dir.join("log.txt"))?;
+        let status = lora.stdout(log.try_clone()?).stderr(log).status()?;
+        if !status.success() {
+            let said = fs::read_to_string(dir.join("log.txt")).unwrap_or_default();
+            bail!("`{}`\n{}", sh::show(&lora), said.lines().rev().take(3).collect::<Vec<_>>().join("\n"));
+        }
+        let seconds = begin.elapsed().as_secs_f64();
+        let (up, down) = traffic(&dir.join("adapter.rounds.jsonl"))?;
+        let scores = self.parts.iter().map(|part| self.judge(&out, part)).collect::<Result<Vec<_>>>()?;
+        Ok(Ended { scores, up, down, seconds })
+    }
+
+    fn judge(&self, adapter: &Path, part: &Parts) -> Result<Score> {
+        let mut lora = Command::new(&self.lora);
+        lora.args([
+            "eval",
+            "--labels",
+            "auto",
+            "--max-tokens",
+            "0",
+            "--json",
+            "--limit",
+            &self.args.held_out.to_string(),
+        ]);
+        lora.arg("--model").arg(&self.model).arg("--adapter").arg(adapter).arg("--data").arg(&part.held_out);
+        let value: Value = sh::capture_json(&mut lora)?;
+        let of = |name: &str| value["labels"][name].as_f64().with_context(|| format!("no {name} in {value}"));
+        Ok(Score {
+            rows: value["examples"].as_u64().unwrap_or(0),
+            accuracy: of("accuracy")?,
+            macro_f1: of("macro_f1")?,
+        })
+    }
+}
+
+/// Bytes up and down, if rounds were made.
+fn traffic(rounds: &Path) -> Result<(u64, u64)> {
+    let Ok(text) = fs::read_to_string(rounds) else { return Ok((0, 0)) };
+    let mut sums = (0, 0);
+    for line in text.lines() {
+        let round: Value = serde_json::from_str(line)?;
+        for client in round["clients"].as_array().into_iter().flatten() {
+            sums.0 += client["bytes_up"].as_u64().unwrap_or(0);
+            sums.1 += client["bytes_down"].as_u64().unwrap_or(0);
+        }
+    }
+    Ok(sums)
+}

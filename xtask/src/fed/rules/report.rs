@@ -1,0 +1,229 @@
+//! The table of a comparison of rules, and the figure of score against bytes.
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+/// What a client's held-out rows say.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Score {
+    pub(super) rows: u64,
+    pub(super) accuracy: f64,
+    pub(super) macro_f1: f64,
+}
+
+/// A run.
+#[derive(Debug, Clone)]
+pub(super) struct Row {
+    pub(super) method: String,
+    pub(super) seed: u64,
+    pub(super) epsilon: Option<f64>,
+    /// Client by client.
+    pub(super) scores: Vec<Score>,
+    pub(super) up: u64,
+    pub(super) down: u64,
+    pub(super) seconds: f64,
+}
+
+/// All seeds of a method.
+struct Line {
+    name: String,
+    /// Of each client.
+    accuracy: Vec<f64>,
+    /// Means over clients, seed by seed.
+    means: Vec<f64>,
+    macro_f1: f64,
+    up: f64,
+    down: f64,
+    seconds: f64,
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> f64 {
+    let (sum, n) = values.fold((0.0, 0), |(sum, n), value| (sum + value, n + 1));
+    sum / f64::from(n.max(1))
+}
+
+fn lines(rows: &[Row]) -> Vec<Line> {
+    let name = |row: &Row| {
+        row.epsilon.map_or_else(|| row.method.clone(), |e| format!("{}, epsilon {e}", row.method))
+    };
+    let mut names: Vec<String> = Vec::new();
+    for row in rows {
+        if !names.contains(&name(row)) {
+            names.push(name(row));
+        }
+    }
+    let line = |wanted: String| {
+        let mine: Vec<&Row> = rows.iter().filter(|row| name(row) == wanted).collect();
+        let clients = mine.first().map_or(0, |row| row.scores.len());
+        let of =
+            |pick: fn(&Score) -> f64, client: usize| mean(mine.iter().map(|row| pick(&row.scores[client])));
+        Line {
+            accuracy: (0..clients).map(|client| of(|s| s.accuracy, client)).collect(),
+            means: mine.iter().map(|row| mean(row.scores.iter().map(|s| s.accuracy))).collect(),
+            macro_f1: mean((0..clients).map(|client| of(|s| s.macro_f1, client))),
+            up: mean(mine.iter().map(|row| row.up as f64)),
+            down: mean(mine.iter().map(|row| row.down as f64)),
+            seconds: mean(mine.iter().map(|row| row.seconds)),
+            name: wanted,
+        }
+    };
+    names.into_iter().map(line).collect()
+}
+
+/// Writes report.md, results.csv and figure.svg.
+pub(super) fn write(rows: &[Row], clients: &[&str], home: &Path) -> Result<()> {
+    let lines = lines(rows);
+    let put = |name: &str, text: String| {
+        fs::write(home.join(name), text).with_context(|| home.join(name).display().to_string())
+    };
+    put("report.md", markdown(&lines, clients))?;
+    put("results.csv", csv(rows, clients))?;
+    put("figure.svg", figure(&lines))
+}
+
+fn markdown(lines: &[Line], clients: &[&str]) -> String {
+    let mut text = format!(
+        "| method | {} | mean accuracy (%) | of central (%) | macro-F1 | up (MB) | down (MB) | seconds |\n|---|{}\n",
+        clients.join(" | "),
+        "---:|".repeat(clients.len() + 6)
+    );
+    let central =
+        lines.iter().find(|line| line.name == "central").map(|line| mean(line.means.iter().copied()));
+    for line in lines {
+        let each: Vec<String> = line.accuracy.iter().map(|a| format!("{:.1}", 100.0 * a)).collect();
+        let all = mean(line.means.iter().copied());
+        let deviation = mean(line.means.iter().map(|m| (m - all).powi(2)));
+        let n = line.means.len() as f64;
+        let spread = if n > 1.0 {
+            format!(" ± {:.1}", 100.0 * (deviation * n / (n - 1.0)).sqrt())
+        } else {
+            String::new()
+        };
+        let of = central.map_or_else(String::new, |central| format!("{:.1}", 100.0 * all / central));
+        let _ = writeln!(
+            text,
+            "| {} | {} | {:.1}{spread} | {of} | {:.3} | {:.1} | {:.1} | {:.0} |",
+            line.name,
+            each.join(" | "),
+            100.0 * all,
+            line.macro_f1,
+            line.up / 1e6,
+            line.down / 1e6,
+            line.seconds
+        );
+    }
+    text
+}
+
+fn csv(rows: &[Row], clients: &[&str]) -> String {
+    let mut text =
+        "method,epsilon,seed,client,rows,accuracy,macro_f1,bytes_up,bytes_down,seconds\n".to_owned();
+    for row in rows {
+        for (client, score) in clients.iter().zip(&row.scores) {
+            let epsilon = row.epsilon.map_or_else(String::new, |e| e.to_string());
+            let Row { method, seed, up, down, seconds, .. } = row;
+            let Score { rows, accuracy, macro_f1 } = score;
+            let _ = writeln!(
+                text,
+                "{method},{epsilon},{seed},{client},{rows},{accuracy},{macro_f1},{up},{down},{seconds}"
+            );
+        }
+    }
+    text
+}
+
+/// Mean accuracy against what was sent, on a logarithmic axis; what sends nothing is a line across.
+fn figure(lines: &[Line]) -> String {
+    const SIZE: (f64, f64) = (640.0, 400.0);
+    let score = |line: &Line| 100.0 * mean(line.means.iter().copied());
+    let bytes = |line: &Line| ((line.up + line.down) / 1e6).log10();
+    let sent: Vec<&Line> = lines.iter().filter(|line| line.up > 0.0).collect();
+    let range = |values: Vec<f64>| {
+        let (low, high) = values.iter().fold((f64::MAX, f64::MIN), |(l, h), &v| (l.min(v), h.max(v)));
+        if low < high { (low, high) } else { (low - 1.0, low + 1.0) }
+    };
+    let (left, right) = range(sent.iter().map(|line| bytes(line)).collect());
+    let (low, high) = range(lines.iter().map(score).collect());
+    let x = |v: f64| 70.0 + (v - left) / (right - left) * (SIZE.0 - 210.0);
+    let y = |v: f64| SIZE.1 - 50.0 - (v - low) / (high - low) * (SIZE.1 - 90.0);
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {} {}\" font-family=\"sans-serif\" font-size=\"12\">\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n",
+        SIZE.0, SIZE.1
+    );
+    for line in lines {
+        let (at, text) = (y(score(line)), &line.name);
+        if line.up > 0.0 {
+            let _ = writeln!(
+                svg,
+                "<circle cx=\"{:.1}\" cy=\"{at:.1}\" r=\"5\" fill=\"#1f6feb\"/><text x=\"{:.1}\" y=\"{:.1}\">{text}</text>",
+                x(bytes(line)),
+                x(bytes(line)) + 8.0,
+                at + 4.0
+            );
+        } else {
+            let _ = writeln!(
+                svg,
+                "<line x1=\"70\" x2=\"{:.0}\" y1=\"{at:.1}\" y2=\"{at:.1}\" stroke=\"#999\" stroke-dasharray=\"4 3\"/>\
+                 <text x=\"{:.0}\" y=\"{:.1}\" fill=\"#555\">{text}</text>",
+                SIZE.0 - 100.0,
+                SIZE.0 - 95.0,
+                at + 4.0
+            );
+        }
+    }
+    let tick = |v: f64| 10f64.powf(v);
+    let _ = writeln!(
+        svg,
+        "<text x=\"70\" y=\"{:.0}\">{:.0} MB sent</text><text x=\"{:.0}\" y=\"{:.0}\" text-anchor=\"end\">{:.0} MB</text>\n\
+         <text x=\"8\" y=\"{:.0}\">{high:.1} %</text><text x=\"8\" y=\"{:.0}\">{low:.1} %</text>\n\
+         <text x=\"8\" y=\"16\">mean accuracy over the clients' held-out rows</text>\n</svg>",
+        SIZE.1 - 20.0,
+        tick(left),
+        SIZE.0 - 140.0,
+        SIZE.1 - 20.0,
+        tick(right),
+        y(high) + 4.0,
+        y(low) + 4.0
+    );
+    svg
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seeds_are_put_together_and_set_beside_central() {
+        let row = |method: &str, seed, accuracy: f64, up| Row {
+            method: method.into(),
+            seed,
+            epsilon: None,
+            scores: [0.0, 0.2].map(|d| Score { rows: 10, accuracy: accuracy + d, macro_f1: accuracy }).into(),
+            up,
+            down: 2 * up,
+            seconds: 3.0,
+        };
+        let rows =
+            [row("central", 1, 0.7, 0), row("fedit", 1, 0.5, 1_000_000), row("fedit", 2, 0.6, 3_000_000)];
+        let text = markdown(&lines(&rows), &["one", "two"]);
+        assert!(text.contains("| central | 70.0 | 90.0 | 80.0 | 100.0 | 0.700 | 0.0 | 0.0 | 3 |"), "{text}");
+        assert!(
+            text.contains("| fedit | 55.0 | 75.0 | 65.0 ± 7.1 | 81.2 | 0.550 | 2.0 | 4.0 | 3 |"),
+            "{text}"
+        );
+        assert_eq!(csv(&rows, &["one", "two"]).lines().count(), 7);
+        let svg = figure(&lines(&rows));
+        assert_eq!(
+            roxmltree::Document::parse(&svg)
+                .unwrap()
+                .descendants()
+                .filter(|n| n.has_tag_name("circle"))
+                .count(),
+            1
+        );
+    }
+}
