@@ -22,7 +22,7 @@ pub(super) struct Course {
     store: Store,
     state: PathBuf,
     log: Log,
-    out: OutputFolder,
+    overwrite: bool,
 }
 
 impl Course {
@@ -33,7 +33,8 @@ impl Course {
         (recipe, config): (&Recipe, &AdapterConfig),
         (out, overwrite): (&Path, bool),
     ) -> Result<Self> {
-        let folder = OutputFolder::create(out, overwrite, is_adapter_file)?;
+        // Only to see that it can be written: one that is killed would leave it behind.
+        drop(OutputFolder::create(out, overwrite, is_adapter_file)?);
         let scale = {
             let (recipe, alpha) = (recipe.clone(), config.lora_alpha);
             move |_: &str, rank: i64| recipe.scale(alpha, rank)
@@ -51,7 +52,7 @@ impl Course {
         if resumed && federation.model.rounds > 0 {
             say!("            goes on after round {}", federation.model.rounds);
         }
-        Ok(Self { federation, store, state, log, out: folder })
+        Ok(Self { federation, store, state, log, overwrite })
     }
 
     /// How it goes.
@@ -117,8 +118,9 @@ impl Course {
 
     /// Writes the adapter; the state is not needed any more.
     pub(super) fn end(self, host: &mut Local, base: &Path, out: &Path) -> Result<()> {
-        host.save(&self.federation.model, &base.display().to_string(), self.out.path())?;
-        self.out.commit()?;
+        let folder = OutputFolder::create(out, self.overwrite, is_adapter_file)?;
+        host.save(&self.federation.model, &base.display().to_string(), folder.path())?;
+        folder.commit()?;
         drop(self.store);
         match std::fs::remove_dir_all(beside(out, "kept")) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
