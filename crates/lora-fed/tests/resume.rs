@@ -126,8 +126,12 @@ fn it_goes_on_where_it_was() {
 fn a_store_of_another_run_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let mut store = Store::open(&folder.path().join("store")).unwrap();
+    let other = || Federation::new(settings(Rule::FedIt, 2), start(), |_, _| 1.0).unwrap();
+    // A run that came to nothing is in nobody's way.
     open(Rule::FedIt, &mut store);
-    let mut other = Federation::new(settings(Rule::FedIt, 2), start(), |_, _| 1.0).unwrap();
-    let e = other.resume(&mut store).unwrap_err();
-    assert!(e.to_string().contains("another run") && e.hint_text().is_some());
+    assert!(!other().resume(&mut store).unwrap());
+    let mut federation = open(Rule::FedIt, &mut store);
+    federation.round_in(&mut store, &mut Nodes::default()).unwrap();
+    let e = other().resume(&mut store).unwrap_err();
+    assert!(e.to_string().contains("1 of whose rounds") && e.hint_text().is_some(), "{e}");
 }

@@ -53,24 +53,26 @@ impl Federation {
     /// [`Error::usage`] if it is of a run with other settings; what the store meets.
     pub fn resume(&mut self, store: &mut Store) -> Result<bool> {
         let settings = format!("{:?}", self.settings());
-        match store.get(SPACE, SETTINGS)? {
-            None => {
+        let saved = store.get(SPACE, MODEL)?.map(|bytes| decode::<Saved>(&bytes)).transpose()?;
+        let known = store.get(SPACE, SETTINGS)?.is_some_and(|bytes| bytes == settings.as_bytes());
+        match saved {
+            Some(saved) if known => {
+                self.take(saved)?;
+                Ok(true)
+            }
+            Some(Saved { rounds, .. }) if rounds > 0 => {
+                let what = format!("there is a run of other settings, {rounds} of whose rounds are done");
+                Err(Error::usage(what).hint("give that run's settings, or keep this one elsewhere"))
+            }
+            // Of a run that came to nothing, nothing is lost.
+            _ => {
                 let model = bytes_of(self)?;
                 store.write(|changes| {
+                    changes.clear(SPACE)?;
                     changes.put(SPACE, SETTINGS, settings.as_bytes())?;
                     changes.put(SPACE, MODEL, &model)
                 })?;
                 Ok(false)
-            }
-            Some(bytes) if bytes != settings.as_bytes() => {
-                let theirs = String::from_utf8_lossy(&bytes).into_owned();
-                Err(Error::usage(format!("the store is of another run: {theirs}"))
-                    .hint("give that run's settings, or another place to keep this one"))
-            }
-            Some(_) => {
-                let saved = store.get(SPACE, MODEL)?.ok_or_else(|| Error::data("the store has no model"))?;
-                self.take(decode(&saved)?)?;
-                Ok(true)
             }
         }
     }

@@ -43,7 +43,7 @@ impl Course {
         let mut federation = Federation::new(settings, Model::new(start), scale)?;
         let state = beside(out, "state");
         let mut store = Store::open(&state)?;
-        let resumed = federation.resume(&mut store)?;
+        let resumed = federation.resume(&mut store).map_err(|e| e.at(state.display()))?;
         let log = Log::open(out, &Federation::reports(&store)?)?;
         say!("federation  {rule}, {recipe}, rank {}", config.r);
         if recipe.to_string().contains("dora") && rule.trains().0 == Trains::All {
