@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use common::relative;
 use lora::fed::aggregate::Rule;
-use lora::fed::engine::{Federation, InProcess, Model as Common, Settings, Worker};
+use lora::fed::engine::{Federation, InProcess, Model as Common, Settings, Task, Worker};
 use lora::model::{Keep, Llama, Model, Texts};
 use lora::train::{AdamWConfig, Dataset, Sample, Schedule, TrainConfig, train};
 use lora::{AdapterConfig, Linears, Local, Mode, VARIANTS, attach, load, params, recipe};
@@ -60,11 +60,24 @@ fn config() -> AdapterConfig {
     AdapterConfig { r: 4, lora_alpha: 8.0, ..AdapterConfig::default() }
 }
 
+/// Ranks and alphas that differ from module to module.
+fn with_patterns() -> AdapterConfig {
+    AdapterConfig {
+        rank_pattern: vec![("down_proj".into(), 2), ("layers.1.self_attn.q_proj".into(), 5)],
+        alpha_pattern: vec![("o_proj".into(), 40.0), ("down_proj".into(), 3.0)],
+        ..config()
+    }
+}
+
 fn local(variant: &str, clients: &[&str], training: TrainConfig) -> Local {
+    local_with(config(), variant, clients, training)
+}
+
+fn local_with(config: AdapterConfig, variant: &str, clients: &[&str], training: TrainConfig) -> Local {
     let model = llama(variant);
     let vocabulary = model.config().vocab_size;
     let data = clients.iter().zip(1..).map(|(name, i)| ((*name).to_owned(), data(vocabulary, i, 4 + i)));
-    Local::new(Box::new(model), recipe(variant).unwrap(), config(), training, data.collect())
+    Local::new(Box::new(model), recipe(variant).unwrap(), config, training, data.collect())
 }
 
 struct Lent<'a>(&'a mut Local);
@@ -81,13 +94,21 @@ impl Worker for Lent<'_> {
 
 /// Some rounds of a rule over these clients.
 fn rounds(variant: &str, rule: Rule, clients: &[&str], count: u64) -> (Local, Common) {
+    rounds_with(config(), variant, rule, clients, count)
+}
+
+fn rounds_with(
+    config: AdapterConfig,
+    variant: &str,
+    rule: Rule,
+    clients: &[&str],
+    count: u64,
+) -> (Local, Common) {
     tch::manual_seed(5);
-    let mut local = local(variant, clients, training());
+    let mut local = local_with(config, variant, clients, training());
     let start = local.start().unwrap();
-    let recipe = recipe(variant).unwrap();
-    let scale = move |_: &str, rank| recipe.scale(8.0, rank);
     let settings = Settings::new("test", rule, count);
-    let mut federation = Federation::new(settings, Common::new(start), scale).unwrap();
+    let mut federation = Federation::new(settings, Common::new(start), local.scale().unwrap()).unwrap();
     for _ in 0..count {
         let names = clients.iter().map(|c| (*c).to_owned()).collect();
         let report = federation.round(&mut InProcess::new(names, vec![Box::new(Lent(&mut local))])).unwrap();
@@ -134,6 +155,66 @@ fn what_is_saved_is_what_was_learnt() {
             load(&mut fresh, "saved", folder.path(), VARIANTS).unwrap();
             let (error, learnt) = (relative(&logits(&fresh), &live), relative(&bare, &live));
             assert!(error < 1e-5 && learnt > 100.0 * error, "{variant}, {rule}: {error:e} of {learnt:e}");
+        }
+    }
+}
+
+/// Every module's own rank and alpha count: the common model is the mean of the clients', and what is saved is that.
+#[test]
+fn patterns_of_rank_and_alpha_are_heeded() {
+    let _alone = RANDOM.lock();
+    let effective = |local: &Local| -> BTreeMap<String, Tensor> {
+        let layers = local.model().linears().into_iter();
+        layers.map(|(name, layer)| (name, layer.effective(Kind::Float))).collect()
+    };
+    for rule in [Rule::FedEx, Rule::Flora, Rule::FedSvd] {
+        for variant in ["lora", "rslora"] {
+            let clients = ["one", "two"];
+            let mut means = BTreeMap::<String, Tensor>::new();
+            for client in clients {
+                // Alone, so that the model is left with what that client learnt.
+                tch::manual_seed(5);
+                let mut local = local_with(with_patterns(), variant, &clients, training());
+                let start = local.start().unwrap();
+                let (trains, sends) = rule.trains();
+                let beside = BTreeMap::new();
+                let (run, scale) = ("test".into(), None);
+                let task = Task { run, round: 1, rounds: 1, trains, sends, scale, adapter: start, beside };
+                local.train(client, &task).unwrap();
+                for (name, w) in effective(&local) {
+                    let half = w / 2.0;
+                    let sum = means.remove(&name).map_or(half.shallow_clone(), |sum| sum + &half);
+                    means.insert(name, sum);
+                }
+            }
+            let (mut local, model) = rounds_with(with_patterns(), variant, rule, &clients, 1);
+            local.put(&model.adapter, &model.beside).unwrap();
+            let bare = effective(&Local::new(
+                Box::new(llama(variant)),
+                recipe(variant).unwrap(),
+                config(),
+                training(),
+                BTreeMap::new(),
+            ));
+            let live = effective(&local);
+            for (name, w) in &live {
+                let moved = relative(&bare[name], w);
+                let error = relative(w, &means[name]);
+                assert!(
+                    error < 1e-6 || error < 1e-3 * moved,
+                    "{rule}, {variant}, {name}: {error:e} of {moved:e}"
+                );
+            }
+            let folder = tempfile::tempdir().unwrap();
+            local.save(&model, "base", folder.path()).unwrap();
+            let mut fresh = llama(variant);
+            load(&mut fresh, "saved", folder.path(), VARIANTS).unwrap();
+            for (name, layer) in fresh.linears() {
+                assert!(
+                    relative(&layer.effective(Kind::Float), &live[&name]) < 1e-6,
+                    "{rule}, {variant}, {name}"
+                );
+            }
         }
     }
 }
@@ -193,7 +274,7 @@ fn what_a_client_keeps_outlives_it() {
     let task = |round: u64| {
         let (trains, sends) = Rule::FedSa.trains();
         let adapter = start.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
-        lora::fed::engine::Task {
+        Task {
             run: "kept".into(),
             round,
             rounds: 3,

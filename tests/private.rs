@@ -3,23 +3,30 @@
 #[allow(dead_code)]
 mod common;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use common::{llama, relative};
+use lora::fed::aggregate::Rule;
+use lora::fed::engine::{Task, Worker};
 use lora::fed::privacy::{Mechanism, Release, ReleaseConfig, Secret};
 use lora::model::{Llama, Model};
 use lora::train::{
     AdamWConfig, Dataset, Event, Sample, Schedule, TrainConfig, fingerprint, train, train_privately,
 };
-use lora::{AdapterConfig, Promise, Targets, attach, params, recipe};
+use lora::{AdapterConfig, Local, Promise, Targets, attach, params, recipe};
 use tch::Tensor;
 
 /// libtorch's generator is one for the whole process.
 static RANDOM: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
-fn model(variant: &str, config: &AdapterConfig) -> Llama {
+fn bare() -> Llama {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/qwen3/model");
-    let mut model = llama(&path).unwrap();
+    llama(&path).unwrap()
+}
+
+fn model(variant: &str, config: &AdapterConfig) -> Llama {
+    let mut model = bare();
     tch::manual_seed(1);
     attach(&mut model, "a", &recipe(variant).unwrap(), config).unwrap();
     model
@@ -196,4 +203,63 @@ fn promises_that_make_no_sense_are_refused() {
     }
     let terms = promise(3.0, None, 1.0).terms(100, 10, 10).unwrap();
     assert_eq!((terms.rate, terms.delta), (0.1, 1e-3));
+}
+
+/// A client's part of a round, with a promise to its rows.
+fn client(folder: &Path, rate: f64) -> Local {
+    let model = bare();
+    let rows = data(&model, 40);
+    let training = TrainConfig { learning_rate: rate, ..training(4, 1, 2) };
+    let promise = Promise { epsilon: 4.0, delta: Some(1e-5), clip: 1.0, ledger: folder.join("ledger") };
+    let config = AdapterConfig::default();
+    Local::new(
+        Box::new(model),
+        recipe("lora").unwrap(),
+        config,
+        training,
+        BTreeMap::from([("me".into(), rows)]),
+    )
+    .promising(BTreeMap::from([("me".into(), promise)]), b"the model".to_vec())
+}
+
+fn task(local: &mut Local, round: u64) -> Task {
+    tch::manual_seed(11);
+    let adapter = local.start().unwrap();
+    let (trains, sends) = Rule::FedSvd.trains();
+    let (run, beside) = ("a run".into(), BTreeMap::new());
+    Task { run, round, rounds: 3, trains, sends, scale: None, adapter, beside }
+}
+
+/// What does not train shapes gradients as much: another A is another release, with noise of its own and a charge.
+#[test]
+fn a_frozen_factor_is_part_of_what_noise_is_bound_to() {
+    let _alone = RANDOM.lock();
+    let folder = tempfile::tempdir().unwrap();
+    let mut local = client(folder.path(), 1e-3);
+    let charges = || std::fs::read_to_string(folder.path().join("ledger")).unwrap().lines().count() - 1;
+    let one = task(&mut local, 1);
+    let first = local.train("me", &one).unwrap();
+    assert_eq!(charges(), 2);
+    let again = local.train("me", &one).unwrap();
+    assert_eq!((&first.adapter, charges()), (&again.adapter, 2));
+    let mut other = task(&mut local, 1);
+    other.adapter.iter_mut().filter(|(name, _)| name.contains("lora_A")).for_each(|(_, a)| *a = &*a * 1.5);
+    local.train("me", &other).unwrap();
+    assert_eq!(charges(), 4);
+    // Nothing that was computed from the rows goes out but the adapter.
+    assert_eq!(first.metrics.keys().collect::<Vec<_>>(), ["epsilon"]);
+}
+
+/// Which rows a step drew is secret, so an error that names them stays here.
+#[test]
+fn what_a_private_step_failed_of_stays_here() {
+    let _alone = RANDOM.lock();
+    let folder = tempfile::tempdir().unwrap();
+    let mut local = client(folder.path(), 1e-3);
+    let mut task = task(&mut local, 1);
+    task.adapter.values_mut().for_each(|t| *t = t.full_like(1e30));
+    let e = local.train("me", &task).unwrap_err();
+    assert!(!e.to_string().contains("line") && !e.to_string().contains("made"), "{e}");
+    let cause = std::error::Error::source(&e).unwrap().to_string();
+    assert!(cause.contains("lines"), "{cause}");
 }

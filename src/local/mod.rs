@@ -6,8 +6,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use lora_core::{AdapterConfig, BaseWeight, Error, Param, Recipe, Result, attach, beside, detach, params};
-use lora_fed::engine::{Model as Common, Reply, Task, Trains, Worker};
+use lora_core::{
+    AdapterConfig, BaseWeight, Error, ErrorKind, Param, Recipe, Result, attach, attach_from, beside, detach,
+    params,
+};
+use lora_fed::engine::{Model as Common, Reply, Task, Worker};
 use lora_model::Model;
 use lora_train::{Dataset, Schedule, TrainConfig, mean_loss, train, train_privately};
 use tch::Tensor;
@@ -98,6 +101,11 @@ impl Local {
         self.model.as_ref()
     }
 
+    /// What it trains.
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
     /// A fresh adapter by its names in PEFT's file, for the federation to begin with. Random numbers come from
     /// libtorch's generator.
     ///
@@ -141,10 +149,13 @@ impl Local {
     ) -> Result<Vec<Param>> {
         self.bare()?;
         self.lay(laid)?;
-        let rank = adapter.iter().find(|(name, _)| name.ends_with(A));
-        let r = rank.and_then(|(_, a)| a.size().first().copied()).unwrap_or(self.config.r);
-        let config = AdapterConfig { r, ..self.config.clone() };
-        attach(self.model.as_mut(), ADAPTER, &self.recipe, &config)?;
+        // Ranks are the given ones, whatever the configuration says.
+        let given = adapter.iter().filter_map(|(name, a)| {
+            let module = name.strip_suffix(A)?;
+            let b = adapter.get(&format!("{module}{B}"))?;
+            Some((path(module).to_owned(), (a.shallow_clone(), b.shallow_clone())))
+        });
+        attach_from(self.model.as_mut(), ADAPTER, &self.recipe, &self.config, &given.collect())?;
         let all = params(self.model.as_ref(), ADAPTER);
         let mut known = 0;
         let _guard = tch::no_grad_guard();
@@ -179,18 +190,18 @@ impl Local {
             self.put(&model.adapter, &BTreeMap::new())?;
             return lora_core::save(self.model.as_ref(), ADAPTER, &self.recipe, &config, VARIANTS, dir);
         }
-        let mut whole: BTreeMap<_, _> =
-            model.adapter.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
+        let scale = self.scale()?;
+        let mut whole = with(&model.adapter, None);
         for (module, (side_a, side_b)) in &model.beside {
             let names = [A, B].map(|factor| format!("{module}{factor}"));
             let [Some(a), Some(b)] = [&names[0], &names[1]].map(|name| model.adapter.get(name)) else {
                 continue;
             };
             let (r, both) = (a.size()[0], a.size()[0] + side_a.size()[0]);
-            let alpha = self.alpha_of_one(both);
-            let own = self.recipe.scale(self.config.lora_alpha, r);
             whole.insert(names[0].clone(), Tensor::cat(&[a, side_a], 0));
-            whole.insert(names[1].clone(), Tensor::cat(&[&(b * own), side_b], 1));
+            whole.insert(names[1].clone(), Tensor::cat(&[&(b * scale(module, r)), side_b], 1));
+            // The alpha whose scale at that rank is 1.
+            let alpha = 1.0 / self.recipe.scale(1.0, both);
             config.rank_pattern.insert(0, (path(module).to_owned(), both));
             config.alpha_pattern.insert(0, (path(module).to_owned(), alpha));
         }
@@ -202,26 +213,65 @@ impl Local {
         result
     }
 
-    /// The alpha whose scale at a rank is 1.
-    fn alpha_of_one(&self, rank: i64) -> f64 {
-        1.0 / self.recipe.scale(1.0, rank)
+    /// How a module's update is scaled at a rank, by an alpha of its own where the configuration has one: what a federation
+    /// must know. Modules are named as in PEFT's file.
+    ///
+    /// # Errors
+    /// Those of [`AdapterConfig::select`].
+    pub fn scale(&self) -> Result<impl Fn(&str, i64) -> f64 + Send + use<>> {
+        let linears = self.model.linears();
+        let shapes: Vec<_> = linears.iter().map(|(name, l)| (name.clone(), l.base().shape())).collect();
+        let chosen = self.config.select(&shapes, self.model.output_head())?;
+        let alphas: BTreeMap<String, f64> = chosen.into_iter().map(|s| (s.name, s.alpha)).collect();
+        let (recipe, usual) = (self.recipe.clone(), self.config.lora_alpha);
+        Ok(move |module: &str, rank: i64| {
+            recipe.scale(alphas.get(path(module)).copied().unwrap_or(usual), rank)
+        })
     }
 
     /// Whether the coordinator scales updates as this client does.
     fn agrees(&self, task: &Task) -> Result<()> {
-        let rank = task.adapter.iter().find(|(name, _)| name.ends_with(A)).map(|(_, a)| a.size()[0]);
-        let own = rank.map(|rank| self.recipe.scale(self.config.lora_alpha, rank));
-        match (task.scale, own) {
-            (Some(theirs), Some(own)) if (theirs - own).abs() > 1e-9 * own.abs() => {
-                let what = format!("the task's updates are scaled by {theirs}, here by {own}");
-                Err(Error::data(what).hint("use the coordinator's --variant and --alpha"))
-            }
-            _ => Ok(()),
+        let first = task.adapter.iter().find_map(|(name, a)| Some((name.strip_suffix(A)?, a.size()[0])));
+        let (Some(theirs), Some((module, rank))) = (task.scale, first) else { return Ok(()) };
+        let own = (self.scale()?)(module, rank);
+        if (theirs - own).abs() <= 1e-9 * own.abs() {
+            return Ok(());
         }
+        let what = format!("the task's updates are scaled by {theirs}, here by {own}");
+        Err(Error::data(what).hint("use the coordinator's --variant and --alpha"))
     }
 
     fn bare(&mut self) -> Result<()> {
         detach(self.model.as_mut(), ADAPTER)
+    }
+
+    /// Private steps on a client's rows, and what may be told of them.
+    fn privately(
+        &self,
+        promise: &Promise,
+        (client, data): (&str, &Dataset),
+        task: &Task,
+        trained: Vec<Param>,
+        (rounds, training): (u64, &TrainConfig),
+    ) -> Result<BTreeMap<String, f64>> {
+        let batch = training.batch_size * training.accumulate.max(1);
+        let steps = training.steps(data.samples.len()).saturating_mul(rounds);
+        let terms = promise.terms(data.samples.len(), batch, steps)?;
+        let dimension = trained.iter().map(|p| p.tensor.numel()).sum();
+        let run = format!("{}, {client}, round {}", task.run, task.round);
+        // What trains is bound by every step; what does not shapes its gradients as much.
+        let settings = format!("{} {:?} {training:?} {:?}", self.recipe, self.config, self.model.kind());
+        let configuration = [&self.configuration[..], settings.as_bytes(), &task.fingerprint()?].concat();
+        let mut release = promise.release(data, (batch, terms), dimension, &run, &configuration)?;
+        let model = self.model.as_ref();
+        let done = train_privately(model, trained, data, None, training, &mut release, &mut |_| Ok(()));
+        done.map_err(|e| match e.kind() {
+            // A budget that is spent: nothing of the rows is in that.
+            ErrorKind::Usage => e,
+            // It names rows that were drawn. The reply goes to others; the cause stays here.
+            _ => Error::data("the private steps failed; why is told here alone").because(e),
+        })?;
+        Ok(BTreeMap::from([("epsilon".to_owned(), release.ledger().spent()?)]))
     }
 
     fn lay(&mut self, laid: &BTreeMap<String, (Tensor, Tensor)>) -> Result<()> {
@@ -279,16 +329,16 @@ impl Worker for Local {
         }
         let rounds = self.rounds.unwrap_or(task.rounds);
         let data = self.data.get(client).ok_or_else(|| Error::usage("there is no data").at(client))?;
-        let rate = self.schedule.factor(task.round - 1, 0, rounds.max(task.round));
+        let rate = self.schedule.factor(task.round.saturating_sub(1), 0, rounds.max(task.round));
         let training = TrainConfig {
             learning_rate: self.training.learning_rate * rate,
             seed: self.training.seed.wrapping_add(task.round.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
             ..self.training.clone()
         };
-        let leaves = |all: &[Param]| -> Vec<(String, Tensor)> {
+        let copied = |all: &[Param]| -> Vec<(String, Tensor)> {
             all.iter().map(|p| (p.key(), p.tensor.shallow_clone())).collect()
         };
-        let now: BTreeMap<String, Tensor> = leaves(&trained).into_iter().chain(leaves(&frozen)).collect();
+        let learnt = copied(&trained);
         let metrics = match self.promises.get(client) {
             None => {
                 let outcome = train(self.model.as_ref(), trained, data, None, &training, &mut |_| Ok(()))?;
@@ -299,31 +349,18 @@ impl Worker for Local {
                 ];
                 tell.map(|(name, value)| (name.to_owned(), value)).into()
             }
-            Some(promise) => {
-                let batch = training.batch_size * training.accumulate.max(1);
-                let steps = training.steps(data.samples.len()) * rounds;
-                let terms = promise.terms(data.samples.len(), batch, steps)?;
-                let dimension = trained.iter().map(|p| p.tensor.numel()).sum();
-                let run = format!("{}, {client}, round {}", task.run, task.round);
-                let configuration = [&self.configuration[..], format!("{training:?}").as_bytes()].concat();
-                let mut release = promise.release(data, (batch, terms), dimension, &run, &configuration)?;
-                let model = self.model.as_ref();
-                train_privately(model, trained, data, None, &training, &mut release, &mut |_| Ok(()))?;
-                BTreeMap::from([("epsilon".to_owned(), release.ledger().spent()?)])
-            }
+            Some(promise) => self.privately(promise, (client, data), task, trained, (rounds, &training))?,
         };
         let examples = data.samples.len() as u64;
-        let copied = |t: &Tensor| t.detach().copy();
-        let (sent, kept): (BTreeMap<_, _>, BTreeMap<_, _>) = now
-            .iter()
-            .filter(|(name, _)| task.trains.holds(name))
-            .map(|(name, t)| (name.clone(), copied(t)))
-            .partition(|(name, _)| task.sends.holds(name));
-        if task.sends != Trains::All && !kept.is_empty() {
+        let learnt = learnt.into_iter().map(|(name, t)| (name, t.detach().copy()));
+        let (sent, kept): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            learnt.partition(|(name, _)| task.sends.holds(name));
+        if !kept.is_empty() {
             self.kept.put(client, task.round, kept)?;
         }
         Ok(Reply { adapter: sent, examples, metrics })
     }
+
     fn evaluate(&mut self, client: &str, task: &Task) -> Result<(f64, u64)> {
         let adapter = self.own_adapter(client, &task.adapter);
         self.put(&adapter, &task.beside)?;

@@ -83,6 +83,14 @@ pub trait Engine {
 }
 
 impl Task {
+    /// A SHA-256 of all numbers that the task brings, and of their names.
+    ///
+    /// # Errors
+    /// For tensors that cannot be read.
+    pub fn fingerprint(&self) -> Result<[u8; 32]> {
+        state::fingerprint(&self.adapter, &self.beside)
+    }
+
     /// Another handle on the same tensors.
     pub(crate) fn share(&self) -> Self {
         let adapter = self.adapter.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();

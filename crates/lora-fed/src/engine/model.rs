@@ -36,16 +36,8 @@ impl Model {
     }
 
     /// The modules that have factors.
-    pub fn modules(&self) -> impl Iterator<Item = &str> {
+    fn modules(&self) -> impl Iterator<Item = &str> {
         self.adapter.keys().filter_map(|name| name.strip_suffix(A))
-    }
-
-    /// Its adapter as one client's upload.
-    ///
-    /// # Errors
-    /// [`Error::data`] for an A without a B, or a B without an A.
-    pub fn upload(&self, scale: impl Fn(&str, i64) -> f64) -> Result<Upload> {
-        upload("", 1.0, &self.adapter, scale)
     }
 
     /// Adds `scale B A` to what lies beside. The rank grows no further than what is there to be told apart.

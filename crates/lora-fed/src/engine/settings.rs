@@ -71,6 +71,10 @@ impl Settings {
         refuse(self.run.is_empty(), "a run needs a name".into());
         refuse(self.rounds == 0, "a run has at least one round".into());
         refuse(self.minimum == 0, "a round needs at least one reply".into());
+        refuse(
+            self.weights == Weights::Examples { most: 0 },
+            "clients that count for nothing have no mean".into(),
+        );
         let few = self.per_round.is_some_and(|n| n < self.minimum);
         refuse(few, "fewer clients a round than a round needs".into());
         refuse(

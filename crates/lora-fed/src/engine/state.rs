@@ -10,6 +10,7 @@ use crate::privacy::Release;
 use crate::store::Store;
 use lora_core::{Error, Result};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
@@ -143,20 +144,12 @@ impl Federation {
     }
 
     fn saved(&self) -> Result<Saved> {
-        let flat = |tensors: Vec<(String, &Tensor)>| -> Result<Vec<Flat>> {
-            tensors.into_iter().map(|(name, t)| Flat::of(name, t)).collect()
-        };
-        let beside = self
-            .model
-            .beside
-            .iter()
-            .flat_map(|(module, (a, b))| [(format!("{module}.A"), a), (format!("{module}.B"), b)]);
         let moments = self.server.iter().flat_map(|server| &server.moments);
-        let (first, second) = moments.map(|(n, (m, v))| ((n.clone(), m), (n.clone(), v))).unzip();
+        let (first, second): (Vec<_>, Vec<_>) = moments.map(|(n, (m, v))| ((n, m), (n, v))).unzip();
         Ok(Saved {
             rounds: self.model.rounds,
-            adapter: flat(self.model.adapter.iter().map(|(n, t)| (n.clone(), t)).collect())?,
-            beside: flat(beside.collect())?,
+            adapter: flat(&self.model.adapter)?,
+            beside: flat_pairs(&self.model.beside)?,
             first: flat(first)?,
             second: flat(second)?,
         })
@@ -176,6 +169,24 @@ impl Federation {
         }
         Ok(())
     }
+}
+
+fn flat<'a>(tensors: impl IntoIterator<Item = (&'a String, &'a Tensor)>) -> Result<Vec<Flat>> {
+    tensors.into_iter().map(|(name, tensor)| Flat::of(name.clone(), tensor)).collect()
+}
+
+/// As [`beside_of`] reads them.
+fn flat_pairs(pairs: &BTreeMap<String, (Tensor, Tensor)>) -> Result<Vec<Flat>> {
+    let both = pairs.iter().flat_map(|(module, (a, b))| [(module, "A", a), (module, "B", b)]);
+    both.map(|(module, factor, tensor)| Flat::of(format!("{module}.{factor}"), tensor)).collect()
+}
+
+/// A SHA-256 of an adapter and of what lies beside.
+pub(super) fn fingerprint(
+    adapter: &BTreeMap<String, Tensor>,
+    beside: &BTreeMap<String, (Tensor, Tensor)>,
+) -> Result<[u8; 32]> {
+    Ok(Sha256::digest(encode(&(flat(adapter)?, flat_pairs(beside)?))?).into())
 }
 
 impl Flat {

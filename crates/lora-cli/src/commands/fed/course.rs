@@ -9,7 +9,7 @@ use lora::fed::engine::{Engine, Federation, Model, Settings, Trains};
 use lora::fed::privacy::Release;
 use lora::fed::store::Store;
 use lora::train::Dataset;
-use lora::{AdapterConfig, Error, Local, OutputFolder, Recipe};
+use lora::{Error, Local, OutputFolder};
 use tch::Tensor;
 
 use super::log::Log;
@@ -30,22 +30,19 @@ impl Course {
     pub(super) fn begin(
         settings: Settings,
         start: BTreeMap<String, Tensor>,
-        (recipe, config): (&Recipe, &AdapterConfig),
+        host: &Local,
         (out, overwrite): (&Path, bool),
     ) -> Result<Self> {
         // Only to see that it can be written: one that is killed would leave it behind.
         drop(OutputFolder::create(out, overwrite, is_adapter_file)?);
-        let scale = {
-            let (recipe, alpha) = (recipe.clone(), config.lora_alpha);
-            move |_: &str, rank: i64| recipe.scale(alpha, rank)
-        };
         let rule = settings.rule;
-        let mut federation = Federation::new(settings, Model::new(start), scale)?;
+        let mut federation = Federation::new(settings, Model::new(start), host.scale()?)?;
         let state = beside(out, "state");
         let mut store = Store::open(&state)?;
         let resumed = federation.resume(&mut store).map_err(|e| e.at(state.display()))?;
         let log = Log::open(out, &Federation::reports(&store)?)?;
-        say!("federation  {rule}, {recipe}, rank {}", config.r);
+        let recipe = host.recipe();
+        say!("federation  {rule}, {recipe}");
         if recipe.to_string().contains("dora") && rule.trains().0 == Trains::All {
             say!("            magnitudes are averaged by themselves, which is exact under no rule");
         }

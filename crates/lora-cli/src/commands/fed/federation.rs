@@ -1,14 +1,45 @@
 //! How rounds go: the arguments that `simulate` and `serve` share.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::Result;
 use lora::fed::aggregate::{Bounds, Robust, Rule, ServerRule};
 use lora::fed::engine::{Settings, Weights};
-use lora::{AdapterConfig, Error, Recipe, VARIANTS};
+use lora::{AdapterConfig, Error, Local, Recipe, VARIANTS};
+use tch::Tensor;
 
 use crate::settings::MethodArgs;
+
+/// What is begun with, and what comes out.
+#[derive(clap::Args)]
+pub(super) struct OutArgs {
+    /// Begin with this adapter instead of a fresh one: of --variant only the storage counts then
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["rank", "alpha", "targets", "exclude", "layers", "init"])]
+    pub(super) adapter: Option<PathBuf>,
+    /// Held-out rows, for the loss after each round
+    #[arg(long, value_name = "JSONL")]
+    pub(super) eval: Option<PathBuf>,
+    /// The adapter folder to write (PEFT's format); rounds go to OUT.rounds.jsonl
+    #[arg(long, value_name = "FOLDER")]
+    pub(super) out: PathBuf,
+    /// Replace an adapter folder that is there
+    #[arg(long)]
+    pub(super) overwrite: bool,
+}
+
+impl OutArgs {
+    /// The adapter that all begin with, on the model of `host`.
+    pub(super) fn start(&self, host: &mut Local) -> Result<BTreeMap<String, Tensor>> {
+        let start = match &self.adapter {
+            Some(folder) => lora::read_tensors(&folder.join(lora::WEIGHTS_FILE))?,
+            None => host.start()?,
+        };
+        host.put(&start, &BTreeMap::new())?;
+        Ok(start)
+    }
+}
 
 #[derive(clap::Args)]
 pub(super) struct FederationArgs {

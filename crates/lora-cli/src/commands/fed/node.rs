@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use anyhow::Result;
 use lora::Local;
-use lora::fed::engine::Joined;
+use lora::fed::engine::{Joined, Reply, Task, Worker};
 use lora::fed::flower::{Event, Limits, NodeKey, NodeOptions, serve};
 use lora::model::Keep;
 use lora::train::TrainConfig;
 
 use super::course::beside;
 use super::federation::method;
+use super::link::LinkArgs;
+use super::log::told_here;
 use crate::open::ModelArgs;
 use crate::privacy::{PrivacyArgs, hash_of, ledger_of};
 use crate::settings::{MethodArgs, TrainingArgs};
@@ -26,15 +28,8 @@ use crate::settings::{MethodArgs, TrainingArgs};
   lora fed node --address fed.example:8000 --roots ca.pem --key bank.pem \\
       --model SmolLM2.gguf --data bank.jsonl --epochs 1 --dp-epsilon 8")]
 pub(crate) struct Args {
-    /// The SuperLink, HOST:PORT
-    #[arg(long, value_name = "HOST:PORT", help_heading = "Flower")]
-    address: String,
-    /// Certificates (PEM) that may vouch for it [default: the public ones]
-    #[arg(long, value_name = "PEM", help_heading = "Flower")]
-    roots: Option<PathBuf>,
-    /// Without TLS, which is for this machine alone
-    #[arg(long, help_heading = "Flower")]
-    insecure: bool,
+    #[command(flatten)]
+    link: LinkArgs,
     /// This node's key (`lora fed keys`)
     #[arg(long, value_name = "PEM", help_heading = "Flower")]
     key: PathBuf,
@@ -82,9 +77,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let training = TrainConfig { proximal: args.proximal, ..args.training.train_config()? };
     training.check()?;
     let options = NodeOptions {
-        address: args.address.clone(),
-        roots: args.roots.clone(),
-        insecure: args.insecure,
+        address: args.link.address.clone(),
+        roots: args.link.roots.clone(),
+        insecure: args.link.insecure,
         key: NodeKey::load(&args.key)?,
         self_register: args.self_register,
         heartbeat: args.heartbeat,
@@ -118,8 +113,23 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             stop.store(true, Ordering::Relaxed);
         }
     };
-    serve(&options, &mut Joined::new(&mut local, HERE, &mut told), &stop)?;
+    serve(&options, &mut Joined::new(&mut Loud(local), HERE, &mut told), &stop)?;
     Ok(())
+}
+
+/// Says here why a part failed.
+struct Loud(Local);
+
+impl Worker for Loud {
+    fn train(&mut self, client: &str, task: &Task) -> lora::Result<Reply> {
+        let reply = self.0.train(client, task);
+        told_here(client, &reply);
+        reply
+    }
+
+    fn evaluate(&mut self, client: &str, task: &Task) -> lora::Result<(f64, u64)> {
+        self.0.evaluate(client, task)
+    }
 }
 
 fn say_event(event: &Event) {

@@ -11,7 +11,8 @@ use lora::model::Keep;
 use lora::{Error, Local};
 
 use super::course::{Course, beside};
-use super::federation::{FederationArgs, method};
+use super::federation::{FederationArgs, OutArgs, method};
+use super::link::LinkArgs;
 use crate::commands::say;
 use crate::open::ModelArgs;
 use crate::settings::{MethodArgs, TrainingArgs};
@@ -22,15 +23,8 @@ use crate::settings::{MethodArgs, TrainingArgs};
   lora fed serve --address fed.example:8000 --roots ca.pem --secret secret.bin --model SmolLM2.gguf \\
       --rule fedsvd --rounds 10 --minimum 2 --per-round 2 --out together")]
 pub(crate) struct Args {
-    /// The SuperLink, HOST:PORT
-    #[arg(long, value_name = "HOST:PORT", help_heading = "Flower")]
-    address: String,
-    /// Certificates (PEM) that may vouch for it [default: the public ones]
-    #[arg(long, value_name = "PEM", help_heading = "Flower")]
-    roots: Option<PathBuf>,
-    /// Without TLS, which is for this machine alone
-    #[arg(long, help_heading = "Flower")]
-    insecure: bool,
+    #[command(flatten)]
+    link: LinkArgs,
     /// The SuperLink's --superexec-auth-secret-file
     #[arg(long, value_name = "FILE", help_heading = "Flower")]
     secret: Option<PathBuf>,
@@ -43,18 +37,8 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     model: ModelArgs,
-    /// Begin with this adapter instead of a fresh one: of --variant only the storage counts then
-    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["rank", "alpha", "targets", "exclude", "layers", "init"])]
-    adapter: Option<PathBuf>,
-    /// Held-out rows, for the loss after each round
-    #[arg(long, value_name = "JSONL")]
-    eval: Option<PathBuf>,
-    /// The adapter folder to write (PEFT's format); rounds go to OUT.rounds.jsonl
-    #[arg(long, value_name = "FOLDER")]
-    out: PathBuf,
-    /// Replace an adapter folder that is there
-    #[arg(long)]
-    overwrite: bool,
+    #[command(flatten)]
+    out: OutArgs,
     #[command(flatten)]
     federation: FederationArgs,
     #[command(flatten)]
@@ -64,39 +48,35 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let (recipe, config) = method(&args.method, args.adapter.as_deref())?;
+    let (recipe, config) = method(&args.method, args.out.adapter.as_deref())?;
     let training = args.training.train_config()?;
     let settings =
-        args.federation.settings(format!("{} {}", args.out.display(), training.seed), training.seed)?;
+        args.federation.settings(format!("{} {}", args.out.out.display(), training.seed), training.seed)?;
     settings.check()?;
     let (checkpoint, tokenizer) = args.model.checkpoint()?;
     let read = |path| args.training.read(path, &tokenizer, checkpoint.config().max_positions);
-    let held_out = args.eval.as_deref().map(read).transpose()?;
+    let held_out = args.out.eval.as_deref().map(read).transpose()?;
     let secret = args
         .secret
         .as_ref()
         .map(|path| std::fs::read(path).map_err(|e| Error::io("read the secret", path, e)));
     let patience = Duration::from_secs(args.patience);
     let options = AppOptions {
-        address: args.address.clone(),
-        roots: args.roots.clone(),
-        insecure: args.insecure,
+        address: args.link.address.clone(),
+        roots: args.link.roots.clone(),
+        insecure: args.link.insecure,
         secret: secret.transpose()?,
         wait: patience,
-        store: beside(&args.out, "flower"),
+        store: beside(&args.out.out, "flower"),
         limits: Limits::default(),
     };
     let keep = Keep { storage: recipe.storage(), packed: args.model.packed(), skip: &args.model.skip };
     let model = args.model.load(checkpoint.as_ref(), keep)?;
     tch::manual_seed(training.seed as i64);
     let mut host = Local::new(Box::new(model), recipe.clone(), config.clone(), training, BTreeMap::new());
-    let start = match &args.adapter {
-        Some(folder) => lora::read_tensors(&folder.join(lora::WEIGHTS_FILE))?,
-        None => host.start()?,
-    };
-    host.put(&start, &BTreeMap::new())?;
-    let mut course = Course::begin(settings, start, (&recipe, &config), (&args.out, args.overwrite))?;
-    say!("            waits for a run at {}", args.address);
+    let start = args.out.start(&mut host)?;
+    let mut course = Course::begin(settings, start, &host, (&args.out.out, args.out.overwrite))?;
+    say!("            waits for a run at {}", args.link.address);
     let mut engine = Server::new(ServerApp::acquire(&options)?, patience);
     let result = rounds(args, &mut course, &mut engine, |course, told| {
         course.tell(told, &mut host, held_out.as_ref())
@@ -104,7 +84,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let app = engine.into_app();
     match result {
         Ok(()) => {
-            course.end(&mut host, &args.model.model, &args.out)?;
+            course.end(&mut host, &args.model.model, &args.out.out)?;
             Ok(app.finish(true, "")?)
         }
         // It may be tried again: the run stays open for a minute, and this command goes on with it.

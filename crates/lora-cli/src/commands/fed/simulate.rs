@@ -12,7 +12,8 @@ use lora::train::{Dataset, TrainConfig};
 use lora::{Error, Local, Promise};
 
 use super::course::{Course, beside};
-use super::federation::{FederationArgs, method, ranked};
+use super::federation::{FederationArgs, OutArgs, method, ranked};
+use super::log::told_here;
 use crate::commands::say;
 use crate::open::ModelArgs;
 use crate::privacy::{PrivacyArgs, hash_of};
@@ -40,18 +41,8 @@ pub(crate) struct Args {
     /// A client that learns nothing and claims so many examples: a stand-in for tests
     #[arg(long, value_name = "NAME=EXAMPLES", value_parser = ranked, hide = true)]
     idle: Vec<(String, i64)>,
-    /// Begin with this adapter instead of a fresh one: of --variant only the storage counts then
-    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["rank", "alpha", "targets", "exclude", "layers", "init"])]
-    adapter: Option<PathBuf>,
-    /// Held-out rows, for the loss after each round
-    #[arg(long, value_name = "JSONL")]
-    eval: Option<PathBuf>,
-    /// The adapter folder to write (PEFT's format); rounds go to OUT.rounds.jsonl
-    #[arg(long, value_name = "FOLDER")]
-    out: PathBuf,
-    /// Replace an adapter folder that is there
-    #[arg(long)]
-    overwrite: bool,
+    #[command(flatten)]
+    out: OutArgs,
 
     #[command(flatten)]
     federation: FederationArgs,
@@ -81,8 +72,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let (recipe, config) = method(&args.method, args.adapter.as_deref())?;
-    let run = format!("{} {}", args.out.display(), args.training.seed);
+    let (recipe, config) = method(&args.method, args.out.adapter.as_deref())?;
+    let run = format!("{} {}", args.out.out.display(), args.training.seed);
     let settings = args.federation.settings(run, args.training.seed)?;
     settings.check()?;
     let training = TrainConfig { proximal: args.proximal, ..args.training.train_config()? };
@@ -95,7 +86,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let (checkpoint, tokenizer) = args.model.checkpoint()?;
     let read = |path: &Path| args.training.read(path, &tokenizer, checkpoint.config().max_positions);
     let data = args.clients(read)?;
-    let held_out = args.eval.as_deref().map(read).transpose()?;
+    let held_out = args.out.eval.as_deref().map(read).transpose()?;
 
     tch::manual_seed(training.seed as i64);
     let promises = args.promises(data.keys())?;
@@ -105,15 +96,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let model = args.model.load(checkpoint.as_ref(), keep)?;
         let local =
             Local::new(Box::new(model), recipe.clone(), config.clone(), training.clone(), data.clone());
-        Ok(local.promising(promises.clone(), bound.clone()).keeping(beside(&args.out, "kept"))?)
+        Ok(local.promising(promises.clone(), bound.clone()).keeping(beside(&args.out.out, "kept"))?)
     });
     let mut workers = workers.collect::<Result<Vec<_>>>()?;
-    let start = match &args.adapter {
-        Some(folder) => lora::read_tensors(&folder.join(lora::WEIGHTS_FILE))?,
-        None => workers[0].start()?,
-    };
-    workers[0].put(&start, &BTreeMap::new())?;
-    let mut course = Course::begin(settings, start, (&recipe, &config), (&args.out, args.overwrite))?;
+    let start = args.out.start(&mut workers[0])?;
+    let mut course = Course::begin(settings, start, &workers[0], (&args.out.out, args.out.overwrite))?;
     let idle: BTreeMap<_, _> = args.idle.iter().map(|(name, n)| (name.clone(), n.unsigned_abs())).collect();
     let names: Vec<String> = data.keys().chain(idle.keys()).cloned().collect();
     let mut release = args.release(&course, &names, &data)?;
@@ -126,9 +113,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let own = course.settings().rule == Rule::FedSa;
     for name in data.keys().filter(|_| own) {
-        course.write_own(&mut workers[0], name, &args.model.model, &args.out)?;
+        course.write_own(&mut workers[0], name, &args.model.model, &args.out.out)?;
     }
-    course.end(&mut workers[0], &args.model.model, &args.out)
+    course.end(&mut workers[0], &args.model.model, &args.out.out)
 }
 
 /// A borrowed worker, and clients that learn nothing.
@@ -136,7 +123,11 @@ struct Player<'a>(&'a mut Local, &'a BTreeMap<String, u64>);
 
 impl Worker for Player<'_> {
     fn train(&mut self, client: &str, task: &Task) -> lora::Result<Reply> {
-        let Some(&examples) = self.1.get(client) else { return self.0.train(client, task) };
+        let Some(&examples) = self.1.get(client) else {
+            let reply = self.0.train(client, task);
+            told_here(client, &reply);
+            return reply;
+        };
         let sent = task.adapter.iter().filter(|(name, _)| task.sends.holds(name));
         let adapter = sent.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
         Ok(Reply { adapter, examples, metrics: BTreeMap::new() })
@@ -153,7 +144,7 @@ impl Args {
     ) -> Result<Option<Release>> {
         let (Some(epsilon), Some(drawn)) = (self.client_epsilon, self.drawn) else { return Ok(None) };
         course.settings().check_private()?;
-        let ledger = beside(&self.out, "clients.privacy.jsonl");
+        let ledger = beside(&self.out.out, "clients.privacy.jsonl");
         let promise = Promise { epsilon, delta: None, clip: self.client_clip, ledger };
         let terms = promise.terms(names.len(), drawn, course.settings().rounds)?;
         say!(
@@ -174,7 +165,7 @@ impl Args {
     }
 
     fn promises<'a>(&self, clients: impl Iterator<Item = &'a String>) -> Result<BTreeMap<String, Promise>> {
-        let folder = beside(&self.out, "privacy");
+        let folder = beside(&self.out.out, "privacy");
         let promise =
             |name: &String| Some((name.clone(), self.privacy.promise(folder.join(format!("{name}.jsonl")))?));
         let promises: BTreeMap<_, _> = clients.filter_map(promise).collect();

@@ -3,7 +3,7 @@
 use super::{of_task, to_reply};
 use crate::engine::{Engine, Reply, Task};
 use crate::flower::{Records, ServerApp};
-use lora_core::{Error, Result};
+use lora_core::{Error, ErrorKind, Result};
 use std::time::{Duration, Instant};
 
 /// A running server app. Clients are known by the ids that the SuperLink authenticated.
@@ -20,6 +20,8 @@ pub struct Server {
 
 /// Between two questions.
 const ASK: Duration = Duration::from_millis(500);
+/// How long a SuperLink may be away: a task whose server app is silent for a minute is ended.
+const HICCUP: Duration = Duration::from_secs(50);
 
 impl Server {
     /// Waits so long for a round's replies.
@@ -35,7 +37,8 @@ impl Server {
 
 impl Engine for Server {
     fn clients(&mut self) -> Result<Vec<String>> {
-        Ok(self.app.nodes()?.into_iter().map(|id| id.to_string()).collect())
+        let nodes = patiently(Instant::now() + HICCUP, || self.app.nodes())?;
+        Ok(nodes.into_iter().map(|id| id.to_string()).collect())
     }
 
     fn run(&mut self, tasks: Vec<(String, Task)>) -> Result<Vec<(String, Result<Reply>)>> {
@@ -59,9 +62,9 @@ impl Engine for Server {
         }
         let to: Vec<_> = to.into_iter().map(|(node, place)| (node, &contents[place])).collect();
         let until = Instant::now() + self.patience;
-        self.ids = self.app.send(&to, "train", &group, self.patience)?;
+        self.ids = patiently(Instant::now() + HICCUP, || self.app.send(&to, "train", &group, self.patience))?;
         let replies = loop {
-            let replies = self.app.receive(&self.ids)?;
+            let replies = patiently(Instant::now() + HICCUP, || self.app.receive(&self.ids))?;
             if replies.len() == self.ids.len() || Instant::now() > until {
                 break replies;
             }
@@ -83,6 +86,16 @@ impl Engine for Server {
 
     fn settle(&mut self) -> Result<()> {
         let ids = std::mem::take(&mut self.ids);
-        self.app.confirm(&ids)
+        patiently(Instant::now() + HICCUP, || self.app.confirm(&ids))
+    }
+}
+
+/// Calls again what the network failed, until then: each of a server app's calls may be repeated.
+fn patiently<T>(until: Instant, mut call: impl FnMut() -> Result<T>) -> Result<T> {
+    loop {
+        match call() {
+            Err(e) if e.kind() == ErrorKind::Io && Instant::now() < until => std::thread::sleep(ASK),
+            other => return other,
+        }
     }
 }
