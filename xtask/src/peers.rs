@@ -37,21 +37,26 @@ pub(crate) fn python(args: &Args) -> Result<PathBuf> {
         }
         return Ok(python);
     }
-    let hash = cache::hex(&Sha256::digest(REQUIREMENTS.join(" "))[..6]);
-    let venv = cache::dir()?.join(format!("peers-{hash}"));
+    Ok(interpreter(&environment("peers", "5 GB", &REQUIREMENTS)?))
+}
+
+/// A virtual environment in the cache with these packages, made at the first call.
+pub(crate) fn environment(name: &str, size: &str, requirements: &[&str]) -> Result<PathBuf> {
+    let hash = cache::hex(&Sha256::digest(requirements.join(" "))[..6]);
+    let venv = cache::dir()?.join(format!("{name}-{hash}"));
     let (python, complete) = (interpreter(&venv), venv.join("complete"));
     let _lock = cache::lock(&venv.with_extension("lock"))?;
     if complete.exists() && python.exists() {
-        return Ok(python);
+        return Ok(venv);
     }
-    eprintln!("making the peers' Python environment in {} (once; about 5 GB)", venv.display());
+    eprintln!("making the Python environment `{name}` in {} (once; about {size})", venv.display());
     let made = sh::run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv));
     made.context("hint: on Debian and Ubuntu `sudo apt install python3-venv`")?;
     let mut pip = Command::new(&python);
     pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--only-binary=:all:"]);
-    sh::run(pip.args(REQUIREMENTS))?;
-    fs::write(&complete, REQUIREMENTS.join("\n")).with_context(|| complete.display().to_string())?;
-    Ok(python)
+    sh::run(pip.args(requirements))?;
+    fs::write(&complete, requirements.join("\n")).with_context(|| complete.display().to_string())?;
+    Ok(venv)
 }
 
 fn interpreter(venv: &Path) -> PathBuf {

@@ -55,7 +55,7 @@ impl Deployment {
             flower.at("ca.pem").display()
         );
         fs::write(flower.at("home/config.toml"), config)?;
-        let certificates = sh::root().join("xtask/peers/certificates.py");
+        let certificates = sh::root().join("crates/lora-fed/tests/flower/peer/certificates.py");
         sh::run(flower.python("python").arg(certificates).arg(dir))?;
         flower.link(isolation, port)
     }

@@ -4,10 +4,9 @@ mod deployment;
 mod faults;
 mod rules;
 
-use crate::{cache, setup, sh};
+use crate::{cache, peers, setup, sh};
 use anyhow::{Context, Result, bail};
 use deployment::{Deployment, Isolation};
-use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -260,18 +259,5 @@ fn venv(args: &Args) -> Result<PathBuf> {
         }
         return Ok(venv);
     }
-    let hash = cache::hex(&Sha256::digest(REQUIREMENTS.join(" "))[..6]);
-    let venv = cache::dir()?.join(format!("flower-{hash}"));
-    let _lock = cache::lock(&venv.with_extension("lock"))?;
-    let complete = venv.join("complete");
-    if !complete.exists() {
-        eprintln!("making Flower's Python environment in {} (once)", venv.display());
-        let made = sh::run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv));
-        made.context("hint: on Debian and Ubuntu `sudo apt install python3-venv`")?;
-        let mut pip = Command::new(venv.join("bin/python"));
-        pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--only-binary=:all:"]);
-        sh::run(pip.args(REQUIREMENTS))?;
-        fs::write(&complete, REQUIREMENTS.join("\n"))?;
-    }
-    Ok(venv)
+    peers::environment("flower", "300 MB", &REQUIREMENTS)
 }

@@ -1,3 +1,4 @@
+"""A CA, another one, a server's certificate for this machine, and a stock node's key: certificates.py FOLDER"""
 import datetime, ipaddress, sys
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization as s

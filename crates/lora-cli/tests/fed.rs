@@ -1,0 +1,139 @@
+//! `lora fed` and private training, as a person meets them.
+
+#[allow(dead_code)]
+mod common;
+
+use std::fs;
+
+use common::Bench;
+use serde_json::Value;
+
+const SIMULATE: &str = "fed simulate --model model --dtype f32 --client a=data.jsonl --client b=data.jsonl --out out --batch-size 2 --rank 2";
+
+fn json(bench: &Bench, name: &str) -> Vec<Value> {
+    let text = fs::read_to_string(bench.path(name)).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn a_simulation_from_end_to_end() {
+    for rule in ["fedit", "ffa", "rolora", "fedex", "flora", "flexlora", "fedsvd"] {
+        let bench = Bench::new();
+        let words = format!("{SIMULATE} --rule {rule} --rounds 2 --eval data.jsonl --variant dora");
+        let out = bench.lora(&words).ok();
+        assert!(out.contains("round 2/2  2 of 2 clients"), "{out}");
+        let rounds = json(&bench, "out.rounds.jsonl");
+        assert_eq!(rounds.len(), 2);
+        assert!(rounds.iter().all(|r| r["held_out_loss"].as_f64().unwrap() > 0.0), "{rounds:?}");
+        // Nothing is left but what was asked for, and PEFT's reader of ours takes it.
+        assert!(!bench.path("out.state").exists());
+        bench.lora("eval --model model --dtype f32 --adapter out --data data.jsonl --max-tokens 0").ok();
+    }
+}
+
+#[test]
+fn fedsa_leaves_every_client_its_own() {
+    let bench = Bench::new();
+    bench.lora(&format!("{SIMULATE} --rule fedsa --rounds 2")).ok();
+    for client in ["a", "b"] {
+        let adapter = format!("out.clients/{client}");
+        bench
+            .lora(&format!(
+                "eval --model model --dtype f32 --adapter {adapter} --data data.jsonl --max-tokens 0"
+            ))
+            .ok();
+    }
+    assert!(!bench.path("out.kept").exists());
+}
+
+#[test]
+fn a_bound_on_clients_is_kept_in_a_ledger() {
+    let bench = Bench::new();
+    let words = format!("{SIMULATE} --rule ffa --weights equal --rounds 2 --client-epsilon 5 --drawn 1");
+    let out = bench.lora(&words).ok();
+    assert!(out.contains("epsilon 5") && out.contains("a client"), "{out}");
+    assert_eq!(json(&bench, "out.clients.privacy.jsonl").len(), 3);
+}
+
+#[test]
+fn private_training_keeps_its_promise() {
+    let bench = Bench::new();
+    let train = "train --model model --dtype f32 --data data.jsonl --batch-size 1 --max-steps 3 --dp-epsilon 4 --rank 2";
+    let out = bench.lora(&format!("{train} --out out")).ok();
+    assert!(out.contains("epsilon 4 at delta"), "{out}");
+    let summary: Value = serde_json::from_slice(&fs::read(bench.path("out/training.json")).unwrap()).unwrap();
+    let spent = summary["privacy"]["epsilon"].as_f64().unwrap();
+    assert!(spent > 3.0 && spent <= 4.0, "{summary}");
+    // What is computed from the rows without noise does not travel with the adapter.
+    assert!(summary.get("outcome").is_none());
+    let ledger = fs::read(bench.path("data.jsonl.privacy.jsonl")).unwrap();
+    let adapter = fs::read(bench.path("out/adapter_model.safetensors")).unwrap();
+    bench.lora(&format!("{train} --out out --overwrite")).ok();
+    assert_eq!(fs::read(bench.path("data.jsonl.privacy.jsonl")).unwrap(), ledger);
+    assert_eq!(fs::read(bench.path("out/adapter_model.safetensors")).unwrap(), adapter);
+    let run = bench.lora(&format!("{train} --out other --lr 1e-3"));
+    assert_eq!(run.code, Some(2));
+    assert!(run.err.contains("the budget is 4") && run.err.contains("hint: "), "{}", run.err);
+    let run = bench.lora(&format!("{train} --out other --trace t"));
+    assert!(run.err.contains("in secret"), "{}", run.err);
+}
+
+/// Refused before anything is written.
+#[test]
+fn what_makes_no_sense_leaves_no_trace() {
+    let bench = Bench::new();
+    let before = bench.files();
+    for (more, said) in [
+        ("--rule fedfoo", "there is no rule `fedfoo`"),
+        ("--client c/d=data.jsonl", "letters, digits"),
+        ("--client a=data.jsonl", "two clients are called a"),
+        ("--robust krum:1 --rule fedex --weights equal", "fedex needs every client's factors"),
+        ("--robust median --rule ffa", "a robust rule has no weights"),
+        ("--server momentum:1,0 --rule fedsvd", "fedsvd makes new ones"),
+        ("--weights examples:0", "count for nothing"),
+        ("--rank-of a=2", "needs one rank"),
+        ("--rank-of nobody=2 --rule flora", "there is no such client"),
+        ("--rounds 0", "at least one round"),
+        ("--minimum 3 --per-round 2", "fewer clients"),
+        ("--proximal=-1", "proximal"),
+        ("--jobs 0", "no jobs"),
+        ("--jobs 2 --dropout 0.1", "--jobs 1"),
+        ("--client-epsilon 3", "--drawn"),
+        ("--adapter nowhere", "nowhere"),
+    ] {
+        let run = bench.lora(
+            &format!("{SIMULATE} {more}")
+                .replace(" --rank 2", if more.contains("--adapter") { "" } else { " --rank 2" }),
+        );
+        assert!(run.code != Some(0) && run.err.contains(said), "{more}: {}", run.err);
+        assert_eq!(bench.files(), before, "{more}");
+    }
+}
+
+#[test]
+fn a_key_is_made_once() {
+    let bench = Bench::new();
+    let line = bench.lora("fed keys --key bank.pem --name bank").ok();
+    assert!(line.starts_with("ecdsa-sha2-nistp256 ") && line.ends_with(" bank\n"), "{line}");
+    assert_eq!(bench.lora("fed keys --key bank.pem --name bank").ok(), line);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = fs::metadata(bench.path("bank.pem")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0);
+    }
+    bench.write("broken.pem", "nothing");
+    let run = bench.lora("fed keys --key broken.pem");
+    assert!(run.code != Some(0) && run.err.contains("broken.pem"), "{}", run.err);
+}
+
+/// Both ways round: the noise for a promise, and what that noise promises.
+#[test]
+fn epsilon_and_noise() {
+    let bench = Bench::new();
+    let out = bench.lora("fed epsilon --rows 60000 --batch 256 --steps 14063 --delta 1e-5 --noise 1.1").ok();
+    // Opacus and dp-accounting, shared by the tests of lora-fed.
+    assert!(out.contains("epsilon 2.5967") && out.contains("epsilon 2.38"), "{out}");
+    let run = bench.lora("fed epsilon --rows 10 --batch 20 --noise 1");
+    assert_eq!(run.code, Some(2));
+}
