@@ -19,7 +19,7 @@ use tch::{Device, Kind};
 
 const USAGE: &str = "train_step: nothing to measure without a model\n  cargo bench --bench train_step -- --model \
                      FILE.gguf [--variant lora] [--dtype bf16|f32] [--batch 4] [--seq 256] [--rank 8] [--steps 5] \
-                     [--warmup 1] [--recompute LAYERS] [--data FILE.jsonl] [--device cpu|cuda]\n  or, beside PEFT: cargo xtask bench --peer peft";
+                     [--warmup 1] [--recompute LAYERS] [--data FILE.jsonl] [--device cpu|cuda] [--profile]\n  or, beside PEFT: cargo xtask bench --peer peft";
 
 fn main() -> Result<()> {
     match Settings::from(std::env::args().skip(1))? {
@@ -41,6 +41,7 @@ struct Settings {
     recompute: usize,
     data: Option<String>,
     device: Device,
+    profile: bool,
 }
 
 impl Settings {
@@ -68,6 +69,7 @@ impl Settings {
         };
         Ok(Some(Self {
             device,
+            profile: args.iter().any(|arg| arg == "--profile"),
             model: (*model).to_owned(),
             variant: flags.get("--variant").copied().unwrap_or("lora").to_owned(),
             kind,
@@ -122,9 +124,9 @@ fn measure(settings: &Settings) -> Result<serde_json::Value> {
     };
     let (warmup, measured) = batches.split_at(settings.warmup);
     warmup.iter().try_for_each(&mut step)?;
-    // A device would be waited for at every border of a region.
-    let (done, spent) = match device {
-        Device::Cpu => lora::tch_ext::profile(|| measured.iter().try_for_each(&mut step)),
+    // A device is waited for at every border of a region.
+    let (done, spent) = match (device, settings.profile) {
+        (Device::Cpu, _) | (_, true) => lora::tch_ext::profile(|| measured.iter().try_for_each(&mut step)),
         _ => (measured.iter().try_for_each(&mut step), Vec::new()),
     };
     done?;

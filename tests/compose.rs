@@ -1,8 +1,9 @@
 //! Every recipe obeys the laws, and several adapters share one base.
 
+use lora::tch_ext::cuda::here;
 use lora::testkit::{Case, Toy};
 use lora::{AdapterConfig, Init, Linear, Linears, Mode, Targets, VARIANTS, params, recipe};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 lora::law_tests!(plain: "lora", VARIANTS);
 lora::law_tests!(rslora: "lora+rslora", VARIANTS);
@@ -46,7 +47,7 @@ fn two_names_for_one_hole_are_refused_by_both_names() {
 /// The example of the LoRA literature: 8 of 1024 directions are 1.5625 % of the weight.
 #[test]
 fn rank_8_trains_one_in_64_of_a_square_of_1024() {
-    let mut layer = Linear::dense(Tensor::zeros([1024, 1024], (Kind::Float, Device::Cpu)), None);
+    let mut layer = Linear::dense(Tensor::zeros([1024, 1024], (Kind::Float, here())), None);
     let (out, inp) = layer.base().shape();
     assert_eq!(out * inp, 1_048_576);
     let adapter = recipe("lora").unwrap().adapter(layer.base(), 8, 16.0, 0.0, Init::Kaiming).unwrap();
@@ -155,7 +156,7 @@ fn what_is_merged_is_neither_switched_nor_detached() {
 
 #[test]
 fn the_storage_hole_decides_how_a_weight_is_kept() {
-    let w = Tensor::randn([8, 4], (Kind::Float, Device::Cpu));
+    let w = Tensor::randn([8, 4], (Kind::Float, here()));
     let stored = recipe("dora").unwrap().store(w.shallow_clone()).unwrap();
     assert!(stored.dense(Kind::Float) == w);
     let quantised = recipe("qlora").unwrap().store(w.shallow_clone()).unwrap();

@@ -7,9 +7,10 @@ use std::path::Path;
 
 use common::{llama_in, relative};
 use lora::model::{IGNORE, Llama, Model, Texts};
+use lora::tch_ext::cuda::here;
 use lora::{AdapterConfig, Init, Param, Targets, VARIANTS, attach, each_text, params, recipe};
 use proptest::prelude::*;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 fn model(kind: Kind, folder: &str, variant: &str, config: &AdapterConfig) -> Llama {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(folder).join("model");
@@ -18,7 +19,7 @@ fn model(kind: Kind, folder: &str, variant: &str, config: &AdapterConfig) -> Lla
         let checkpoint = lora::open(&path).unwrap();
         let recipe = recipe(variant).unwrap();
         let keep = lora::model::Keep { storage: recipe.storage(), packed: None, skip: &[] };
-        model = Llama::load(checkpoint.as_ref(), kind, Device::Cpu, keep).unwrap();
+        model = Llama::load(checkpoint.as_ref(), kind, here(), keep).unwrap();
     }
     attach(&mut model, "a", &recipe(variant).unwrap(), config).unwrap();
     let _guard = tch::no_grad_guard();
@@ -35,10 +36,10 @@ fn model(kind: Kind, folder: &str, variant: &str, config: &AdapterConfig) -> Lla
 
 /// Token ids and labels, some of which do not count.
 fn texts(model: &Llama, lengths: &[i64]) -> Vec<(Tensor, Tensor)> {
-    let options = (Kind::Int64, Device::Cpu);
+    let options = (Kind::Int64, here());
     let random = |n: i64| Tensor::randint(model.config().vocab_size, [1, n], options);
     let text = |&n: &i64| {
-        let hidden = Tensor::rand([1, n], (Kind::Float, Device::Cpu)).lt(0.3);
+        let hidden = Tensor::rand([1, n], (Kind::Float, here())).lt(0.3);
         (random(n), random(n).masked_fill(&hidden, IGNORE as f64))
     };
     lengths.iter().map(text).collect()

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use common::{Tensors, curve, curve_error, first_step, llama, relative};
 use lora::model::{Llama, Model, Sampling, Texts, generate};
+use lora::tch_ext::cuda::here;
 use lora::{AdapterConfig, ErrorKind, Linears, Mode, Recipe, VARIANTS, params, read_tensors};
 use serde_json::{Value, json};
 use tch::Tensor;
@@ -35,7 +36,8 @@ fn adapted(family: &str, recipe: &str) -> (Llama, Recipe, AdapterConfig) {
 }
 
 fn golden(family: &str, file: &str) -> Tensors {
-    read_tensors(&goldens().join(family).join(file)).unwrap()
+    let tensors = read_tensors(&goldens().join(family).join(file)).unwrap();
+    tensors.into_iter().map(|(key, t)| (key, t.to_device(here()))).collect()
 }
 
 fn base_golden(family: &str) -> Tensors {

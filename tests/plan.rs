@@ -1,6 +1,7 @@
 //! What is planned is what the allocator counts, whatever the method, the dtype, the lengths and what is recomputed.
 
 use lora::model::{Keep, Llama};
+use lora::tch_ext::cuda::here;
 use lora::tch_ext::memory;
 use lora::train::{AdamWConfig, Dataset, Fit, Load, Planner, Sample, Schedule, Setting, TrainConfig, train};
 use lora::{AdapterConfig, Recipe};
@@ -45,16 +46,21 @@ fn both(
 ) -> (u64, u64) {
     let checkpoint = lora::open(folder).unwrap();
     let keep = Keep { storage: recipe.storage(), packed: None, skip: &[] };
-    let planner = Planner::new(checkpoint.as_ref(), (keep, kind), (recipe, adapter), 0).unwrap();
+    let planner = Planner::new(checkpoint.as_ref(), (keep, kind, here()), (recipe, adapter), 0).unwrap();
     let setting = Setting { planner: 0, recompute: config.recompute, batch_size: 2, accumulate: 1 };
     let fit = Fit::of(&[planner], setting, &Load::of_data(&data.samples, config)).unwrap();
     // The file's own mapping is no tensor of the allocator's; what is read out of it into another dtype is.
     let mapped = if recipe.is_dense() && kind == Kind::BFloat16 { checkpoint.stored_bytes() } else { 0 };
-    let mut model = Llama::load(checkpoint.as_ref(), kind, Device::Cpu, keep).unwrap();
+    let mut model = Llama::load(checkpoint.as_ref(), kind, here(), keep).unwrap();
     lora::attach(&mut model, "a", recipe, adapter).unwrap();
     memory::reset_peak();
+    memory::reset_cuda_peak(0);
     train(&model, lora::params(&model, "a"), data, None, config, &mut |_| Ok(())).unwrap();
-    (fit.plan.total(), memory::cpu().unwrap().peak + mapped)
+    let counted = match here() {
+        Device::Cpu => memory::cpu().unwrap().peak + mapped,
+        _ => memory::cuda(0).unwrap().peak,
+    };
+    (fit.plan.total(), counted)
 }
 
 /// One test, since the allocator is the process's own.

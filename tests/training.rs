@@ -8,6 +8,7 @@ use std::sync::Mutex;
 
 use common::{Tensors, llama_in, relative};
 use lora::model::{IGNORE, Llama, Model, Texts};
+use lora::tch_ext::cuda::here;
 use lora::{AdapterConfig, Targets, attach, params, recipe};
 use tch::{Kind, Tensor};
 
@@ -42,7 +43,7 @@ fn step(model: &Llama, texts: Texts<'_>, labels: &Tensor, recompute: usize) -> (
 }
 
 fn ids(model: &Llama, n: i64) -> Tensor {
-    Tensor::randint(model.config().vocab_size, [1, n], (Kind::Int64, tch::Device::Cpu))
+    Tensor::randint(model.config().vocab_size, [1, n], (Kind::Int64, here()))
 }
 
 /// libtorch's generator is one for the whole process.
@@ -114,7 +115,7 @@ fn packed_texts_are_texts_in_rows() {
     for n in lengths {
         let padded = |t: &Tensor, with: i64| {
             t.narrow(1, start, n).constant_pad_nd([0, 14 - n]).copy() + {
-                let tail = Tensor::arange(14, (Kind::Int64, tch::Device::Cpu)).ge(n).to_kind(Kind::Int64);
+                let tail = Tensor::arange(14, (Kind::Int64, here())).ge(n).to_kind(Kind::Int64);
                 tail * with
             }
         };

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use lora::model::{IGNORE, Keep, Llama, Model, Texts};
+use lora::tch_ext::cuda::here;
 use lora::train::{AdamWConfig, Dataset, Event, Sample, Schedule, TrainConfig, train};
 use lora::{Mode, Result, params};
 use tch::{Device, Kind, Tensor};
@@ -19,7 +20,7 @@ pub(crate) fn llama(path: &Path) -> Result<Llama> {
 /// The same in another dtype.
 pub(crate) fn llama_in(kind: Kind, path: &Path) -> Result<Llama> {
     let checkpoint = lora::open(path)?;
-    Llama::load(checkpoint.as_ref(), kind, Device::Cpu, Keep::DENSE)
+    Llama::load(checkpoint.as_ref(), kind, here(), Keep::DENSE)
 }
 
 /// `‖a − b‖ / ‖b‖` in f64; infinite where the shapes differ.
@@ -27,7 +28,8 @@ pub(crate) fn relative(a: &Tensor, b: &Tensor) -> f64 {
     if a.size() != b.size() {
         return f64::INFINITY;
     }
-    let (a, b) = (a.detach().to_kind(Kind::Double), b.detach().to_kind(Kind::Double));
+    let wide = |t: &Tensor| t.detach().to_device(Device::Cpu).to_kind(Kind::Double);
+    let (a, b) = (wide(a), wide(b));
     (&a - &b).norm().double_value(&[]) / b.norm().double_value(&[]).max(1e-30)
 }
 

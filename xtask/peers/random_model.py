@@ -2,7 +2,7 @@
 
     python xtask/peers/random_model.py SHAPE FOLDER     (SHAPE: llama-3.2-1b, llama-3-8b)
 
-Weights are N(0, 0.02), norms 1, from a generator seeded with 0. Holds one shard in memory; the folder is complete when
+Weights are N(0, 0.02), norms 1, from a generator seeded with 0 (a GPU's, where there is one). Holds one shard in memory; the folder is complete when
 `complete` is in it.
 """
 
@@ -59,12 +59,14 @@ def main() -> None:
     if (folder / "complete").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    random, parts, index = torch.Generator().manual_seed(0), shards(config), {}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    random, parts, index = torch.Generator(device).manual_seed(0), shards(config), {}
     for n, part in enumerate(parts):
         name, tensors = f"model-{n + 1:05}-of-{len(parts):05}.safetensors", {}
         for key, shape in part.items():
-            weight = torch.empty(shape, dtype=torch.bfloat16)
-            tensors[key] = weight.fill_(1) if len(shape) == 1 else weight.normal_(0, 0.02, generator=random)
+            weight = torch.empty(shape, dtype=torch.bfloat16, device=device)
+            weight = weight.fill_(1) if len(shape) == 1 else weight.normal_(0, 0.02, generator=random)
+            tensors[key] = weight.cpu()
             index[key] = name
         save_file(tensors, folder / name, metadata={"format": "pt"})
         print(f"{name}: {sum(t.numel() for t in tensors.values()) * 2 / 1e6:.0f} MB", file=sys.stderr, flush=True)

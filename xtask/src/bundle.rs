@@ -11,6 +11,9 @@ pub(crate) struct Args {
     /// The folder to fill; the archive lies beside it, as FOLDER.tar.gz
     #[arg(long, default_value = "target/bundle", value_name = "FOLDER")]
     out: PathBuf,
+    /// Leave out the tests and benches of these packages
+    #[arg(long, value_delimiter = ',', value_name = "PACKAGE")]
+    exclude: Vec<String>,
 }
 
 /// More than this would not pass where such bundles go.
@@ -28,8 +31,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let root = sh::root();
     let out = root.join(&args.out);
     let mut executables = Vec::new();
-    for (folder, args, kinds) in BUILDS {
-        let built = sh::built(sh::cargo().args(args).args(["--workspace", "--exclude", "xtask"]))?;
+    for (folder, cargo, kinds) in BUILDS {
+        let built = sh::built(sh::cargo().args(cargo).args(["--workspace", "--exclude", "xtask"]))?;
         // `cargo test` also builds the plain binary that integration tests run; what is a test lies in `deps`.
         let is_test = |b: &sh::Built| b.file.parent().is_some_and(|d| d.ends_with("deps"));
         let wanted = |b: &sh::Built| kinds.contains(&b.kind.as_str()) && (folder == "bin" || is_test(b));
@@ -38,6 +41,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     cache::remove(&out)?;
     let mut lists: [(&str, String); 2] = [("tests", String::new()), ("benches", String::new())];
     for (folder, built) in &executables {
+        let is_excluded = |name: &str| built.package_dir.file_name().is_some_and(|n| n == name);
+        if *folder != "bin" && args.exclude.iter().any(|name| is_excluded(name)) {
+            continue;
+        }
         let package = built.package_dir.strip_prefix(root).unwrap_or(&built.package_dir);
         let name = name(folder, package, &built.target);
         let to = out.join(folder).join(&name);
@@ -64,7 +71,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     println!("{} ({} executables, {mb:.1} MiB)", archive.display(), executables.len());
     if mb > MOST_MB {
         anyhow::bail!(
-            "the bundle is larger than {MOST_MB} MiB\n  hint: what is large? `du -a {} | sort -n`",
+            "the bundle is larger than {MOST_MB} MiB\n  hint: leave something out with --exclude; what is large? `du -a {} | sort -n`",
             out.display()
         );
     }

@@ -62,16 +62,17 @@ impl Way {
     }
 }
 
-/// Planners for `ways`. `program`: bytes in memory already.
+/// Planners for `ways`. `program`: bytes in the device's memory already.
 pub(crate) fn planners(
     ways: &[Way],
     checkpoint: &dyn Checkpoint,
     model: &ModelArgs,
     config: &AdapterConfig,
-    program: u64,
+    (device, program): (Device, u64),
 ) -> lora::Result<Vec<Planner>> {
-    let planner =
-        |way: &Way| Planner::new(checkpoint, (way.keep(model), model.kind()), (&way.recipe, config), program);
+    let planner = |way: &Way| {
+        Planner::new(checkpoint, (way.keep(model), model.kind(), device), (&way.recipe, config), program)
+    };
     ways.iter().map(planner).collect()
 }
 
@@ -81,9 +82,12 @@ pub(crate) fn setting(planner: usize, config: &TrainConfig) -> Setting {
     Setting { planner, recompute, batch_size, accumulate }
 }
 
-/// Bytes in use now, without what is free to be given back; a step of a toy has brought the code that every step runs
+/// Bytes in use now, of the tensors on a GPU; on a CPU without what is free to be given back; a step of a toy has brought the code that every step runs
 /// into memory, and the threads that run it.
-pub(crate) fn program(kind: Kind) -> Result<u64> {
+pub(crate) fn program(kind: Kind, device: Device) -> Result<u64> {
+    if let Device::Cuda(index) = device {
+        return Ok(memory::cuda(index).map_or(0, |usage| usage.current));
+    }
     const WIDTH: i64 = 256;
     let random = |size: &[i64]| Tensor::randn(size, (Kind::Float, Device::Cpu)).to_kind(kind);
     let mut layer = Linear::dense(random(&[WIDTH, WIDTH]), None);
@@ -107,7 +111,11 @@ pub(crate) fn program(kind: Kind) -> Result<u64> {
 
 /// The bytes that a run may take in all: those given, or what is free beside what this process has already.
 pub(crate) fn limit(given: Option<Size>, device: Device, program: u64) -> lora::Result<u64> {
-    let found = || if device == Device::Cpu { memory::available() } else { None };
+    let found = || match device {
+        Device::Cpu => memory::available(),
+        Device::Cuda(index) => memory::cuda_available(index),
+        _ => None,
+    };
     let limit = given.map(|size| size.0).or_else(|| found().map(|free| free + program));
     limit.ok_or_else(|| {
         Error::usage("how much memory there is, is not known here").hint("say it: --memory 8GB")

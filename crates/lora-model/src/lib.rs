@@ -27,6 +27,12 @@ pub use generate::{Sampling, generate};
 pub use llama::{Llama, StepMemory, StepSize, step_memory};
 pub use model::{Model, Texts};
 pub use on_disk::OnDisk;
-pub use ops::{CUDA_SOURCES, Cache, IGNORE, attention, cross_entropy, rms_norm, swiglu};
+pub use ops::{Cache, IGNORE, attention, cross_entropy, rms_norm, swiglu};
 pub use shapes::{EMBEDDING, has_bias, linear_shapes, vectors_bytes};
 pub use tokenizer::{Encoded, TextStream, Tokenizer};
+
+/// The kernels of this crate, to be compiled for devices that are not here.
+pub const CUDA_SOURCES: [&tch_ext::cuda::Source; 5] = {
+    let [norm, activation, heads, loss] = ops::CUDA_SOURCES;
+    [norm, activation, heads, loss, &checkpoint::CUDA_SOURCE]
+};

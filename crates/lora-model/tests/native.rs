@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use lora_core::{ErrorKind, Linears, Mode};
 use lora_model::{Keep, Llama, Model, Texts, open};
 use tch::{Device, Kind, Tensor};
+use tch_ext::cuda::{emulated, here};
 
 const NATIVE: Keep<'_> = Keep::NATIVE;
 
@@ -28,6 +29,11 @@ fn packed_weights_are_the_loaded_ones() {
                     (Ok(want), Ok(Some((dense, w)))) => {
                         assert_eq!(dense.kind(), kind);
                         assert!(dense.equal(&want), "{file} {name} {kind:?}");
+                        if kind != Kind::Half {
+                            let there = w.to_device(here());
+                            let dense = emulated(|| there.dense(kind)).to_device(Device::Cpu);
+                            assert!(dense.equal(&want), "{file} {name} {kind:?}, CUDA");
+                        }
                         assert_eq!((vec![w.shape().0, w.shape().1], w.kind()), (want.size(), kind));
                         assert!(w.bytes() < want.numel() as u64 * 5 / 4, "{file} {name}");
                         assert_eq!(w.share().row_norms_sq(), w.row_norms_sq());
@@ -50,11 +56,11 @@ fn packed_weights_are_the_loaded_ones() {
 fn a_native_model_is_the_dense_one() {
     let checkpoint = open(&data("k_quants.gguf")).unwrap();
     for kind in [Kind::Float, Kind::BFloat16] {
-        let [dense, native] = [Keep::DENSE, NATIVE]
-            .map(|keep| Llama::load(checkpoint.as_ref(), kind, Device::Cpu, keep).unwrap());
+        let [dense, native] =
+            [Keep::DENSE, NATIVE].map(|keep| Llama::load(checkpoint.as_ref(), kind, here(), keep).unwrap());
         let bytes = |model: &Llama| model.linears().iter().map(|(_, l)| l.base().bytes()).sum::<u64>();
         assert!(bytes(&native) * 3 < bytes(&dense), "{} {}", bytes(&native), bytes(&dense));
-        let ids = Tensor::from_slice(&[1i64, 5, 9, 2, 15, 0]).unsqueeze(0);
+        let ids = Tensor::from_slice(&[1i64, 5, 9, 2, 15, 0]).unsqueeze(0).to_device(here());
         let [want, got] = [&dense, &native].map(|m| m.logits(Texts::Rows(&ids), None, Mode::Eval).unwrap());
         assert!(lora_core::all_finite(&want) && want.equal(&got), "{kind:?}");
     }

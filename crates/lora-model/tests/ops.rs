@@ -2,8 +2,9 @@
 
 use lora_core::{Linear, Mode};
 use lora_model::{IGNORE, attention, cross_entropy, rms_norm, swiglu};
-use tch::{Device, Kind, Reduction, Tensor};
+use tch::{Kind, Reduction, Tensor};
 use tch_ext::check_gradients;
+use tch_ext::cuda::here;
 
 /// On this machine's processor, and by the kernels for CUDA.
 fn both(test: impl Fn()) {
@@ -12,7 +13,7 @@ fn both(test: impl Fn()) {
 }
 
 fn random(size: &[i64]) -> Tensor {
-    Tensor::randn(size, (Kind::Double, Device::Cpu))
+    Tensor::randn(size, (Kind::Double, here()))
 }
 
 fn near(a: &Tensor, b: &Tensor) {
@@ -57,7 +58,7 @@ fn cross_entropy_is_its_definition() {
 fn cross_entropy_is_its_definition_here() {
     let (n, d, vocab) = (600, 6, 11);
     let (hidden, head) = (random(&[n, d]), Linear::dense(random(&[vocab, d]), None));
-    let labels = Tensor::randint(vocab, [n], (Kind::Int64, Device::Cpu));
+    let labels = Tensor::randint(vocab, [n], (Kind::Int64, here()));
     let _ = labels.narrow(0, 100, 250).fill_(IGNORE);
     let definition = |h: &Tensor| {
         let logits = h.matmul(&head.base().dense(Kind::Double).tr());
@@ -116,7 +117,7 @@ fn in_their_own_dtype_they_are_their_definition_rounded_here() {
         compare("swiglu", &pair, &|t| swiglu(&t[0], &t[1]).tensor(), &|t| &t[0] * t[0].sigmoid() * &t[1]);
         // More rows than exist at one time, and a vocabulary that no vector divides.
         let head = random(&[1031, 64]).to_kind(kind);
-        let labels = Tensor::randint(1031, [450], (Kind::Int64, Device::Cpu));
+        let labels = Tensor::randint(1031, [450], (Kind::Int64, here()));
         let (ours, wide) = (Linear::dense(head.shallow_clone(), None), head.to_kind(Kind::Double));
         let definition = |t: &[Tensor]| {
             t[0].matmul(&wide.tr()).cross_entropy_loss::<Tensor>(&labels, None, Reduction::Sum, IGNORE, 0.0)
@@ -132,7 +133,7 @@ fn attention_defined(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>) ->
     let group = q.size()[1] / k.size()[1];
     let spread = |x: &Tensor| x.repeat_interleave_self_int(group, 1, None);
     let scores = q.matmul(&spread(k).transpose(2, 3)) / (dim as f64).sqrt();
-    let hidden = Tensor::zeros([t, s], (Kind::Bool, Device::Cpu));
+    let hidden = Tensor::zeros([t, s], (Kind::Bool, here()));
     for row in 0..t {
         for key in 0..s {
             let position = s - t + row;

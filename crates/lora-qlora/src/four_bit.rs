@@ -132,6 +132,7 @@ impl BaseWeight for FourBit {
 mod tests {
     use super::*;
     use crate::encode::borders;
+    use tch_ext::cuda::here;
 
     /// Odd tails, a block of zeros, one huge weight, denormal ones, ties.
     fn hard(out: i64, inp: i64, code: Code) -> Tensor {
@@ -173,8 +174,9 @@ mod tests {
                 let want = stored.definition().to_kind(kind).narrow(0, 0, out * inp).view([out, inp]);
                 assert_eq!(stored.dense(kind), want, "{options:?}, {out} x {inp}");
                 if kind != Kind::Half {
-                    let there = tch_ext::cuda::emulated(|| stored.dense(kind));
-                    assert_eq!(there, want, "{options:?}, {out} x {inp}, CUDA");
+                    let there = stored.to_device(here());
+                    let dense = tch_ext::cuda::emulated(|| there.dense(kind)).to_device(Device::Cpu);
+                    assert_eq!(dense, want, "{options:?}, {out} x {inp}, CUDA");
                 }
             }
         }

@@ -2,12 +2,13 @@
 
 use lora_core::Param;
 use lora_train::{AdamW, AdamWConfig, Arena};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
+use tch_ext::cuda::here;
 
 fn leaves(kind: Kind) -> Vec<Param> {
     let sizes: [&[i64]; 4] = [&[3, 5], &[40_000], &[7, 1], &[2, 3, 4]];
     let leaf = |(i, size): (usize, &&[i64])| {
-        let tensor = Tensor::randn(*size, (kind, Device::Cpu)).set_requires_grad(true);
+        let tensor = Tensor::randn(*size, (kind, here())).set_requires_grad(true);
         let module = ["embed", "layers.2.q", "layers.2.k", "layers.10.q"][i].to_owned();
         Param { module, name: "lora_A.weight", tensor }
     };

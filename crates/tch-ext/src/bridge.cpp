@@ -2,6 +2,7 @@
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/Parallel.h>
 #include <ATen/native/CPUBlas.h>
+#include <ATen/ops/_flash_attention_forward.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <c10/core/CPUAllocator.h>
@@ -173,6 +174,16 @@ bool tch_ext_device_bytes(int index, int64_t* peak, int64_t* current) {
     return false;
   }
 }
+// The peak is what is in use now.
+bool tch_ext_reset_device_peak(int index) {
+  try {
+    if (!at::accelerator::isAccelerator(at::kCUDA) || at::accelerator::deviceCount() <= index) return false;
+    at::accelerator::resetPeakStats(static_cast<c10::DeviceIndex>(index));
+    return true;
+  } catch (const std::exception&) {
+    return false;
+  }
+}
 // The native handle of the stream that libtorch's operators go to on that CUDA device.
 bool tch_ext_current_stream(int32_t index, void** stream) {
   try {
@@ -181,6 +192,25 @@ bool tch_ext_current_stream(int32_t index, void** stream) {
     return true;
   } catch (const std::exception&) {
     return false;
+  }
+}
+
+// Causal attention over texts one behind another, by libtorch's kernels. out: the result, the logarithms of the sums,
+// and two states of the generator, which backward wants.
+char* tch_ext_flash(const at::Tensor* q, const at::Tensor* k, const at::Tensor* v, const at::Tensor* bounds,
+                    int64_t longest, int64_t before, at::Tensor** out) {
+  try {
+    auto window = before < 0 ? std::optional<int64_t>() : std::optional<int64_t>(before);
+    auto end = before < 0 ? std::optional<int64_t>() : std::optional<int64_t>(0);
+    auto made = at::_flash_attention_forward(*q, *k, *v, *bounds, *bounds, longest, longest, 0.0, true, false,
+                                             std::nullopt, window, end);
+    out[0] = new at::Tensor(std::get<0>(made));
+    out[1] = new at::Tensor(std::get<1>(made));
+    out[2] = new at::Tensor(std::get<2>(made));
+    out[3] = new at::Tensor(std::get<3>(made));
+    return nullptr;
+  } catch (const std::exception& e) {
+    return copy(e.what());
   }
 }
 

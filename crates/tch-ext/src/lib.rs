@@ -11,6 +11,7 @@
 //! - [`Region`], [`profile`]: which part of a program takes how long;
 //! - [`load_cuda`]: CUDA support found at start instead of linked, so that one binary serves both machines;
 //! - [`cuda`]: CUDA kernels of one's own, compiled at first use, on torch's current stream;
+//! - [`flash_attention`]: libtorch's attention for texts one behind another, on CUDA;
 //! - [`set_grad`], [`changed`]: gradients and parameters as views of one flat tensor;
 //! - [`check_gradients`]: an f64 finite-difference check of any differentiable function.
 //!
@@ -19,6 +20,7 @@
 mod check;
 mod codes;
 pub mod cuda;
+mod flash;
 mod function;
 mod gemm;
 pub mod memory;
@@ -31,6 +33,7 @@ mod slice;
 pub use check::check_gradients;
 pub use codes::nibbles;
 pub use cuda::{CudaState, libtorch_folder, load_cuda};
+pub use flash::flash_attention;
 pub use function::{Function, attach, grad_enabled};
 pub use gemm::{Panels, Product, Small, Sum, View, gemm, transpose};
 pub use half::{bf16, f16};

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
+use tch_ext::cuda::here;
 use tch_ext::{Function, attach, check_gradients};
 
 /// `x ↦ x²`, counting how many of its states are alive.
@@ -28,7 +29,7 @@ fn square(x: &Tensor, alive: &Arc<AtomicUsize>) -> Tensor {
 }
 
 fn leaf(n: i64) -> Tensor {
-    Tensor::randn([n], (Kind::Double, Device::Cpu)).set_requires_grad(true)
+    Tensor::randn([n], (Kind::Double, here())).set_requires_grad(true)
 }
 
 #[test]
@@ -80,7 +81,7 @@ fn a_second_backward_and_faulty_functions_give_errors() {
             match self.0 {
                 0 => panic!("planted"),
                 1 => vec![],
-                _ => vec![Some(Tensor::ones([7], (Kind::Double, Device::Cpu)))],
+                _ => vec![Some(Tensor::ones([7], (Kind::Double, here())))],
             }
         }
     }
@@ -99,7 +100,7 @@ fn a_second_backward_and_faulty_functions_give_errors() {
 #[test]
 fn long_chains_are_walked_and_freed_without_overflow() {
     let alive = Arc::<AtomicUsize>::default();
-    let x = Tensor::ones([1], (Kind::Double, Device::Cpu)).set_requires_grad(true);
+    let x = Tensor::ones([1], (Kind::Double, here())).set_requires_grad(true);
     let mut y = x.shallow_clone();
     for _ in 0..20_000 {
         y = square(&y, &alive);

@@ -57,15 +57,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         (None, None) => context.min(1024),
     };
-    let program = planning::program(args.model.kind())?;
+    let device = args.model.device()?;
+    let program = planning::program(args.model.kind(), device)?;
     let mut ways = Way::all(checkpoint.as_ref(), &args.model, &args.method)?;
     // The one that is asked for comes first.
     ways.sort_by_key(|way| way.name != asked.name);
-    let planners = planning::planners(&ways, checkpoint.as_ref(), &args.model, &config, program)?;
+    let planners = planning::planners(&ways, checkpoint.as_ref(), &args.model, &config, (device, program))?;
     let load = data
         .as_ref()
         .map_or_else(|| Load::even(length, &training), |data| Load::of_data(&data.samples, &training));
-    let limit = planning::limit(args.memory, args.model.device()?, program)?;
+    let limit = planning::limit(args.memory, device, program)?;
     let fit = Fit::of(&planners, planning::setting(0, &training), &load);
     let fit = fit.ok_or_else(|| Error::internal("no plan for this setting"))?;
     let fastest = planning::fastest(&ways, &planners, &load, limit);

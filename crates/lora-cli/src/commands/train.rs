@@ -111,16 +111,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let out = OutputFolder::create(&args.out, args.overwrite, is_adapter_file)?;
 
-    let program = planning::program(args.model.kind())?;
+    let device = args.model.device()?;
+    let program = planning::program(args.model.kind(), device)?;
     let mut ways =
         if args.auto { Way::all(checkpoint.as_ref(), &args.model, &args.method)? } else { vec![asked] };
     if args.adapter.is_some() {
         let parts = Recipe::from_flags(&config.flags, VARIANTS)?;
         ways.iter_mut().for_each(|way| way.recipe = parts.clone().stored_as(&way.recipe));
     }
-    let planners = planning::planners(&ways, checkpoint.as_ref(), &args.model, &config, program)?;
+    let planners = planning::planners(&ways, checkpoint.as_ref(), &args.model, &config, (device, program))?;
     let load = Load::of_data(&data.samples, &training);
-    let limit = planning::limit(args.memory, args.model.device()?, program);
+    let limit = planning::limit(args.memory, device, program);
     let limit = if args.auto { Some(limit?) } else { limit.ok() };
     let fit = match limit.filter(|_| args.auto) {
         Some(limit) => Some(planning::fastest(&ways, &planners, &load, limit)?),

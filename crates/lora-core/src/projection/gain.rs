@@ -84,7 +84,7 @@ simd! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Device;
+    use tch_ext::cuda::here;
 
     #[test]
     fn one_pass_is_the_definition() {
@@ -94,9 +94,9 @@ mod tests {
 
     fn one_pass() {
         for kind in [Kind::BFloat16, Kind::Float, Kind::Double] {
-            let random = |size: &[i64]| Tensor::randn(size, (Kind::Float, Device::Cpu)).to_kind(kind);
+            let random = |size: &[i64]| Tensor::randn(size, (Kind::Float, here())).to_kind(kind);
             let (dy, y) = (random(&[150, 37]), random(&[150, 37]));
-            let gain = Tensor::rand([37], (crate::master_kind(kind), Device::Cpu));
+            let gain = Tensor::rand([37], (crate::master_kind(kind), here()));
             let (dv, sums) = backward(&dy, &y, &gain);
             let wide = |t: &Tensor| t.to_kind(Kind::Double);
             let error = |a: &Tensor, b: Tensor| ((wide(a) - &b).norm() / b.norm()).double_value(&[]);

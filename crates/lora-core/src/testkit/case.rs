@@ -4,7 +4,8 @@ use std::sync::{Mutex, PoisonError};
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRng, TestRunner};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
+use tch_ext::cuda::here;
 
 use crate::{AdapterConfig, Init, Linear, Linears, Recipe, Variant};
 
@@ -68,7 +69,7 @@ pub fn check(spec: &str, variants: &[Variant], law: fn(&Recipe, &[Variant], &Cas
 pub fn noise(size: &[i64], seed: i64) -> Tensor {
     let n: i64 = size.iter().product();
     let phase = (seed % 1_000_003) as f64 * 0.618_033_988_749_894_9;
-    let hash = (Tensor::arange(n, (Kind::Double, Device::Cpu)) * 12.9898 + phase).sin() * 43758.5453;
+    let hash = (Tensor::arange(n, (Kind::Double, here())) * 12.9898 + phase).sin() * 43758.5453;
     ((&hash - hash.floor()) * 2.0 - 1.0).view(size) * 3f64.sqrt()
 }
 

@@ -16,7 +16,7 @@ use lora_core::{BaseWeight, Error, Packing, Result};
 use tch::{Kind, Tensor};
 
 use crate::ModelConfig;
-pub(crate) use gguf::Metadata;
+pub(crate) use gguf::{CUDA_SOURCE, Metadata};
 pub use gguf::{Gguf, GgufKind, GgufOut, Value as GgufValue};
 pub(crate) use keep::stays_dense;
 pub use keep::{Keep, Kept};

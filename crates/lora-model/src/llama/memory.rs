@@ -1,7 +1,7 @@
 //! What a step holds of memory, operation by operation as `Block::forward` and `recompute` run them: for plans.
 
 use lora_core::{Held, LayerSize, master_kind};
-use tch::Kind;
+use tch::{Device, Kind};
 
 use crate::config::ModelConfig;
 use crate::ops::logits_bytes;
@@ -37,8 +37,13 @@ pub struct StepMemory {
     pub in_loss: bool,
 }
 
-/// What a step with `layers` (in the model's order, the head last) takes, computed in `kind`.
-pub fn step_memory(config: &ModelConfig, layers: &[LayerSize], kind: Kind, step: StepSize) -> StepMemory {
+/// What a step with `layers` (in the model's order, the head last) takes, computed in `kind` on `device`.
+pub fn step_memory(
+    config: &ModelConfig,
+    layers: &[LayerSize],
+    (kind, device): (Kind, Device),
+    step: StepSize,
+) -> StepMemory {
     let (blocks, head) = layers.split_at(layers.len().saturating_sub(1));
     let size = Size { config, tokens: step.tokens, kind };
     let blocks: Vec<InBlock> = blocks.as_chunks::<7>().0.iter().map(|seven| size.block(seven)).collect();
@@ -53,7 +58,7 @@ pub fn step_memory(config: &ModelConfig, layers: &[LayerSize], kind: Kind, step:
     let all = inputs + kept + size.angles();
 
     let adapted = head.iter().any(|head| head.rank > 0);
-    let logits = logits_bytes(step.supervised, config.vocab_size, kind, adapted);
+    let logits = logits_bytes(step.supervised, config.vocab_size, (kind, device), adapted);
     // The states, the supervised ones, and their gradient.
     let states = input + 2 * input * step.supervised.unsigned_abs() / step.tokens.unsigned_abs().max(1);
     let mut best = StepMemory { activations: all, buffers: logits + states, copies, in_loss: true };

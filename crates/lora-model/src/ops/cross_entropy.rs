@@ -1,7 +1,7 @@
 //! The loss, without logits that are kept.
 
 use lora_core::{Linear, Mode, master_kind};
-use tch::{Kind, Reduction, Tensor};
+use tch::{Device, Kind, Reduction, Tensor};
 use tch_ext::number::{Number, Wide, sum, write};
 use tch_ext::{Function, Product, Rows, Sum, attach, gemm, kernel, parallel_rows, simd};
 
@@ -30,14 +30,17 @@ pub fn cross_entropy(hidden: &Tensor, labels: &Tensor, head: &Linear, mode: Mode
     (loss, count)
 }
 
-/// Rows whose logits exist at one time.
-const CHUNK: i64 = 192;
+/// Rows whose logits exist at one time. A GPU reads the head's weight once a chunk, and has memory to spare.
+fn chunk(device: Device) -> i64 {
+    if device == Device::Cpu { 192 } else { 1024 }
+}
 
 /// The most that is held of logits and their gradient in `kind`, of so many supervised rows: for plans.
-pub(crate) fn logits_bytes(rows: i64, vocabulary: i64, kind: Kind, adapted: bool) -> u64 {
+pub(crate) fn logits_bytes(rows: i64, vocabulary: i64, (kind, device): (Kind, Device), adapted: bool) -> u64 {
     let (narrow, wide) = (kind.elt_size_in_bytes() as i64, master_kind(kind).elt_size_in_bytes() as i64);
     // Through an adapted head: logits, the same in f32, their logarithms, and the gradients of both.
-    let bytes = if adapted { rows * (2 * narrow + 3 * wide) } else { rows.min(CHUNK) * (narrow + wide) };
+    let bytes =
+        if adapted { rows * (2 * narrow + 3 * wide) } else { rows.min(chunk(device)) * (narrow + wide) };
     (bytes * vocabulary).unsigned_abs()
 }
 
@@ -48,9 +51,10 @@ fn chunked(hidden: &Tensor, labels: &Tensor, head: &Tensor) -> Tensor {
     let (rows, vocabulary) = (hidden.size()[0], head.size()[0]);
     let (hidden_now, dx) = (hidden.detach().contiguous(), hidden.empty_like());
     let mut losses = Vec::new();
-    let logits = Tensor::empty([CHUNK.min(rows), vocabulary], (master_kind(kind), device));
-    for start in (0..rows).step_by(CHUNK as usize) {
-        let n = CHUNK.min(rows - start);
+    let chunk = chunk(device);
+    let logits = Tensor::empty([chunk.min(rows), vocabulary], (master_kind(kind), device));
+    for start in (0..rows).step_by(chunk as usize) {
+        let n = chunk.min(rows - start);
         let (h, labels) = (hidden_now.narrow(0, start, n), labels.narrow(0, start, n));
         let mut logits = logits.narrow(0, 0, n);
         gemm(&[Sum::new(vec![Product::transposed(&h, head)], &logits)]);

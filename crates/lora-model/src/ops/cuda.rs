@@ -14,8 +14,8 @@ static SWIGLU: Source = cuda_source!("swiglu", include_str!("swiglu.cu"));
 static HEADS: Source = cuda_source!("heads", include_str!("heads.cu"));
 static CROSS_ENTROPY: Source = cuda_source!("cross_entropy", include_str!("cross_entropy.cu"));
 
-/// All of them, to be compiled for devices that are not here.
-pub const SOURCES: [&Source; 4] = [&RMS_NORM, &SWIGLU, &HEADS, &CROSS_ENTROPY];
+/// All of them.
+pub(crate) const SOURCES: [&Source; 4] = [&RMS_NORM, &SWIGLU, &HEADS, &CROSS_ENTROPY];
 
 const THREADS: usize = 256;
 /// Blocks that elements are spread over at most; a thread takes what is left.

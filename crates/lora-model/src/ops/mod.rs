@@ -11,7 +11,7 @@ mod swiglu;
 pub use attention::{Cache, attention};
 pub(crate) use cross_entropy::logits_bytes;
 pub use cross_entropy::{IGNORE, cross_entropy};
-pub use cuda::SOURCES as CUDA_SOURCES;
+pub(crate) use cuda::SOURCES as CUDA_SOURCES;
 pub(crate) use heads::{Angles, heads, tokens};
 pub use rms_norm::rms_norm;
 pub(crate) use rms_norm::rms_norm_beside;

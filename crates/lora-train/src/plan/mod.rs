@@ -14,7 +14,7 @@ use lora_model::{
     vectors_bytes,
 };
 use serde::Serialize;
-use tch::Kind;
+use tch::{Device, Kind};
 
 use crate::limit::Work;
 pub use fit::{Fit, Load, Setting};
@@ -59,6 +59,7 @@ impl Plan {
 pub struct Planner {
     config: ModelConfig,
     kind: Kind,
+    device: Device,
     program: u64,
     layers: Vec<LayerSize>,
     params: u64,
@@ -70,13 +71,13 @@ pub struct Planner {
 }
 
 impl Planner {
-    /// `program`: bytes that are in memory already.
+    /// For a run in `kind` on `device`; `program`: bytes that are in its memory already.
     ///
     /// # Errors
     /// A checkpoint that does not fit its configuration; modules that are not there; what the recipe refuses.
     pub fn new(
         checkpoint: &dyn Checkpoint,
-        (keep, kind): (Keep<'_>, Kind),
+        (keep, kind, device): (Keep<'_>, Kind, Device),
         (recipe, adapter): (&Recipe, &AdapterConfig),
         program: u64,
     ) -> Result<Self> {
@@ -87,7 +88,8 @@ impl Planner {
         let ranks: BTreeMap<&str, i64> = chosen.iter().map(|s| (s.name.as_str(), s.r)).collect();
         let footprint = recipe.footprint()?;
         let row = config.hidden_size.unsigned_abs() * kind.elt_size_in_bytes() as u64;
-        let looked_up = (checkpoint.maps(EMBEDDING, kind) && !config.tie_word_embeddings).then_some(row);
+        let mapped = device == Device::Cpu && checkpoint.maps(EMBEDDING, kind) && !config.tie_word_embeddings;
+        let looked_up = mapped.then_some(row);
         let table = config.vocab_size.unsigned_abs() * row;
         let mut weights = vectors_bytes(&config, kind) + if looked_up.is_some() { 0 } else { table };
         let (mut params, mut loading, mut layers) = (0, 0, Vec::new());
@@ -102,13 +104,13 @@ impl Planner {
             let (dropout, bias) = (rank > 0 && adapter.lora_dropout > 0.0, has_bias(&config, path));
             layers.push(LayerSize { shape: *shape, rank, gain, dropout, bias, packed: kept.packed });
         }
-        Ok(Self { config, kind, program, layers, params, weights, loading, looked_up })
+        Ok(Self { config, kind, device, program, layers, params, weights, loading, looked_up })
     }
 
     /// What steps of that size take.
     pub fn plan(&self, step: StepSize) -> Plan {
         let StepMemory { activations, buffers, copies, in_loss } =
-            step_memory(&self.config, &self.layers, self.kind, step);
+            step_memory(&self.config, &self.layers, (self.kind, self.device), step);
         let number = master_kind(self.kind).elt_size_in_bytes() as u64;
         // Each looked-up row lies on a page of its own.
         let rows = step.tokens.min(self.config.vocab_size).unsigned_abs();

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
-use tch::Kind;
+use tch::{Device, Kind};
 
 use super::compile::whole;
 
@@ -16,8 +16,25 @@ thread_local! {
     static LAUNCHES: Cell<u64> = const { Cell::new(0) };
 }
 
+/// Where tests put their tensors: `LORA_DEVICE` says `cuda` on a machine that has one; else the CPU.
+///
+/// # Panics
+/// Where it says `cuda` and there is none.
+pub fn here() -> Device {
+    if std::env::var("LORA_DEVICE").is_ok_and(|name| name == "cuda") {
+        super::load_cuda();
+        assert!(tch::Cuda::is_available(), "LORA_DEVICE=cuda, and no CUDA device");
+        return Device::Cuda(0);
+    }
+    Device::Cpu
+}
+
+pub(super) fn count() {
+    LAUNCHES.set(LAUNCHES.get() + 1);
+}
+
 /// Runs `work` with CPU tensors taken for those of a device: [`super::Source::on`] gives kernels for them, which run
-/// thread by thread. On this thread only.
+/// thread by thread. On this thread only. Where [`here`] is a device, the kernels run there, as always.
 ///
 /// # Panics
 /// Where the C++ compiler is missing or refuses a kernel; where `work` runs no kernel at all, and so tests none.
@@ -63,7 +80,6 @@ impl Program {
         threads: usize,
         args: &[u64],
     ) -> Result<(), String> {
-        LAUNCHES.set(LAUNCHES.get() + 1);
         let _alone = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
         let symbol = CString::new(format!("emulated_{kernel}")).map_err(|e| e.to_string())?;
         let mut args = args.to_vec();

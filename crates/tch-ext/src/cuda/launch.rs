@@ -72,6 +72,14 @@ pub(super) fn device(index: i32) -> Result<(sys::CUcontext, String), String> {
     }
 }
 
+/// Bytes of a device that nobody has taken.
+pub(crate) fn free_bytes(index: i32) -> Option<u64> {
+    let (context, _) = device(index).ok()?;
+    // SAFETY: a living context.
+    let free = unsafe { result::ctx::set_current(context) }.and_then(|()| result::mem_get_info());
+    free.ok().map(|(free, _)| free as u64)
+}
+
 impl Module {
     pub(super) fn load(code: &[u8], context: sys::CUcontext, device: i32) -> Result<Self, String> {
         // SAFETY: a living context; code that NVRTC made.

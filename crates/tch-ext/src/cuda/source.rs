@@ -124,6 +124,8 @@ impl Ready {
         if blocks == 0 {
             return;
         }
+        #[cfg(feature = "testkit")]
+        super::emulate::count();
         let bits: Vec<u64> = args.iter().map(|arg| arg.bits(self.vec)).collect();
         let done = match &self.how {
             How::Device(module) => module.launch(kernel, (blocks, threads), &bits),

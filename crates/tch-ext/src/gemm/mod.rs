@@ -16,7 +16,7 @@ mod turn;
 
 pub use small::{Panels, Small, View, transpose};
 
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 use crate::Region;
 use flat::Flats;
@@ -94,33 +94,54 @@ pub fn gemm(sums: &[Sum<'_>]) {
     }
 }
 
-/// The definition, by libtorch's products. The smallest comes first: rounded to half precision between the terms,
-/// it loses least.
+/// The definition, by libtorch's products, each adding to what is there. The smallest comes first: rounded to half
+/// precision between the terms, it loses least.
 fn plain(sum: &Sum<'_>) {
+    if sum.add && (sum.scale != 1.0 || sum.gain.is_some()) {
+        let own = sum.out.empty_like();
+        plain(&Sum { products: sum.products.clone(), out: &own, add: false, ..*sum });
+        let _ = sum.out.shallow_clone().g_add_(&own);
+        return;
+    }
     let mut products = sum.products.clone();
     products.sort_by_key(Product::depth);
-    let mut total = products[0].a.matmul(&products[0].right());
-    for p in &products[1..] {
-        total = total.addmm(p.a, &p.right());
-    }
-    let kind = total.kind();
-    if sum.scale != 1.0 {
-        total *= sum.scale;
-    }
-    if let Some(gain) = sum.gain {
-        total = (total.to_kind(gain.kind()) * gain).to_kind(total.kind());
-    }
-    if let Some(bias) = sum.bias {
-        total += bias.to_kind(kind);
-    }
-    if let Some(onto) = sum.onto {
-        total += onto.to_kind(kind);
-    }
     let mut out = sum.out.shallow_clone();
-    if sum.add {
-        let _ = out.g_add_(&total);
-    } else {
-        out.copy_(&total);
+    for (i, p) in products.iter().enumerate() {
+        into(&mut out, p, sum.add || i > 0);
+    }
+    if sum.scale != 1.0 {
+        let _ = out.g_mul_scalar_(sum.scale);
+    }
+    // In the wider of the two dtypes, and rounded once.
+    if let Some(gain) = sum.gain {
+        let _ = out.g_mul_(gain);
+    }
+    for addend in sum.bias.iter().chain(sum.onto.iter()) {
+        let _ = out.g_add_(addend);
+    }
+}
+
+/// One product, in the place of what `out` holds or added to it.
+fn into(out: &mut Tensor, p: &Product<'_>, add: bool) {
+    let right = p.right();
+    match (p.a.kind() == out.kind(), add) {
+        (true, false) => drop(p.a.mm_out(out, &right)),
+        (true, true) => drop(out.addmm_(p.a, &right)),
+        // Sums of half precision that are not rounded to it; on a CPU there is no such product.
+        (false, _) => {
+            let wide = match out.device() {
+                Device::Cuda(_) if out.kind() == Kind::Float && !add => {
+                    return drop(p.a.mm_dtype_out(out, &right, Kind::Float));
+                }
+                Device::Cuda(_) if out.kind() == Kind::Float => p.a.mm_dtype(&right, Kind::Float),
+                _ => p.a.to_kind(out.kind()).matmul(&right.to_kind(out.kind())),
+            };
+            if add {
+                let _ = out.g_add_(&wide);
+            } else {
+                out.copy_(&wide);
+            }
+        }
     }
 }
 

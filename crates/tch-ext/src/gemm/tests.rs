@@ -2,17 +2,26 @@
 
 use tch::{Device, Kind};
 
+use crate::cuda::here;
+
 use super::*;
 
 fn random(rows: i64, columns: i64, kind: Kind) -> Tensor {
-    Tensor::randn([rows, columns], (Kind::Float, Device::Cpu)).to_kind(kind)
+    Tensor::randn([rows, columns], (Kind::Float, here())).to_kind(kind)
+}
+
+fn by_libtorch(sums: &[Sum<'_>]) {
+    tch::no_grad(|| sums.iter().for_each(plain));
 }
 
 /// Against f64, with sizes that leave a rest in every direction.
 #[test]
 fn sums_are_those_of_f64() {
     tch::manual_seed(3);
-    for kind in [Kind::BFloat16, Kind::Float, Kind::Double] {
+    let ways: [fn(&[Sum<'_>]); 2] = [gemm, by_libtorch];
+    for (kind, gemm) in
+        [Kind::BFloat16, Kind::Float, Kind::Double].into_iter().flat_map(|k| ways.map(|w| (k, w)))
+    {
         for (m, n, k) in [
             (1, 1, 1),
             (3, 65, 130),
@@ -27,10 +36,9 @@ fn sums_are_those_of_f64() {
             let (x, w, h, b) =
                 (random(m, k, kind), random(n, k, kind), random(m, 5, kind), random(5, n, kind));
             let gain = random(1, n, Kind::Float).reshape(-1);
-            let out = Tensor::zeros([m, n], (kind, Device::Cpu));
-            let add = Tensor::ones([m, n], (Kind::Float, Device::Cpu)).to_kind(master(kind));
-            let (onto, sum) =
-                (random(m, n + 3, kind).narrow(1, 2, n), Tensor::zeros([m, n], (kind, Device::Cpu)));
+            let out = Tensor::zeros([m, n], (kind, here()));
+            let add = Tensor::ones([m, n], (Kind::Float, here())).to_kind(master(kind));
+            let (onto, sum) = (random(m, n + 3, kind).narrow(1, 2, n), Tensor::zeros([m, n], (kind, here())));
             let bt = b.tr().contiguous();
             // Few rows have a way of their own, if all lies transposed.
             let second = if m <= 4 { Product::transposed(&h, &bt) } else { Product::plain(&h, &b) };
@@ -72,7 +80,7 @@ fn master(kind: Kind) -> Kind {
 #[test]
 fn strided_matrices() {
     let (x, w) = (random(40, 96, Kind::BFloat16), random(96, 128, Kind::BFloat16));
-    let out = Tensor::zeros([40, 100], (Kind::BFloat16, Device::Cpu));
+    let out = Tensor::zeros([40, 100], (Kind::BFloat16, here()));
     let (a, b, o) = (x.narrow(1, 10, 33), w.narrow(0, 20, 33).narrow(1, 3, 70), out.narrow(1, 8, 70));
     gemm(&[Sum::new(vec![Product::plain(&a, &b)], &o)]);
     let want = a.to_kind(Kind::Double).matmul(&b.to_kind(Kind::Double));

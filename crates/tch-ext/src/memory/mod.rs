@@ -7,6 +7,7 @@ pub use manage::{alive_at_peak, cpu, manage, most_alive, reset_peak};
 
 unsafe extern "C" {
     fn tch_ext_device_bytes(index: i32, peak: *mut i64, current: *mut i64) -> bool;
+    fn tch_ext_reset_device_peak(index: i32) -> bool;
 }
 
 /// Bytes in use and at the highest point so far.
@@ -62,6 +63,18 @@ pub fn cuda(index: usize) -> Option<Usage> {
     // SAFETY: two live integers.
     let found = unsafe { tch_ext_device_bytes(i32::try_from(index).ok()?, &mut peak, &mut current) };
     found.then_some(Usage { current: current.try_into().ok()?, peak: peak.try_into().ok()? })
+}
+
+/// Begins the peak of [`cuda`] anew.
+pub fn reset_cuda_peak(index: usize) {
+    let Ok(index) = i32::try_from(index) else { return };
+    // SAFETY: changes a statistic of the allocator.
+    unsafe { tch_ext_reset_device_peak(index) };
+}
+
+/// Bytes of CUDA device `index` that nobody has taken, by the driver; `None` without one.
+pub fn cuda_available(index: usize) -> Option<u64> {
+    crate::cuda::free_bytes(i32::try_from(index).ok()?)
 }
 
 /// Gives memory that was freed back to the system: after loading, the buffers of conversions would stay with the

@@ -77,6 +77,11 @@ const NOT_READ: [(u32, &str); 18] = [
 ];
 
 impl BlockType {
+    /// Those whose values share a scale.
+    #[cfg(test)]
+    pub(super) const PACKED: [Self; 11] =
+        [B::Q4_0, B::Q4_1, B::Q5_0, B::Q5_1, B::Q8_0, B::Q2K, B::Q3K, B::Q4K, B::Q5K, B::Q6K, B::Iq4Nl];
+
     pub(super) fn from_id(id: u32) -> Self {
         READ.iter().find(|read| read.1 == id).map_or(Self::Other(id), |read| read.0)
     }

@@ -22,6 +22,7 @@ use std::path::Path;
 use lora_core::{Error, Result};
 
 use blocks::BlockType;
+pub(crate) use native::SOURCE as CUDA_SOURCE;
 pub(crate) use out::Metadata;
 pub use out::{GgufKind, GgufOut};
 use reader::Reader;

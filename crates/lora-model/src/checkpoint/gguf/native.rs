@@ -4,14 +4,14 @@ use std::cell::OnceCell;
 
 use lora_core::{BaseWeight, master_kind, row_norms_sq};
 use tch::{Device, Kind, Tensor};
+use tch_ext::cuda::{Arg, Source};
 use tch_ext::{Number, Region, bf16, elements, elements_mut, f16};
 
 use super::blocks::BlockType;
 
 static DEQUANTISED: Region = Region::new("dequantised");
 
-/// `W [out, in]` as ggml's blocks, a row being a whole number of them. On a CUDA device the bytes lie there, but are
-/// dequantised on the CPU, and the weight goes back: right, not fast.
+/// `W [out, in]` as ggml's blocks, a row being a whole number of them.
 #[derive(Debug)]
 pub(super) struct Blocks {
     /// u8 `[out, bytes a row]`.
@@ -26,6 +26,19 @@ impl Blocks {
     /// Of `bytes`, which are `shape.0` rows of `shape.1` values in type `block`; to be computed in `kind`.
     pub(super) fn new(bytes: Tensor, block: BlockType, shape: (i64, i64), kind: Kind) -> Self {
         Self { bytes, block, shape, kind, norms_sq: OnceCell::new() }
+    }
+
+    /// By one kernel; `None` elsewhere than on CUDA, and for f16.
+    fn on_cuda(&self, kind: Kind) -> Option<Tensor> {
+        let (rows, width) = self.shape;
+        let n = (rows * width) as usize;
+        let like = Tensor::empty([0], (kind, self.bytes.device()));
+        let ready = SOURCE.on(&[&like], n)?;
+        let out = Tensor::empty([rows, width], (kind, self.bytes.device()));
+        let (bytes, name) = (self.bytes.contiguous(), self.block.to_string().to_lowercase());
+        let args = [Arg::Of(&out, kind, n), Arg::Of(&bytes, Kind::Uint8, bytes.numel()), Arg::Int(n)];
+        ready.run(&name, n.div_ceil(256 * ready.vec()).min(1 << 14), 256, &args);
+        Some(out)
     }
 
     fn values<T: Number<Wide = f32>>(&self) -> Tensor {
@@ -58,6 +71,9 @@ impl BaseWeight for Blocks {
     fn dense(&self, kind: Kind) -> Tensor {
         let _guard = tch::no_grad_guard();
         let _inside = DEQUANTISED.enter();
+        if let Some(w) = self.on_cuda(kind) {
+            return w;
+        }
         let w = match kind {
             Kind::BFloat16 => self.values::<bf16>(),
             Kind::Half => self.values::<f16>(),
@@ -79,9 +95,31 @@ impl BaseWeight for Blocks {
     }
 }
 
+// The kernels write n values, and read the whole blocks that they are made of.
+pub(crate) static SOURCE: Source = tch_ext::cuda_source!("blocks", include_str!("blocks.cu"));
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tch_ext::cuda::{emulated, here};
+
+    /// Random blocks of every type, by the kernels for CUDA: bit for bit.
+    #[test]
+    fn kernels_give_the_same_bits() {
+        for block in BlockType::PACKED {
+            let (values, size) = block.layout().map(|(v, b)| (v as i64, b as i64)).unwrap();
+            let shape = (7, 3 * values);
+            let bytes = Tensor::randint(256, [shape.0, 3 * size], (Kind::Uint8, Device::Cpu));
+            for kind in [Kind::Float, Kind::BFloat16, Kind::Double] {
+                let w = Blocks::new(bytes.shallow_clone(), block, shape, kind);
+                let there = w.to_device(here());
+                let (want, got) = (w.dense(kind), emulated(|| there.dense(kind)).to_device(Device::Cpu));
+                // Scales are any f16: NaN is where NaN was.
+                let same = got.isnan().logical_and(&want.isnan()).logical_or(&got.eq_tensor(&want));
+                assert!(same.all().int64_value(&[]) == 1, "{block} {kind:?}");
+            }
+        }
+    }
 
     /// Rows are dequantised on their own: a part of the bytes gives that part of the weight.
     #[test]

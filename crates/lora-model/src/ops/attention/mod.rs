@@ -7,7 +7,8 @@ mod layout;
 mod one;
 mod rows;
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
+use tch_ext::flash_attention;
 
 use super::ATTENTION;
 pub use cache::Cache;
@@ -27,6 +28,9 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, texts:
     if let Some(y) = one::attention(q, k, v, windowed) {
         return y;
     }
+    if let Some(y) = packed(q, k, v, windowed, texts) {
+        return y;
+    }
     let Some(texts) = texts.filter(|texts| texts.len() > 1) else { return definition(q, k, v, windowed) };
     let mut start = 0;
     let each = texts.iter().map(|&n| {
@@ -37,11 +41,30 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, texts:
     Tensor::cat(&each.collect::<Vec<_>>(), 2)
 }
 
+/// By one kernel for all texts, on CUDA.
+fn packed(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, texts: Option<&[i64]>) -> Option<Tensor> {
+    let (one_row, t) = (q.size()[0] == 1, q.size()[2]);
+    if !one_row || t != k.size()[2] {
+        return None;
+    }
+    let whole = [t];
+    let flat = |x: &Tensor| x.squeeze_dim(0).transpose(0, 1);
+    let [q, k, v] = [flat(q), flat(k), flat(v)];
+    let y = flash_attention((&q, &k, &v), texts.unwrap_or(&whole), window);
+    let y = y.unwrap_or_else(|e| panic!("{e}"))?;
+    Some(y.transpose(0, 1).unsqueeze(0))
+}
+
 /// By libtorch's kernels.
 fn definition(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>) -> Tensor {
     let (t, s) = (q.size()[2], k.size()[2]);
     let window = window.filter(|&w| w < s);
-    let grouped = q.size()[1] != k.size()[1];
+    let mut grouped = q.size()[1] != k.size()[1];
+    // On CUDA the kernel for wide numbers knows no groups, and torch would make all scores.
+    let spread = |x: &Tensor| x.repeat_interleave_self_int(q.size()[1] / x.size()[1], 1, None);
+    let wide = grouped && q.device() != Device::Cpu && !matches!(q.kind(), Kind::BFloat16 | Kind::Half);
+    let (k, v) = if wide { (&spread(k), &spread(v)) } else { (k, v) };
+    grouped &= !wide;
     // The kernels know "causal" and "everything"; a mask is built only for what is neither.
     let mask = (window.is_some() || (t > 1 && t < s)).then(|| mask(t, s, window, q));
     let causal = mask.is_none() && t > 1;

@@ -1,0 +1,110 @@
+//! Attention over texts one behind another, on CUDA: libtorch's own kernels (FlashAttention-2, Dao 2023), which `tch`
+//! reaches only half of.
+
+use std::ffi::{CStr, c_char, c_void};
+
+use tch::{Device, Kind, TchError, Tensor};
+
+use crate::{Function, attach};
+
+unsafe extern "C" {
+    fn tch_ext_flash(
+        q: *const c_void,
+        k: *const c_void,
+        v: *const c_void,
+        bounds: *const c_void,
+        longest: i64,
+        before: i64,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+    fn tch_ext_free_c_string(text: *mut c_char);
+}
+
+/// `softmax(q kᵀ / √dim) v [n, heads, dim]`, causal within texts of these lengths, which add up to n; with a window, a
+/// position sees itself and the `window - 1` before it. `q [n, heads, dim]`, `k, v [n, kv_heads, dim]`, bf16 or f16;
+/// heads is a multiple of kv_heads. Nothing of size n² is made. `None` where libtorch has no such kernel: elsewhere than
+/// on CUDA, for other dtypes, for a dim that is no multiple of 8 or above 256.
+///
+/// # Errors
+/// What libtorch says.
+pub fn flash_attention(
+    (q, k, v): (&Tensor, &Tensor, &Tensor),
+    lengths: &[i64],
+    window: Option<i64>,
+) -> Result<Option<Tensor>, TchError> {
+    let &[_, _, dim] = q.size().as_slice() else { return Ok(None) };
+    let half = matches!(q.kind(), Kind::BFloat16 | Kind::Half);
+    if !(matches!(q.device(), Device::Cuda(_)) && half && dim % 8 == 0 && (8..=256).contains(&dim)) {
+        return Ok(None);
+    }
+    let sums = lengths.iter().scan(0, |sum, n| {
+        *sum += *n as i32;
+        Some(*sum)
+    });
+    let bounds: Vec<i32> = [0].into_iter().chain(sums).collect();
+    let bounds = Tensor::from_slice(&bounds).to_device(q.device());
+    let longest = lengths.iter().copied().max().unwrap_or(0);
+    let before = window.map(|w| w - 1);
+    let _guard = tch::no_grad_guard();
+    let (q_now, k_now, v_now) = (q.detach(), k.detach(), v.detach());
+    let mut out = [std::ptr::null_mut(); 4];
+    // SAFETY: live tensors for the call; on success four tensors that we own.
+    let [y, lse, state, unused] = unsafe {
+        let [q, k, v, bounds] = [&q_now, &k_now, &v_now, &bounds].map(|t| t.as_ptr() as *const c_void);
+        let error = tch_ext_flash(q, k, v, bounds, longest, before.unwrap_or(-1), out.as_mut_ptr());
+        if !error.is_null() {
+            let text = CStr::from_ptr(error).to_string_lossy().into_owned();
+            tch_ext_free_c_string(error);
+            return Err(TchError::Torch(text));
+        }
+        out.map(|t| Tensor::from_ptr(t.cast()))
+    };
+    drop(_guard);
+    let kept = Flash {
+        inputs: [q_now, k_now, v_now],
+        y: y.shallow_clone(),
+        lse,
+        bounds,
+        states: [state, unused],
+        longest,
+        before,
+    };
+    Ok(Some(attach(&[&y], &[q, k, v], kept)?.swap_remove(0)))
+}
+
+struct Flash {
+    inputs: [Tensor; 3],
+    y: Tensor,
+    lse: Tensor,
+    bounds: Tensor,
+    states: [Tensor; 2],
+    longest: i64,
+    before: Option<i64>,
+}
+
+impl Function for Flash {
+    fn backward(&mut self, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
+        let Some(dy) = &grads[0] else { return vec![None, None, None] };
+        let ([q, k, v], [state, unused]) = (&self.inputs, &self.states);
+        let (dq, dk, dv) = Tensor::internal_flash_attention_backward(
+            &dy.contiguous(),
+            q,
+            k,
+            v,
+            &self.y,
+            &self.lse,
+            &self.bounds,
+            &self.bounds,
+            self.longest,
+            self.longest,
+            0.0,
+            true,
+            state,
+            unused,
+            None,
+            self.before,
+            self.before.map(|_| 0),
+        );
+        vec![Some(dq), Some(dk), Some(dv)]
+    }
+}
