@@ -5,7 +5,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{llama_in, relative};
+use common::{llama_in, relative, seed};
 use lora::model::{IGNORE, Llama, Model, Texts};
 use lora::tch_ext::cuda::here;
 use lora::{AdapterConfig, Init, Param, Targets, VARIANTS, attach, each_text, params, recipe};
@@ -103,9 +103,9 @@ proptest! {
         lengths in prop::collection::vec(1i64..24, 1..6),
         recompute in prop::sample::select(vec![0, 1, usize::MAX]),
         rank in 1i64..5,
-        seed in 0i64..1000,
+        number in 0i64..1000,
     ) {
-        tch::manual_seed(seed);
+        seed(number);
         let config = AdapterConfig { r: rank, init: Init::Gaussian, ..AdapterConfig::default() };
         let model = model(Kind::Double, folder, variant, &config);
         check(&model, &lengths, recompute, 1e-9, &format!("{variant}, {folder}, {lengths:?}, {recompute}"));

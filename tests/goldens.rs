@@ -1,5 +1,6 @@
 //! Tiny models of every family, as transformers and PEFT compute them (`goldens/make.py`): f32 on the CPU.
 
+#[allow(dead_code)]
 mod common;
 
 use std::path::{Path, PathBuf};

@@ -6,7 +6,7 @@ mod common;
 use std::path::Path;
 use std::sync::Mutex;
 
-use common::{Tensors, llama_in, relative};
+use common::{Tensors, llama_in, relative, seed};
 use lora::model::{IGNORE, Llama, Model, Texts};
 use lora::tch_ext::cuda::here;
 use lora::{AdapterConfig, Targets, attach, params, recipe};
@@ -19,7 +19,7 @@ fn model(variant: &str, config: AdapterConfig) -> Llama {
 fn model_in(kind: Kind, variant: &str, config: AdapterConfig) -> Llama {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/qwen3/model");
     let mut model = llama_in(kind, &path).unwrap();
-    tch::manual_seed(1);
+    seed(1);
     attach(&mut model, "a", &recipe(variant).unwrap(), &config).unwrap();
     let _guard = tch::no_grad_guard();
     // B is no longer zero, so that A has a gradient.
@@ -31,7 +31,7 @@ fn model_in(kind: Kind, variant: &str, config: AdapterConfig) -> Llama {
 
 /// Loss and gradients.
 fn step(model: &Llama, texts: Texts<'_>, labels: &Tensor, recompute: usize) -> (f64, Tensors) {
-    tch::manual_seed(7);
+    seed(7);
     let loss = model.backward(texts, labels, 0.1, recompute).unwrap();
     let gradients = params(model, "a").into_iter().map(|mut p| {
         let grad = p.tensor.grad();
@@ -110,7 +110,7 @@ fn packed_texts_are_texts_in_rows() {
     let model = model("dora", AdapterConfig::default());
     let lengths = [9i64, 1, 14, 6];
     let (x, labels) = (ids(&model, 30), ids(&model, 30));
-    let labels = labels.index_fill(1, &Tensor::from_slice(&[3i64, 4, 20]), IGNORE);
+    let labels = labels.index_fill(1, &Tensor::from_slice(&[3i64, 4, 20]).to_device(here()), IGNORE);
     let (mut rows, mut row_labels, mut start) = (Vec::new(), Vec::new(), 0);
     for n in lengths {
         let padded = |t: &Tensor, with: i64| {

@@ -1,6 +1,6 @@
 """Writes a model of a known shape with random weights, for measuring: a Hugging Face folder in bf16, shard by shard.
 
-    python xtask/peers/random_model.py SHAPE FOLDER     (SHAPE: llama-3.2-1b, llama-3-8b)
+    python xtask/peers/random_model.py SHAPE FOLDER     (SHAPE: llama-3.2-1b, llama-3-8b, or one of them with fewer layers, as llama-3-8b:4)
 
 Weights are N(0, 0.02), norms 1, from a generator seeded with 0 (a GPU's, where there is one). Holds one shard in memory; the folder is complete when
 `complete` is in it.
@@ -55,7 +55,10 @@ def shards(config: dict) -> list[dict[str, list[int]]]:
 
 
 def main() -> None:
-    config, folder = SHAPES[sys.argv[1]], Path(sys.argv[2])
+    shape, _, layers = sys.argv[1].partition(":")
+    config, folder = dict(SHAPES[shape]), Path(sys.argv[2])
+    if layers:
+        config["num_hidden_layers"] = int(layers)
     if (folder / "complete").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -34,16 +34,22 @@ bench)
         (cd "$here/$folder" && "$here/benches/$name" --bench "$@" </dev/null)
     done <"$here/benches.txt" ;;
 gpu)
-    # A step of SHAPE with random weights beside PEFT on the GPU, one JSON line each; SHAPE's files go to $LORA_MODELS.
+    # The tests on the GPU, then a step of SHAPE with random weights beside the peers, as a table; SHAPE's files go to
+    # $LORA_MODELS, a row that fails is told.
     shape=${1:-llama-3-8b} batch=${2:-4} tokens=${3:-2048} models=${LORA_MODELS:-/tmp/lora-models}
-    python=${PYTHON:-python3} peers=$here/xtask/peers
+    python=${PYTHON:-python3} peers=$here/xtask/peers rows=$(mktemp)
     "$here/bin/lora" doctor
-    "$python" "$peers/random_model.py" "$shape" "$models/$shape"
-    for variant in ${LORA_VARIANTS:-lora dora rslora qlora}; do
+    [ -n "${LORA_NO_TESTS:-}" ] || LORA_DEVICE=cuda "$0" test
+    "$python" "$peers/random_model.py" "$shape" "$models/$shape" 2>/dev/null
+    for variant in ${LORA_VARIANTS:-lora rslora dora qlora}; do
         set -- --model "$models/$shape" --variant "$variant" --dtype bf16 --device "${LORA_DEVICE:-cuda}" \
-            --batch "$batch" --seq "$tokens" --steps 5 --warmup 2
-        echo "$variant-bf16-${batch}x$tokens ours $("$here/benches/root-train_step" "$@" | tail -1)"
-        echo "$variant-bf16-${batch}x$tokens peft $("$python" "$peers/peft_step.py" --cache "$models" "$@" | tail -1)"
-    done ;;
+            --batch "$batch" --seq "$tokens" --steps 5 --warmup 3
+        echo "$variant ours $("$here/benches/root-train_step" "$@" | tail -1)" | tee -a "$rows"
+        for peer in ${LORA_PEERS:-peft}; do
+            step=$("$python" "$peers/${peer}_step.py" --cache "$models" "$@" 2>"$rows.log" | tail -1) || tail -1 "$rows.log" >&2
+            echo "$variant $peer $step" | tee -a "$rows"
+        done
+    done
+    "$python" "$peers/gpu_table.py" "$rows" "${batch}x$tokens" ;;
 *) sed -n 2p "$0" >&2; exit 2 ;;
 esac

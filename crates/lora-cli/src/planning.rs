@@ -82,14 +82,11 @@ pub(crate) fn setting(planner: usize, config: &TrainConfig) -> Setting {
     Setting { planner, recompute, batch_size, accumulate }
 }
 
-/// Bytes in use now, of the tensors on a GPU; on a CPU without what is free to be given back; a step of a toy has brought the code that every step runs
-/// into memory, and the threads that run it.
+/// Bytes in use now, without what is free to be given back; a step of a toy has brought the code that every step runs
+/// into memory, and the threads that run it; into a GPU's, the buffers of its matrix products.
 pub(crate) fn program(kind: Kind, device: Device) -> Result<u64> {
-    if let Device::Cuda(index) = device {
-        return Ok(memory::cuda(index).map_or(0, |usage| usage.current));
-    }
     const WIDTH: i64 = 256;
-    let random = |size: &[i64]| Tensor::randn(size, (Kind::Float, Device::Cpu)).to_kind(kind);
+    let random = |size: &[i64]| Tensor::randn(size, (Kind::Float, device)).to_kind(kind);
     let mut layer = Linear::dense(random(&[WIDTH, WIDTH]), None);
     let adapter = Recipe::default().adapter(layer.base(), 8, 8.0, 0.0, Init::Kaiming)?;
     layer.attach(ADAPTER, adapter)?;
@@ -101,12 +98,16 @@ pub(crate) fn program(kind: Kind, device: Device) -> Result<u64> {
         let heads = x.view([1, WIDTH, 4, -1]).transpose(1, 2);
         let x = lora::model::attention(&heads, &heads, &heads, None, None).transpose(1, 2).flatten(2, 3);
         let x = lora::model::swiglu(&x, &x).tensor().view([-1, WIDTH]);
-        let labels = Tensor::zeros([WIDTH], (Kind::Int64, Device::Cpu));
+        let labels = Tensor::zeros([WIDTH], (Kind::Int64, device));
         lora::model::cross_entropy(&x, &labels, &head, Mode::Train).0.f_backward().map_err(Error::from)?;
     }
     drop((layer, head));
     memory::trim();
-    Ok(memory::process().map_or(0, |usage| usage.current))
+    let used = match device {
+        Device::Cuda(index) => memory::cuda(index),
+        _ => memory::process(),
+    };
+    Ok(used.map_or(0, |usage| usage.current))
 }
 
 /// The bytes that a run may take in all: those given, or what is free beside what this process has already.

@@ -158,6 +158,7 @@ mod tests {
 
     #[test]
     fn time_belongs_to_the_innermost_region() {
+        crate::cuda::here();
         static OUTER: Region = Region::new("outer");
         static INNER: Region = Region::new("inner");
         let wait = || std::thread::sleep(std::time::Duration::from_millis(20));

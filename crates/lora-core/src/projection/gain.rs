@@ -29,6 +29,7 @@ pub const CUDA_SOURCES: [&Source; 1] = [&SOURCE];
 
 fn on_cuda(dy: &Tensor, y: &Tensor, gain: &Tensor) -> Option<(Tensor, Tensor)> {
     const PART: usize = 64;
+    const THREADS: usize = 256;
     let width = gain.numel();
     let ready = SOURCE.on(&[dy, y, gain], width)?;
     let rows = dy.numel() / width.max(1);
@@ -40,7 +41,8 @@ fn on_cuda(dy: &Tensor, y: &Tensor, gain: &Tensor) -> Option<(Tensor, Tensor)> {
     let n = rows * width;
     let tensors = [of(&dv, n), wide(&sums, blocks * width), of(dy, n), of(y, n), wide(gain, width)];
     let args: Vec<Arg<'_>> = tensors.into_iter().chain([rows, width, PART].map(Arg::Int)).collect();
-    ready.run("backward", blocks, 256, &args);
+    let tiles = width.div_ceil(THREADS * ready.vec());
+    ready.run("backward", blocks * tiles, THREADS, &args);
     Some((dv, sums.sum_dim_intlist([0i64].as_slice(), false, None::<Kind>)))
 }
 

@@ -45,7 +45,7 @@ pub fn step_memory(
     step: StepSize,
 ) -> StepMemory {
     let (blocks, head) = layers.split_at(layers.len().saturating_sub(1));
-    let size = Size { config, tokens: step.tokens, kind };
+    let size = Size { config, tokens: step.tokens, kind, device };
     let blocks: Vec<InBlock> = blocks.as_chunks::<7>().0.iter().map(|seven| size.block(seven)).collect();
     let copies = blocks.iter().map(|b| b.copies).sum();
     // Below the first adapter there is no gradient: nothing is kept.
@@ -80,6 +80,7 @@ struct Size<'a> {
     config: &'a ModelConfig,
     tokens: i64,
     kind: Kind,
+    device: Device,
 }
 
 struct InBlock {
@@ -119,7 +120,12 @@ impl Size<'_> {
         if c.qk_norm {
             heads += self.of(q + kv).saturating_sub(qkv.returned) + self.wide(c.heads + c.kv_heads);
         }
-        let attention = self.of(q) + self.wide(c.heads);
+        let mut attention = self.of(q) + self.wide(c.heads);
+        // On a GPU wide numbers go text by text, with keys and values for every head, and are put together at the end.
+        if self.device != Device::Cpu && !matches!(self.kind, Kind::BFloat16 | Kind::Half) {
+            heads += self.of(2 * (q - kv));
+            attention += self.of(q);
+        }
         let activation = self.of(2 * f).saturating_sub(gate_up.returned);
         let sums = [qkv, o, gate_up, down].map(|h| h.kept).iter().sum::<u64>();
         let kept = 2 * norm + heads + attention + activation + 2 * self.of(h) + sums;

@@ -25,8 +25,10 @@ type Key = (i32, i32, usize);
 #[macro_export]
 macro_rules! cuda_source {
     ($name:expr, $text:expr) => {
-        // SAFETY: see above.
-        unsafe { $crate::cuda::Source::new($name, $text) }
+        match ($name, $text) {
+            // SAFETY: see above.
+            (name, text) => unsafe { $crate::cuda::Source::new(name, text) },
+        }
     };
 }
 

@@ -5,6 +5,7 @@
 //! same sums are libtorch's ordinary products.
 
 mod ahead;
+mod columns;
 mod dots;
 mod few;
 mod flat;
@@ -14,6 +15,7 @@ mod small;
 mod tile;
 mod turn;
 
+pub use columns::CUDA_SOURCES;
 pub use small::{Panels, Small, View, transpose};
 
 use tch::{Device, Kind, Tensor};
@@ -106,17 +108,21 @@ fn plain(sum: &Sum<'_>) {
     let mut products = sum.products.clone();
     products.sort_by_key(Product::depth);
     let mut out = sum.out.shallow_clone();
+    let onto = sum.onto.filter(|_| sum.gain.is_none() && sum.scale == 1.0 && !sum.add);
+    if let Some(onto) = onto {
+        out.copy_(onto);
+    }
     for (i, p) in products.iter().enumerate() {
-        into(&mut out, p, sum.add || i > 0);
+        into(&mut out, p, sum.add || onto.is_some() || i > 0);
     }
     if sum.scale != 1.0 {
         let _ = out.g_mul_scalar_(sum.scale);
     }
     // In the wider of the two dtypes, and rounded once.
     if let Some(gain) = sum.gain {
-        let _ = out.g_mul_(gain);
+        columns::scale(&mut out, gain);
     }
-    for addend in sum.bias.iter().chain(sum.onto.iter()) {
+    for addend in [sum.bias, sum.onto.filter(|_| onto.is_none())].into_iter().flatten() {
         let _ = out.g_add_(addend);
     }
 }

@@ -2,9 +2,15 @@
 
 use tch::{Device, Kind};
 
-use crate::cuda::here;
+use crate::cuda::{emulated, here};
 
 use super::*;
+
+/// A device is looked for before libtorch is first used.
+fn seed(n: i64) {
+    here();
+    tch::manual_seed(n);
+}
 
 fn random(rows: i64, columns: i64, kind: Kind) -> Tensor {
     Tensor::randn([rows, columns], (Kind::Float, here())).to_kind(kind)
@@ -14,11 +20,20 @@ fn by_libtorch(sums: &[Sum<'_>]) {
     tch::no_grad(|| sums.iter().for_each(plain));
 }
 
+/// With the kernels for CUDA.
+fn on_a_device(sums: &[Sum<'_>]) {
+    // The gain is f32: in f64 libtorch's own product takes it.
+    match sums[0].out.kind() {
+        Kind::Double => by_libtorch(sums),
+        _ => emulated(|| by_libtorch(sums)),
+    }
+}
+
 /// Against f64, with sizes that leave a rest in every direction.
 #[test]
 fn sums_are_those_of_f64() {
-    tch::manual_seed(3);
-    let ways: [fn(&[Sum<'_>]); 2] = [gemm, by_libtorch];
+    seed(3);
+    let ways: [fn(&[Sum<'_>]); 3] = [gemm, by_libtorch, on_a_device];
     for (kind, gemm) in
         [Kind::BFloat16, Kind::Float, Kind::Double].into_iter().flat_map(|k| ways.map(|w| (k, w)))
     {
@@ -141,7 +156,7 @@ fn views_of_one_matrix_are_told_apart() {
         let x = random(4, 6, kind);
         let (wide, tall) = (x.narrow(0, 0, 2), x.narrow(1, 0, 3));
         let (b, c) = (random(5, 6, kind), random(5, 3, kind));
-        let [y, z] = [2, 4].map(|rows| Tensor::empty([rows, 5], (Kind::Float, Device::Cpu)));
+        let [y, z] = [2, 4].map(|rows| Tensor::empty([rows, 5], (Kind::Float, here())));
         gemm(&[
             Sum::new(vec![Product::transposed(&wide, &b)], &y),
             Sum::new(vec![Product::transposed(&tall, &c)], &z),
