@@ -5,7 +5,7 @@
 Needs an NVIDIA GPU and no network. A GGUF file is not converted: pass the folder that peft_step.py made of it. As in
 Unsloth's trainer, the model runs under bf16 autocast with LoRA factors in f32, the loss is fused with the output
 projection, and each layer is compiled during the first steps: take --warmup 3. --checkpointing is Unsloth's own, which
-keeps the layers' inputs in host memory. Unsloth has no kernels for DoRA: PEFT's layers compute it.
+keeps the layers' inputs in host memory from 512 tokens on. Unsloth has no kernels for DoRA: PEFT's layers compute it.
 """
 
 import json

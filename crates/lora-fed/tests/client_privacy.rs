@@ -100,6 +100,61 @@ fn one_client_moves_the_model_by_the_clip_at_most() {
     }
 }
 
+/// It is divided by how many were to be drawn, and who gives nothing adds nothing.
+#[test]
+fn who_gives_no_reply_learnt_nothing() {
+    let mut f = federation(Rule::Ffa);
+    let mut release = bare(1e6, f.dimension());
+    private(&mut f, &mut release, Learner { wild: None, broken: Some("c3") }).unwrap();
+    let moved = &f.model.adapter["m.lora_B.weight"] - &start().adapter["m.lora_B.weight"];
+    // c0 to c7 move by 0 to 7 hundredths, but c3.
+    let error = (moved - (28.0 - 3.0) / 100.0 / 8.0).abs().max().double_value(&[]);
+    assert!(error < 1e-5, "{error:e}");
+}
+
+/// Noise belongs to the model that it is added to: two models in one place of a run do not share it.
+#[test]
+fn another_model_gets_other_noise() {
+    let noise = |start: fn() -> Model| {
+        let folder = tempfile::tempdir().unwrap();
+        let budget = Budget { unit: Unit::Client, epsilon: 6.0, delta: 1e-3, accounting: Accounting::Pld };
+        let ledger = Ledger::open(&folder.path().join("ledger"), &budget).unwrap();
+        let settings = Settings::new("a run", Rule::Ffa, 3);
+        let mut f = Federation::new(settings, start(), |_, r| 6.0 / r as f64).unwrap();
+        let mut release =
+            Release::new(config(0.5, 0.5, f.dimension()), Secret::from_bytes([5; 32]), ledger).unwrap();
+        // Nobody learns anything: what moves is noise.
+        let still = Still;
+        f.private_round(
+            &mut release,
+            &population(),
+            &mut InProcess::new(population(), vec![Box::new(still)]),
+        )
+        .unwrap();
+        &f.model.adapter["m.lora_B.weight"] - &start().adapter["m.lora_B.weight"]
+    };
+    fn other() -> Model {
+        let mut model = start();
+        model.adapter.values_mut().for_each(|t| *t = &*t + 0.5);
+        model
+    }
+    let (one, again, two) = (noise(start), noise(start), noise(other));
+    assert_eq!(one, again);
+    let apart = (&one - &two).norm().double_value(&[]) / one.norm().double_value(&[]);
+    assert!(apart > 0.5, "{apart:e}");
+}
+
+/// Sends what it got.
+struct Still;
+
+impl Worker for Still {
+    fn train(&mut self, _: &str, task: &Task) -> Result<Reply> {
+        let sent = task.adapter.iter().filter(|(name, _)| task.sends.holds(name));
+        let adapter = sent.map(|(name, t)| (name.clone(), t.copy())).collect();
+        Ok(Reply { adapter, examples: 1, metrics: BTreeMap::new() })
+    }
+}
+
 #[test]
 fn a_round_done_again_is_the_same_release() {
     let folder = tempfile::tempdir().unwrap();

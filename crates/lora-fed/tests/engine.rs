@@ -220,6 +220,21 @@ fn a_bad_reply_does_not_count() {
     assert_eq!((f.model.rounds, &f.model.adapter[&name()]), (0, &start(2)[&name()]));
 }
 
+/// Without bounds too: one that sends no numbers does not end the round for all.
+#[test]
+fn what_is_not_finite_is_one_clients_fault() {
+    for rule in ["fedit", "ffa", "fedsvd"] {
+        let mut learner = Learner::default();
+        learner.wrong.insert("nan".into(), |r| {
+            r.adapter.values_mut().for_each(|t| *t = t.full_like(f64::NAN));
+        });
+        let mut f = federation(Settings::new("nan", Rule::from_str(rule).unwrap(), 1), 2);
+        let report = round(&mut f, &["a", "nan", "b"], &mut learner).unwrap();
+        let refused = report.clients.iter().filter(|told| told.refused.is_some());
+        assert_eq!(refused.map(|told| &*told.client).collect::<Vec<_>>(), ["nan"], "{rule}");
+    }
+}
+
 /// An engine that answers for one client twice.
 #[test]
 fn a_client_counts_once() {

@@ -33,6 +33,11 @@ pub(crate) struct Run {
     pub(crate) err: String,
 }
 
+/// The program; in a bundle it lies elsewhere than where it was built.
+fn program() -> PathBuf {
+    std::env::var_os("CARGO_BIN_EXE_lora").map_or_else(|| env!("CARGO_BIN_EXE_lora").into(), PathBuf::from)
+}
+
 impl Bench {
     pub(crate) fn new() -> Self {
         let bench = Self(tempfile::Builder::new().prefix("lora-cli-").tempdir().unwrap());
@@ -90,14 +95,14 @@ impl Bench {
 
     /// Runs the program in the folder; words are split at white space, and `''` is an empty one.
     pub(crate) fn lora(&self, words: &str) -> Run {
-        self.run(Command::new(env!("CARGO_BIN_EXE_lora")), words)
+        self.run(Command::new(program()), words)
     }
 
     /// As [`lora`](Self::lora), with files of 32 KiB at most: what a full disk is to the program.
     pub(crate) fn lora_without_room(&self, words: &str) -> Run {
         let mut shell = Command::new("sh");
         // Ignored, the signal becomes an error of `write`, as a full disk is.
-        shell.args(["-c", r#"trap '' XFSZ; ulimit -f 64; exec "$0" "$@""#, env!("CARGO_BIN_EXE_lora")]);
+        shell.args(["-c", r#"trap '' XFSZ; ulimit -f 64; exec "$0" "$@""#]).arg(program());
         self.run(shell, words)
     }
 

@@ -139,6 +139,33 @@ mod tests {
         }
     }
 
+    /// Sends what it got, and tells a loss.
+    struct Still;
+
+    impl crate::engine::Worker for Still {
+        fn train(&mut self, _: &str, task: &Task) -> Result<Reply> {
+            let adapter = task.share().adapter;
+            Ok(Reply { adapter, examples: 3, metrics: [("loss".to_owned(), 0.5)].into() })
+        }
+    }
+
+    /// Flower's strategies average metrics that all nodes send: ours are for a coordinator of ours alone.
+    #[test]
+    fn metrics_go_to_our_own_coordinator_alone() {
+        use crate::flower::{App, Incoming};
+        for ours in [true, false] {
+            let mut content = of_task(&task()).unwrap();
+            if let (false, Some(Record::Config(config))) = (ours, content.get_mut(CONFIG)) {
+                config.shift_remove(RUN);
+            }
+            let incoming =
+                Incoming { id: "0".repeat(64), run: 1, group: String::new(), kind: "train".into(), content };
+            let reply = Joined::new(&mut Still, "me", &mut |_| {}).handle(&incoming).unwrap();
+            let Some(Record::Metrics(metrics)) = reply.get(METRICS) else { panic!("no metrics") };
+            assert_eq!((metrics.contains_key(EXAMPLES), metrics.contains_key("loss")), (true, ours));
+        }
+    }
+
     #[test]
     fn tasks_and_replies_come_back_as_they_were() {
         let task = task();
