@@ -10,8 +10,8 @@ use std::process::Command;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Also the peer, interleaved with us round by round
-    #[arg(long, value_parser = ["peft"])]
+    /// Also the peer, interleaved with us round by round; unsloth: on a GPU, from a --venv that has it
+    #[arg(long, value_parser = ["peft", "unsloth"])]
     peer: Option<String>,
     /// Generation instead of training
     #[arg(long)]
@@ -79,8 +79,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let model = model(args)?;
     let ours = executable("train_step")?;
     let mut peer = None;
-    if args.peer.is_some() {
-        let script = sh::root().join("xtask/peers/peft_step.py");
+    if let Some(name) = &args.peer {
+        let script = sh::root().join(format!("xtask/peers/{name}_step.py"));
         let folder = cache::dir()?.join("peers-models");
         peer = Some((
             peers::python(&args.peers)?,

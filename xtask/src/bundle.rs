@@ -8,7 +8,7 @@ use std::process::Command;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The folder to fill; the archive lies beside it, as FOLDER.tar.gz
+    /// The folder to fill; the archive lies beside it, as FOLDER.tar.xz
     #[arg(long, default_value = "target/bundle", value_name = "FOLDER")]
     out: PathBuf,
     /// Leave out the tests and benches of these packages
@@ -35,16 +35,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let built = sh::built(sh::cargo().args(cargo).args(["--workspace", "--exclude", "xtask"]))?;
         // `cargo test` also builds the plain binary that integration tests run; what is a test lies in `deps`.
         let is_test = |b: &sh::Built| b.file.parent().is_some_and(|d| d.ends_with("deps"));
-        let wanted = |b: &sh::Built| kinds.contains(&b.kind.as_str()) && (folder == "bin" || is_test(b));
+        let is_left_out = |b: &sh::Built| {
+            let package = b.package_dir.file_name();
+            args.exclude.iter().any(|name| package.is_some_and(|package| package == name.as_str()))
+        };
+        let wanted = |b: &sh::Built| {
+            kinds.contains(&b.kind.as_str()) && (folder == "bin" || is_test(b) && !is_left_out(b))
+        };
         executables.extend(built.into_iter().filter(wanted).map(|b| (folder, b)));
     }
     cache::remove(&out)?;
     let mut lists: [(&str, String); 2] = [("tests", String::new()), ("benches", String::new())];
     for (folder, built) in &executables {
-        let is_excluded = |name: &str| built.package_dir.file_name().is_some_and(|n| n == name);
-        if *folder != "bin" && args.exclude.iter().any(|name| is_excluded(name)) {
-            continue;
-        }
         let package = built.package_dir.strip_prefix(root).unwrap_or(&built.package_dir);
         let name = name(folder, package, &built.target);
         let to = out.join(folder).join(&name);
@@ -64,9 +66,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         copy_data(&root.join(place), &out.join(place))?;
     }
     script(&out)?;
-    let archive = PathBuf::from(format!("{}.tar.gz", out.display()));
+    let archive = PathBuf::from(format!("{}.tar.xz", out.display()));
     let (parent, name) = (out.parent().context("--out names no folder")?, out.file_name().context("--out")?);
-    sh::run(Command::new("tar").arg("-czf").arg(&archive).arg("-C").arg(parent).arg(name))?;
+    sh::run(
+        Command::new("tar").env("XZ_OPT", "-T0 -3").arg("-cJf").arg(&archive).arg("-C").arg(parent).arg(name),
+    )?;
     let mb = fs::metadata(&archive)?.len() as f64 / (1 << 20) as f64;
     println!("{} ({} executables, {mb:.1} MiB)", archive.display(), executables.len());
     if mb > MOST_MB {

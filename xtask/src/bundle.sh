@@ -45,7 +45,7 @@ gpu)
         set -- --model "$models/$shape" --variant "$variant" --dtype bf16 --device "${LORA_DEVICE:-cuda}" \
             --batch "$batch" --seq "$tokens" --steps 5 --warmup 3
         echo "$variant ours $("$here/benches/root-train_step" "$@" | tail -1)" | tee -a "$rows"
-        for peer in ${LORA_PEERS:-peft}; do
+        for peer in ${LORA_BESIDE:-peft}; do
             step=$("$python" "$peers/${peer}_step.py" --cache "$models" "$@" 2>"$rows.log" | tail -1) || tail -1 "$rows.log" >&2
             echo "$variant $peer $step" | tee -a "$rows"
         done
