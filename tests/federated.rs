@@ -159,6 +159,27 @@ fn what_is_saved_is_what_was_learnt() {
     }
 }
 
+/// After many rounds more lies beside a weight than it has room for: what is written has no rank above its shorter side.
+#[test]
+fn a_long_run_is_saved_too() {
+    let _alone = RANDOM.lock();
+    let clients = ["one", "two", "three", "four", "five", "six"];
+    let (mut local, model) = rounds("rslora", Rule::FedEx, &clients, 8);
+    let over = |(module, (a, b)): (&String, &(Tensor, Tensor))| {
+        let own = model.adapter[&format!("{module}.lora_A.weight")].size()[0];
+        own + a.size()[0] > a.size()[1].max(b.size()[0])
+    };
+    assert!(model.beside.iter().any(over), "the run was too short to show anything");
+    local.put(&model.adapter, &model.beside).unwrap();
+    let live = logits(local.model());
+    let folder = tempfile::tempdir().unwrap();
+    local.save(&model, "base", folder.path()).unwrap();
+    let mut fresh = llama("rslora");
+    load(&mut fresh, "saved", folder.path(), VARIANTS).unwrap();
+    let error = relative(&logits(&fresh), &live);
+    assert!(error < 1e-5, "{error:e}");
+}
+
 /// Every module's own rank and alpha count: the common model is the mean of the clients', and what is saved is that.
 #[test]
 fn patterns_of_rank_and_alpha_are_heeded() {

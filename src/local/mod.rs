@@ -10,6 +10,7 @@ use lora_core::{
     AdapterConfig, BaseWeight, Error, ErrorKind, Param, Recipe, Result, attach, attach_from, beside, detach,
     params,
 };
+use lora_fed::aggregate::Stack;
 use lora_fed::engine::{Model as Common, Reply, Task, Worker};
 use lora_model::Model;
 use lora_train::{Dataset, Schedule, TrainConfig, mean_loss, train, train_privately};
@@ -197,9 +198,19 @@ impl Local {
             let [Some(a), Some(b)] = [&names[0], &names[1]].map(|name| model.adapter.get(name)) else {
                 continue;
             };
-            let (r, both) = (a.size()[0], a.size()[0] + side_a.size()[0]);
-            whole.insert(names[0].clone(), Tensor::cat(&[a, side_a], 0));
-            whole.insert(names[1].clone(), Tensor::cat(&[&(b * scale(module, r)), side_b], 1));
+            let own = scale(module, a.size()[0]);
+            let (mut all_b, mut all_a) =
+                (Tensor::cat(&[&(b * own), side_b], 1), Tensor::cat(&[a, side_a], 0));
+            // More rows than the weight has on its shorter side add nothing, and PEFT takes none.
+            let most = a.size()[1].min(b.size()[0]);
+            if all_a.size()[0] > most {
+                let sum = Stack::new(&[(own, b, a), (1.0, side_b, side_a)])?.decompose();
+                let (b, a) = sum.at_rank(most);
+                (all_b, all_a) = (b.to_kind(all_b.kind()), a.to_kind(all_a.kind()));
+            }
+            let both = all_a.size()[0];
+            whole.insert(names[0].clone(), all_a);
+            whole.insert(names[1].clone(), all_b);
             // The alpha whose scale at that rank is 1.
             let alpha = 1.0 / self.recipe.scale(1.0, both);
             config.rank_pattern.insert(0, (path(module).to_owned(), both));

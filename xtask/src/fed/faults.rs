@@ -1,7 +1,8 @@
-//! `fed --faults N`: nodes and coordinator are killed at random moments, N times in all, and go on; what comes of it is what
-//! comes of an undisturbed run, in every bit.
+//! `fed --faults N`: nodes and coordinator are killed at random moments, and the network between them and the SuperLink
+//! misbehaves, N times in all; what comes of it is what comes of an undisturbed run, in every bit.
 
 use super::deployment::{Deployment, Isolation};
+use super::network::Network;
 use super::{CLIENTS, Trial};
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
@@ -10,9 +11,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// Rounds of a run: some minutes, undisturbed.
-const ROUNDS: u64 = 6;
+const ROUNDS: u64 = 14;
 /// Between a death and the next, at most.
-const PAUSE: u64 = 4000;
+const PAUSE: u64 = 8000;
 const SERVER: &str = "coordinator";
 
 impl Trial {
@@ -20,20 +21,22 @@ impl Trial {
         let simulated = self.simulate("fedsvd", ROUNDS, &[])?;
         let mut random = Random(0x9e37_79b9_7f4a_7c15);
         let (mut deaths, mut run) = (BTreeMap::<&str, usize>::new(), 0);
-        while deaths.values().sum::<usize>() < wanted {
+        let mut met = BTreeMap::<&str, usize>::new();
+        while deaths.values().chain(met.values()).sum::<usize>() < wanted {
             run += 1;
             let out = self.at(&format!("stormy-{run}"));
             let mut flower =
                 Deployment::start(&self.venv, &self.at(&format!("faults-{run}")), Isolation::Process)?;
+            let network = Network::before(flower.address())?;
             for client in CLIENTS {
-                let node = self.node(&flower, client, "ca.pem")?;
+                let node = self.node_at(&flower, network.address(), client, "ca.pem")?;
                 flower.register(client)?;
                 flower.spawn(client, node)?;
             }
             flower.submit("")?;
             let serve = |flower: &Deployment| -> Command {
                 let mut serve =
-                    self.lora(&["fed", "serve", "--rule", "fedsvd", "--address", flower.address()]);
+                    self.lora(&["fed", "serve", "--rule", "fedsvd", "--address", network.address()]);
                 serve.args(["--minimum", "2", "--per-round", "2", "--rounds", &ROUNDS.to_string()]);
                 // What a SuperLink hands out to a node that dies that moment is lost: the round is asked again.
                 serve.args(["--patience", "60", "--tries", "100"]);
@@ -62,15 +65,20 @@ impl Trial {
                             flower.at(&format!("{victim}.log")).display()
                         );
                     }
-                } else if deaths.values().sum::<usize>() < wanted {
+                } else {
                     *deaths.entry(victim).or_default() += 1;
                 }
-                let again =
-                    if victim == SERVER { serve(&flower) } else { self.node(&flower, victim, "ca.pem")? };
+                let again = match victim {
+                    SERVER => serve(&flower),
+                    node => self.node_at(&flower, network.address(), node, "ca.pem")?,
+                };
                 flower.spawn(victim, again)?;
             }
-            let told: Vec<String> = deaths.iter().map(|(who, n)| format!("{who} {n}")).collect();
-            println!("run {run}: killed so far: {}", told.join(", "));
+            network.met().into_iter().for_each(|(what, n)| *met.entry(what).or_default() += n);
+            let list = |of: &BTreeMap<&str, usize>| {
+                of.iter().map(|(what, n)| format!("{what} {n}")).collect::<Vec<_>>().join(", ")
+            };
+            println!("run {run}: so far killed: {}; of the network: {}", list(&deaths), list(&met));
             self.equal(&out.join("adapter_model.safetensors"), &simulated)?;
         }
         Ok(())
@@ -78,10 +86,10 @@ impl Trial {
 }
 
 /// Which, and when: the same every time, as far as chance goes (splitmix64).
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn below(&mut self, n: u64) -> u64 {
+    pub(super) fn below(&mut self, n: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -2,7 +2,9 @@
 
 mod deployment;
 mod faults;
+mod network;
 mod rules;
+mod scale;
 
 use crate::{cache, peers, setup, sh};
 use anyhow::{Context, Result, bail};
@@ -20,12 +22,16 @@ pub(crate) struct Args {
     /// Nodes and a coordinator of ours on an unmodified Flower, with TLS and node authentication
     #[arg(long, group = "what")]
     flower: bool,
-    /// Nodes and coordinator of ours on Flower, killed so often at random moments: the same adapter, in every bit
+    /// Nodes and coordinator of ours on Flower, killed at random moments, on a network that misbehaves, so often in all:
+    /// the same adapter, in every bit
     #[arg(long, group = "what", value_name = "N")]
     faults: Option<usize>,
     /// Every rule on four files of different kinds, beside all rows in one place and each client alone
     #[arg(long, group = "what")]
     rules: bool,
+    /// What a simulated round costs, as clients, rank and model grow
+    #[arg(long, group = "what")]
+    scale: bool,
     #[command(flatten)]
     rules_args: rules::Args,
     /// Use this virtual environment with flwr 1.41.0 (default: $FLWR, else one is made in the cache)
@@ -36,6 +42,9 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     if args.rules {
         return rules::run(&args.rules_args);
+    }
+    if args.scale {
+        return scale::run();
     }
     setup::ensure(false)?;
     let model = setup::model()?;
@@ -161,11 +170,16 @@ impl Trial {
 
     /// A node of ours that trains a client's rows.
     fn node(&self, flower: &Deployment, client: &str, roots: &str) -> Result<Command> {
+        self.node_at(flower, flower.address(), client, roots)
+    }
+
+    /// The same, told that the SuperLink is at `address`.
+    fn node_at(&self, flower: &Deployment, address: &str, client: &str, roots: &str) -> Result<Command> {
         let key = flower.at(&format!("{client}.pem"));
         let mut keys = Command::new(&self.lora);
         let line = sh::capture(keys.args(["fed", "keys", "--name", client, "--key"]).arg(&key))?;
         fs::write(flower.at(&format!("{client}.pub")), line)?;
-        let mut node = self.lora(&["fed", "node", "--rank", "4", "--address", flower.address()]);
+        let mut node = self.lora(&["fed", "node", "--rank", "4", "--address", address]);
         node.arg("--key").arg(&key).arg("--roots").arg(flower.at(roots));
         let rows = if CLIENTS.contains(&client) { client } else { CLIENTS[0] };
         node.arg("--data").arg(self.at(&format!("{rows}.jsonl")));

@@ -35,6 +35,8 @@ pub(crate) enum Fault {
     Unreachable(String),
     /// TLS did not trust the server, or it us.
     Untrusted(String),
+    /// What came is not what was sent; another try may fare better.
+    Garbled(String),
     /// An answer that is not what was asked for.
     Malformed(String),
 }
@@ -43,7 +45,7 @@ impl Fault {
     /// Is another try of any use?
     pub(crate) fn is_passing(&self) -> bool {
         match self {
-            Self::Unreachable(_) => true,
+            Self::Unreachable(_) | Self::Garbled(_) => true,
             Self::Refused { status, .. } => matches!(status, 502..=504),
             _ => false,
         }
@@ -66,7 +68,7 @@ impl fmt::Display for Fault {
             Self::Refused { status, code: 0, detail } => write!(f, "refused (HTTP {status}): {detail}"),
             Self::Refused { status, code, detail } => write!(f, "refused (HTTP {status}, {code}): {detail}"),
             Self::Unreachable(what) => write!(f, "no answer: {what}"),
-            Self::Untrusted(what) => write!(f, "TLS: {what}"),
+            Self::Untrusted(what) | Self::Garbled(what) => write!(f, "TLS: {what}"),
             Self::Malformed(what) => write!(f, "an answer that is no Flower answer: {what}"),
         }
     }
@@ -85,6 +87,7 @@ impl From<Fault> for Error {
             Fault::Refused { .. } => "see the SuperLink's log",
             Fault::Unreachable(_) => "is the SuperLink running, and the address right?",
             Fault::Untrusted(_) => "give the CA certificate that signed the SuperLink's",
+            Fault::Garbled(_) => "does it speak TLS? if it does, somebody between disturbs what is sent",
             Fault::Malformed(_) => "is it a SuperLink of flwr 1.40 or later?",
         };
         let kind = if fault.is_passing() { ErrorKind::Io } else { ErrorKind::Data };
@@ -186,15 +189,29 @@ pub(crate) fn patiently<T>(mut call: impl FnMut() -> Answer<T>) -> Answer<T> {
     call()
 }
 
+/// Of what comes of bytes that were changed on the way, in lower case; the others are about trust.
+const GARBLED: [&str; 10] = [
+    "corrupt message",
+    "cannot decrypt",
+    "peer misbehaved",
+    "unexpected message",
+    "unexpected handshake message",
+    "alert: badrecordmac",
+    "alert: decodeerror",
+    "alert: decrypterror",
+    "alert: recordoverflow",
+    "alert: unexpectedmessage",
+];
+
 fn fault(error: ureq::Error) -> Fault {
     let text = error.to_string();
     let lower = text.to_lowercase();
+    let says = |any: &[&str]| any.iter().any(|words| lower.contains(words));
+    // As rustls writes them; within a handshake they come as faults of reading.
     match error {
+        _ if says(&GARBLED) => Fault::Garbled(text),
         ureq::Error::Tls(_) | ureq::Error::Pem(_) | ureq::Error::Rustls(_) => Fault::Untrusted(text),
-        // Within a handshake they come as faults of reading.
-        _ if ["certificate", "fatal alert", "corrupt message"].iter().any(|words| lower.contains(words)) => {
-            Fault::Untrusted(text)
-        }
+        _ if says(&["certificate", "fatal alert"]) => Fault::Untrusted(text),
         ureq::Error::Io(_)
         | ureq::Error::Timeout(_)
         | ureq::Error::HostNotFound
@@ -278,6 +295,10 @@ mod tests {
             let fault = fault(ureq::Error::Io(passing));
             assert!(fault.is_passing(), "{fault}");
             assert_eq!(Error::from(fault).kind(), ErrorKind::Io);
+        }
+        for garbled in ["cannot decrypt peer's message", "received fatal alert: BadRecordMac"] {
+            let fault = fault(ureq::Error::Io(Io::new(Sort::InvalidData, garbled)));
+            assert!(matches!(fault, Fault::Garbled(_)) && fault.is_passing(), "{fault}");
         }
         for lasting in ["invalid peer certificate: Expired", "received fatal alert: HandshakeFailure"] {
             let fault = fault(ureq::Error::Io(Io::new(Sort::InvalidData, lasting)));

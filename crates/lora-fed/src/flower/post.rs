@@ -22,7 +22,7 @@ const REPLY_UNAVAILABLE: i64 = 4;
 
 impl ServerApp {
     /// Sends an instruction to each node; their ids, in the same order. One that went to the same node with the same
-    /// kind, group and content is the same: it is not sent twice.
+    /// kind, group and content is the same: it is not sent twice, unless its time is up.
     ///
     /// # Errors
     /// If the SuperLink does not take one; those before it are sent.
@@ -77,14 +77,17 @@ impl ServerApp {
             envelope(metadata, Ok(tree.clone()), &mut own)
         };
         let before = self.outbox.sent(node, kind, group)?;
+        let is_late = before.as_ref().is_some_and(|sent| sent.created + sent.ttl <= now());
         let again = before.map(|sent| (wrap(sent.created, sent.ttl), sent.id));
-        let (message, tree) = match again.filter(|((_, tree), id)| tree.object_id == *id) {
-            Some((same, id)) => {
-                if self.outbox.is_settled(&id)? || self.outbox.arrived(&id)?.is_some() {
-                    return Ok(id);
-                }
-                same
-            }
+        let known = again.filter(|((_, tree), id)| tree.object_id == *id);
+        if let Some((_, id)) = &known
+            && (self.outbox.is_settled(id)? || self.outbox.arrived(id)?.is_some())
+        {
+            return Ok(id.clone());
+        }
+        // A SuperLink takes none whose time is up: whoever died over it asks anew.
+        let (message, tree) = match known.filter(|_| !is_late) {
+            Some((same, _)) => same,
             None => {
                 let (created, ttl) = (now(), ttl.as_secs_f64());
                 let new = wrap(created, ttl);

@@ -183,6 +183,28 @@ fn a_reply_is_given_until_it_is_confirmed_and_nothing_is_sent_twice() {
     assert_eq!(state.output, Some(output));
 }
 
+/// A SuperLink refuses what is late. A coordinator that died over a round asks anew, unless the reply is here already.
+#[test]
+fn what_is_late_is_asked_anew() {
+    let ((address, state), dir) = (superlink(), tempfile::tempdir().unwrap());
+    let options = options(&address, dir.path());
+    let content = examples(1);
+    let to = [(40, &content), (41, &content)];
+    let short = Duration::from_millis(200);
+    let mut app = ServerApp::acquire(&options).unwrap();
+    let ids = app.send(&to, "train", "1", short).unwrap();
+    let reply = answer(40, &ids[0], 5);
+    give(&state, &reply, &reply.objects);
+    assert_eq!(app.receive(&ids).unwrap().len(), 1);
+    drop(app);
+    std::thread::sleep(short);
+    let mut app = ServerApp::acquire(&options).unwrap();
+    let anew = app.send(&to, "train", "1", Duration::from_secs(60)).unwrap();
+    assert_eq!((anew[0] == ids[0], anew[1] == ids[1]), (true, false));
+    // And what is asked anew is one message from then on.
+    assert_eq!(app.send(&to, "train", "1", Duration::from_secs(60)).unwrap(), anew);
+}
+
 #[test]
 fn nobody_answers_for_another() {
     let ((address, state), dir) = (superlink(), tempfile::tempdir().unwrap());
