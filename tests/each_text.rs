@@ -5,9 +5,9 @@ mod common;
 
 use std::path::Path;
 
-use common::{llama_in, relative, seed};
+use common::{llama_in, relative};
 use lora::model::{IGNORE, Llama, Model, Texts};
-use lora::tch_ext::cuda::here;
+use lora::tch_ext::cuda::{here, seed};
 use lora::{AdapterConfig, Init, Param, Targets, VARIANTS, attach, each_text, params, recipe};
 use proptest::prelude::*;
 use tch::{Kind, Tensor};

@@ -6,9 +6,9 @@ mod common;
 use std::path::Path;
 use std::sync::Mutex;
 
-use common::{Tensors, llama_in, relative, seed};
+use common::{Tensors, llama_in, relative};
 use lora::model::{IGNORE, Llama, Model, Texts};
-use lora::tch_ext::cuda::here;
+use lora::tch_ext::cuda::{here, seed};
 use lora::{AdapterConfig, Targets, attach, params, recipe};
 use tch::{Kind, Tensor};
 

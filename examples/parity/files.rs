@@ -18,7 +18,7 @@ pub(crate) fn check(dir: &Path, ids: &Tensor, table: &mut Table) -> Result<()> {
         std::fs::create_dir_all(&folder).map_err(|e| Error::io("make the folder", &folder, e))?;
         let mut model = llama(&dir.join("hf"))?;
         let recipe = recipe(spec)?;
-        crate::common::seed(name.len() as i64);
+        lora::tch_ext::cuda::seed(name.len() as i64);
         lora::attach(&mut model, "a", &recipe, &config)?;
         tch::no_grad(|| {
             for mut param in params(&model, "a") {

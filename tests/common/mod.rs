@@ -12,13 +12,6 @@ use tch::{Device, Kind, Tensor};
 /// A safetensors file.
 pub(crate) type Tensors = BTreeMap<String, Tensor>;
 
-#[allow(dead_code)]
-/// A device is looked for before libtorch is first used.
-pub(crate) fn seed(n: i64) {
-    here();
-    tch::manual_seed(n);
-}
-
 /// A folder or GGUF file as an f32 model, where tests run.
 pub(crate) fn llama(path: &Path) -> Result<Llama> {
     llama_in(Kind::Float, path)

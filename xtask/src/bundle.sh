@@ -39,17 +39,20 @@ gpu)
     shape=${1:-llama-3-8b} batch=${2:-4} tokens=${3:-2048} models=${LORA_MODELS:-/tmp/lora-models}
     python=${PYTHON:-python3} peers=$here/xtask/peers rows=$(mktemp)
     "$here/bin/lora" doctor
-    [ -n "${LORA_NO_TESTS:-}" ] || LORA_DEVICE=cuda "$0" test
-    "$python" "$peers/random_model.py" "$shape" "$models/$shape" 2>/dev/null
+    failed=
+    [ -n "${LORA_NO_TESTS:-}" ] || LORA_DEVICE=cuda "$0" test || failed=1
+    "$python" "$peers/random_model.py" "$shape" "$models/$shape"
     for variant in ${LORA_VARIANTS:-lora rslora dora qlora}; do
         set -- --model "$models/$shape" --variant "$variant" --dtype bf16 --device "${LORA_DEVICE:-cuda}" \
             --batch "$batch" --seq "$tokens" --steps 5 --warmup 3
         echo "$variant ours $("$here/benches/root-train_step" "$@" | tail -1)" | tee -a "$rows"
         for peer in ${LORA_BESIDE:-peft}; do
-            step=$("$python" "$peers/${peer}_step.py" --cache "$models" "$@" 2>"$rows.log" | tail -1) || tail -1 "$rows.log" >&2
+            step=$("$python" "$peers/${peer}_step.py" --cache "$models" "$@" 2>"$rows.log" | tail -1)
+            [ -n "$step" ] || tail -1 "$rows.log" >&2
             echo "$variant $peer $step" | tee -a "$rows"
         done
     done
-    "$python" "$peers/gpu_table.py" "$rows" "${batch}x$tokens" ;;
+    "$python" "$peers/gpu_table.py" "$rows" "${batch}x$tokens"
+    [ -z "$failed" ] || exit 1 ;;
 *) sed -n 2p "$0" >&2; exit 2 ;;
 esac

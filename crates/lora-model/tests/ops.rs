@@ -2,20 +2,14 @@
 
 use lora_core::{Linear, Mode};
 use lora_model::{IGNORE, attention, cross_entropy, rms_norm, swiglu};
-use tch::{Kind, Reduction, Tensor};
+use tch::{Device, Kind, Reduction, Tensor};
 use tch_ext::check_gradients;
-use tch_ext::cuda::here;
+use tch_ext::cuda::{here, seed};
 
 /// On this machine's processor, and by the kernels for CUDA.
 fn both(test: impl Fn()) {
     test();
     tch_ext::cuda::emulated(test);
-}
-
-/// A device is looked for before libtorch is first used.
-fn seed(n: i64) {
-    here();
-    tch::manual_seed(n);
 }
 
 fn random(size: &[i64]) -> Tensor {
@@ -181,7 +175,9 @@ fn packed_texts_do_not_see_each_other() {
             (&want * weights.to_kind(Kind::Double)).sum(Kind::Double).backward();
             let tolerance = match kind {
                 Kind::BFloat16 => 2e-2,
-                Kind::Float => 3e-6,
+                // libtorch's own kernel sums in f32.
+                Kind::Float if here() != Device::Cpu => 3e-6,
+                Kind::Float => 2e-6,
                 _ => 1e-10,
             };
             let pairs = ours.iter().zip(&exact).map(|(a, b)| (a.grad(), b.grad())).chain([(got, want)]);

@@ -45,7 +45,7 @@ pub fn flash_attention(
     let bounds = Tensor::from_slice(&bounds).to_device(q.device());
     let longest = lengths.iter().copied().max().unwrap_or(0);
     let before = window.map(|w| w - 1);
-    let _guard = tch::no_grad_guard();
+    let guard = tch::no_grad_guard();
     let (q_now, k_now, v_now) = (q.detach(), k.detach(), v.detach());
     let mut out = [std::ptr::null_mut(); 4];
     // SAFETY: live tensors for the call; on success four tensors that we own.
@@ -59,7 +59,7 @@ pub fn flash_attention(
         }
         out.map(|t| Tensor::from_ptr(t.cast()))
     };
-    drop(_guard);
+    drop(guard);
     let kept = Flash {
         inputs: [q_now, k_now, v_now],
         y: y.shallow_clone(),

@@ -95,10 +95,13 @@ mod tests {
     }
 
     fn one_pass() {
-        for kind in [Kind::BFloat16, Kind::Float, Kind::Double] {
+        // Fewer columns than a block of the kernel takes, and more.
+        let widths = [37, 2600];
+        let kinds = [Kind::BFloat16, Kind::Float, Kind::Double];
+        for (kind, width) in kinds.into_iter().flat_map(|kind| widths.map(|width| (kind, width))) {
             let random = |size: &[i64]| Tensor::randn(size, (Kind::Float, here())).to_kind(kind);
-            let (dy, y) = (random(&[150, 37]), random(&[150, 37]));
-            let gain = Tensor::rand([37], (crate::master_kind(kind), here()));
+            let (dy, y) = (random(&[150, width]), random(&[150, width]));
+            let gain = Tensor::rand([width], (crate::master_kind(kind), here()));
             let (dv, sums) = backward(&dy, &y, &gain);
             let wide = |t: &Tensor| t.to_kind(Kind::Double);
             let error = |a: &Tensor, b: Tensor| ((wide(a) - &b).norm() / b.norm()).double_value(&[]);

@@ -29,6 +29,12 @@ pub fn here() -> Device {
     Device::Cpu
 }
 
+/// Seeds libtorch's generator for a test. A device is looked for before libtorch is first used, which looks once.
+pub fn seed(n: i64) {
+    here();
+    tch::manual_seed(n);
+}
+
 pub(super) fn count() {
     LAUNCHES.set(LAUNCHES.get() + 1);
 }

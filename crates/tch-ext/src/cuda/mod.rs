@@ -14,7 +14,7 @@ mod load;
 mod source;
 
 #[cfg(feature = "testkit")]
-pub use emulate::{emulated, here};
+pub use emulate::{emulated, here, seed};
 pub use launch::Arg;
 pub(crate) use launch::free_bytes;
 pub use load::{CudaState, libtorch_folder, load_cuda};

@@ -2,15 +2,9 @@
 
 use tch::{Device, Kind};
 
-use crate::cuda::{emulated, here};
+use crate::cuda::{emulated, here, seed};
 
 use super::*;
-
-/// A device is looked for before libtorch is first used.
-fn seed(n: i64) {
-    here();
-    tch::manual_seed(n);
-}
 
 fn random(rows: i64, columns: i64, kind: Kind) -> Tensor {
     Tensor::randn([rows, columns], (Kind::Float, here())).to_kind(kind)
@@ -47,6 +41,8 @@ fn sums_are_those_of_f64() {
             (2, 70, 2),
             (4, 100, 640),
             (1, 3, 77),
+            // More columns than a block of a kernel takes, and more rows.
+            (70, 2600, 8),
         ] {
             let (x, w, h, b) =
                 (random(m, k, kind), random(n, k, kind), random(m, 5, kind), random(5, n, kind));
