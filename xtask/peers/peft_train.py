@@ -1,7 +1,7 @@
 """Repeats a run of `lora train --trace` with transformers + PEFT, judges it, and prints one JSON line.
 
     python xtask/peers/peft_train.py --model GGUF|FOLDER --cache FOLDER --trace FOLDER --metrics JSONL --held-out JSONL
-        --out FOLDER [--dtype bf16|f32]
+        --out FOLDER [--dtype bf16|f32] [--device cpu|cuda]
 
 --trace holds the adapter as ours started and `batches.jsonl`, the token ids and labels of every step; --metrics is what
 ours logged, of which the learning rate of each step is taken. So start, batches and schedule are the same; the rest is
@@ -26,7 +26,7 @@ sys.dont_write_bytecode = True
 import torch
 from hf import encode, hf_folder, load_model
 from peft import PeftModel
-from peft_step import DTYPES, peak_mb
+from peft_step import DTYPES, device_peak_mb
 from tokenizers import Tokenizer
 from transformers.utils import logging
 
@@ -37,15 +37,16 @@ def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def padded(texts: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
-    """Ids and labels (of the same positions), padded on the right."""
+def padded(texts: list[tuple[list[int], list[int]]], device: torch.device) -> dict[str, torch.Tensor]:
+    """Ids and labels (of the same positions), padded on the right, on the device."""
     longest = max(len(ids) for ids, _ in texts)
     rest = [longest - len(ids) for ids, _ in texts]
-    return {
+    batch = {
         "input_ids": torch.tensor([ids + [PAD] * n for (ids, _), n in zip(texts, rest)]),
         "attention_mask": torch.tensor([[1] * len(ids) + [0] * n for (ids, _), n in zip(texts, rest)]),
         "labels": torch.tensor([labels + [-100] * n for (_, labels), n in zip(texts, rest)]),
     }
+    return {name: values.to(device) for name, values in batch.items()}
 
 
 def train(model: torch.nn.Module, steps: list[dict], rates: list[float], log: Path) -> float:
@@ -58,7 +59,7 @@ def train(model: torch.nn.Module, steps: list[dict], rates: list[float], log: Pa
             # Ours names the token that follows each position; theirs the token at it.
             texts = [(t["ids"] + [t["labels"][-1]], [-100] + t["labels"]) for t in step["texts"]]
             start = time.perf_counter()
-            loss = model(**padded(texts)).loss
+            loss = model(**padded(texts, model.device)).loss
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             for group in optimizer.param_groups:
@@ -84,7 +85,7 @@ def judge(model: torch.nn.Module, tokenizer: Tokenizer, rows: list[dict], out: P
     with out.open("w") as file:
         for number, row in enumerate(rows, 1):
             prompt = encode(tokenizer, row["context"])
-            batch = padded([(prompt + answer, [-100] * len(prompt) + answer) for answer in answers])
+            batch = padded([(prompt + answer, [-100] * len(prompt) + answer) for answer in answers], model.device)
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
             logp = logits[:, :-1].float().log_softmax(-1)
             wanted = batch["labels"][:, 1:]
@@ -107,6 +108,8 @@ def main() -> None:
     for name in ("model", "cache", "trace", "metrics", "held-out", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=found, help="cpu or cuda; default: cuda where it is, as ours")
     args = parser.parse_args()
     logging.disable_progress_bar()
     rows = read(args.held_out)
@@ -123,11 +126,11 @@ def main() -> None:
     begin = time.perf_counter()
     base = load_model(folder, dtype, attention="sdpa")
     base.config.use_cache = False
-    model = PeftModel.from_pretrained(base, args.trace, is_trainable=True)
+    model = PeftModel.from_pretrained(base.to(args.device), args.trace, is_trainable=True)
     loaded = time.perf_counter() - begin
     rates = [event["lr"] for event in read(args.metrics) if event["event"] == "step"]
     seconds = train(model.train(), read(args.trace / "batches.jsonl"), rates, args.out / "adapter.metrics.jsonl")
-    peak = peak_mb() * 10**6
+    peak = device_peak_mb(args.device) * 10**6
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     judged = judge(model.eval(), tokenizer, rows, args.out / "rows.jsonl")

@@ -1,6 +1,7 @@
 """Writes a model of a known shape with random weights, for measuring: a Hugging Face folder in bf16, shard by shard.
 
-    python xtask/peers/random_model.py SHAPE FOLDER     (SHAPE: llama-3.2-1b, llama-3-8b, or one of them with fewer layers, as llama-3-8b:4)
+    python xtask/peers/random_model.py SHAPE FOLDER     (SHAPE: smollm2-135m, llama-3.2-1b, llama-3-8b, or one of
+        them with fewer layers, as llama-3-8b:4)
 
 Weights are N(0, 0.02), norms 1, from a generator seeded with 0 (a GPU's, where there is one). Holds one shard in memory; the folder is complete when
 `complete` is in it.
@@ -27,6 +28,11 @@ SHAPES = {
             "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192,
         },
+    },
+    "smollm2-135m": LLAMA | {
+        "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "head_dim": 64, "vocab_size": 49152,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "rope_theta": 100000.0, "max_position_embeddings": 8192,
+        "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": True,
     },
     "llama-3-8b": LLAMA | {
         "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "head_dim": 128,

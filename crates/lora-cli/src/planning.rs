@@ -103,11 +103,15 @@ pub(crate) fn program(kind: Kind, device: Device) -> Result<u64> {
     }
     drop((layer, head));
     memory::trim();
-    let used = match device {
+    Ok(memory_on(device).map_or(0, |usage| usage.current))
+}
+
+/// Of the process, or what libtorch's allocator has handed out of a GPU's.
+pub(crate) fn memory_on(device: Device) -> Option<memory::Usage> {
+    match device {
         Device::Cuda(index) => memory::cuda(index),
         _ => memory::process(),
-    };
-    Ok(used.map_or(0, |usage| usage.current))
+    }
 }
 
 /// The bytes that a run may take in all: those given, or what is free beside what this process has already.

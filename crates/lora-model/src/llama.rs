@@ -6,7 +6,7 @@ mod recompute;
 
 use lora_core::{Error, Linear, Linears, Mode, Result, project, project_onto};
 use tch::{Device, Kind, Tensor};
-use tch_ext::Region;
+use tch_ext::{Bounds, Region};
 
 use crate::checkpoint::{Checkpoint, Keep};
 use crate::config::ModelConfig;
@@ -118,9 +118,9 @@ impl Llama {
 }
 
 /// What all blocks need to know of a pass.
-struct Around<'a> {
+struct Around {
     angles: Angles,
-    texts: Option<&'a [i64]>,
+    texts: Option<Bounds>,
     mode: Mode,
 }
 
@@ -129,7 +129,7 @@ impl Llama {
         Tensor::embedding(&self.embedding, texts.ids(), -1, false, false)
     }
 
-    fn around<'a>(&self, texts: Texts<'a>, start: i64, mode: Mode) -> Result<Around<'a>> {
+    fn around(&self, texts: Texts<'_>, start: i64, mode: Mode) -> Result<Around> {
         let options = (Kind::Float, self.device());
         let (longest, positions) = match texts {
             Texts::Rows(ids) => {
@@ -146,7 +146,8 @@ impl Llama {
             return Err(Error::data(format!("{longest} tokens do not fit the model's context of {most}"))
                 .hint("shorten the text"));
         }
-        Ok(Around { angles: self.rope.angles(&positions, self.kind()), texts: texts.lengths(), mode })
+        let texts = texts.lengths().map(Bounds::of);
+        Ok(Around { angles: self.rope.angles(&positions, self.kind()), texts, mode })
     }
 }
 
@@ -155,10 +156,10 @@ impl Block {
         &self,
         x: &Tensor,
         config: &ModelConfig,
-        around: &Around<'_>,
+        around: &Around,
         cache: Option<(usize, &mut Cache)>,
     ) -> Tensor {
-        let &Around { ref angles, texts, mode } = around;
+        let &Around { ref angles, ref texts, mode } = around;
         let eps = config.rms_norm_eps;
         let (batch, t) = (x.size()[0], x.size()[1]);
         let (x, normed) = rms_norm_beside(x, &self.input_norm, eps);
@@ -177,7 +178,7 @@ impl Block {
             Some((layer, cache)) => cache.extend(layer, k, v),
             None => (k, v),
         };
-        let mixed = tokens(&attention(&q, &k, &v, self.window, texts));
+        let mixed = tokens(&attention(&q, &k, &v, self.window, texts.as_ref()));
         let x = project_onto(&x, &self.o, mixed, mode);
         let (x, normed) = rms_norm_beside(&x, &self.post_norm, eps);
         let gate_up = project(&[&self.gate, &self.up], normed, mode);

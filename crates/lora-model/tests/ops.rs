@@ -3,8 +3,8 @@
 use lora_core::{Linear, Mode};
 use lora_model::{IGNORE, attention, cross_entropy, rms_norm, swiglu};
 use tch::{Device, Kind, Reduction, Tensor};
-use tch_ext::check_gradients;
 use tch_ext::cuda::{here, seed};
+use tch_ext::{Bounds, check_gradients};
 
 /// On this machine's processor, and by the kernels for CUDA.
 fn both(test: impl Fn()) {
@@ -162,7 +162,7 @@ fn packed_texts_do_not_see_each_other() {
             let leaf = |heads| random(&[1, heads, n, 16]).to_kind(kind).set_requires_grad(true);
             let ours = [leaf(4), leaf(2), leaf(2)];
             let exact = ours.each_ref().map(|x| x.detach().to_kind(Kind::Double).set_requires_grad(true));
-            let got = attention(&ours[0], &ours[1], &ours[2], window, Some(texts));
+            let got = attention(&ours[0], &ours[1], &ours[2], window, Some(&Bounds::of(texts)));
             let mut start = 0;
             let each = texts.iter().map(|&n| {
                 let [q, k, v] = exact.each_ref().map(|x| x.narrow(2, start, n));

@@ -1,6 +1,7 @@
 //! Attention over texts one behind another, on CUDA: libtorch's own kernels (FlashAttention-2, Dao 2023), which `tch`
 //! reaches only half of.
 
+use std::cell::OnceCell;
 use std::ffi::{CStr, c_char, c_void};
 
 use tch::{Device, Kind, TchError, Tensor};
@@ -20,8 +21,41 @@ unsafe extern "C" {
     fn tch_ext_free_c_string(text: *mut c_char);
 }
 
-/// `softmax(q kᵀ / √dim) v [n, heads, dim]`, causal within texts of these lengths, which add up to n; with a window, a
-/// position sees itself and the `window - 1` before it. `q [n, heads, dim]`, `k, v [n, kv_heads, dim]`, bf16 or f16;
+/// Where texts one behind another begin and end. A device is told once, for all the layers that ask.
+#[derive(Debug)]
+pub struct Bounds {
+    lengths: Vec<i64>,
+    sent: OnceCell<Tensor>,
+}
+
+impl Bounds {
+    /// Those of texts of these lengths.
+    pub fn of(lengths: &[i64]) -> Self {
+        Self { lengths: lengths.to_vec(), sent: OnceCell::new() }
+    }
+
+    /// The texts' lengths.
+    pub fn lengths(&self) -> &[i64] {
+        &self.lengths
+    }
+
+    /// The first row of each text, and behind them the number of rows: `[texts + 1]`, i32, on `device`.
+    fn on(&self, device: Device) -> Tensor {
+        let make = || {
+            let sums = self.lengths.iter().scan(0, |sum, n| {
+                *sum += *n as i32;
+                Some(*sum)
+            });
+            let bounds: Vec<i32> = [0].into_iter().chain(sums).collect();
+            Tensor::from_slice(&bounds).to_device(device)
+        };
+        let sent = self.sent.get_or_init(make);
+        if sent.device() == device { sent.shallow_clone() } else { make() }
+    }
+}
+
+/// `softmax(q kᵀ / √dim) v [n, heads, dim]`, causal within these texts, whose lengths add up to n; with a window, a position
+/// sees itself and the `window - 1` before it. `q [n, heads, dim]`, `k, v [n, kv_heads, dim]`, bf16 or f16;
 /// heads is a multiple of kv_heads. Nothing of size n² is made. `None` where libtorch has no such kernel: elsewhere than
 /// on CUDA, for other dtypes, for a dim that is no multiple of 8 or above 256.
 ///
@@ -29,7 +63,7 @@ unsafe extern "C" {
 /// What libtorch says.
 pub fn flash_attention(
     (q, k, v): (&Tensor, &Tensor, &Tensor),
-    lengths: &[i64],
+    texts: &Bounds,
     window: Option<i64>,
 ) -> Result<Option<Tensor>, TchError> {
     let &[_, _, dim] = q.size().as_slice() else { return Ok(None) };
@@ -37,13 +71,8 @@ pub fn flash_attention(
     if !(matches!(q.device(), Device::Cuda(_)) && half && dim % 8 == 0 && (8..=256).contains(&dim)) {
         return Ok(None);
     }
-    let sums = lengths.iter().scan(0, |sum, n| {
-        *sum += *n as i32;
-        Some(*sum)
-    });
-    let bounds: Vec<i32> = [0].into_iter().chain(sums).collect();
-    let bounds = Tensor::from_slice(&bounds).to_device(q.device());
-    let longest = lengths.iter().copied().max().unwrap_or(0);
+    let bounds = texts.on(q.device());
+    let longest = texts.lengths.iter().copied().max().unwrap_or(0);
     let before = window.map(|w| w - 1);
     let guard = tch::no_grad_guard();
     let (q_now, k_now, v_now) = (q.detach(), k.detach(), v.detach());

@@ -33,7 +33,7 @@ mod slice;
 pub use check::check_gradients;
 pub use codes::nibbles;
 pub use cuda::{CudaState, libtorch_folder, load_cuda};
-pub use flash::flash_attention;
+pub use flash::{Bounds, flash_attention};
 pub use function::{Function, attach, grad_enabled};
 pub use gemm::{CUDA_SOURCES, Panels, Product, Small, Sum, View, gemm, transpose};
 pub use half::{bf16, f16};

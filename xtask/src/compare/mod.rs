@@ -108,7 +108,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 /// Each run's share of the processors; none where one run has them all.
-fn threads(jobs: u32) -> Option<usize> {
+pub(crate) fn threads(jobs: u32) -> Option<usize> {
     let all = std::thread::available_parallelism().map_or(1, usize::from);
     (jobs > 1).then(|| (all / jobs as usize).max(1))
 }

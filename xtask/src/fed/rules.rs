@@ -5,6 +5,7 @@ mod report;
 
 use crate::compare::plan::Data;
 use crate::compare::split::{self, Parts};
+use crate::compare::threads;
 use crate::{cache, setup, sh};
 use anyhow::{Context, Result, bail};
 use report::{Row, Score};
@@ -14,6 +15,8 @@ use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// What is compared.
 #[derive(clap::Args)]
@@ -31,18 +34,24 @@ pub(super) struct Args {
     /// Also with these promises to every row
     #[arg(long, value_delimiter = ',')]
     epsilons: Vec<f64>,
-    /// Rounds, which share one pass over the rows
+    /// Rounds, which share the passes
     #[arg(long, default_value_t = 5)]
     rounds: u64,
+    /// Passes over the rows in all, of every method
+    #[arg(long, default_value_t = 1.0)]
+    passes: f64,
     /// At most so many training rows a client
     #[arg(long, default_value_t = 942)]
     rows: usize,
     /// Judge by so many held-out rows of each client
     #[arg(long, default_value_t = 100)]
     held_out: usize,
-    /// Peak learning rate
+    /// Peak learning rate; for a rule of its own rate: `--rule fedsvd:3e-3`
     #[arg(long, default_value_t = 1e-3)]
     lr: f64,
+    /// Runs at once, each with its share of the processors
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    jobs: u32,
 }
 
 const CLIENTS: [&str; 4] = ["fpb", "fiqa", "tfns", "nwgi"];
@@ -63,6 +72,8 @@ struct Runner<'a> {
     home: PathBuf,
     parts: Vec<Parts>,
     all: PathBuf,
+    /// `--threads N`, where runs share the processors.
+    threads: Vec<String>,
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
@@ -79,25 +90,71 @@ pub(super) fn run(args: &Args) -> Result<()> {
         parts.push(split::split(&data, &home.join("data"))?);
     }
     let all = home.join("data/all.jsonl");
-    let mut runner = Runner { args, lora: sh::root().join("target/release/lora"), model, home, parts, all };
+    let threads =
+        threads(args.jobs).into_iter().flat_map(|n| ["--threads".to_owned(), n.to_string()]).collect();
+    let mut runner =
+        Runner { args, lora: sh::root().join("target/release/lora"), model, home, parts, all, threads };
     runner.cut()?;
-    let mut rows = Vec::new();
-    for &seed in &args.seeds {
-        rows.push(runner.once("central", seed, None)?);
-        for client in CLIENTS {
-            rows.push(runner.once(&format!("{client} alone"), seed, None)?);
-        }
-        for rule in &args.rule {
-            rows.push(runner.once(rule, seed, None)?);
-            for epsilon in &args.epsilons {
-                rows.push(runner.once(rule, seed, Some(*epsilon))?);
-            }
-        }
-        // What is there so far can be looked at.
-        report::write(&rows, &CLIENTS, &runner.home)?;
-    }
+    let rows = work(&runner, &args.methods()?)?;
+    report::write(&rows, &CLIENTS, &runner.home)?;
     println!("{}", fs::read_to_string(runner.home.join("report.md"))?);
     Ok(())
+}
+
+/// A run to be done.
+#[derive(Debug, Clone)]
+struct Method {
+    name: String,
+    lr: f64,
+    seed: u64,
+    epsilon: Option<f64>,
+}
+
+impl Args {
+    fn methods(&self) -> Result<Vec<Method>> {
+        let mut methods = Vec::new();
+        for &seed in &self.seeds {
+            let mut add = |name: String, lr, epsilon| methods.push(Method { name, lr, seed, epsilon });
+            add("central".into(), self.lr, None);
+            CLIENTS.iter().for_each(|client| add(format!("{client} alone"), self.lr, None));
+            for rule in &self.rule {
+                let (name, lr) = match rule.split_once(':') {
+                    Some((name, lr)) => (name, lr.parse().with_context(|| format!("`{rule}` has no rate"))?),
+                    None => (rule.as_str(), self.lr),
+                };
+                let promises = self.epsilons.iter().copied().map(Some);
+                [None].into_iter().chain(promises).for_each(|epsilon| add(name.to_owned(), lr, epsilon));
+            }
+        }
+        Ok(methods)
+    }
+}
+
+/// All runs, some at once, in the order of `methods`; the first failure, when those that run have ended.
+fn work(runner: &Runner<'_>, methods: &[Method]) -> Result<Vec<Row>> {
+    let (next, rows) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let failed = Mutex::new(None);
+    let locked = || failed.lock().unwrap_or_else(PoisonError::into_inner);
+    std::thread::scope(|scope| {
+        for _ in 0..runner.args.jobs {
+            scope.spawn(|| {
+                while locked().is_none() {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(method) = methods.get(at) else { break };
+                    match runner.once(method) {
+                        Ok(row) => rows.lock().unwrap_or_else(PoisonError::into_inner).push((at, row)),
+                        Err(e) => *locked() = Some(e),
+                    }
+                }
+            });
+        }
+    });
+    if let Some(e) = locked().take() {
+        return Err(e);
+    }
+    let mut rows = rows.into_inner().unwrap_or_else(PoisonError::into_inner);
+    rows.sort_by_key(|(at, _)| *at);
+    Ok(rows.into_iter().map(|(_, row)| row).collect())
 }
 
 impl Runner<'_> {
@@ -115,10 +172,11 @@ impl Runner<'_> {
     }
 
     /// A run, if it is not there yet.
-    fn once(&self, method: &str, seed: u64, epsilon: Option<f64>) -> Result<Row> {
-        let Args { rounds, rows, held_out, lr, .. } = self.args;
+    fn once(&self, method: &Method) -> Result<Row> {
+        let Method { name, lr, seed, epsilon } = method;
+        let Args { rounds, passes, rows, held_out, .. } = self.args;
         let settings = format!(
-            "{method} {seed} {epsilon:?} {rounds} {rows} {held_out} {lr} {}",
+            "{name} {seed} {epsilon:?} {rounds} {passes} {rows} {held_out} {lr} {}",
             cache::sha256(&self.all)?
         );
         let dir = self.home.join(cache::hex(&Sha256::digest(&settings)[..8]));
@@ -132,20 +190,22 @@ impl Runner<'_> {
                 fs::create_dir_all(&dir)?;
                 fs::write(dir.join("settings.txt"), &settings)?;
                 eprintln!(
-                    "{method}, seed {seed}{}",
+                    "{name}, seed {seed}{}",
                     epsilon.map_or(String::new(), |e| format!(", epsilon {e}"))
                 );
-                let ended = self.train(method, seed, epsilon, &dir)?;
+                let ended = self.train(method, &dir)?;
                 fs::write(dir.join("partial"), serde_json::to_vec(&ended)?)?;
                 fs::rename(dir.join("partial"), &result)?;
                 ended
             }
         };
         let Ended { scores, up, down, seconds } = ended;
-        Ok(Row { method: method.to_owned(), seed, epsilon, scores, up, down, seconds })
+        Ok(Row { method: name.clone(), seed: *seed, epsilon: *epsilon, scores, up, down, seconds })
     }
 
-    fn train(&self, method: &str, seed: u64, epsilon: Option<f64>, dir: &Path) -> Result<Ended> {
+    fn train(&self, method: &Method, dir: &Path) -> Result<Ended> {
+        let Method { name, lr, seed, epsilon } = method;
+        let passes = self.args.passes.to_string();
         let begin = std::time::Instant::now();
         let out = dir.join("adapter");
         let mut lora = Command::new(&self.lora);
@@ -157,20 +217,21 @@ impl Runner<'_> {
             "--batch-size".into(),
             "8".into(),
         ];
-        rest.extend(["--lr".into(), self.args.lr.to_string(), "--seed".into(), seed.to_string()]);
+        rest.extend(["--lr".into(), lr.to_string(), "--seed".into(), seed.to_string()]);
         let of = |name: &str| self.parts.iter().find(|part| part.name == name);
-        match method.strip_suffix(" alone") {
-            _ if method == "central" => {
-                lora.args(["train", "--epochs", "1"]).arg("--data").arg(&self.all);
+        match name.strip_suffix(" alone") {
+            _ if name == "central" => {
+                lora.args(["train", "--epochs", &passes]).arg("--data").arg(&self.all);
             }
             Some(client) => {
                 let part = of(client).with_context(|| format!("no client {client}"))?;
-                lora.args(["train", "--epochs", "1"]).arg("--data").arg(&part.train);
+                lora.args(["train", "--epochs", &passes]).arg("--data").arg(&part.train);
             }
             None => {
-                lora.args(["fed", "simulate", "--rule", method, "--rounds", &self.args.rounds.to_string()]);
-                // One pass in all; the rate falls over the rounds.
-                lora.args(["--epochs", &(1.0 / self.args.rounds as f64).to_string(), "--schedule", "linear"]);
+                lora.args(["fed", "simulate", "--rule", name, "--rounds", &self.args.rounds.to_string()]);
+                // The rate falls over the rounds.
+                let part = self.args.passes / self.args.rounds as f64;
+                lora.args(["--epochs", &part.to_string(), "--schedule", "linear"]);
                 for part in &self.parts {
                     lora.arg("--client").arg(format!("{}={}", part.name, part.train.display()));
                 }
@@ -186,7 +247,7 @@ impl Runner<'_> {
                 }
             }
         }
-        lora.arg("--model").arg(&self.model).arg("--out").arg(&out).args(&rest);
+        lora.arg("--model").arg(&self.model).arg("--out").arg(&out).args(&rest).args(&self.threads);
         let log = fs::File::create(dir.join("log.txt"))?;
         let status = lora.stdout(log.try_clone()?).stderr(log).status()?;
         if !status.success() {
@@ -212,6 +273,7 @@ impl Runner<'_> {
             &self.args.held_out.to_string(),
         ]);
         lora.arg("--model").arg(&self.model).arg("--adapter").arg(adapter).arg("--data").arg(&part.held_out);
+        lora.args(&self.threads);
         let value: Value = sh::capture_json(&mut lora)?;
         let of = |name: &str| value["labels"][name].as_f64().with_context(|| format!("no {name} in {value}"));
         Ok(Score {

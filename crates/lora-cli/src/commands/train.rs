@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use anyhow::Result;
 use lora::model::Keep;
-use lora::tch_ext::memory;
 use lora::train::{Batches, Dataset, Event, Fit, Load, Outcome, Setting, TrainConfig};
 use lora::{AdapterConfig, Error, OutputFolder, Recipe, VARIANTS};
 
@@ -305,6 +304,7 @@ impl Args {
         private: Option<serde_json::Value>,
     ) -> Vec<u8> {
         let storage = packed.map_or("auto", |packed| if packed { "native" } else { "dense" });
+        let device = self.model.device().unwrap_or(tch::Device::Cpu);
         let mut summary = serde_json::json!({
             "program": concat!("lora ", env!("CARGO_PKG_VERSION")),
             "variant": recipe.to_string(),
@@ -324,7 +324,8 @@ impl Args {
             "recompute": config.recompute,
             "parameters": trained,
             "load_seconds": loaded,
-            "peak_bytes": memory::process().map(|m| m.peak),
+            "device": format!("{device:?}"),
+            "peak_bytes": planning::memory_on(device).map(|m| m.peak),
         });
         // A loss is computed from the rows without noise: no promise covers it, so it does not travel with the adapter.
         match private {

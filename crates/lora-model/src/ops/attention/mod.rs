@@ -8,7 +8,7 @@ mod one;
 mod rows;
 
 use tch::{Device, Kind, Tensor};
-use tch_ext::flash_attention;
+use tch_ext::{Bounds, flash_attention};
 
 use super::ATTENTION;
 pub use cache::Cache;
@@ -16,14 +16,14 @@ use layout::Layout;
 
 /// `softmax(q kᵀ / √head_dim) v`, causal: `q [B, heads, T, head_dim]` are the last T of the S positions of
 /// `k, v [B, kv_heads, S, head_dim]`; heads is a multiple of kv_heads. With a window, a position sees itself and
-/// the `window - 1` before it. With `texts`, which takes T = S, a row is texts of these lengths one behind another,
-/// and no text sees another.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, texts: Option<&[i64]>) -> Tensor {
+/// the `window - 1` before it. With `texts`, which takes T = S, a row is these texts one behind another, and no
+/// text sees another.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, texts: Option<&Bounds>) -> Tensor {
     let _inside = ATTENTION.enter();
     let s = k.size()[2];
     let windowed = window.filter(|&w| w < s);
     if blocks::pay(q) {
-        return blocks::attention(q, k, v, Layout::new(q, k, windowed, texts));
+        return blocks::attention(q, k, v, Layout::new(q, k, windowed, texts.map(Bounds::lengths)));
     }
     if let Some(y) = one::attention(q, k, v, windowed) {
         return y;
@@ -31,7 +31,9 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, texts:
     if let Some(y) = packed(q, k, v, windowed, texts) {
         return y;
     }
-    let Some(texts) = texts.filter(|texts| texts.len() > 1) else { return definition(q, k, v, windowed) };
+    let Some(texts) = texts.map(Bounds::lengths).filter(|texts| texts.len() > 1) else {
+        return definition(q, k, v, windowed);
+    };
     let mut start = 0;
     let each = texts.iter().map(|&n| {
         let [q, k, v] = [q, k, v].map(|x| x.narrow(2, start, n));
@@ -42,12 +44,12 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, texts:
 }
 
 /// By one kernel for all texts, on CUDA.
-fn packed(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, texts: Option<&[i64]>) -> Option<Tensor> {
+fn packed(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, texts: Option<&Bounds>) -> Option<Tensor> {
     let (one_row, t) = (q.size()[0] == 1, q.size()[2]);
     if !one_row || t != k.size()[2] {
         return None;
     }
-    let whole = [t];
+    let whole = Bounds::of(&[t]);
     let flat = |x: &Tensor| x.squeeze_dim(0).transpose(0, 1);
     let [q, k, v] = [flat(q), flat(k), flat(v)];
     // An older GPU than the kernel's refuses it; what libtorch has else goes text by text.
