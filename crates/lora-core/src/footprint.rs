@@ -44,7 +44,11 @@ impl Recipe {
         };
         let params = adapter.params().iter().map(|(_, p)| p.size().iter().map(side).collect()).collect();
         let factors = adapter.factors(&base, &w);
-        let factors = factors.ok_or_else(|| Error::unsupported(format!("`{self}` has no normal form")))?;
+        let none = || {
+            let hint = "memory is planned for methods that add factors to a weight; `full` adds a whole one: 16 bytes a number";
+            Error::unsupported(format!("`{self}` has no normal form")).hint(hint)
+        };
+        let factors = factors.ok_or_else(none)?;
         Ok(Footprint { params, gain: factors.gain.is_some() })
     }
 }

@@ -16,9 +16,9 @@ pub(crate) fn faults(plan: &Plan, lora: &Path, model: &Path) -> Result<Vec<Strin
     let mut faults = BTreeSet::new();
     for data in &plan.data {
         for file in data.files() {
-            for variant in plan.variants.iter().filter(|v| *v != NONE) {
-                let ranks = if variant == FULL { vec![1] } else { plan.ranks.clone() };
-                for rank in ranks {
+            // `lora plan` knows adapters alone.
+            for variant in plan.variants.iter().filter(|v| ![NONE, FULL].contains(&v.as_str())) {
+                for &rank in &plan.ranks {
                     if let Err(e) = memory(plan, lora, model, file, variant, rank)? {
                         faults.insert(e);
                     }
@@ -49,10 +49,14 @@ fn memory(
         "--batch-size",
         &plan.batch_size.to_string(),
     ]);
-    if variant != FULL {
-        command.args(["--rank", &rank.to_string()]);
-    }
-    let output = command.arg("--model").arg(model).arg("--data").arg(data).output()?;
+    let output = command
+        .arg("--rank")
+        .arg(rank.to_string())
+        .arg("--model")
+        .arg(model)
+        .arg("--data")
+        .arg(data)
+        .output()?;
     let errors = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
         let from = errors.find("error:").unwrap_or(0);
@@ -102,7 +106,7 @@ pub(crate) fn print(grid: &Grid<'_>, lora: &Path, home: &Path) -> Result<()> {
         total += time;
         let rank = s.rank.unwrap_or(1);
         let bytes = match s.variant.as_str() {
-            NONE => None,
+            NONE | FULL => None,
             variant => memory(grid.plan, lora, &grid.model.path, &s.train.path, variant, rank)?.ok(),
         };
         let memory = match (bytes, &s.peer) {
