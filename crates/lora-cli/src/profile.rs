@@ -28,7 +28,7 @@ impl Profile {
     }
 
     /// Prints the tables.
-    pub(crate) fn print(&self, model: &dyn Model, outcome: &Outcome, spent: &[Spent], planned: u64) {
+    pub(crate) fn print(&self, model: &dyn Model, outcome: &Outcome, spent: &[Spent], planned: Option<u64>) {
         let steps = outcome.steps.max(1) as f64;
         let whole: f64 = spent.iter().map(|s| s.seconds).sum();
         say!("\ntime      {:.1} ms a step, evaluation included", 1e3 * whole / steps);
@@ -49,7 +49,7 @@ impl Profile {
         self.print_memory(planned);
     }
 
-    fn print_memory(&self, planned: u64) {
+    fn print_memory(&self, planned: Option<u64>) {
         let (Some(process), parts) = (memory::process(), memory::alive_at_peak()) else { return };
         let mb = |bytes: u64| bytes as f64 / 1e6;
         if memory::cpu().is_none() {
@@ -74,7 +74,9 @@ impl Profile {
         say!("  {:24} {:9.1} MB", "program, libraries, data", mb(self.program));
         let sum = self.program + parts.iter().map(|part| part.bytes).sum::<u64>();
         say!("  {:24} {:9.1} MB  {:.2} of what was measured", "sum", mb(sum), mb(sum) / mb(process.peak));
-        say!("  {:24} {:9.1} MB  {:.2}", "planned", mb(planned), mb(planned) / mb(process.peak));
+        if let Some(planned) = planned {
+            say!("  {:24} {:9.1} MB  {:.2}", "planned", mb(planned), mb(planned) / mb(process.peak));
+        }
         if let Some(device) = memory::cuda(0) {
             say!("  {:24} {:9.1} MB at its own highest point", "CUDA device 0", mb(device.peak));
         }

@@ -177,7 +177,7 @@ fn json(text: &str) -> Value {
 /// Train, inspect, evaluate, merge, generate, for a method of each kind.
 #[test]
 fn from_training_to_the_merged_model() {
-    for variant in ["lora", "qlora+dora+rslora"] {
+    for variant in ["lora", "qlora+dora+rslora", "full"] {
         let bench = Bench::new();
         let before = bench.files();
         let train = |seed: u64, out: &str| {
@@ -214,11 +214,16 @@ fn from_training_to_the_merged_model() {
             assert!(shown.contains(part), "{part}: {shown}");
         }
 
-        // Both layers' 4 + 3 matrices, A and B of rank 4, and DoRA's magnitudes: one a row.
+        // Both layers' 4 + 3 matrices: A and B of rank 4, and DoRA's magnitudes, one a row; or a whole one each.
         let sides = [(32, 32), (16, 32), (16, 32), (32, 32), (48, 32), (48, 32), (32, 48)];
         let low_rank: i64 = sides.iter().map(|(o, i)| 2 * 4 * (o + i)).sum();
         let magnitudes: i64 = sides.iter().map(|(o, _)| 2 * o).sum();
-        let all = if variant == "lora" { low_rank } else { low_rank + magnitudes };
+        let whole: i64 = sides.iter().map(|(o, i)| 2 * o * i).sum();
+        let all = match variant {
+            "lora" => low_rank,
+            "full" => whole,
+            _ => low_rank + magnitudes,
+        };
         let inspected = json(&bench.lora("inspect out --json").ok());
         assert_eq!(inspected["parameters"], all);
         assert_eq!(inspected["modules"].as_array().unwrap().len(), 14);

@@ -118,19 +118,28 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let parts = Recipe::from_flags(&config.flags, VARIANTS)?;
         ways.iter_mut().for_each(|way| way.recipe = parts.clone().stored_as(&way.recipe));
     }
-    let planners = planning::planners(&ways, checkpoint.as_ref(), &args.model, &config, (device, program))?;
-    let load = Load::of_data(&data.samples, &training);
-    let limit = planning::limit(args.memory, device, program);
-    let limit = if args.auto { Some(limit?) } else { limit.ok() };
-    let fit = match limit.filter(|_| args.auto) {
-        Some(limit) => Some(planning::fastest(&ways, &planners, &load, limit)?),
-        None => Fit::of(&planners, planning::setting(0, &training), &load),
+    // A method that adds no factors has no plan; whatever else is wrong with it, attaching says.
+    let fit = if args.auto || ways.iter().all(|way| way.recipe.footprint().is_ok()) {
+        let planners =
+            planning::planners(&ways, checkpoint.as_ref(), &args.model, &config, (device, program))?;
+        let load = Load::of_data(&data.samples, &training);
+        let limit = planning::limit(args.memory, device, program);
+        let limit = if args.auto { Some(limit?) } else { limit.ok() };
+        let fit = match limit.filter(|_| args.auto) {
+            Some(limit) => Some(planning::fastest(&ways, &planners, &load, limit)?),
+            None => Fit::of(&planners, planning::setting(0, &training), &load),
+        };
+        let fit = fit.ok_or_else(|| Error::internal("no plan for this setting"))?;
+        let planner = fit.setting.planner;
+        say!("plan      {}", planned(&ways[planner].name, &fit, limit, planners[planner].blocks()));
+        Some(fit)
+    } else {
+        None
     };
-    let fit = fit.ok_or_else(|| Error::internal("no plan for this setting"))?;
-    let Setting { planner, recompute, batch_size, accumulate } = fit.setting;
+    let setting = fit.map_or(planning::setting(0, &training), |fit| fit.setting);
+    let Setting { planner, recompute, batch_size, accumulate } = setting;
     training = TrainConfig { recompute, batch_size, accumulate, ..training };
-    let Way { name, recipe, packed } = ways.swap_remove(planner);
-    say!("plan      {}", planned(&name, &fit, limit, planners[planner].blocks()));
+    let Way { recipe, packed, .. } = ways.swap_remove(planner);
 
     let keep = Keep { storage: recipe.storage(), packed, skip: &args.model.skip };
     let mut model = args.model.load(checkpoint.as_ref(), keep)?;
@@ -249,7 +258,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     );
     say!("adapter written to {}", args.out.display());
     if let Some(profile) = profile {
-        profile.print(&model, &outcome, &spent, fit.plan.total());
+        profile.print(&model, &outcome, &spent, fit.map(|fit| fit.plan.total()));
     }
     Ok(())
 }
