@@ -34,16 +34,8 @@ impl Trial {
                 flower.spawn(client, node)?;
             }
             flower.submit("")?;
-            let serve = |flower: &Deployment| -> Command {
-                let mut serve =
-                    self.lora(&["fed", "serve", "--rule", "fedsvd", "--address", network.address()]);
-                serve.args(["--minimum", "2", "--per-round", "2", "--rounds", &ROUNDS.to_string()]);
-                // What a SuperLink hands out to a node that dies that moment is lost: the round is asked again.
-                serve.args(["--patience", "60", "--tries", "100"]);
-                serve.arg("--roots").arg(flower.at("ca.pem")).arg("--secret").arg(flower.at("secret"));
-                serve.arg("--adapter").arg(self.at("start")).arg("--out").arg(&out);
-                serve
-            };
+            let serve =
+                |flower: &Deployment| -> Command { self.serve(flower, network.address(), &out, ROUNDS) };
             let command = serve(&flower);
             flower.spawn(SERVER, command)?;
             let until = Instant::now() + Duration::from_secs(1800);

@@ -1,5 +1,6 @@
 //! `fed`: federations of real processes, against what the in-process engine gives.
 
+mod deaths;
 mod deployment;
 mod faults;
 mod network;
@@ -26,6 +27,9 @@ pub(crate) struct Args {
     /// the same adapter, in every bit
     #[arg(long, group = "what", value_name = "N")]
     faults: Option<usize>,
+    /// The coordinator on Flower dies after every durable write that it makes: the same adapter, in every bit (Linux)
+    #[arg(long, group = "what")]
+    deaths: bool,
     /// Every rule on four files of different kinds, beside all rows in one place and each client alone
     #[arg(long, group = "what")]
     rules: bool,
@@ -60,6 +64,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     trial.start()?;
     if let Some(wanted) = args.faults {
         trial.faults(wanted)?;
+    } else if args.deaths {
+        trial.deaths()?;
     } else {
         trial.fedavg()?;
         trial.fedsvd()?;
@@ -235,6 +241,17 @@ impl Trial {
         Ok(())
     }
 
+    /// Our coordinator by FedSVD, told that the SuperLink is at `address`.
+    fn serve(&self, flower: &Deployment, address: &str, out: &Path, rounds: u64) -> Command {
+        let mut serve = self.lora(&["fed", "serve", "--rule", "fedsvd", "--address", address]);
+        serve.args(["--minimum", "2", "--per-round", "2", "--rounds", &rounds.to_string()]);
+        // What a SuperLink hands out to a node that dies that moment is lost: the round is asked again.
+        serve.args(["--patience", "60", "--tries", "100"]);
+        serve.arg("--roots").arg(flower.at("ca.pem")).arg("--secret").arg(flower.at("secret"));
+        serve.arg("--adapter").arg(self.at("start")).arg("--out").arg(out);
+        serve
+    }
+
     /// Our coordinator by FedSVD, and two nodes of ours.
     fn fedsvd(&self) -> Result<()> {
         let simulated = self.simulate("fedsvd", ROUNDS, &[])?;
@@ -246,20 +263,7 @@ impl Trial {
         }
         flower.submit("")?;
         let out = self.at("served");
-        let mut serve = self.lora(&["fed", "serve", "--rule", "fedsvd", "--address", flower.address()]);
-        serve.args([
-            "--minimum",
-            "2",
-            "--per-round",
-            "2",
-            "--rounds",
-            &ROUNDS.to_string(),
-            "--patience",
-            "600",
-        ]);
-        serve.arg("--roots").arg(flower.at("ca.pem")).arg("--secret").arg(flower.at("secret"));
-        serve.arg("--adapter").arg(self.at("start")).arg("--out").arg(&out);
-        sh::run(&mut serve)?;
+        sh::run(&mut self.serve(&flower, flower.address(), &out, ROUNDS))?;
         self.apart("our FedSVD over two nodes of ours", &out.join("adapter_model.safetensors"), &simulated)
     }
 }
