@@ -12,6 +12,7 @@ use report::{Row, Score};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -95,8 +96,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let mut runner =
         Runner { args, lora: sh::root().join("target/release/lora"), model, home, parts, all, threads };
     runner.cut()?;
-    let rows = work(&runner, &args.methods()?)?;
-    report::write(&rows, &CLIENTS, &runner.home)?;
+    work(&runner, &args.methods()?)?;
     println!("{}", fs::read_to_string(runner.home.join("report.md"))?);
     Ok(())
 }
@@ -130,9 +130,9 @@ impl Args {
     }
 }
 
-/// All runs, some at once, in the order of `methods`; the first failure, when those that run have ended.
-fn work(runner: &Runner<'_>, methods: &[Method]) -> Result<Vec<Row>> {
-    let (next, rows) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+/// All runs, some at once; the first failure, when those that run have ended.
+fn work(runner: &Runner<'_>, methods: &[Method]) -> Result<()> {
+    let (next, rows) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
     let failed = Mutex::new(None);
     let locked = || failed.lock().unwrap_or_else(PoisonError::into_inner);
     std::thread::scope(|scope| {
@@ -141,9 +141,8 @@ fn work(runner: &Runner<'_>, methods: &[Method]) -> Result<Vec<Row>> {
                 while locked().is_none() {
                     let at = next.fetch_add(1, Ordering::Relaxed);
                     let Some(method) = methods.get(at) else { break };
-                    match runner.once(method) {
-                        Ok(row) => rows.lock().unwrap_or_else(PoisonError::into_inner).push((at, row)),
-                        Err(e) => *locked() = Some(e),
+                    if let Err(e) = runner.once(method).and_then(|row| told(runner, &rows, at, row)) {
+                        *locked() = Some(e);
                     }
                 }
             });
@@ -152,9 +151,15 @@ fn work(runner: &Runner<'_>, methods: &[Method]) -> Result<Vec<Row>> {
     if let Some(e) = locked().take() {
         return Err(e);
     }
-    let mut rows = rows.into_inner().unwrap_or_else(PoisonError::into_inner);
-    rows.sort_by_key(|(at, _)| *at);
-    Ok(rows.into_iter().map(|(_, row)| row).collect())
+    Ok(())
+}
+
+/// What is there so far can be looked at.
+fn told(runner: &Runner<'_>, rows: &Mutex<BTreeMap<usize, Row>>, at: usize, row: Row) -> Result<()> {
+    let mut rows = rows.lock().unwrap_or_else(PoisonError::into_inner);
+    rows.insert(at, row);
+    let all: Vec<Row> = rows.values().cloned().collect();
+    report::write(&all, &CLIENTS, &runner.home)
 }
 
 impl Runner<'_> {
