@@ -2,10 +2,10 @@
 
 use tch::{Device, Kind, Tensor};
 
+use crate::Result;
 use crate::config::Init;
 use crate::recipe::Recipe;
 use crate::weight::Dense;
-use crate::{Error, Result};
 
 /// What a recipe's adapters are made of, whatever the layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,9 +27,11 @@ impl Recipe {
     /// What adapters of this recipe are made of: read off one of a toy layer, whose rank and sides are of different
     /// lengths. So it holds for whatever variants bring.
     ///
+    /// None for a method that adds no factors to a weight: what it takes is not counted.
+    ///
     /// # Errors
     /// What the variants refuse.
-    pub fn footprint(&self) -> Result<Footprint> {
+    pub fn footprint(&self) -> Result<Option<Footprint>> {
         const RANK: i64 = 2;
         const OUT: i64 = 3;
         const IN: i64 = 5;
@@ -43,13 +45,8 @@ impl Recipe {
             n => Side::Fixed(n),
         };
         let params = adapter.params().iter().map(|(_, p)| p.size().iter().map(side).collect()).collect();
-        let factors = adapter.factors(&base, &w);
-        let none = || {
-            let hint = "memory is planned for methods that add factors to a weight; `full` adds a whole one: 16 bytes a number";
-            Error::unsupported(format!("`{self}` has no normal form")).hint(hint)
-        };
-        let factors = factors.ok_or_else(none)?;
-        Ok(Footprint { params, gain: factors.gain.is_some() })
+        let gain = adapter.factors(&base, &w).map(|factors| factors.gain.is_some());
+        Ok(gain.map(|gain| Footprint { params, gain }))
     }
 }
 

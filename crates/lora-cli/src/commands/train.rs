@@ -118,8 +118,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let parts = Recipe::from_flags(&config.flags, VARIANTS)?;
         ways.iter_mut().for_each(|way| way.recipe = parts.clone().stored_as(&way.recipe));
     }
-    // A method that adds no factors has no plan; whatever else is wrong with it, attaching says.
-    let fit = if args.auto || ways.iter().all(|way| way.recipe.footprint().is_ok()) {
+    // A method that adds no factors has no plan.
+    let fit = if args.auto || ways[0].recipe.footprint()?.is_some() {
         let planners =
             planning::planners(&ways, checkpoint.as_ref(), &args.model, &config, (device, program))?;
         let load = Load::of_data(&data.samples, &training);

@@ -29,7 +29,7 @@ pub fn attaching_changes_nothing(recipe: &Recipe, _: &[Variant], case: &Case) ->
 /// Whether a gain is computed on a device, where the base's sum is rounded before its bias is added, and a gain's is not.
 fn gained(recipe: &Recipe, layer: &Linear) -> bool {
     let on_a_device = layer.base().device() != Device::Cpu;
-    on_a_device && layer.bias().is_some() && recipe.footprint().is_ok_and(|made| made.gain)
+    on_a_device && layer.bias().is_some() && matches!(recipe.footprint(), Ok(Some(made)) if made.gain)
 }
 
 /// The distance of two outputs, in roundings of the output and of the sum before its bias.

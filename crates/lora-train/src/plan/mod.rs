@@ -8,7 +8,7 @@ mod fit;
 
 use std::collections::BTreeMap;
 
-use lora_core::{AdapterConfig, LayerSize, Recipe, Result, master_kind};
+use lora_core::{AdapterConfig, Error, LayerSize, Recipe, Result, master_kind};
 use lora_model::{
     Checkpoint, EMBEDDING, Keep, ModelConfig, StepMemory, StepSize, has_bias, linear_shapes, step_memory,
     vectors_bytes,
@@ -86,7 +86,10 @@ impl Planner {
         let head = shapes.last().map(|(name, _)| name.clone());
         let chosen = adapter.select(&shapes, head.as_deref())?;
         let ranks: BTreeMap<&str, i64> = chosen.iter().map(|s| (s.name.as_str(), s.r)).collect();
-        let footprint = recipe.footprint()?;
+        let footprint = recipe.footprint()?.ok_or_else(|| {
+            let e = Error::unsupported(format!("the memory of `{recipe}` is not planned"));
+            e.hint("plans are for methods that add factors to a weight; a whole one takes 16 bytes a number more")
+        })?;
         let row = config.hidden_size.unsigned_abs() * kind.elt_size_in_bytes() as u64;
         let mapped = device == Device::Cpu && checkpoint.maps(EMBEDDING, kind) && !config.tie_word_embeddings;
         let looked_up = mapped.then_some(row);
