@@ -1,18 +1,17 @@
-//! `fed --deaths`: each start of the coordinator dies behind its first durable write, or, where a round gets no further by
-//! that, its second, third, ...: so behind every change of its state. What comes of it is what comes of an undisturbed
-//! run, in every bit.
+//! `fed --deaths`: every start of the coordinator dies behind its first durable write, or, while its stores hold what they
+//! held, behind its second, third, ...: so behind every change of state, and every write on the way to one. What comes of it
+//! is what comes of an undisturbed run, in every bit.
 
 use super::deployment::{Deployment, Isolation};
-use super::{CLIENTS, ROUNDS, Trial};
+use super::{ROUNDS, Trial};
 use crate::sh;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// After so many deaths in a round a start may write once more: what a start itself writes is no progress.
-const STUCK: usize = 12;
-const MOST: usize = 400;
+const MOST: usize = 1000;
 
 impl Trial {
     pub(super) fn deaths(&self) -> Result<()> {
@@ -24,43 +23,57 @@ impl Trial {
         .context("the coordinator is made to die by a small C library")?;
         let simulated = self.simulate("fedsvd", ROUNDS, &[])?;
         let mut flower = Deployment::start(&self.venv, &self.at("deaths"), Isolation::Process)?;
-        for client in CLIENTS {
-            let node = self.node(&flower, client, "ca.pem")?;
-            flower.register(client)?;
-            flower.spawn(client, node)?;
-        }
+        self.join(&mut flower, None)?;
         flower.submit("")?;
         let (out, log, died) =
             (self.at("undying"), flower.at("coordinator.log"), flower.at("coordinator.died"));
-        let mut deaths = 0;
-        let mut here = (0, 0);
-        while !out.join("adapter_model.safetensors").exists() {
-            let rounds =
-                fs::read_to_string(out.with_extension("rounds.jsonl")).unwrap_or_default().lines().count();
-            here = if here.0 == rounds { (rounds, here.1 + 1) } else { (rounds, 1) };
-            let writes = 1 + here.1 / STUCK;
+        let done = || out.join("adapter_model.safetensors").exists();
+        let (mut starts, mut changes, mut after, mut held) = (0, 0, 1, self.held(&out)?);
+        while !done() {
             let mut serve = self.serve(&flower, flower.address(), &out, ROUNDS);
-            serve.env("LD_PRELOAD", &shim).env("DIE_AFTER", writes.to_string()).env("DIE_LOG", &died);
+            serve.env("LD_PRELOAD", &shim).env("DIE_AFTER", after.to_string()).env("DIE_LOG", &died);
             let to = fs::OpenOptions::new().create(true).append(true).open(&log)?;
             let status = serve.stdin(Stdio::null()).stdout(to.try_clone()?).stderr(to).status()?;
-            if status.code().is_some() && !out.join("adapter_model.safetensors").exists() {
-                bail!("the coordinator ended by itself\n  hint: see {}", log.display());
+            starts += 1;
+            if (status.code().is_some() || starts == MOST) && !done() {
+                bail!(
+                    "the coordinator gave up, or was not done after {starts} starts\n  hint: see {}",
+                    log.display()
+                );
             }
-            deaths += 1;
-            if deaths > MOST {
-                bail!("no end after {MOST} deaths\n  hint: see {}", log.display());
-            }
+            let now = self.held(&out)?;
+            let changed = now != held;
+            (changes, after, held) =
+                (changes + usize::from(changed), if changed { 1 } else { after + 1 }, now);
         }
-        let mut files = BTreeMap::<String, usize>::new();
-        for name in fs::read_to_string(&died)?.lines() {
-            let partial = name.split_once(".partial-").map(|(file, _)| format!("{file}.partial"));
-            *files.entry(partial.unwrap_or_else(|| name.to_owned())).or_default() += 1;
-        }
-        let list: Vec<_> = files.iter().map(|(name, n)| format!("{name} {n}")).collect();
-        println!(
-            "{ROUNDS} rounds, {deaths} starts of the coordinator; it died behind a write of: {}",
-            list.join(", ")
-        );
+        println!("{ROUNDS} rounds, {starts} starts of the coordinator, {changes} changes of state");
+        println!("it died behind a write of: {}", by_file(&fs::read_to_string(&died)?));
         self.equal(&out.join("adapter_model.safetensors"), &simulated)
+    }
+
+    /// What the coordinator's stores hold, as a hash.
+    fn held(&self, out: &Path) -> Result<String> {
+        let mut python = Command::new(self.venv.join("bin/python"));
+        python.arg(sh::root().join("xtask/peers/store_content.py"));
+        sh::capture(python.args(["state", "flower"].map(|end| out.with_extension(end))))
+    }
+}
+
+/// How often each file comes, temporary ones without their numbers.
+fn by_file(names: &str) -> String {
+    let mut files = BTreeMap::<String, usize>::new();
+    for name in names.lines() {
+        let partial = name.split_once(".partial-").map(|(file, _)| format!("{file}.partial"));
+        *files.entry(partial.unwrap_or_else(|| name.to_owned())).or_default() += 1;
+    }
+    files.iter().map(|(name, n)| format!("{name} {n}")).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn writes_are_counted_by_file() {
+        let names = "run.state-wal\na.json.partial-7-0\nrun.state-wal\na.json.partial-8-0\n";
+        assert_eq!(super::by_file(names), "a.json.partial 2, run.state-wal 2");
     }
 }

@@ -28,11 +28,7 @@ impl Trial {
             let mut flower =
                 Deployment::start(&self.venv, &self.at(&format!("faults-{run}")), Isolation::Process)?;
             let network = Network::before(flower.address())?;
-            for client in CLIENTS {
-                let node = self.node_at(&flower, network.address(), client, "ca.pem")?;
-                flower.register(client)?;
-                flower.spawn(client, node)?;
-            }
+            self.join(&mut flower, Some(network.address()))?;
             flower.submit("")?;
             let serve =
                 |flower: &Deployment| -> Command { self.serve(flower, network.address(), &out, ROUNDS) };

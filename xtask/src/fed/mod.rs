@@ -192,16 +192,22 @@ impl Trial {
         Ok(node)
     }
 
+    /// Registers and starts the nodes of all clients, perhaps told another address of the SuperLink.
+    fn join(&self, flower: &mut Deployment, address: Option<&str>) -> Result<()> {
+        for client in CLIENTS {
+            let node = self.node_at(flower, address.unwrap_or(flower.address()), client, "ca.pem")?;
+            flower.register(client)?;
+            flower.spawn(client, node)?;
+        }
+        Ok(())
+    }
+
     /// Flower's own server app, a stock node, and two of ours.
     fn fedavg(&self) -> Result<()> {
         let simulated = self.simulate("fedit", ROUNDS, &["--idle", &format!("stock={IDLE}")])?;
         let mut flower = Deployment::start(&self.venv, &self.at("fedavg"), Isolation::Subprocess)?;
         self.strangers(&flower)?;
-        for client in CLIENTS {
-            let node = self.node(&flower, client, "ca.pem")?;
-            flower.register(client)?;
-            flower.spawn(client, node)?;
-        }
+        self.join(&mut flower, None)?;
         flower.stock_node()?;
         let out = flower.at("result.npz");
         let start = self.at("start/adapter_model.safetensors");
@@ -256,11 +262,7 @@ impl Trial {
     fn fedsvd(&self) -> Result<()> {
         let simulated = self.simulate("fedsvd", ROUNDS, &[])?;
         let mut flower = Deployment::start(&self.venv, &self.at("fedsvd"), Isolation::Process)?;
-        for client in CLIENTS {
-            let node = self.node(&flower, client, "ca.pem")?;
-            flower.register(client)?;
-            flower.spawn(client, node)?;
-        }
+        self.join(&mut flower, None)?;
         flower.submit("")?;
         let out = self.at("served");
         sh::run(&mut self.serve(&flower, flower.address(), &out, ROUNDS))?;
