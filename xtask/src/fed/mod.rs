@@ -27,7 +27,7 @@ pub(crate) struct Args {
     /// the same adapter, in every bit
     #[arg(long, group = "what", value_name = "N")]
     faults: Option<usize>,
-    /// The coordinator on Flower dies after every durable write that it makes: the same adapter, in every bit (Linux)
+    /// The coordinator on Flower dies behind every change of its state: the same adapter, in every bit (Linux)
     #[arg(long, group = "what")]
     deaths: bool,
     /// Every rule on four files of different kinds, beside all rows in one place and each client alone
