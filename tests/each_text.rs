@@ -4,6 +4,7 @@
 mod common;
 
 use std::path::Path;
+use std::sync::Mutex;
 
 use common::{llama_in, relative};
 use lora::model::{IGNORE, Llama, Model, Texts};
@@ -11,6 +12,9 @@ use lora::tch_ext::cuda::{here, seed};
 use lora::{AdapterConfig, Init, Param, Targets, VARIANTS, attach, each_text, params, recipe};
 use proptest::prelude::*;
 use tch::{Kind, Tensor};
+
+/// libtorch's generator is one for the whole process.
+static RANDOM: Mutex<()> = Mutex::new(());
 
 fn model(kind: Kind, folder: &str, variant: &str, config: &AdapterConfig) -> Llama {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(folder).join("model");
@@ -105,6 +109,7 @@ proptest! {
         rank in 1i64..5,
         number in 0i64..1000,
     ) {
+        let _alone = RANDOM.lock();
         seed(number);
         let config = AdapterConfig { r: rank, init: Init::Gaussian, ..AdapterConfig::default() };
         let model = model(Kind::Double, folder, variant, &config);
@@ -115,17 +120,21 @@ proptest! {
 /// As the federated rules want it that train B alone.
 #[test]
 fn of_what_trains_alone() {
+    let _alone = RANDOM.lock();
+    seed(7);
     for frozen in ["lora_A.weight", "lora_B.weight"] {
-        let model = model(Kind::Float, "qwen3", "dora", &AdapterConfig::default());
+        let model = model(Kind::Double, "qwen3", "dora", &AdapterConfig::default());
         for p in params(&model, "a").iter().filter(|p| p.name == frozen) {
             let _ = p.tensor.set_requires_grad(false);
         }
-        check(&model, &[5, 9, 2], 0, 2e-4, frozen);
+        check(&model, &[5, 9, 2], 0, 1e-9, frozen);
     }
 }
 
 #[test]
 fn in_half_precision() {
+    let _alone = RANDOM.lock();
+    seed(7);
     let model = model(Kind::BFloat16, "qwen3", "dora", &AdapterConfig::default());
     check(&model, &[12, 7, 20], 0, 0.05, "bf16");
 }
@@ -133,6 +142,8 @@ fn in_half_precision() {
 /// The head reads some rows only, and a full update has no factors: said, not guessed.
 #[test]
 fn what_cannot_be_done_is_said() {
+    let _alone = RANDOM.lock();
+    seed(7);
     let head = Targets::Names(vec!["q_proj".into(), "lm_head".into()]);
     let with_head = AdapterConfig { target_modules: head, ..AdapterConfig::default() };
     for (variant, config) in [("lora", with_head), ("full", AdapterConfig::default())] {
@@ -148,6 +159,8 @@ fn what_cannot_be_done_is_said() {
 /// Nothing stays switched on, even where the pass fails.
 #[test]
 fn it_ends_with_the_pass() {
+    let _alone = RANDOM.lock();
+    seed(7);
     let model = model(Kind::Float, "qwen3", "lora", &AdapterConfig::default());
     let all = params(&model, "a");
     let sinks: Vec<_> = all.iter().map(|p| (&p.tensor, p.tensor.unsqueeze(0).zeros_like())).collect();
