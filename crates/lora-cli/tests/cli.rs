@@ -245,6 +245,21 @@ fn from_training_to_the_merged_model() {
     }
 }
 
+/// Of one layer, by number; what is written names its modules, so that it is read back as it was meant.
+#[test]
+fn only_some_layers_train() {
+    let bench = Bench::new();
+    for variant in ["lora", "full"] {
+        bench.lora(&format!("{TRAIN} --overwrite --variant {variant} --layers 1 --rank 4")).ok();
+        let inspected = json(&bench.lora("inspect out --json").ok());
+        let modules = inspected["modules"].as_array().unwrap();
+        let name = |m: &Value| m["name"].as_str().unwrap_or_default().to_owned();
+        assert_eq!(modules.len(), 7, "{modules:?}");
+        assert!(modules.iter().all(|m| name(m).contains("layers.1.")), "{modules:?}");
+        bench.lora("eval --model model --adapter out --data data.jsonl --max-tokens 0 --json").ok();
+    }
+}
+
 /// A plan is made without the weights; a setting that is chosen for memory learns the same.
 #[test]
 fn what_is_planned_and_chosen() {
