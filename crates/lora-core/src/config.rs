@@ -116,7 +116,7 @@ impl AdapterConfig {
         for layer in layers.iter().filter(|layer| **layer < 0) {
             ensure(false, format!("`layers_to_transform` holds {layer}: layers count from 0"));
         }
-        // PEFT's own two rules; without them it would not load what we write. All layers are written by name.
+        // PEFT's own two rules; without them it would not load what we write. `AllLinear` is written by name.
         let by_name = !matches!(self.target_modules, Targets::Regex(_));
         let by_layer = self.layers_to_transform.is_some() || !self.layers_pattern.is_empty();
         ensure(by_name || !by_layer, "`layers_to_transform` needs `target_modules` to be a list".to_owned());

@@ -144,6 +144,10 @@ impl Fields {
             .filter(|t| !matches!(t, Targets::Regex(p) if p.is_empty()));
         config.layers_to_transform =
             self.get("layers_to_transform", "a layer or a list of layers", layers).filter(|l| !l.is_empty());
+        // PEFT's rule. In a program they go together: what is written then names the modules.
+        if config.target_modules == Targets::AllLinear && config.layers_to_transform.is_some() {
+            self.malformed.push("`layers_to_transform` needs `target_modules` to be a list".to_owned());
+        }
         config.layers_pattern =
             self.get("layers_pattern", "a name or a list of names", string_or_list).unwrap_or_default();
         config.rank_pattern = self
