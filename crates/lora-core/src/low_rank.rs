@@ -83,16 +83,16 @@ impl Adapter for LowRank {
         Some(Factors { a, b, scale, dropout, copies, gain: None })
     }
 
-    /// `‖W + sBA‖² = ‖W‖² + 2s (W Aᵀ) ∘ B + s² (B (A Aᵀ)) ∘ B`, summed over rows: nothing of size
-    /// `[out, in]` is built, and `‖W‖²` is the storage's own cached one.
+    /// `‖W + sBA‖² = ‖W‖² + s (2 W Aᵀ + B (s A Aᵀ)) ∘ B`, summed over rows: nothing of size `[out, in]` is built,
+    /// and `‖W‖²` is the storage's own cached one.
     fn row_norms(&self, base: &dyn BaseWeight, w: &Tensor) -> Tensor {
         tch::no_grad(|| {
-            let sum = |t: Tensor| t.sum_dim_intlist([1i64].as_slice(), false, None::<Kind>);
             let wa = self.b.empty_like();
-            gemm(&[Sum::new(vec![Product::transposed(w, &self.a.to_kind(w.kind()))], &wa)]);
-            let cross = sum(wa * &self.b) * (2.0 * self.scale);
-            let own = sum(self.b.matmul(&self.a.matmul(&self.a.tr())) * &self.b) * self.scale.powi(2);
-            (base.row_norms_sq() + cross + own).clamp_min(0.0).sqrt()
+            let a = self.a.to_kind(w.kind());
+            gemm(&[Sum { scale: 2.0, ..Sum::new(vec![Product::transposed(w, &a)], &wa) }]);
+            let own = self.b.matmul(&(self.a.matmul(&self.a.tr()) * self.scale));
+            let update = ((wa + own) * &self.b).sum_dim_intlist([1i64].as_slice(), false, None::<Kind>);
+            (base.row_norms_sq() + update * self.scale).clamp_min_(0.0).sqrt_()
         })
     }
 }

@@ -59,9 +59,8 @@ impl Dora {
     /// `m / ‖V‖`, and its slope in m; a row of zeros, which has no direction, is left alone.
     fn gain(&self, norms: &Tensor) -> (Tensor, Tensor) {
         let zero = norms.eq(0.0);
-        let safe = norms.masked_fill(&zero, 1.0);
-        let value = (&self.magnitude / &safe).where_self(&zero.logical_not(), &norms.ones_like());
-        (value, safe.reciprocal().masked_fill(&zero, 0.0))
+        let norms = norms.masked_fill(&zero, f64::INFINITY);
+        (&self.magnitude / &norms + zero, norms.reciprocal())
     }
 }
 

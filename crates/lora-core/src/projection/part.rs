@@ -30,11 +30,15 @@ pub(super) struct Low {
 pub(super) struct Kept {
     pub(super) value: Tensor,
     pub(super) slope: Tensor,
-    /// The layer's output after the gain, which the layer's reader often keeps anyway; or before it, since a gain
-    /// of 0 cannot be divided by, and a large bias would swamp it.
+    /// The layer's output after the gain, which the layer's reader often keeps anyway; or before it, where a large
+    /// bias would swamp it, or a small gain leave nothing of it in f16.
     pub(super) y: Option<Tensor>,
     pub(super) before: bool,
 }
+
+/// What a smaller gain is taken for where the output after it is divided by it: nobody sees it in a sum, and a power of
+/// two gives back what it was multiplied with. To ask whether a gain is 0 would have a GPU waited for in each layer.
+const LEAST_GAIN: f64 = 1.0 / (1u64 << 60) as f64;
 
 impl Low {
     pub(super) fn new(
@@ -56,11 +60,12 @@ impl Low {
             first,
             rank: mine,
             mask: drops.then(|| x.empty_like().bernoulli_float_(keep) / keep),
-            gain: f.gain.as_ref().map(|g| Kept {
-                before: backward && (bias.is_some() || g.value.eq(0.0).any().int64_value(&[]) != 0),
-                value: g.value.shallow_clone(),
-                slope: g.slope.shallow_clone(),
-                y: None,
+            gain: f.gain.as_ref().map(|g| {
+                let before = backward && (bias.is_some() || x.kind() == Kind::Half);
+                let divided = backward && !before;
+                let least = |g: &Tensor| g.masked_fill(&g.abs().lt(LEAST_GAIN), LEAST_GAIN);
+                let value = if divided { least(&g.value) } else { g.value.shallow_clone() };
+                Kept { before, value, slope: g.slope.shallow_clone(), y: None }
             }),
         }
     }
