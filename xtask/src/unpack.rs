@@ -11,7 +11,7 @@ pub(crate) fn unpack(wheel: &Path, into: &Path, place: &dyn Fn(&str) -> Option<S
     let shown = wheel.display();
     let file = File::open(wheel).with_context(|| format!("cannot open {shown}"))?;
     let mut zip =
-        zip::ZipArchive::new(BufReader::new(file)).with_context(|| format!("{shown} is no wheel"))?;
+        zip::ZipArchive::new(BufReader::new(file)).with_context(|| format!("{shown} is no zip file"))?;
     let (mut wanted, mut bytes) = (Vec::new(), 0);
     for index in 0..zip.len() {
         let entry = zip.by_index(index).with_context(|| format!("{shown}, entry {index}"))?;

@@ -10,7 +10,7 @@ use crate::bench;
 use anyhow::Result;
 use serde_json::Value;
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The learning rate of each set and variant, and all that were tried.
 pub(crate) fn rates(plan: &Plan, ended: &[Ended]) -> (BTreeMap<(String, String), f64>, Vec<Tried>) {
@@ -91,7 +91,7 @@ pub(crate) fn comparison(
         name: plan.name.clone(),
         command,
         date: bench::today()?,
-        machine: bench::cpu(),
+        machine: machines(ended),
         model: groups.first().map_or(String::new(), |g| {
             g.settings.model.path.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned())
         }),
@@ -107,6 +107,16 @@ pub(crate) fn comparison(
         comparison.cells.extend(cells);
     }
     Ok(comparison)
+}
+
+/// Of the runs; they may have come from several.
+fn machines(ended: &[Ended]) -> String {
+    let of = |e: &Ended| {
+        let (found, _) = e.outcome.as_ref().ok()?;
+        Some(found["machine"].as_str().map_or_else(bench::cpu, str::to_owned))
+    };
+    let all: BTreeSet<String> = ended.iter().filter_map(of).collect();
+    if all.is_empty() { bench::cpu() } else { all.into_iter().collect::<Vec<_>>().join("; ") }
 }
 
 fn one_set(part: &Parts, groups: &[&Group]) -> (Set, Vec<Cell>) {

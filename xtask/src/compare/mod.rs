@@ -1,6 +1,9 @@
 //! `compare`: methods, ranks and seeds trained alike, judged on rows that none of them saw, with what each costs.
 
 mod assemble;
+mod carry;
+#[cfg(test)]
+mod carry_tests;
 mod foresee;
 mod gather;
 mod jobs;
@@ -42,6 +45,13 @@ pub(crate) struct Args {
     /// Only write the report of what has run so far
     #[arg(long, conflicts_with = "dry_run")]
     report: bool,
+    /// First take the finished runs that are in FILE (`--save`, perhaps elsewhere); speeds are then those of their
+    /// machines
+    #[arg(long, value_name = "FILE")]
+    load: Vec<PathBuf>,
+    /// In the end put all finished runs of the plan into FILE, a zip, for `--load`; no text of the data is in it
+    #[arg(long, value_name = "FILE", conflicts_with = "dry_run")]
+    save: Option<PathBuf>,
     #[command(flatten)]
     peers: peers::Args,
 }
@@ -70,6 +80,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     fs::create_dir_all(&home).with_context(|| home.display().to_string())?;
     // A report of what is there disturbs nobody.
     let _lock = if args.report { None } else { Some(cache::lock(&home.join("lock"))?) };
+    let runs = sh::root().join("target/compare/runs");
+    for file in &args.load {
+        println!("{} runs taken from {}", carry::load(file, &runs)?, file.display());
+    }
     let parts =
         plan.data.iter().map(|data| split::split(data, &home.join("data"))).collect::<Result<Vec<_>>>()?;
     let sets = parts.iter().map(|p| Ok((p.name.clone(), Files::of(p)?))).collect::<Result<Vec<_>>>()?;
@@ -81,13 +95,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let python = if plan.peers.is_empty() { None } else { Some(peers::python(&args.peers)?) };
     let general = sh::root().join("xtask/data/general.jsonl");
     let threads = threads(args.jobs);
-    let runner = Runner { lora, threads, runs: sh::root().join("target/compare/runs"), general, python };
+    let runner = Runner { lora, threads, runs, general, python };
 
     let (floors, tuning) = (grid.floors(), grid.tuning());
     let left = floors.len() + tuning.len() + grid.grid(|_, _| 1.0).len();
     let progress = Progress::new(&runner, args, left);
     let mut ended = progress.work(&floors);
-    let (rates, tried) = assemble::rates(&plan, &progress.work(&tuning));
+    let tuning = progress.work(&tuning);
+    let (rates, tried) = assemble::rates(&plan, &tuning);
     let rate = |set: &str, variant: &str| {
         rates.get(&(set.to_owned(), variant.to_owned())).copied().unwrap_or(plan.learning_rates[0])
     };
@@ -98,6 +113,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let comparison = assemble::comparison(&plan, &text, command, &parts, &ended, tried)?;
     report::write(&comparison, &home)?;
+    if let Some(file) = &args.save {
+        let all: Vec<_> = ended.iter().chain(&tuning).collect();
+        println!("{} runs saved in {}", carry::save(&all, file)?, file.display());
+    }
     let failed = ended.iter().filter(|e| e.outcome.is_err()).count();
     println!("{}", report::summary(&comparison));
     println!("report    {}", home.join("report.html").display());

@@ -3,7 +3,7 @@
 
 use super::plan::{FULL, NONE};
 use super::split::Parts;
-use crate::{cache, sh};
+use crate::{bench, cache, sh};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -257,7 +257,9 @@ impl Runner {
         }
         let script: Vec<_> = commands.iter().map(|(_, command)| sh::show(command)).collect();
         fs::write(dir.join("run.sh"), script.join("\n") + "\n")?;
-        let mut result = json!({ "settings": settings, "commands": script, "threads": self.threads });
+        let machine = bench::cpu();
+        let mut result =
+            json!({ "settings": settings, "commands": script, "threads": self.threads, "machine": machine });
         let log = File::create(dir.join("log.txt"))?;
         for (name, command) in &mut commands {
             match one(command, &log) {

@@ -2,6 +2,7 @@
 
 use tch::Kind;
 
+use super::part::before;
 use crate::weight::master_kind;
 
 /// A linear layer, as far as memory goes.
@@ -55,7 +56,7 @@ impl Held {
             backward += if l.dropout { x } else { 0 };
             backward += if l.gain { y } else { 0 };
             kept += if l.gain { y } else { 0 };
-            returned += if l.gain && !l.bias && !onto { y } else { 0 };
+            returned += if l.gain && !before(l.bias, kind) && !onto { y } else { 0 };
         }
         // What comes back through a mask, and with it.
         let masked = layers.iter().find(|l| l.dropout);

@@ -30,8 +30,7 @@ pub(super) struct Low {
 pub(super) struct Kept {
     pub(super) value: Tensor,
     pub(super) slope: Tensor,
-    /// The layer's output after the gain, which the layer's reader often keeps anyway; or before it, where a large
-    /// bias would swamp it, or a small gain leave nothing of it in f16.
+    /// The layer's output after the gain, which the layer's reader often keeps anyway; or before it: see [`before`].
     pub(super) y: Option<Tensor>,
     pub(super) before: bool,
 }
@@ -39,6 +38,12 @@ pub(super) struct Kept {
 /// What a smaller gain is taken for where the output after it is divided by it: nobody sees it in a sum, and a power of
 /// two gives back what it was multiplied with. To ask whether a gain is 0 would have a GPU waited for in each layer.
 const LEAST_GAIN: f64 = 1.0 / (1u64 << 60) as f64;
+
+/// Whether backward keeps a layer's output before its gain: after it a large bias would swamp it, or a small gain leave
+/// nothing of it in f16.
+pub(super) fn before(bias: bool, kind: Kind) -> bool {
+    bias || kind == Kind::Half
+}
 
 impl Low {
     pub(super) fn new(
@@ -61,7 +66,7 @@ impl Low {
             rank: mine,
             mask: drops.then(|| x.empty_like().bernoulli_float_(keep) / keep),
             gain: f.gain.as_ref().map(|g| {
-                let before = backward && (bias.is_some() || x.kind() == Kind::Half);
+                let before = backward && before(bias.is_some(), x.kind());
                 let divided = backward && !before;
                 let least = |g: &Tensor| g.masked_fill(&g.abs().lt(LEAST_GAIN), LEAST_GAIN);
                 let value = if divided { least(&g.value) } else { g.value.shallow_clone() };

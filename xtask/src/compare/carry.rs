@@ -1,0 +1,130 @@
+//! Finished runs in one file: half of a plan done on another machine, or the figures behind a document.
+//!
+//! A zip of `HASH/result.json`, `HASH/adapter.metrics.jsonl` and `HASH/rows.jsonl`, all that a report needs. No text of
+//! the data is in it: answers are left out, a row keeps its labels and whether it was right.
+
+use super::gather::Ended;
+use crate::{bench, cache, sh, unpack};
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+use zip::write::SimpleFileOptions;
+
+const RESULT: &str = "result.json";
+const FILES: [&str; 3] = [RESULT, "adapter.metrics.jsonl", "rows.jsonl"];
+
+/// Writes the runs that did not fail; how many.
+pub(crate) fn save(ended: &[&Ended], to: &Path) -> Result<usize> {
+    let partial = to.with_extension("partial");
+    let shown = to.display();
+    let mut zip =
+        zip::ZipWriter::new(File::create(&partial).with_context(|| format!("cannot write {shown}"))?);
+    let mut runs = 0;
+    for (found, dir) in ended.iter().filter_map(|e| e.outcome.as_ref().ok()) {
+        let hash = dir.file_name().context("a run's folder has a name")?.to_string_lossy();
+        for name in FILES {
+            let text = match name {
+                RESULT => result(found)?,
+                _ => fs::read_to_string(dir.join(name)).unwrap_or_default(),
+            };
+            let lines = |of: fn(&mut Value)| -> Result<String> {
+                let line = |line: &str| -> Result<String> {
+                    let mut value = serde_json::from_str(line).with_context(|| format!("{hash}/{name}"))?;
+                    of(&mut value);
+                    Ok(format!("{value}\n"))
+                };
+                text.lines().map(line).collect()
+            };
+            let text = match name {
+                "rows.jsonl" => lines(row)?,
+                "adapter.metrics.jsonl" => lines(step)?,
+                _ => text,
+            };
+            zip.start_file(format!("{hash}/{name}"), SimpleFileOptions::default())?;
+            zip.write_all(text.as_bytes()).with_context(|| format!("cannot write {shown}"))?;
+        }
+        runs += 1;
+    }
+    zip.finish().with_context(|| format!("cannot write {shown}"))?.sync_all()?;
+    fs::rename(&partial, to).with_context(|| format!("cannot write {shown}"))?;
+    Ok(runs)
+}
+
+/// Without the folders of this machine, with its name.
+fn result(found: &Value) -> Result<String> {
+    let mut found = found.clone();
+    if found["machine"].is_null() {
+        found["machine"] = json!(bench::cpu());
+    }
+    let caches = cache::dir()?.display().to_string();
+    let root = format!("{}/", sh::root().display());
+    for command in found["commands"].as_array_mut().into_iter().flatten() {
+        let text = command.as_str().unwrap_or_default();
+        *command = json!(text.replace(&caches, "CACHE").replace(&root, ""));
+    }
+    Ok(serde_json::to_string(&found)?)
+}
+
+fn row(row: &mut Value) {
+    if let Some(row) = row.as_object_mut() {
+        row.remove("answer");
+        // Which labels there were is asked for, what each scored is summed up already.
+        for score in row.get_mut("scores").and_then(Value::as_object_mut).into_iter().flatten() {
+            *score.1 = json!(0);
+        }
+    }
+}
+
+/// The layers' gradient norms, for a picture, to four digits: they are most of what there is.
+fn step(step: &mut Value) {
+    for norm in step["grad_norms"].as_array_mut().into_iter().flatten() {
+        if let Some(rounded) = norm.as_f64().and_then(|n| format!("{n:.3e}").parse::<f64>().ok()) {
+            *norm = json!(rounded);
+        }
+    }
+}
+
+/// Puts the runs of `from` among `runs`, but those that are there; how many were put.
+pub(crate) fn load(from: &Path, runs: &Path) -> Result<usize> {
+    fs::create_dir_all(runs).with_context(|| runs.display().to_string())?;
+    let staging = runs.join(format!(".loading-{}", std::process::id()));
+    cache::remove(&staging)?;
+    let put = stage(from, &staging).and_then(|()| place(from, &staging, runs));
+    cache::remove(&staging)?;
+    put
+}
+
+fn stage(from: &Path, staging: &Path) -> Result<()> {
+    let known = |name: &str| {
+        let (hash, file) = name.split_once('/')?;
+        let hash_like = hash.len() == 16 && hash.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        (hash_like && FILES.contains(&file)).then(|| name.to_owned())
+    };
+    if unpack::unpack(from, staging, &known)? == 0 {
+        bail!("{} holds no runs: it should be a file that `compare --save` wrote", from.display());
+    }
+    Ok(())
+}
+
+fn place(from: &Path, staging: &Path, runs: &Path) -> Result<usize> {
+    let staged = fs::read_dir(staging)?.collect::<std::io::Result<Vec<_>>>()?;
+    for dir in &staged {
+        let text = fs::read_to_string(dir.path().join(RESULT)).unwrap_or_default();
+        if !serde_json::from_str(&text).is_ok_and(|v: Value| v.is_object()) {
+            bail!("{}: {} has no result that can be read", from.display(), dir.file_name().display());
+        }
+    }
+    let mut put = 0;
+    for dir in staged {
+        let home = runs.join(dir.file_name());
+        if home.join(RESULT).exists() {
+            continue;
+        }
+        cache::remove(&home)?;
+        fs::rename(dir.path(), &home).with_context(|| home.display().to_string())?;
+        put += 1;
+    }
+    Ok(put)
+}

@@ -1,0 +1,89 @@
+//! Runs that are saved and loaded give the report that they gave, and nothing else gets in.
+
+use super::gather::{self, Ended};
+use super::jobs::tests::{grid, plan};
+use super::{carry, run::Settings};
+use serde_json::{Value, json};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+fn settings() -> Settings {
+    let plan = plan("variants = ['lora']\nranks = [8]\nlearning_rates = [1e-3]\nseeds = [1]");
+    grid(&plan).grid(|_, _| 1e-3).remove(0).settings
+}
+
+/// A finished run in `runs`, as `Runner::run` leaves it.
+fn finished(runs: &Path) -> (Ended, PathBuf) {
+    let settings = settings();
+    let dir = runs.join(settings.hash());
+    fs::create_dir_all(&dir).unwrap();
+    let root = crate::sh::root().display().to_string();
+    let found = json!({
+        "settings": settings, "commands": [format!("lora train --data {root}/target/x.jsonl")],
+        "machine": "elsewhere", "eval": { "loss": 0.5, "labels": { "accuracy": 0.5 } },
+    });
+    fs::write(dir.join("result.json"), found.to_string()).unwrap();
+    let steps = "{\"event\":\"step\",\"loss\":1.25,\"grad_norm\":0.123456789,\"seconds\":2,\"tokens\":10,\
+                 \"grad_norms\":[0.123456789,0]}\n{\"event\":\"end\"}\n";
+    fs::write(dir.join("adapter.metrics.jsonl"), steps).unwrap();
+    let rows = "{\"line\":1,\"reference\":\"a\",\"answer\":\"SECRET\",\"right\":false,\"label\":\"a\",\"scores\":{\"a\":-1.5,\"b\":-2}}\n\
+                {\"line\":2,\"reference\":\"a\",\"answer\":\"SECRET\",\"right\":false,\"label\":\"b\",\"scores\":{\"a\":-3,\"b\":-2}}\n";
+    fs::write(dir.join("rows.jsonl"), rows).unwrap();
+    (Ended { settings, outcome: Ok((found, dir.clone())) }, dir)
+}
+
+#[test]
+fn what_was_saved_is_read_alike_elsewhere() {
+    let here = tempfile::tempdir().unwrap();
+    let (ended, dir) = finished(&here.path().join("runs"));
+    let failed = Ended { settings: settings(), outcome: Err("killed".into()) };
+    let file = here.path().join("runs.zip");
+    assert_eq!(carry::save(&[&ended, &failed], &file).unwrap(), 1);
+    assert!(!here.path().join("runs.partial").exists());
+
+    let there = here.path().join("elsewhere/runs");
+    assert_eq!(carry::load(&file, &there).unwrap(), 1);
+    assert_eq!(carry::load(&file, &there).unwrap(), 0, "what is there stays");
+    let home = there.join(ended.settings.hash());
+    let text = |name: &str| fs::read_to_string(home.join(name)).unwrap();
+    assert!(!text("rows.jsonl").contains("SECRET"));
+    let found: Value = serde_json::from_str(&text("result.json")).unwrap();
+    assert_eq!(found["machine"], "elsewhere");
+    assert_eq!(found["commands"][0], "lora train --data target/x.jsonl");
+
+    let (before, _) = ended.outcome.as_ref().unwrap();
+    let (a, b) = (gather::read(&ended.settings, before, &dir), gather::read(&ended.settings, &found, &home));
+    let (a, b) = (a.unwrap(), b.unwrap());
+    assert_eq!((a.measures, a.right, a.labels), (b.measures, b.right, b.labels));
+    assert_eq!((b.steps[0].loss, b.steps[0].gradient, b.steps.len()), (1.25, 0.123_456_789, 1));
+    assert_eq!(b.layers, [[0.1235, 0.0]]);
+    let others: Vec<_> = fs::read_dir(&there).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(others, [home.file_name().unwrap()], "nothing else is left behind");
+}
+
+#[test]
+fn a_file_of_another_kind_is_refused_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, runs) = (dir.path().join("x.zip"), dir.path().join("runs"));
+    let refused = |words: &str| {
+        let error = format!("{:#}", carry::load(&file, &runs).unwrap_err());
+        assert!(error.contains(words), "{error}");
+        assert_eq!(fs::read_dir(&runs).unwrap().count(), 0);
+    };
+    refused("x.zip");
+    fs::write(&file, "no zip").unwrap();
+    refused("is no zip file");
+    let zip = |entries: &[(&str, &str)]| {
+        let mut zip = zip::ZipWriter::new(File::create(&file).unwrap());
+        for (name, text) in entries {
+            zip.start_file(*name, zip::write::SimpleFileOptions::default()).unwrap();
+            zip.write_all(text.as_bytes()).unwrap();
+        }
+        zip.finish().unwrap();
+    };
+    zip(&[("../../0123456789abcdef/result.json", "{}"), ("0123456789abcdef/run.sh", "rm"), ("x", "")]);
+    refused("holds no runs");
+    zip(&[("0123456789abcdef/result.json", "{}"), ("fedcba9876543210/result.json", "half a")]);
+    refused("fedcba9876543210 has no result");
+}
