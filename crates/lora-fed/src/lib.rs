@@ -16,7 +16,10 @@ pub mod aggregate;
 pub mod engine;
 #[cfg(feature = "flower")]
 pub mod flower;
+mod hex;
 pub mod privacy;
+#[cfg(any(feature = "flower", feature = "secagg"))]
+mod private_file;
 #[cfg(feature = "secagg")]
 pub mod secagg;
 #[cfg(feature = "engine")]

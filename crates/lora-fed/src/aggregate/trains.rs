@@ -24,6 +24,7 @@ impl Trains {
     }
 
     /// By that name.
+    #[cfg(feature = "flower")]
     pub(crate) fn parse(name: &str) -> Result<Self> {
         let all = [Self::All, Self::A, Self::B];
         let found = all.into_iter().find(|trains| trains.name() == name);

@@ -9,7 +9,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 type Scale = Box<dyn Fn(&str, i64) -> f64 + Send>;
 
@@ -31,6 +31,9 @@ pub struct Round {
     pub round: u64,
     /// Those that were asked, in their order.
     pub clients: Vec<Told>,
+    /// Why nothing was learnt, if so: the round counts, and the model is as before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lost: Option<String>,
 }
 
 /// What came of a client's part.
@@ -106,7 +109,7 @@ impl Federation {
                 .hint("nothing was changed: the round can be tried again"));
         }
         self.put_together(rule, uploads)?;
-        Ok(Round { round: number, clients })
+        Ok(Round { round: number, clients, lost: None })
     }
 
     pub(super) fn rule(&self, round: u64) -> Rule {
@@ -230,6 +233,23 @@ impl Federation {
             (Some(upload), _) => Ok(upload),
             (None, refusal) => Err(Error::data(refusal.map_or_else(String::new, |r| r.why))),
         }
+    }
+
+    /// Puts together what all learnt in the mean: `mean` has the numbers of the tensors that clients send, one tensor after
+    /// another.
+    pub(super) fn move_by(&mut self, rule: Rule, mean: &[f64]) -> Result<()> {
+        let mut next: BTreeMap<String, Tensor> = self.model.share().adapter;
+        let mut rest = mean;
+        let (_, sends) = rule.trains();
+        for (name, before) in self.model.adapter.iter().filter(|(name, _)| sends.holds(name)) {
+            let (mine, others) = rest.split_at(before.numel().min(rest.len()));
+            let moved = Tensor::from_slice(mine).view(before.size().as_slice()).to_device(before.device());
+            let wide = before.to_kind(Kind::Double) + moved;
+            next.insert(name.clone(), wide.to_kind(before.kind()));
+            rest = others;
+        }
+        let whole = upload("all", 1.0, &next, &self.scale)?;
+        self.put_together(rule, vec![whole])
     }
 
     pub(super) fn put_together(&mut self, rule: Rule, uploads: Vec<Upload>) -> Result<()> {

@@ -11,6 +11,8 @@ mod flower;
 mod model;
 mod private;
 mod process;
+#[cfg(feature = "secagg")]
+mod secure;
 mod settings;
 mod state;
 
@@ -24,6 +26,8 @@ pub use federation::{Federation, Round, Told};
 pub use flower::{Joined, Server};
 pub use model::Model;
 pub use process::{InProcess, Worker};
+#[cfg(feature = "secagg")]
+pub use secure::{Claims, Coordinator, Parties};
 pub use settings::{Settings, Weights};
 
 /// What a client is asked for.
@@ -58,6 +62,15 @@ pub struct Reply {
     pub metrics: BTreeMap<String, f64>,
 }
 
+/// A message of a protocol between a coordinator and its clients, which the engine carries and does not read.
+#[derive(Debug)]
+pub struct Letter {
+    /// What it says.
+    pub bytes: Vec<u8>,
+    /// What is to be trained before it is answered.
+    pub task: Option<Task>,
+}
+
 /// A way to reach clients.
 pub trait Engine {
     /// Those that can be asked now, by the names that the engine knows them by: never by what they say of themselves.
@@ -72,7 +85,17 @@ pub trait Engine {
     /// What ends the run; what ends one client's part is in its own result.
     fn run(&mut self, tasks: Vec<(String, Task)>) -> Result<Vec<(String, Result<Reply>)>>;
 
-    /// What came of the last tasks is safe: the engine may forget the replies. Until then, the same tasks give the same
+    /// Carries letters: the answer to each, in their order. A client that goes down between two letters may have forgotten
+    /// the first.
+    ///
+    /// # Errors
+    /// [`Error::unsupported`] by an engine that carries tasks alone; what it meets.
+    fn exchange(&mut self, letters: Vec<(String, Letter)>) -> Result<Vec<(String, Result<Vec<u8>>)>> {
+        let _ = letters;
+        Err(Error::unsupported("this engine carries no letters"))
+    }
+
+    /// What came of the last tasks and letters is safe: the engine may forget the replies. Until then, the same tasks give the same
     /// replies, after a crash too.
     ///
     /// # Errors

@@ -5,13 +5,11 @@
 //! answered. A client that is drawn and gives no good reply counts as one that learnt nothing. The coordinator sees single
 //! replies, and who was drawn: the bound is about whoever sees the model, the other clients among them.
 
-use super::model::upload;
 use super::{Engine, Federation, Round, Settings, Task, Weights};
 use crate::aggregate::Upload;
 use crate::privacy::Release;
 use lora_core::{Error, ErrorKind, Result};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
 impl Settings {
@@ -90,18 +88,9 @@ impl Federation {
             let numbers: Vec<f32> = Vec::try_from(learnt)?;
             step.add(*record, &numbers, 1.0)?;
         }
-        let mean = step.release()?;
-        let mut next: BTreeMap<String, Tensor> = self.model.share().adapter;
-        let mut rest = &mean[..];
-        for (name, before) in trained {
-            let (mine, others) = rest.split_at(before.numel().min(rest.len()));
-            let moved = Tensor::from_slice(mine).view(before.size().as_slice()).to_device(before.device());
-            next.insert(name.clone(), before + moved.to_kind(before.kind()));
-            rest = others;
-        }
-        let whole = upload("all", 1.0, &next, &self.scale)?;
-        self.put_together(rule, vec![whole])?;
-        Ok(Round { round: number, clients })
+        let mean: Vec<f64> = step.release()?.into_iter().map(f64::from).collect();
+        self.move_by(rule, &mean)?;
+        Ok(Round { round: number, clients, lost: None })
     }
 
     /// All that a round starts from.

@@ -1,6 +1,6 @@
 //! All clients in this process, for research and tests: the same bits every time.
 
-use super::{Engine, Reply, Task};
+use super::{Engine, Letter, Reply, Task};
 use lora_core::{Error, Result};
 
 /// Does clients' work: any client's, one after another.
@@ -18,6 +18,15 @@ pub trait Worker: Send {
     fn evaluate(&mut self, client: &str, task: &Task) -> Result<(f64, u64)> {
         let _ = (client, task);
         Err(Error::unsupported("no rows are held out here"))
+    }
+
+    /// What `client` answers to `letter`.
+    ///
+    /// # Errors
+    /// By a client that does not know what it is about; what ends its part.
+    fn answer(&mut self, client: &str, letter: &Letter) -> Result<Vec<u8>> {
+        let _ = (client, letter);
+        Err(Error::unsupported("this client answers no letters: it takes no part in secure rounds"))
     }
 }
 
@@ -47,21 +56,41 @@ impl<'a> Engine for InProcess<'a> {
     }
 
     fn run(&mut self, tasks: Vec<(String, Task)>) -> Result<Vec<(String, Result<Reply>)>> {
+        self.ask(tasks, |i, _| i, |worker, client, task| worker.train(client, task))
+    }
+
+    fn exchange(&mut self, letters: Vec<(String, Letter)>) -> Result<Vec<(String, Result<Vec<u8>>)>> {
+        // Always the same worker: it remembers the letters before.
+        let names = self.clients.clone();
+        let place = |i, client: &str| names.iter().position(|name| name == client).unwrap_or(i);
+        self.ask(letters, place, |worker, client, letter| worker.answer(client, letter))
+    }
+}
+
+impl<'a> InProcess<'a> {
+    /// Each question to the worker at its `place`, side by side.
+    fn ask<Q: Send, A: Send>(
+        &mut self,
+        questions: Vec<(String, Q)>,
+        place: impl Fn(usize, &str) -> usize,
+        answer: impl Fn(&mut dyn Worker, &str, &Q) -> Result<A> + Sync,
+    ) -> Result<Vec<(String, Result<A>)>> {
         if self.workers.is_empty() {
             return Err(Error::usage("there is nobody to do the clients' work"));
         }
         let count = self.workers.len();
-        let mut lists: Vec<Vec<(usize, String, Task)>> = (0..count).map(|_| Vec::new()).collect();
-        for (i, (client, task)) in tasks.into_iter().enumerate() {
-            lists[i % count].push((i, client, task));
+        let mut lists: Vec<Vec<(usize, String, Q)>> = (0..count).map(|_| Vec::new()).collect();
+        for (i, (client, question)) in questions.into_iter().enumerate() {
+            lists[place(i, &client) % count].push((i, client, question));
         }
-        let play = |worker: &mut Box<dyn Worker + 'a>, list: Vec<(usize, String, Task)>| -> Vec<_> {
-            let one = |(i, client, task): (usize, String, Task)| {
-                let reply = worker.train(&client, &task);
+        let play = |worker: &mut Box<dyn Worker + 'a>, list: Vec<(usize, String, Q)>| -> Vec<_> {
+            let one = |(i, client, question): (usize, String, Q)| {
+                let reply = answer(&mut **worker, &client, &question);
                 (i, client, reply)
             };
             list.into_iter().map(one).collect()
         };
+        let play = &play;
         let mut all = match &mut self.workers[..] {
             [one] => play(one, lists.swap_remove(0)),
             many => std::thread::scope(|scope| {

@@ -118,7 +118,7 @@ impl Federation {
         Ok(round)
     }
 
-    fn commit(&self, store: &mut Store, round: &Round) -> Result<()> {
+    pub(super) fn commit(&self, store: &mut Store, round: &Round) -> Result<()> {
         let report = serde_json::to_vec(round).map_err(|e| Error::internal(e.to_string()))?;
         let model = bytes_of(self)?;
         store.write(|changes| {
@@ -217,10 +217,10 @@ pub(super) fn bytes_of(federation: &Federation) -> Result<Vec<u8>> {
     encode(&federation.saved()?)
 }
 
-fn encode(value: &impl Serialize) -> Result<Vec<u8>> {
+pub(super) fn encode(value: &impl Serialize) -> Result<Vec<u8>> {
     postcard::to_allocvec(value).map_err(|e| Error::internal(e.to_string()))
 }
 
-fn decode<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> Result<T> {
+pub(super) fn decode<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> Result<T> {
     postcard::from_bytes(bytes).map_err(|e| Error::data(format!("the store's state cannot be read: {e}")))
 }

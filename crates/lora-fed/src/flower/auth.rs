@@ -3,8 +3,6 @@
 //! Each request carries the public key, the time, and an ECDSA-SHA256 signature of the time's text. The SuperLink
 //! takes it for about five minutes; the body is not signed, so all else rests on TLS.
 
-use std::fs::OpenOptions;
-use std::io::{Read, Write};
 use std::path::Path;
 
 use base64::Engine as _;
@@ -18,9 +16,7 @@ use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use super::ssh;
-
-/// A key file is small.
-const LONGEST: u64 = 64 * 1024;
+use crate::private_file;
 
 /// A node's private key, on P-256 or P-384.
 #[derive(Clone)]
@@ -94,16 +90,7 @@ impl NodeKey {
     /// # Errors
     /// If there is a file already, or it cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let mut options = OpenOptions::new();
-        options.write(true).create_new(true);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let write = |pem: &str| {
-            let mut file = options.open(path)?;
-            file.write_all(pem.as_bytes())?;
-            file.sync_all()
-        };
-        write(&self.to_pem()?).map_err(|e| Error::io("write the key", path, e))
+        private_file::write_new(path, &self.to_pem()?)
     }
 
     /// Reads a file.
@@ -111,18 +98,7 @@ impl NodeKey {
     /// # Errors
     /// If it cannot be read, is no key, or others may read it.
     pub fn load(path: &Path) -> Result<Self> {
-        let io = |e| Error::io("read the key", path, e);
-        let file = std::fs::File::open(path).map_err(io)?;
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            if file.metadata().map_err(io)?.permissions().mode() & 0o077 != 0 {
-                let e = Error::data("others may read this private key").at(path.display());
-                return Err(e.hint(format!("chmod 600 {}", path.display())));
-            }
-        }
-        let mut text = Zeroizing::new(String::new());
-        file.take(LONGEST).read_to_string(&mut text).map_err(io)?;
+        let text = private_file::read(path)?;
         Self::from_pem(&text).map_err(|e| e.at(path.display()))
     }
 

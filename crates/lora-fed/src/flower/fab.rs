@@ -7,8 +7,8 @@ use sha2::{Digest, Sha256};
 use toml::Table;
 
 use super::messages::{Fab, OneScalar, Scalar};
-use super::objects::hex;
 use super::values::{Value, Values};
+use crate::hex::hex;
 
 /// A project file is small.
 const PROJECT: u64 = 1 << 20;

@@ -24,6 +24,7 @@ use serde_json::ser::{CharEscape, Formatter, Serializer};
 use sha2::{Digest, Sha256};
 
 use super::messages::ObjectTree;
+use crate::hex::hex;
 
 /// Bytes of an array in one chunk.
 pub(crate) const CHUNK: usize = 5 * 1024 * 1024;
@@ -58,10 +59,6 @@ pub(crate) type Objects = IndexMap<String, Vec<u8>>;
 /// An object's id.
 pub(crate) fn id(object: &[u8]) -> String {
     hex(&Sha256::digest(object))
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// An object of this type, body and children; a child that comes twice is named once.

@@ -13,7 +13,7 @@ use super::messages::{
     PushAppMessagesResponse, PushObjectRequest, PushObjectResponse, PushTaskOutputRequest, Task,
 };
 use super::node::now;
-use super::objects::hex;
+use crate::hex::hex;
 
 /// The SuperLink's own id as a node.
 pub(crate) const SUPERLINK: u64 = 1;

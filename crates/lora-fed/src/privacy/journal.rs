@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::error::{PrivacyError, Result};
-use super::keys::hex;
+use crate::hex::hex;
 
 const MARK: &str = r#","sha256":""#;
 const HASH: usize = 64;

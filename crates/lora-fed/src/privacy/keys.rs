@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use super::error::{PrivacyError, Result};
+use crate::hex::hex;
 
 const SALT: &[u8] = b"lora-fed privacy 1";
 
@@ -114,11 +115,6 @@ impl StepKey {
 fn put(to: &mut Vec<u8>, field: &[u8]) {
     to.extend((field.len() as u64).to_le_bytes());
     to.extend(field);
-}
-
-/// Bytes in hexadecimal.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// A family of independent ChaCha20 generators, 2^64 of them, each from its beginning.

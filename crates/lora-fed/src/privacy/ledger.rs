@@ -14,8 +14,9 @@ use super::accountant::{Accountant, Accounting, steps_for};
 use super::budget::{Budget, Unit};
 use super::error::{PrivacyError, Result, require_delta, require_epsilon};
 use super::journal::Journal;
-use super::keys::{StepKey, hex};
+use super::keys::StepKey;
 use super::mechanism::Mechanism;
+use crate::hex::hex;
 
 /// The first line of a ledger.
 #[derive(Serialize, Deserialize)]

@@ -89,6 +89,11 @@ impl Client {
         Ok(Self { session, me, identity, entropy, stage: Stage::Joined })
     }
 
+    /// The round.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
     /// This party.
     pub fn me(&self) -> PartyId {
         self.me

@@ -110,6 +110,9 @@ pub enum SecAggError {
     /// The sum of all parties would not fit the ring.
     #[error("the grid does not fit: {0}")]
     Grid(String),
+    /// What a party must remember cannot be written down.
+    #[error("the log of rounds: {0}")]
+    Log(String),
     /// The operating system gave no randomness.
     #[error("the operating system gave no randomness")]
     Entropy,
@@ -144,7 +147,14 @@ impl SecAggError {
             Self::NonFinite(_) => "look for the step at which training left the finite range",
             Self::OutOfBound { .. } => "clip before encoding, or choose a larger bound",
             Self::Grid(_) => "lower the scale, the clip or the number of parties, or take the 64-bit ring",
+            Self::Log(_) => "no round is joined that could not be remembered",
             Self::Entropy => "try again when the system's generator is ready",
         }
+    }
+}
+
+impl From<SecAggError> for lora_core::Error {
+    fn from(e: SecAggError) -> Self {
+        Self::data(e.to_string()).hint(e.hint())
     }
 }

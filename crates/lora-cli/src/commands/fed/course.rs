@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
-use lora::fed::engine::{Engine, Federation, Model, Settings, Trains};
+use lora::fed::engine::{Coordinator, Engine, Federation, Model, Settings, Trains};
 use lora::fed::privacy::Release;
 use lora::fed::store::Store;
 use lora::train::Dataset;
@@ -15,6 +15,16 @@ use tch::Tensor;
 use super::log::Log;
 use crate::commands::say;
 use crate::commands::train::is_adapter_file;
+
+/// What the coordinator may see of a round.
+pub(super) enum Kind<'a> {
+    /// Every reply.
+    Plain,
+    /// Every reply; clients are drawn in private, of a population, and noise is added.
+    Private(&'a mut Release, &'a [String]),
+    /// The sum alone.
+    Secure(&'a Coordinator),
+}
 
 /// A federation with its store and its log.
 pub(super) struct Course {
@@ -67,18 +77,16 @@ impl Course {
         self.federation.dimension()
     }
 
-    /// One round, whose clients are drawn in private if there is a source for it, of a population.
-    pub(super) fn round(
-        &mut self,
-        engine: &mut dyn Engine,
-        private: Option<(&mut Release, &[String])>,
-    ) -> Result<Told> {
+    /// One round.
+    pub(super) fn round(&mut self, engine: &mut dyn Engine, kind: Kind<'_>) -> Result<Told> {
         let begin = Instant::now();
-        let round = match private {
-            Some((release, population)) => {
-                self.federation.private_round_in(&mut self.store, release, population, engine)?
+        let (federation, store) = (&mut self.federation, &mut self.store);
+        let round = match kind {
+            Kind::Plain => federation.round_in(store, engine)?,
+            Kind::Private(release, population) => {
+                federation.private_round_in(store, release, population, engine)?
             }
-            None => self.federation.round_in(&mut self.store, engine)?,
+            Kind::Secure(by) => federation.secure_round_in(store, by, engine)?,
         };
         Ok(Told { round, begin })
     }

@@ -67,6 +67,9 @@ impl Log {
             megabytes(|t| t.bytes_up),
             spent.map_or_else(String::new, |epsilon| format!("  epsilon {epsilon:.3}")),
         );
+        if let Some(why) = &round.lost {
+            say!("  the round is lost, and the model as before: {why}");
+        }
         for told in &round.clients {
             if let Some(why) = &told.refused {
                 say!("  {} does not count: {why}", told.client);

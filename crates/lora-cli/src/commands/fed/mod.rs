@@ -7,6 +7,7 @@ mod keys;
 mod link;
 mod log;
 mod node;
+mod secure;
 mod serve;
 mod simulate;
 

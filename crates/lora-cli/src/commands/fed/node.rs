@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use lora::Local;
-use lora::fed::engine::{Joined, Reply, Task, Worker};
+use lora::fed::engine::{Claims, Joined, Parties, Reply, Task, Worker};
 use lora::fed::flower::{Event, Limits, NodeKey, NodeOptions, serve};
 use lora::model::Keep;
 use lora::train::TrainConfig;
@@ -17,6 +17,7 @@ use super::course::beside;
 use super::federation::method;
 use super::link::LinkArgs;
 use super::log::told_here;
+use super::secure::SecureArgs;
 use crate::open::ModelArgs;
 use crate::privacy::{PrivacyArgs, hash_of, ledger_of};
 use crate::settings::{MethodArgs, TrainingArgs};
@@ -67,6 +68,8 @@ pub(crate) struct Args {
     proximal: Option<f64>,
     #[command(flatten)]
     privacy: PrivacyArgs,
+    #[command(flatten)]
+    secure: SecureArgs,
 }
 
 /// The name of the only client here.
@@ -87,6 +90,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         store: args.store.clone().unwrap_or_else(|| beside(&args.key, "store")),
         limits: Limits::default(),
     };
+    let secure = args.secure.read()?;
     let (checkpoint, tokenizer) = args.model.checkpoint()?;
     let read = |path| args.training.read(path, &tokenizer, checkpoint.config().max_positions);
     let data = read(&args.data)?;
@@ -113,7 +117,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             stop.store(true, Ordering::Relaxed);
         }
     };
-    serve(&options, &mut Joined::new(&mut Loud(local), HERE, &mut told), &stop)?;
+    let mut worker: Box<dyn Worker> = match (secure, &args.secure.party_key) {
+        (Some((directory, own)), Some(key)) => {
+            let claims = Claims::open(&beside(key, "rounds"))?;
+            Box::new(Parties::new(Loud(local), directory).with(HERE, own, claims)?)
+        }
+        _ => Box::new(Loud(local)),
+    };
+    serve(&options, &mut Joined::new(&mut *worker, HERE, &mut told), &stop)?;
     Ok(())
 }
 

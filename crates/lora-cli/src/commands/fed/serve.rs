@@ -5,14 +5,15 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use lora::fed::engine::{Engine, Server};
+use lora::fed::engine::{Coordinator, Engine, Server};
 use lora::fed::flower::{AppOptions, Limits, ServerApp};
 use lora::model::Keep;
 use lora::{Error, Local};
 
-use super::course::{Course, beside};
+use super::course::{Course, Kind, beside};
 use super::federation::{FederationArgs, OutArgs, method};
 use super::link::LinkArgs;
+use super::secure::SecureArgs;
 use crate::commands::say;
 use crate::open::ModelArgs;
 use crate::settings::{MethodArgs, TrainingArgs};
@@ -45,6 +46,8 @@ pub(crate) struct Args {
     method: MethodArgs,
     #[command(flatten)]
     training: TrainingArgs,
+    #[command(flatten)]
+    secure: SecureArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -53,6 +56,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let settings =
         args.federation.settings(format!("{} {}", args.out.out.display(), training.seed), training.seed)?;
     settings.check()?;
+    let secure = args.secure.read()?.map(|(directory, own)| Coordinator::new(own, directory)).transpose()?;
+    if secure.is_some() {
+        settings.check_secure()?;
+    }
     let (checkpoint, tokenizer) = args.model.checkpoint()?;
     let read = |path| args.training.read(path, &tokenizer, checkpoint.config().max_positions);
     let held_out = args.out.eval.as_deref().map(read).transpose()?;
@@ -78,7 +85,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut course = Course::begin(settings, start, &host, (&args.out.out, args.out.overwrite))?;
     say!("            waits for a run at {}", args.link.address);
     let mut engine = Server::new(ServerApp::acquire(&options)?, patience);
-    let result = rounds(args, &mut course, &mut engine, |course, told| {
+    let result = rounds(args, &mut course, &mut engine, secure.as_ref(), |course, told| {
         course.tell(told, &mut host, held_out.as_ref())
     });
     let app = engine.into_app();
@@ -96,6 +103,7 @@ fn rounds(
     args: &Args,
     course: &mut Course,
     engine: &mut Server,
+    secure: Option<&Coordinator>,
     mut tell: impl FnMut(&mut Course, super::course::Told) -> Result<()>,
 ) -> Result<()> {
     let wanted = course.settings().per_round.unwrap_or(0).max(course.settings().minimum);
@@ -107,7 +115,8 @@ fn rounds(
         let mut tries = 0;
         let told = loop {
             tries += 1;
-            match course.round(engine, None) {
+            let kind = secure.map_or(Kind::Plain, Kind::Secure);
+            match course.round(engine, kind) {
                 Ok(told) => break told,
                 Err(e) if tries < args.tries.max(1) => {
                     say!("round failed, and is tried again: {e}");

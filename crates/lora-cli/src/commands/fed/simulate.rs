@@ -11,9 +11,10 @@ use lora::model::Keep;
 use lora::train::{Dataset, TrainConfig};
 use lora::{Error, Local, Promise};
 
-use super::course::{Course, beside};
+use super::course::{Course, Kind, beside};
 use super::federation::{FederationArgs, OutArgs, method, ranked};
 use super::log::told_here;
+use super::secure::Cast;
 use crate::commands::say;
 use crate::open::ModelArgs;
 use crate::privacy::{PrivacyArgs, hash_of};
@@ -57,6 +58,9 @@ pub(crate) struct Args {
     method: MethodArgs,
     #[command(flatten)]
     training: TrainingArgs,
+    /// The coordinator sees sums alone, by the protocol that `serve --secure` speaks; with --weights equal
+    #[arg(long, help_heading = "Federation", conflicts_with = "client_epsilon")]
+    secure: bool,
     /// Bound what is learnt of any one client with all its rows: clipped and noised by the coordinator, with --weights equal
     #[arg(long, value_name = "EPSILON", help_heading = "Privacy", requires = "drawn")]
     client_epsilon: Option<f64>,
@@ -76,6 +80,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let run = format!("{} {}", args.out.out.display(), args.training.seed);
     let settings = args.federation.settings(run, args.training.seed)?;
     settings.check()?;
+    if args.secure {
+        settings.check_secure()?;
+    }
     let training = TrainConfig { proximal: args.proximal, ..args.training.train_config()? };
     training.check()?;
     if args.jobs == 0 || (args.jobs > 1 && (args.method.dropout > 0.0 || settings.rule == Rule::FedSa)) {
@@ -104,11 +111,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let idle: BTreeMap<_, _> = args.idle.iter().map(|(name, n)| (name.clone(), n.unsigned_abs())).collect();
     let names: Vec<String> = data.keys().chain(idle.keys()).cloned().collect();
     let mut release = args.release(&course, &names, &data)?;
+    let cast = if args.secure { Some(Cast::new(&names)?) } else { None };
     while course.goes_on() {
-        let players =
-            workers.iter_mut().map(|w| Box::new(Player(w, &idle)) as Box<dyn Worker + '_>).collect();
-        let told = course
-            .round(&mut InProcess::new(names.clone(), players), release.as_mut().map(|r| (r, &names[..])))?;
+        let players = workers.iter_mut().map(|w| Player(w, &idle));
+        let told = match (&cast, &mut release) {
+            (Some(cast), _) => {
+                let players = players.map(|player| cast.boxed(player)).collect::<Result<_>>()?;
+                course.round(&mut InProcess::new(names.clone(), players), Kind::Secure(cast.coordinator()))?
+            }
+            (None, release) => {
+                let players = players.map(|player| Box::new(player) as Box<dyn Worker + '_>).collect();
+                let kind = release.as_mut().map_or(Kind::Plain, |r| Kind::Private(r, &names));
+                course.round(&mut InProcess::new(names.clone(), players), kind)?
+            }
+        };
         course.tell(told, &mut workers[0], held_out.as_ref())?;
     }
     let own = course.settings().rule == Rule::FedSa;

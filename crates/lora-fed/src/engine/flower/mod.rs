@@ -4,6 +4,7 @@
 //! `server-round`. What is ours stands beside it, so that a node of ours also works for Flower's FedAvg (all is trained, all
 //! is sent), and any node that trains all of the arrays and sends them works for us.
 
+mod letter;
 mod node;
 mod server;
 
@@ -163,6 +164,28 @@ mod tests {
             let reply = Joined::new(&mut Still, "me", &mut |_| {}).handle(&incoming).unwrap();
             let Some(Record::Metrics(metrics)) = reply.get(METRICS) else { panic!("no metrics") };
             assert_eq!((metrics.contains_key(EXAMPLES), metrics.contains_key("loss")), (true, ours));
+        }
+    }
+
+    #[test]
+    fn letters_come_back_as_they_were() {
+        use crate::engine::Letter;
+        for (length, with) in [(0, false), (1, true), (8, false), (1001, true)] {
+            let bytes: Vec<u8> = (0..length).map(|i| i as u8).collect();
+            let letter = Letter { bytes: bytes.clone(), task: with.then(task) };
+            let mut records = letter::of_letter(&letter).unwrap();
+            let again = letter::to_letter(&records, "").unwrap();
+            assert_eq!((again.bytes, again.task.is_some()), (bytes, with));
+            if let Some(task) = &again.task {
+                assert_eq!(task.fingerprint().unwrap(), letter.task.unwrap().fingerprint().unwrap());
+            }
+            for length in [-1, 9000] {
+                let wrong = Values::from_iter([("length".to_owned(), Value::Int(length))]);
+                records.insert("lora.letter.length".into(), Record::Config(wrong));
+                assert!(letter::to_letter(&records, "").is_err());
+            }
+            records.shift_remove("lora.letter");
+            assert!(letter::to_letter(&records, "").is_err());
         }
     }
 

@@ -1,5 +1,6 @@
 //! A worker behind a SuperNode.
 
+use super::letter::{KIND, of_bytes, to_letter};
 use super::{is_ours, of_reply, to_task};
 use crate::engine::Worker;
 use crate::flower::{App, Event, Incoming, Record, Records, Value};
@@ -32,7 +33,12 @@ impl std::fmt::Debug for Joined<'_> {
 
 impl App for Joined<'_> {
     fn handle(&mut self, message: &Incoming) -> Result<Records> {
-        let task = to_task(&message.content, &format!("flower run {}", message.run))?;
+        let run = format!("flower run {}", message.run);
+        if message.kind == KIND {
+            let letter = to_letter(&message.content, &run)?;
+            return of_bytes(&self.worker.answer(&self.client, &letter)?);
+        }
+        let task = to_task(&message.content, &run)?;
         match &*message.kind {
             "train" => {
                 let mut reply = self.worker.train(&self.client, &task)?;

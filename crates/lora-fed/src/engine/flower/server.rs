@@ -1,7 +1,8 @@
 //! Nodes behind a SuperLink as an engine.
 
+use super::letter::{self, of_letter, to_bytes};
 use super::{of_task, to_reply};
-use crate::engine::{Engine, Reply, Task};
+use crate::engine::{Engine, Letter, Reply, Task};
 use crate::flower::{Records, ServerApp};
 use lora_core::{Error, ErrorKind, Result};
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ pub struct Server {
     app: ServerApp,
     /// How long a round waits for replies.
     patience: Duration,
-    /// Those of the last round, until they are settled.
+    /// What was sent since replies were last settled.
     ids: Vec<String>,
     /// The last round, and how often it was tried: what is asked again is another question.
     last: (u64, u64),
@@ -20,6 +21,8 @@ pub struct Server {
 
 /// Between two questions.
 const ASK: Duration = Duration::from_millis(500);
+/// How long a letter is waited for that asks for no training; a node that is not there is known to Flower in a minute.
+const POST: Duration = Duration::from_secs(180);
 /// How long a SuperLink may be away: a task whose server app is silent for a minute is ended.
 const HICCUP: Duration = Duration::from_secs(50);
 
@@ -48,45 +51,76 @@ impl Engine for Server {
             (round, 1) => round.to_string(),
             (round, again) => format!("{round}, again {again}"),
         };
+        let asked = tasks.iter().map(|(client, task)| Ok((client.clone(), of_task(task)?)));
+        let asked = asked.collect::<Result<Vec<_>>>()?;
+        let replies = self.ask(asked, "train", &group, self.patience)?;
+        let read = |(client, reply): (String, Result<Records>)| {
+            (client, reply.and_then(|records| to_reply(&records)))
+        };
+        Ok(replies.into_iter().map(read).collect())
+    }
+
+    fn exchange(&mut self, letters: Vec<(String, Letter)>) -> Result<Vec<(String, Result<Vec<u8>>)>> {
+        let trains = letters.iter().any(|(_, letter)| letter.task.is_some());
+        let patience = if trains { self.patience } else { self.patience.min(POST) };
+        let asked = letters.iter().map(|(client, letter)| Ok((client.clone(), of_letter(letter)?)));
+        let asked = asked.collect::<Result<Vec<_>>>()?;
+        let replies = self.ask(asked, letter::KIND, "letters", patience)?;
+        let read = |(client, reply): (String, Result<Records>)| {
+            (client, reply.and_then(|records| to_bytes(&records)))
+        };
+        Ok(replies.into_iter().map(read).collect())
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        patiently(Instant::now() + HICCUP, || self.app.confirm(&self.ids))?;
+        self.ids.clear();
+        Ok(())
+    }
+}
+
+impl Server {
+    /// Sends each client its records, and waits for what they answer.
+    fn ask(
+        &mut self,
+        asked: Vec<(String, Records)>,
+        kind: &str,
+        group: &str,
+        patience: Duration,
+    ) -> Result<Vec<(String, Result<Records>)>> {
         let mut contents: Vec<Records> = Vec::new();
-        let mut to = Vec::new();
-        for (client, task) in &tasks {
-            let node: u64 = client.parse().map_err(|_| Error::usage("it is no node's id").at(client))?;
-            let records = of_task(task)?;
+        let (mut clients, mut to) = (Vec::new(), Vec::new());
+        for (client, records) in asked {
+            let node: u64 = client.parse().map_err(|_| Error::usage("it is no node's id").at(&client))?;
             // What is the same for many is uploaded once.
             let place = contents.iter().position(|known| *known == records).unwrap_or_else(|| {
                 contents.push(records);
                 contents.len() - 1
             });
+            clients.push(client);
             to.push((node, place));
         }
         let to: Vec<_> = to.into_iter().map(|(node, place)| (node, &contents[place])).collect();
-        let until = Instant::now() + self.patience;
-        self.ids = patiently(Instant::now() + HICCUP, || self.app.send(&to, "train", &group, self.patience))?;
-        let replies = loop {
-            let replies = patiently(Instant::now() + HICCUP, || self.app.receive(&self.ids))?;
-            if replies.len() == self.ids.len() || Instant::now() > until {
+        let until = Instant::now() + patience;
+        let ids = patiently(Instant::now() + HICCUP, || self.app.send(&to, kind, group, patience))?;
+        self.ids.extend(ids.iter().cloned());
+        let mut replies = loop {
+            let replies = patiently(Instant::now() + HICCUP, || self.app.receive(&ids))?;
+            if replies.len() == ids.len() || Instant::now() > until {
                 break replies;
             }
             std::thread::sleep(ASK);
         };
-        let of = |(id, (client, _)): (&String, (String, Task))| {
-            let late = || Err(Error::data(format!("no reply within {:.0} s", self.patience.as_secs_f64())));
-            let reply = match replies.iter().find(|reply| reply.id == *id).map(|reply| &reply.content) {
-                None => late(),
-                Some(Ok(records)) => to_reply(records),
-                Some(Err(refusal)) => {
-                    Err(Error::data(format!("{} (Flower's code {})", refusal.reason, refusal.code)))
-                }
+        let of = |(id, client): (&String, String)| {
+            let reply = match replies.iter().position(|reply| reply.id == *id) {
+                None => Err(Error::data(format!("no reply within {:.0} s", patience.as_secs_f64()))),
+                Some(place) => replies.swap_remove(place).content.map_err(|refusal| {
+                    Error::data(format!("{} (Flower's code {})", refusal.reason, refusal.code))
+                }),
             };
             (client, reply)
         };
-        Ok(self.ids.iter().zip(tasks).map(of).collect())
-    }
-
-    fn settle(&mut self) -> Result<()> {
-        let ids = std::mem::take(&mut self.ids);
-        patiently(Instant::now() + HICCUP, || self.app.confirm(&ids))
+        Ok(ids.iter().zip(clients).map(of).collect())
     }
 }
 

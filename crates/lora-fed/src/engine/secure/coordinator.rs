@@ -1,0 +1,177 @@
+//! The coordinator's side.
+
+use super::talk::Talk;
+use super::{FEWEST, RING, TRIES, context, lattice, round_id};
+use crate::engine::state::{decode, encode};
+use crate::engine::{Engine, Federation, Round, Settings, Weights};
+use crate::secagg::{Directory, Identity, IdentityKey, Own, Plan, Server, Session, Sum};
+use crate::store::Store;
+use lora_core::{Error, ErrorKind, Result};
+use serde::{Deserialize, Serialize};
+
+const SPACE: &str = "secure";
+const TRY: &str = "try";
+
+/// Who collects: its key, and whom it knows.
+#[derive(Debug)]
+pub struct Coordinator {
+    key: IdentityKey,
+    directory: Directory,
+}
+
+/// What must be known of a round that was broken off.
+#[derive(Debug, Default, Clone, Copy, Serialize, Deserialize)]
+struct Try {
+    round: u64,
+    tries: u64,
+    /// Vectors may have been sent.
+    asked: bool,
+}
+
+impl Coordinator {
+    /// `directory` pins everybody's identity.
+    ///
+    /// # Errors
+    /// [`Error::usage`] if the key is not the coordinator's that the directory has.
+    pub fn new(own: Own, directory: Directory) -> Result<Self> {
+        if own.party.is_some() || own.key.public() != directory.server {
+            return Err(Error::usage("the directory has another key for the coordinator")
+                .hint("all parties need one directory, with this key's line in it"));
+        }
+        Ok(Self { key: own.key, directory })
+    }
+}
+
+impl Settings {
+    /// Whether rounds can be sums of what nobody sees.
+    ///
+    /// # Errors
+    /// [`Error::usage`] with everything that speaks against it.
+    pub fn check_secure(&self) -> Result<()> {
+        let (mut faults, rule) = (Vec::new(), self.rule);
+        let mut refuse = |bad: bool, what: String| faults.extend(bad.then_some(what));
+        refuse(!rule.is_linear(), format!("{rule} is no sum of what clients send"));
+        let equal = self.weights == Weights::Equal;
+        refuse(!equal, "clients count the same: a sum has no weights".into());
+        refuse(self.robust.is_some(), "a robust rule looks at single replies".into());
+        refuse(self.bounds.is_some(), "bounds look at single replies".into());
+        let few = self.per_round.is_some_and(|n| n < FEWEST);
+        refuse(few, format!("fewer than {FEWEST} clients a round: each could take its own part off the sum"));
+        if faults.is_empty() {
+            return Ok(());
+        }
+        Err(Error::faults(ErrorKind::Usage, "these settings do not go with secure sums", faults))
+    }
+}
+
+impl Federation {
+    /// A round of which the coordinator sees the sum alone; see [`Coordinator`]. What came of it is in `store` before the
+    /// engine forgets. A round that breaks after vectors were sent is lost, and is told of as such.
+    ///
+    /// # Errors
+    /// Those of [`Settings::check_secure`], of the engine and the store; [`Error::data`] if too few parties are there. The
+    /// model is then as before: the round can be tried again, here or by another process.
+    pub fn secure_round_in(
+        &mut self,
+        store: &mut Store,
+        by: &Coordinator,
+        engine: &mut dyn Engine,
+    ) -> Result<Round> {
+        self.settings().check_secure()?;
+        let number = self.model.rounds + 1;
+        let known = store.get(SPACE, TRY)?.map(|bytes| decode::<Try>(&bytes)).transpose()?;
+        let last = known.filter(|last| last.round == number).unwrap_or_default();
+        let round = if last.asked {
+            let why = Some("it was broken off after vectors were sent".to_owned());
+            Round { round: number, clients: Vec::new(), lost: why }
+        } else {
+            let now = Try { round: number, tries: last.tries + 1, asked: false };
+            if now.tries >= TRIES {
+                return Err(Error::data(format!("round {number} was tried {TRIES} times")));
+            }
+            store.put(SPACE, TRY, &encode(&now)?)?;
+            self.secure_try(store, now, by, engine)?
+        };
+        if round.lost.is_some() {
+            self.model.rounds += 1;
+        }
+        self.commit(store, &round)?;
+        engine.settle()?;
+        Ok(round)
+    }
+
+    fn secure_try(
+        &mut self,
+        store: &mut Store,
+        now: Try,
+        by: &Coordinator,
+        engine: &mut dyn Engine,
+    ) -> Result<Round> {
+        let rule = self.rule(now.round);
+        let task = self.task("", rule, now.round)?;
+        let id = round_id(&task.run, now.round, now.tries);
+        let chosen = self.choose(engine.clients()?)?;
+        let mut talk = Talk::begin(engine, chosen, id.number)?;
+        talk.keep(|party| by.directory.parties.get(&party).map(Identity::as_bytes).is_some());
+
+        let sent = task.adapter.iter().filter(|(name, _)| task.sends.holds(name));
+        let parties = talk.parties();
+        let mut plan = Plan::new(id, parties, RING, sent.map(|(_, t)| t.numel()).sum());
+        plan.context = context(&task)?;
+        plan.threshold = plan.threshold.max(self.settings().minimum);
+        let count = plan.parties.len();
+        let few = |talk: Talk<'_>, why: String| {
+            let said =
+                talk.end(&[]).into_iter().filter_map(|t| Some(format!("{}: {}", t.client, t.refused?)));
+            Error::faults(ErrorKind::Data, format!("round {}: {why}", now.round), said.collect())
+                .hint("no vector was sent: the round can be tried again")
+        };
+        if count < FEWEST.max(plan.threshold) {
+            let why = format!("{count} parties are there, and {} are needed", FEWEST.max(plan.threshold));
+            return Err(few(talk, why));
+        }
+        let session = Session::new(plan, &by.directory)?;
+        let proposal = session.propose(&by.key)?;
+        let mut server = Server::open(by.key.clone(), session)?;
+        talk.ask_all(&mut server, &proposal)?;
+        let keys = match server.close_keys() {
+            Ok(keys) => keys,
+            Err(e) => return Err(few(talk, e.to_string())),
+        };
+        talk.ask_all(&mut server, &keys)?;
+        let bundles = match server.close_deals() {
+            Ok(bundles) => bundles,
+            Err(e) => return Err(few(talk, e.to_string())),
+        };
+
+        store.put(SPACE, TRY, &encode(&Try { asked: true, ..now })?)?;
+        talk.ask(&mut server, bundles, Some(&task))?;
+        let sum = finish(&mut talk, &mut server)?;
+        let (lost, counted) = match &sum {
+            Ok(sum) => (None, sum.survivors.clone()),
+            Err(why) => (Some(why.clone()), Vec::new()),
+        };
+        let clients = talk.end(&counted);
+        if let Ok(sum) = sum {
+            let n = sum.survivors.len() as f64;
+            let mean: Vec<f64> = lattice(count)?.decode(&sum.vector).into_iter().map(|x| x / n).collect();
+            self.move_by(rule, &mean)?;
+        }
+        Ok(Round { round: now.round, clients, lost })
+    }
+}
+
+/// From the masked vectors to their sum; or why there is none.
+fn finish(talk: &mut Talk<'_>, server: &mut Server) -> Result<std::result::Result<Sum, String>> {
+    let survivors = match server.close_masked() {
+        Ok(survivors) => survivors,
+        Err(e) => return Ok(Err(e.to_string())),
+    };
+    talk.ask_all(server, &survivors)?;
+    let consents = match server.close_consents() {
+        Ok(consents) => consents,
+        Err(e) => return Ok(Err(e.to_string())),
+    };
+    talk.ask_all(server, &consents)?;
+    Ok(server.finish().map_err(|e| e.to_string()))
+}

@@ -1,0 +1,73 @@
+//! Rounds whose sum the coordinator sees, and no client's part of it: [`secagg`](crate::secagg) under an [`Engine`].
+//!
+//! Such a round asks each client for six things instead of one: its number, keys, shares, the masked vector (for which it
+//! trains), its consent to the list of those whose vectors came, and the shares that take the masks off. A vector is what
+//! a client has learnt, `now - before` of the tensors that it sends, in steps of 2^-43 up to ±1024, modulo 2^64: the sum is
+//! the clients' in every bit, and finer than f32 is.
+//!
+//! Before its vector leaves, a [party](Parties) sees to it that
+//! - it has the pinned keys of all the others, that there are enough of them, and that two thirds must stay;
+//! - the model it starts from is the one that the signed plan names. So no two parties of a round start from different
+//!   models, by which a server could single out one's part of the sum (Pasquini et al. 2022, arXiv 2111.07380);
+//! - it has sent no vector in this round of the run before: two sums that differ in one vector would show it. What it has
+//!   sent it remembers on the disk.
+//!
+//! It gives nothing in plain: whoever asks it to train outside of a secure round is refused.
+//!
+//! A round that breaks before vectors were sent is tried again; one that breaks later is *lost*: it counts, the model stays
+//! as it was, and the next one begins. So a coordinator that is killed at any moment goes on.
+//!
+//! [`Engine`]: super::Engine
+
+mod claims;
+mod coordinator;
+mod party;
+mod talk;
+
+pub use claims::Claims;
+pub use coordinator::Coordinator;
+pub use party::Parties;
+
+use super::Task;
+use crate::secagg::{Lattice, Ring, RoundId, SecAggError};
+use lora_core::Result;
+use sha2::{Digest, Sha256};
+
+/// No number that a client has learnt is larger.
+const LIMIT: f64 = 1024.0;
+/// Where sums are made.
+const RING: Ring = Ring::U64;
+/// Begins the question for a client's number; the round's follows.
+const WHO: &[u8] = b"lora-fed party?";
+/// A party sees one sum too many of fewer.
+const FEWEST: usize = 3;
+/// How often a round can be tried.
+const TRIES: u64 = 1 << 16;
+
+fn lattice(parties: usize) -> std::result::Result<Lattice, SecAggError> {
+    Lattice::finest(RING, parties, LIMIT)
+}
+
+/// A try of a round: numbers rise.
+fn round_id(run: &str, round: u64, tries: u64) -> RoundId {
+    let mut id = [0; 16];
+    id.copy_from_slice(&Sha256::digest([b"lora-fed run\0", run.as_bytes()].concat())[..16]);
+    RoundId { run: id, number: round.saturating_mul(TRIES).saturating_add(tries) }
+}
+
+/// All that parties must agree on, and the plan itself does not say.
+fn context(task: &Task) -> Result<[u8; 32]> {
+    let mut hash = Sha256::new();
+    hash.update(b"lora-fed secure round 1\0");
+    hash.update(task.fingerprint()?);
+    hash.update((task.run.len() as u64).to_le_bytes());
+    hash.update(&task.run);
+    for number in [task.round, task.rounds, LIMIT.to_bits(), task.scale.map_or(u64::MAX, f64::to_bits)] {
+        hash.update(number.to_le_bytes());
+    }
+    for trains in [task.trains, task.sends] {
+        hash.update(trains.name());
+        hash.update([0]);
+    }
+    Ok(hash.finalize().into())
+}

@@ -1,0 +1,150 @@
+//! A client's side.
+
+use super::{Claims, FEWEST, RING, TRIES, WHO, context, lattice, round_id};
+use crate::engine::{Letter, Reply, Task, Worker};
+use crate::secagg::wire::{Envelope, Kind};
+use crate::secagg::{Client, Directory, Identity, Own, PartyId, Plan, SecAggError, Session};
+use lora_core::{Error, Result};
+use std::collections::BTreeMap;
+use tch::{Device, Kind as Dtype, Tensor};
+
+/// A worker whose clients give their parts to sums alone.
+pub struct Parties<W> {
+    worker: W,
+    directory: Directory,
+    members: BTreeMap<String, Member>,
+}
+
+struct Member {
+    id: PartyId,
+    own: Own,
+    claims: Claims,
+    round: Option<Client>,
+}
+
+impl<W: Worker> Parties<W> {
+    /// `directory` pins everybody's identity.
+    pub fn new(worker: W, directory: Directory) -> Self {
+        Self { worker, directory, members: BTreeMap::new() }
+    }
+
+    /// Plays `client` as the party whose key that is.
+    ///
+    /// # Errors
+    /// [`Error::usage`] if the directory has another key for the party, or none.
+    pub fn with(mut self, client: impl Into<String>, own: Own, claims: Claims) -> Result<Self> {
+        let id = own.party.ok_or_else(|| Error::usage("the coordinator's key is no party's"))?;
+        let pinned = self.directory.parties.get(&id).map(Identity::as_bytes);
+        if pinned != Some(own.key.public().as_bytes()) {
+            let what = format!("the directory has {} key for party {id}", pinned.map_or("no", |_| "another"));
+            return Err(Error::usage(what).hint("all parties need one directory, with this key's line in it"));
+        }
+        self.members.insert(client.into(), Member { id, own, claims, round: None });
+        Ok(self)
+    }
+}
+
+impl<W> std::fmt::Debug for Parties<W> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let members = self.members.iter().map(|(client, member)| (client, member.id));
+        f.debug_map().entries(members).finish()
+    }
+}
+
+impl<W: Worker> Worker for Parties<W> {
+    fn train(&mut self, _: &str, _: &Task) -> Result<Reply> {
+        Err(Error::unsupported("this client gives what it learns to secure sums alone")
+            .hint("the coordinator must run with --secure"))
+    }
+
+    fn evaluate(&mut self, client: &str, task: &Task) -> Result<(f64, u64)> {
+        self.worker.evaluate(client, task)
+    }
+
+    fn answer(&mut self, client: &str, letter: &Letter) -> Result<Vec<u8>> {
+        let Self { worker, directory, members } = self;
+        let member = members.get_mut(client).ok_or_else(|| Error::usage(format!("{client} is no party")))?;
+        if letter.bytes.starts_with(WHO) {
+            return Ok(member.id.0.to_le_bytes().to_vec());
+        }
+        let kind = Envelope::parse(&letter.bytes)?.kind;
+        if kind == Kind::Plan {
+            return member.join(&letter.bytes, directory);
+        }
+        let restarted = || {
+            Error::data("this party knows nothing of such a round")
+                .hint("if it was restarted, it dropped out")
+        };
+        let round = member.round.as_mut().ok_or_else(restarted)?;
+        Ok(match kind {
+            Kind::KeyList => round.deal(&letter.bytes)?,
+            Kind::Bundle => {
+                let task = letter.task.as_ref().ok_or_else(|| Error::data("a bundle without a task"))?;
+                let learnt = member.learn(client, task, worker)?;
+                // It has left, whatever comes of it.
+                let plan = member.plan()?;
+                member.claims.send(plan.round.run, task.round)?;
+                let residues = lattice(plan.parties.len())?.encode(&learnt)?;
+                let round = member.round.as_mut().ok_or_else(restarted)?;
+                round.mask(&letter.bytes, &residues)?
+            }
+            Kind::Survivors => round.consent(&letter.bytes)?,
+            Kind::Unmask => {
+                let shares = round.reveal(&letter.bytes)?;
+                member.round = None;
+                shares
+            }
+            other => return Err(SecAggError::OutOfOrder(other).into()),
+        })
+    }
+}
+
+impl Member {
+    fn join(&mut self, message: &[u8], directory: &Directory) -> Result<Vec<u8>> {
+        let session = Session::accept(message, directory)?;
+        let plan = session.plan();
+        let (count, need) = (plan.parties.len(), Plan::usual_threshold(plan.parties.len()));
+        if count < FEWEST || plan.threshold < need || plan.ring != RING {
+            let what = format!("a plan of {count} parties, {} of whom must stay", plan.threshold);
+            return Err(Error::data(what)
+                .hint(format!("this party takes part with {FEWEST} and more, two thirds of whom stay")));
+        }
+        self.round = None;
+        let mut client = Client::join(self.own.key.clone(), self.id, session, &mut self.claims)?;
+        let keys = client.advertise()?;
+        self.round = Some(client);
+        Ok(keys)
+    }
+
+    fn plan(&self) -> Result<Plan> {
+        let round = self.round.as_ref().ok_or_else(|| Error::internal("no round"))?;
+        Ok(round.session().plan().clone())
+    }
+
+    /// Trains, if the task is what the plan says it is: what was learnt, tensor after tensor.
+    fn learn(&self, client: &str, task: &Task, worker: &mut dyn Worker) -> Result<Vec<f64>> {
+        let plan = self.plan()?;
+        let tries = plan.round.number % TRIES;
+        if plan.context != context(task)? || plan.round != round_id(&task.run, task.round, tries) {
+            return Err(Error::data("the task is not the one that the plan names")
+                .hint("somebody gives parties different models: tell them, over another channel"));
+        }
+        let mut reply = worker.train(client, task)?;
+        let mut learnt = Vec::with_capacity(plan.len);
+        for (name, before) in task.adapter.iter().filter(|(name, _)| task.sends.holds(name)) {
+            let missing = || Error::internal("what was trained lacks a tensor").at(name);
+            let now = reply.adapter.remove(name).ok_or_else(missing)?;
+            if now.size() != before.size() {
+                return Err(Error::internal("what was trained has another shape").at(name));
+            }
+            let wide = |t: &Tensor| t.detach().to_device(Device::Cpu).to_kind(Dtype::Double).reshape([-1]);
+            let moved: Vec<f64> = Vec::try_from(wide(&now) - wide(before))?;
+            if let Some(far) = moved.iter().find(|x| x.is_nan() || x.abs() > super::LIMIT) {
+                let what = format!("a number moved by {far}, and a secure sum holds ±{}", super::LIMIT);
+                return Err(Error::non_finite(what).at(name).hint("lower the learning rate"));
+            }
+            learnt.extend(moved);
+        }
+        Ok(learnt)
+    }
+}
