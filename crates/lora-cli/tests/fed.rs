@@ -46,6 +46,63 @@ fn fedsa_leaves_every_client_its_own() {
     assert!(!bench.path("out.kept").exists());
 }
 
+/// By sums of which the coordinator sees no part: the same adapter as in plain.
+#[test]
+fn secure_sums_come_to_the_same() {
+    let bench = Bench::new();
+    let words =
+        format!("{SIMULATE} --client c=data.jsonl --rule ffa --weights equal --rounds 2 --eval data.jsonl");
+    bench.lora(&words).ok();
+    let plain = json(&bench, "out.rounds.jsonl");
+    let out = bench.lora(&format!("{words} --secure --overwrite --jobs 2")).ok();
+    assert!(out.contains("round 2/2  3 of 3 clients"), "{out}");
+    let secure = json(&bench, "out.rounds.jsonl");
+    for (a, b) in plain.iter().zip(&secure) {
+        let [a, b] = [a, b].map(|round| round["held_out_loss"].as_f64().unwrap());
+        assert!((a - b).abs() < 1e-6, "{a} {b}");
+    }
+    let told = &secure[1]["clients"][0];
+    assert!(told["examples"] == 0 && told["metrics"].as_object().unwrap().is_empty(), "{told}");
+    assert!(!bench.path("out.state").exists());
+}
+
+#[test]
+fn identities_for_secure_sums() {
+    let bench = Bench::new();
+    let mut lines = Vec::new();
+    for party in ["coordinator", "1", "2", "3"] {
+        let words = format!("fed keys --party {party} --key {party}.party --name name");
+        let line = bench.lora(&words).ok();
+        assert!(line.starts_with(&format!("{party} ")) && line.ends_with(" name\n"), "{line}");
+        assert_eq!(bench.lora(&words).ok(), line, "a key is made once");
+        lines.push(line);
+    }
+    let refused = |words: &str, said: &str| {
+        let run = bench.lora(words);
+        assert!(run.code != Some(0) && run.err.contains(said), "{words}: {}", run.err);
+    };
+    refused("fed keys --party 2 --key 1.party", "another party's key");
+    refused("fed keys --party one --key x", "expected a number");
+    let serve = "fed serve --address 127.0.0.1:1 --insecure --model model --rank 2 --out out --rule ffa";
+    bench.write("directory", lines.concat());
+    let with = |directory: &str, key: &str, more: &str| {
+        format!("{serve} {more} --secure {directory} --party-key {key}")
+    };
+    refused(&with("directory", "1.party", "--weights equal"), "another key for the coordinator");
+    refused(&with("directory", "coordinator.party", ""), "a sum has no weights");
+    refused(&with("nowhere", "coordinator.party", ""), "nowhere");
+    refused(&with("data.jsonl", "coordinator.party", ""), "line 1");
+    refused(&with("directory", "directory", ""), "others may read this private key");
+    refused(&format!("{serve} --secure directory"), "--party-key");
+    bench.write("two", lines[..3].concat());
+    refused(&with("two", "coordinator.party", "--weights equal"), "three and more");
+    let node =
+        "fed node --address 127.0.0.1:1 --insecure --model model --data data.jsonl --rank 2 --key bank.pem";
+    bench.lora("fed keys --key bank.pem").ok();
+    refused(&format!("{node} --secure directory --party-key coordinator.party"), "is no party's");
+    assert!(!bench.path("out.state").exists());
+}
+
 #[test]
 fn a_bound_on_clients_is_kept_in_a_ledger() {
     let bench = Bench::new();
@@ -99,6 +156,9 @@ fn what_makes_no_sense_leaves_no_trace() {
         ("--jobs 0", "no jobs"),
         ("--jobs 2 --dropout 0.1", "--jobs 1"),
         ("--client-epsilon 3", "--drawn"),
+        ("--secure", "is no sum"),
+        ("--secure --rule ffa", "a sum has no weights"),
+        ("--secure --rule ffa --weights equal --client-epsilon 3 --drawn 1", "cannot be used with"),
         ("--adapter nowhere", "nowhere"),
     ] {
         let run = bench.lora(

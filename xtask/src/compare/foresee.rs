@@ -1,7 +1,7 @@
 //! What can be said before the first run: whether all of it can run, and what it will take.
 
 use super::jobs::Grid;
-use super::plan::{FULL, NONE, Plan};
+use super::plan::{FULL, NONE, Plan, split};
 use super::stats;
 use crate::{cache, sh};
 use anyhow::Result;
@@ -38,7 +38,7 @@ fn memory(
     variant: &str,
     rank: u64,
 ) -> Result<Result<u64, String>> {
-    let name = variant.split('@').next().unwrap_or(variant);
+    let name = split(variant).recipe;
     let mut command = Command::new(lora);
     command.args(["plan", "--json", "--dtype", &plan.dtype, "--base-storage", &plan.base_storage]);
     command.args([

@@ -86,6 +86,8 @@ pub(crate) fn read(settings: &Settings, found: &Value, dir: &Path) -> Result<Rea
         (Measure::Parameters, "/train/parameters"),
         (Measure::ParameterShare, "/inspect/share"),
         (Measure::AdapterBytes, "/inspect/bytes"),
+        (Measure::BytesUp, "/train/bytes_up"),
+        (Measure::BytesDown, "/train/bytes_down"),
         (Measure::EffectiveRank, "/inspect/effective_rank"),
         (Measure::MergeDifference, "/merge/largest"),
         (Measure::MergeKl, "/merge/mean_kl"),
@@ -167,7 +169,8 @@ pub(crate) fn cell(settings: &Settings, runs: &[Read], failures: Vec<String>) ->
 pub(crate) fn method(settings: &Settings) -> String {
     let start = settings.start.as_ref().map_or(String::new(), |start| format!("@{start}"));
     let peer = settings.peer.as_ref().map_or(String::new(), |peer| format!(" ({peer})"));
-    format!("{}{start}{peer}", settings.variant)
+    let rule = settings.federation.as_ref().map_or(String::new(), |f| format!(" by {}", f.rule));
+    format!("{}{start}{rule}{peer}", settings.variant)
 }
 
 /// The differences of right answers between two cells.

@@ -1,7 +1,7 @@
 //! Which runs a plan means.
 
-use super::plan::{FULL, NONE, Plan};
-use super::run::{Files, Fingerprint, Measure, Settings};
+use super::plan::{FULL, NONE, Parts, Plan, split};
+use super::run::{Federation, Files, Fingerprint, Measure, Settings};
 
 /// What all runs of a comparison share.
 pub(crate) struct Grid<'a> {
@@ -41,6 +41,7 @@ impl Grid<'_> {
             base_storage: plan.base_storage.clone(),
             extra: plan.train.clone(),
             layers: Vec::new(),
+            federation: None,
             measure: Measure { generate: plan.generate, general: true, merge: false, trace: false },
             peer: None,
         }
@@ -62,11 +63,13 @@ impl Grid<'_> {
         lr: f64,
         seed: u64,
     ) -> Settings {
-        let (name, start) = variant.split_once('@').map_or((variant, None), |(v, s)| (v, Some(s.to_owned())));
-        let full = name == FULL;
+        let Parts { recipe, start, rule } = split(variant);
+        let full = recipe == FULL;
+        let (clients, rounds) = (self.plan.clients, self.plan.rounds);
         Settings {
-            variant: name.to_owned(),
-            start,
+            variant: recipe.to_owned(),
+            start: start.map(str::to_owned),
+            federation: rule.map(|rule| Federation { rule: rule.to_owned(), clients, rounds }),
             rank: (!full).then_some(rank),
             alpha: (!full).then_some(alpha),
             lr: Some(lr),
@@ -182,6 +185,29 @@ pub(crate) mod tests {
         assert_eq!(tuning.len(), 2 * 3 * 2);
         assert!(tuning.iter().all(|j| j.settings.held_out.sha256.ends_with("-validation")));
         assert!(tuning.iter().all(|j| j.settings.train.sha256.ends_with("-fit")));
+    }
+
+    #[test]
+    fn a_federation_has_as_many_passes_as_training_in_one_place() {
+        let plan = plan(
+            "variants = ['lora', 'qlora@loftq by ffa']\nranks = [8]\nlearning_rates = [1e-3]\nseeds = [1]\n\
+             epochs = 3\nclients = 4\nrounds = 6",
+        );
+        let grid = grid(&plan);
+        let jobs = grid.grid(|_, _| 1e-3);
+        let (central, federated) = (&jobs[0].settings, &jobs[1].settings);
+        assert!(
+            !serde_json::to_string(central).unwrap().contains("federation"),
+            "older runs are found still"
+        );
+        assert_eq!(super::super::gather::method(federated), "qlora@loftq by ffa");
+        let steps = federated.steps(std::path::Path::new("run"), std::path::Path::new("general.jsonl"));
+        let line = steps[1].args.join(" ");
+        assert!(line.starts_with("fed simulate --model run/start/base"), "{line}");
+        for part in ["--split 4", "--rule ffa", "--rounds 6", "--epochs 0.5", "--adapter run/start/adapter"] {
+            assert!(line.contains(part), "{part} in {line}");
+        }
+        assert_eq!(steps[1].name, "train");
     }
 
     #[test]

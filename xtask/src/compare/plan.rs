@@ -19,7 +19,8 @@ pub(crate) struct Plan {
     #[serde(default = "demo")]
     pub(crate) model: String,
     pub(crate) data: Vec<Data>,
-    /// Recipes as in `lora train --variant`, a start behind `@` (`qlora@loftq`), or `full`.
+    /// Recipes as in `lora train --variant`, a start behind `@` (`qlora@loftq`), a federation's rule behind `by`
+    /// (`lora by fedsvd`); or `full`.
     pub(crate) variants: Vec<String>,
     pub(crate) ranks: Vec<u64>,
     #[serde(default = "twice")]
@@ -48,6 +49,12 @@ pub(crate) struct Plan {
     /// Whether answers are generated too, besides scoring the labels.
     #[serde(default = "yes")]
     pub(crate) generate: bool,
+    /// Among how many clients a federation deals the rows out, a row in turn.
+    #[serde(default)]
+    pub(crate) clients: u64,
+    /// A federation's rounds: `epochs` are those of all together.
+    #[serde(default)]
+    pub(crate) rounds: u64,
     /// Variants that `peer` trains too, beside ours.
     #[serde(default)]
     pub(crate) peers: Vec<String>,
@@ -104,6 +111,23 @@ fn yes() -> bool {
 pub(crate) const FULL: &str = "full";
 /// No training: the floor.
 pub(crate) const NONE: &str = "none";
+
+/// What a federation's rule may be.
+const RULES: [&str; 7] = ["fedit", "ffa", "rolora", "fedex", "flora", "flexlora", "fedsvd"];
+
+/// `RECIPE[@START][ by RULE]`.
+pub(crate) struct Parts<'a> {
+    pub(crate) recipe: &'a str,
+    pub(crate) start: Option<&'a str>,
+    pub(crate) rule: Option<&'a str>,
+}
+
+/// A variant's parts.
+pub(crate) fn split(variant: &str) -> Parts<'_> {
+    let (method, rule) = variant.split_once(" by ").map_or((variant, None), |(m, rule)| (m, Some(rule)));
+    let (recipe, start) = method.split_once('@').map_or((method, None), |(r, start)| (r, Some(start)));
+    Parts { recipe, start, rule }
+}
 
 impl Alpha {
     /// None if it is neither a number nor `r` nor `2r`.
@@ -222,8 +246,28 @@ impl Plan {
             self.model != "demo" && !Path::new(&self.model).exists(),
             format!("model: there is nothing at {}", self.model),
         );
+        let federated: Vec<_> = self.variants.iter().filter_map(|v| Some((v, split(v).rule?))).collect();
+        for (variant, rule) in &federated {
+            refuse(
+                !RULES.contains(rule),
+                format!(
+                    "variants: {variant}: {rule} is none of {} (fedsa has no common adapter)",
+                    RULES.join(", ")
+                ),
+            );
+            refuse(
+                [FULL, NONE].contains(&split(variant).recipe),
+                format!("variants: {variant} has no adapter"),
+            );
+        }
+        if let Some((variant, _)) = federated.first() {
+            refuse(self.clients < 2, format!("clients: {variant} needs two and more"));
+            refuse(self.rounds == 0, format!("rounds: {variant} needs some"));
+        }
         for peer in &self.peers {
-            let quantised = peer.contains("qlora") || peer.contains('@') || peer == FULL || peer == NONE;
+            let federated = split(peer).rule.is_some();
+            let quantised =
+                federated || peer.contains("qlora") || peer.contains('@') || peer == FULL || peer == NONE;
             refuse(!self.variants.contains(peer), format!("peers: {peer} is not among the variants"));
             refuse(quantised, format!("peers: {peer} has no counterpart there; use lora, rslora or dora"));
         }
@@ -278,6 +322,16 @@ mod tests {
             "epochs:",
         ];
         for part in wanted.iter().chain(&["no file nowhere.jsonl", "peers: dora is not among"]) {
+            assert!(faults.contains(part), "{part} in {faults}");
+        }
+        let plan = Plan::parse(
+            "name = 'x'\ndata = ['a']\nvariants = ['lora by fedfoo', 'full by ffa']\nranks = [8]\n\
+             learning_rates = [1e-3]\nseeds = [1]\npeers = ['lora by fedfoo']",
+        );
+        let faults = plan.unwrap().faults().join("\n");
+        for part in
+            ["fedfoo is none of", "full by ffa has no adapter", "clients:", "rounds:", "no counterpart"]
+        {
             assert!(faults.contains(part), "{part} in {faults}");
         }
         assert!(Plan::parse("nmae = 'x'").unwrap_err().to_string().contains("nmae"));

@@ -95,6 +95,10 @@ pub(crate) enum Measure {
     /// Of the model's.
     ParameterShare,
     AdapterBytes,
+    /// By a federation's clients, all rounds.
+    BytesUp,
+    /// And to them.
+    BytesDown,
     /// Largest logit difference between adapter and merged model.
     MergeDifference,
     /// Mean Kullback-Leibler divergence between the two, nats a token.
@@ -119,7 +123,7 @@ pub(crate) struct Shown {
 }
 
 impl Measure {
-    pub(crate) const ALL: [Self; 20] = [
+    pub(crate) const ALL: [Self; 22] = [
         Self::Accuracy,
         Self::MacroF1,
         Self::ExactMatch,
@@ -136,6 +140,8 @@ impl Measure {
         Self::Parameters,
         Self::ParameterShare,
         Self::AdapterBytes,
+        Self::BytesUp,
+        Self::BytesDown,
         Self::MergeDifference,
         Self::MergeKl,
         Self::GradientNorm,
@@ -169,6 +175,8 @@ impl Measure {
             Self::Parameters => of("parameters", "M", 1e-6, 2, -1),
             Self::ParameterShare => of("share of all", "%", 100.0, 2, -1),
             Self::AdapterBytes => of("adapter size", "MB", 1e-6, 1, -1),
+            Self::BytesUp => of("sent up", "MB", 1e-6, 1, -1),
+            Self::BytesDown => of("sent down", "MB", 1e-6, 1, -1),
             Self::MergeDifference => small("merge: logits", ""),
             Self::MergeKl => small("merge: KL", "nats"),
             Self::GradientNorm => of("gradient norm", "", 1.0, 3, 0),

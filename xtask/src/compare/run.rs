@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 /// All that a run's figures depend on.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -36,9 +37,20 @@ pub(crate) struct Settings {
     pub(crate) base_storage: String,
     pub(crate) extra: Vec<String>,
     pub(crate) layers: Vec<u64>,
+    /// Trained by a federation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) federation: Option<Federation>,
     pub(crate) measure: Measure,
     /// Trained by the peer, from the trace of our run with the same settings.
     pub(crate) peer: Option<String>,
+}
+
+/// Clients among whom rows are dealt out, and how their adapters become one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Federation {
+    pub(crate) rule: String,
+    pub(crate) clients: u64,
+    pub(crate) rounds: u64,
 }
 
 /// What is measured behind training.
@@ -102,9 +114,10 @@ impl Settings {
         let part =
             |name: &str, value: Option<String>| value.map_or(String::new(), |v| format!(" {name} {v}"));
         format!(
-            "{} {}{start}{}{}{}{}{}",
+            "{} {}{start}{}{}{}{}{}{}",
             self.set,
             self.variant,
+            part("by", self.federation.as_ref().map(|f| f.rule.clone())),
             part("r", self.rank.map(|r| r.to_string())),
             part("alpha", self.alpha.map(|a| a.to_string())),
             part("lr", self.lr.map(|l| format!("{l:e}"))),
@@ -144,7 +157,17 @@ impl Settings {
         let trained = self.variant != NONE;
         if trained {
             let number = |n: Option<String>| n.unwrap_or_default();
-            let mut args = [words(&["train"]), common.clone(), train].concat();
+            let mut epochs = self.epochs;
+            let verb = match &self.federation {
+                Some(Federation { rule, clients, rounds }) => {
+                    epochs /= *rounds as f64;
+                    let [clients, rounds] = [clients, rounds].map(u64::to_string);
+                    train.extend(words(&["--rule", rule, "--split", &clients, "--rounds", &rounds]));
+                    words(&["fed", "simulate"])
+                }
+                None => words(&["train"]),
+            };
+            let mut args = [verb, common.clone(), train].concat();
             args.extend(words(&[
                 "--data",
                 &self.train.text(),
@@ -153,7 +176,7 @@ impl Settings {
             ]));
             args.extend(words(&[
                 "--epochs",
-                &self.epochs.to_string(),
+                &epochs.to_string(),
                 "--batch-size",
                 &self.batch_size.to_string(),
             ]));
@@ -262,10 +285,14 @@ impl Runner {
             json!({ "settings": settings, "commands": script, "threads": self.threads, "machine": machine });
         let log = File::create(dir.join("log.txt"))?;
         for (name, command) in &mut commands {
+            let begin = Instant::now();
             match one(command, &log) {
                 // A peer tells of training and judging at once.
                 Ok(Value::Object(parts)) if *name == "peer" => {
                     parts.into_iter().for_each(|(name, part)| result[name] = part);
+                }
+                Ok(Value::Null) if settings.federation.is_some() && *name == "train" => {
+                    result[*name] = federated(&dir, begin.elapsed().as_secs_f64())?;
                 }
                 Ok(value) => result[*name] = value,
                 Err(e) => {
@@ -313,6 +340,20 @@ impl Runner {
             .arg(dir);
         Ok(command)
     }
+}
+
+/// What a simulation took and sent: it writes no `training.json`.
+fn federated(dir: &Path, seconds: f64) -> Result<Value> {
+    let text = fs::read_to_string(dir.join("adapter.rounds.jsonl")).context("adapter.rounds.jsonl")?;
+    let (mut up, mut down) = (0, 0);
+    for line in text.lines() {
+        let round: Value = serde_json::from_str(line).context("adapter.rounds.jsonl")?;
+        for client in round["clients"].as_array().into_iter().flatten() {
+            up += client["bytes_up"].as_u64().unwrap_or(0);
+            down += client["bytes_down"].as_u64().unwrap_or(0);
+        }
+    }
+    Ok(json!({ "outcome": { "seconds": seconds }, "bytes_up": up, "bytes_down": down }))
 }
 
 /// Runs a child; the last JSON object that it printed, or null. Its words go to the log.

@@ -18,7 +18,7 @@ const SERVER: &str = "coordinator";
 
 impl Trial {
     pub(super) fn faults(&self, wanted: usize) -> Result<()> {
-        let simulated = self.simulate("fedsvd", ROUNDS, &[])?;
+        let simulated = self.simulate("fedsvd", ROUNDS, &CLIENTS, &[])?;
         let mut random = Random(0x9e37_79b9_7f4a_7c15);
         let (mut deaths, mut run) = (BTreeMap::<&str, usize>::new(), 0);
         let mut met = BTreeMap::<&str, usize>::new();
@@ -30,8 +30,9 @@ impl Trial {
             let network = Network::before(flower.address())?;
             self.join(&mut flower, Some(network.address()))?;
             flower.submit("")?;
-            let serve =
-                |flower: &Deployment| -> Command { self.serve(flower, network.address(), &out, ROUNDS) };
+            let serve = |flower: &Deployment| -> Command {
+                self.serve(flower, network.address(), &out, ("fedsvd", ROUNDS, CLIENTS.len()))
+            };
             let command = serve(&flower);
             flower.spawn(SERVER, command)?;
             let until = Instant::now() + Duration::from_secs(1800);

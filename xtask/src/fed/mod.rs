@@ -69,6 +69,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     } else {
         trial.fedavg()?;
         trial.fedsvd()?;
+        trial.secure()?;
     }
     println!("all as it should be");
     Ok(())
@@ -84,6 +85,8 @@ struct Trial {
 
 /// Clients that train, and the rows of the demo's data that each has.
 const CLIENTS: [&str; 2] = ["bank", "clinic"];
+/// With one more, for sums of which nobody can take the others' parts off.
+const PARTIES: [&str; 3] = ["bank", "clinic", "mutual"];
 const ROUNDS: u64 = 3;
 /// What the stock node claims to have.
 const IDLE: u64 = 30;
@@ -123,7 +126,7 @@ impl Trial {
     /// Deals the demo's rows out.
     fn rows(&self) -> Result<()> {
         let rows = fs::read_to_string(sh::root().join("docs/demo/train.jsonl"))?;
-        for (i, client) in CLIENTS.iter().enumerate() {
+        for (i, client) in PARTIES.iter().enumerate() {
             let mine = rows.lines().skip(i * 100).take(40 + 40 * i);
             let mine: String = mine.flat_map(|row| [row, "\n"]).collect();
             fs::write(self.at(&format!("{client}.jsonl")), mine)?;
@@ -139,10 +142,10 @@ impl Trial {
     }
 
     /// What the in-process engine makes of it.
-    fn simulate(&self, rule: &str, rounds: u64, further: &[&str]) -> Result<PathBuf> {
-        let out = self.at(&format!("simulated-{rule}"));
+    fn simulate(&self, rule: &str, rounds: u64, clients: &[&str], further: &[&str]) -> Result<PathBuf> {
+        let out = self.at(&format!("simulated-{rule}-{}", clients.len()));
         let mut command = self.lora(&["fed", "simulate", "--rule", rule, "--rounds", &rounds.to_string()]);
-        for client in CLIENTS {
+        for client in clients {
             command
                 .arg("--client")
                 .arg(format!("{client}={}", self.at(&format!("{client}.jsonl")).display()));
@@ -187,7 +190,7 @@ impl Trial {
         fs::write(flower.at(&format!("{client}.pub")), line)?;
         let mut node = self.lora(&["fed", "node", "--rank", "4", "--address", address]);
         node.arg("--key").arg(&key).arg("--roots").arg(flower.at(roots));
-        let rows = if CLIENTS.contains(&client) { client } else { CLIENTS[0] };
+        let rows = if PARTIES.contains(&client) { client } else { CLIENTS[0] };
         node.arg("--data").arg(self.at(&format!("{rows}.jsonl")));
         Ok(node)
     }
@@ -204,7 +207,7 @@ impl Trial {
 
     /// Flower's own server app, a stock node, and two of ours.
     fn fedavg(&self) -> Result<()> {
-        let simulated = self.simulate("fedit", ROUNDS, &["--idle", &format!("stock={IDLE}")])?;
+        let simulated = self.simulate("fedit", ROUNDS, &CLIENTS, &["--idle", &format!("stock={IDLE}")])?;
         let mut flower = Deployment::start(&self.venv, &self.at("fedavg"), Isolation::Subprocess)?;
         self.strangers(&flower)?;
         self.join(&mut flower, None)?;
@@ -247,26 +250,71 @@ impl Trial {
         Ok(())
     }
 
-    /// Our coordinator by FedSVD, told that the SuperLink is at `address`.
-    fn serve(&self, flower: &Deployment, address: &str, out: &Path, rounds: u64) -> Command {
-        let mut serve = self.lora(&["fed", "serve", "--rule", "fedsvd", "--address", address]);
-        serve.args(["--minimum", "2", "--per-round", "2", "--rounds", &rounds.to_string()]);
+    /// Our coordinator by a rule, told that the SuperLink is at `address`.
+    fn serve(
+        &self,
+        flower: &Deployment,
+        address: &str,
+        out: &Path,
+        (rule, rounds, nodes): (&str, u64, usize),
+    ) -> Command {
+        let mut serve = self.lora(&["fed", "serve", "--rule", rule, "--address", address]);
+        serve.args(["--minimum", "2", "--rounds", &rounds.to_string()]);
         // What a SuperLink hands out to a node that dies that moment is lost: the round is asked again.
         serve.args(["--patience", "60", "--tries", "100"]);
         serve.arg("--roots").arg(flower.at("ca.pem")).arg("--secret").arg(flower.at("secret"));
         serve.arg("--adapter").arg(self.at("start")).arg("--out").arg(out);
+        serve.arg("--per-round").arg(nodes.to_string());
         serve
     }
 
     /// Our coordinator by FedSVD, and two nodes of ours.
     fn fedsvd(&self) -> Result<()> {
-        let simulated = self.simulate("fedsvd", ROUNDS, &[])?;
+        let simulated = self.simulate("fedsvd", ROUNDS, &CLIENTS, &[])?;
         let mut flower = Deployment::start(&self.venv, &self.at("fedsvd"), Isolation::Process)?;
         self.join(&mut flower, None)?;
         flower.submit("")?;
         let out = self.at("served");
-        sh::run(&mut self.serve(&flower, flower.address(), &out, ROUNDS))?;
+        sh::run(&mut self.serve(&flower, flower.address(), &out, ("fedsvd", ROUNDS, CLIENTS.len())))?;
         self.apart("our FedSVD over two nodes of ours", &out.join("adapter_model.safetensors"), &simulated)
+    }
+
+    /// Our coordinator by secure sums: it sees no client's part, and comes to the same. By a rule whose every number is
+    /// a mean: FedSVD's decomposition would make much of a last bit.
+    fn secure(&self) -> Result<()> {
+        let simulated = self.simulate("ffa", ROUNDS, &PARTIES, &["--weights", "equal"])?;
+        let mut flower = Deployment::start(&self.venv, &self.at("secure"), Isolation::Process)?;
+        let key = |name: &str| flower.at(&format!("{name}.party"));
+        let mut directory = String::new();
+        for (name, number) in ["coordinator"].iter().chain(&PARTIES).zip(["coordinator", "1", "2", "3"]) {
+            let mut keys = Command::new(&self.lora);
+            keys.args(["fed", "keys", "--party", number, "--name", name, "--key"]).arg(key(name));
+            directory.push_str(&sh::capture(&mut keys)?);
+        }
+        fs::write(flower.at("directory"), directory)?;
+        let secured = |mut command: Command, name: &str| {
+            command.arg("--secure").arg(flower.at("directory")).arg("--party-key").arg(key(name));
+            command
+        };
+        let nodes = PARTIES
+            .iter()
+            .map(|client| Ok((client, secured(self.node(&flower, client, "ca.pem")?, client))))
+            .collect::<Result<Vec<_>>>()?;
+        let out = self.at("served-secure");
+        let mut serve = self.serve(&flower, flower.address(), &out, ("ffa", ROUNDS, PARTIES.len()));
+        serve.args(["--weights", "equal"]);
+        let mut serve = secured(serve, "coordinator");
+        for (client, node) in nodes {
+            flower.register(client)?;
+            flower.spawn(client, node)?;
+        }
+        flower.submit("")?;
+        sh::run(&mut serve)?;
+        self.apart(
+            "our FFA over three nodes of ours, by secure sums",
+            &out.join("adapter_model.safetensors"),
+            &simulated,
+        )
     }
 }
 

@@ -83,6 +83,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut host = Local::new(Box::new(model), recipe.clone(), config.clone(), training, BTreeMap::new());
     let start = args.out.start(&mut host)?;
     let mut course = Course::begin(settings, start, &host, (&args.out.out, args.out.overwrite))?;
+    if secure.is_some() {
+        say!("            by secure sums: nobody sees a client's part");
+    }
     say!("            waits for a run at {}", args.link.address);
     let mut engine = Server::new(ServerApp::acquire(&options)?, patience);
     let result = rounds(args, &mut course, &mut engine, secure.as_ref(), |course, told| {
