@@ -1,154 +1,19 @@
 //! Rounds of which the coordinator sees the sum alone.
 
-use std::collections::BTreeMap;
+#[allow(dead_code)]
+#[path = "common/cast.rs"]
+mod cast;
+
 use std::path::Path;
-use std::str::FromStr;
 
-use lora_core::{Error, Result};
-use lora_fed::aggregate::{Bounds, Robust, Rule};
-use lora_fed::engine::{
-    Claims, Coordinator, Engine, Federation, InProcess, Letter, Model, Parties, Reply, Round, Settings, Task,
-    Weights, Worker,
-};
-use lora_fed::secagg::wire::{Envelope, Kind};
-use lora_fed::secagg::{Directory, Own, PartyId};
+use cast::{Cast, DOUBLE, Learner, NAMES, RULES, difference, federation, names, plain, settings};
+use lora_core::Error;
+use lora_fed::aggregate::{Bounds, Robust};
+use lora_fed::engine::{Claims, Coordinator, InProcess, Parties, Settings, Task, Weights};
+use lora_fed::secagg::wire::Kind;
+use lora_fed::secagg::{Own, PartyId};
 use lora_fed::store::Store;
-use tch::{Device, Kind as Dtype, Tensor};
-
-const DOUBLE: (Dtype, Device) = (Dtype::Double, Device::Cpu);
-const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
-const RULES: [&str; 5] = ["fedit", "ffa", "rolora", "fedsvd", "fedsa"];
-
-fn start() -> BTreeMap<String, Tensor> {
-    let ramp = |size: &[i64]| Tensor::arange(size.iter().product::<i64>(), DOUBLE).view(size) / 50.0 - 0.1;
-    [
-        ("m.lora_A.weight".to_owned(), ramp(&[2, 6])),
-        ("m.lora_B.weight".to_owned(), ramp(&[5, 2]) * 0.3),
-        ("m.lora_magnitude_vector".to_owned(), ramp(&[5])),
-    ]
-    .into()
-}
-
-/// What each learns depends on who it is, on the round, and on the model.
-struct Learner;
-
-impl Worker for Learner {
-    fn train(&mut self, client: &str, task: &Task) -> Result<Reply> {
-        let step = f64::from(client.as_bytes()[0] - 90) / 70.0;
-        let learn =
-            |t: &Tensor| (t * 3.0 + step + task.round as f64).sin() * if client == "far" { 1e4 } else { 1.0 };
-        let moved = task.adapter.iter().filter(|(name, _)| task.sends.holds(name));
-        let adapter = moved.map(|(name, t)| (name.clone(), learn(t))).collect();
-        Ok(Reply { adapter, examples: 7, metrics: BTreeMap::from([("loss".into(), 1.0)]) })
-    }
-}
-
-fn settings(rule: &str) -> Settings {
-    Settings::new("a run", Rule::from_str(rule).unwrap(), 9)
-}
-
-fn federation(settings: Settings) -> Federation {
-    Federation::new(settings, Model::new(start()), |_, r| 4.0 / r as f64).unwrap()
-}
-
-fn names(clients: &[&str]) -> Vec<String> {
-    clients.iter().map(|c| (*c).to_owned()).collect()
-}
-
-/// Does something to a letter, or to its answer.
-type Meddle<'a> = Box<dyn FnMut(&str, Option<Kind>, &mut Letter) -> Result<()> + 'a>;
-
-/// An engine between the coordinator and its clients, which meddles.
-struct Between<'a> {
-    inner: InProcess<'a>,
-    before: Meddle<'a>,
-    asked: Vec<(String, Option<Kind>)>,
-}
-
-impl Engine for Between<'_> {
-    fn clients(&mut self) -> Result<Vec<String>> {
-        self.inner.clients()
-    }
-
-    fn run(&mut self, _: Vec<(String, Task)>) -> Result<Vec<(String, Result<Reply>)>> {
-        Err(Error::internal("nothing is asked in plain"))
-    }
-
-    fn exchange(&mut self, letters: Vec<(String, Letter)>) -> Result<Vec<(String, Result<Vec<u8>>)>> {
-        let mut answers = Vec::new();
-        for (client, mut letter) in letters {
-            let kind = Envelope::parse(&letter.bytes).ok().map(|e| e.kind);
-            self.asked.push((client.clone(), kind));
-            match (self.before)(&client, kind, &mut letter) {
-                Ok(()) => answers.extend(self.inner.exchange(vec![(client, letter)])?),
-                // Of this kind it is the engine that breaks.
-                Err(e) if e.to_string().contains("engine") => return Err(e),
-                Err(e) => answers.push((client, Err(e))),
-            }
-        }
-        Ok(answers)
-    }
-}
-
-/// A coordinator, its clients, and their memories.
-struct Cast {
-    coordinator: Coordinator,
-    directory: Directory,
-    own: BTreeMap<String, Own>,
-    dir: tempfile::TempDir,
-    store: Store,
-}
-
-impl Cast {
-    fn new(clients: &[&str]) -> Self {
-        let server = Own::generate(None).unwrap();
-        let own =
-            (1..).zip(clients).map(|(i, c)| ((*c).to_owned(), Own::generate(Some(PartyId(i))).unwrap()));
-        let own: BTreeMap<String, Own> = own.collect();
-        let parties = own.values().map(|own| (own.party.unwrap(), own.key.public())).collect();
-        let directory = Directory { server: server.key.public(), parties };
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&dir.path().join("state")).unwrap();
-        Self { coordinator: Coordinator::new(server, directory.clone()).unwrap(), directory, own, dir, store }
-    }
-
-    /// The clients, as they are after a start: with nothing but what is on the disk.
-    fn worker(&self) -> Box<dyn Worker> {
-        let all = Parties::new(Learner, self.directory.clone());
-        let claims = |c: &str| Claims::open(&self.dir.path().join(format!("claims of {c}"))).unwrap();
-        Box::new(self.own.iter().fold(all, |all, (c, own)| all.with(c, own.clone(), claims(c)).unwrap()))
-    }
-
-    fn between<'a>(
-        &self,
-        before: impl FnMut(&str, Option<Kind>, &mut Letter) -> Result<()> + 'a,
-    ) -> Between<'a> {
-        let clients = self.own.keys().cloned().collect();
-        Between {
-            inner: InProcess::new(clients, vec![self.worker()]),
-            before: Box::new(before),
-            asked: vec![],
-        }
-    }
-
-    fn round(&mut self, f: &mut Federation, engine: &mut dyn Engine) -> Result<Round> {
-        f.secure_round_in(&mut self.store, &self.coordinator, engine)
-    }
-}
-
-fn plain(rule: &str, rounds: &[&[&str]]) -> Federation {
-    let mut f = federation(settings(rule));
-    for clients in rounds {
-        f.round(&mut InProcess::new(names(clients), vec![Box::new(Learner)])).unwrap();
-    }
-    f
-}
-
-/// The largest difference between two models' numbers.
-fn difference(a: &Federation, b: &Federation) -> f64 {
-    let of = |(x, y): (&Tensor, &Tensor)| (x - y).abs().max().double_value(&[]);
-    a.model.adapter.values().zip(b.model.adapter.values()).map(of).fold(0.0, f64::max)
-}
+use tch::Tensor;
 
 #[test]
 fn the_sum_is_what_replies_in_plain_would_have_given() {

@@ -91,7 +91,7 @@ const ROUNDS: u64 = 3;
 /// What the stock node claims to have.
 const IDLE: u64 = 30;
 /// How everybody trains. AdamW's first steps are as large where a gradient is nearly nothing as anywhere, so that the
-/// last bit of Flower's mean in f32 may turn them: the rate is low.
+/// last bit of Flower's mean in f32, which depends on whose reply came first, may turn them: the rate is low.
 const TRAINING: [&str; 17] = [
     "--dtype",
     "f32",
@@ -106,7 +106,7 @@ const TRAINING: [&str; 17] = [
     "--max-steps",
     "2",
     "--lr",
-    "3e-6",
+    "1e-6",
     "--schedule",
     "constant",
     "--truncate",

@@ -69,6 +69,18 @@ pub struct Letter {
     pub bytes: Vec<u8>,
     /// What is to be trained before it is answered.
     pub task: Option<Task>,
+    /// What is to be added to what was learnt.
+    pub noise: Option<Noise>,
+}
+
+/// Noise on a sum of clients' parts, each of which brings a share of it, so that the sum tells little of any one client and
+/// nobody need be trusted to add it (Kairouz, Liu and Steinke 2021, arXiv 2102.06387).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Noise {
+    /// The largest L2 norm of what a client has learnt, over all that it sends.
+    pub clip: f64,
+    /// The noise's deviation over it, in the sum.
+    pub sigma: f64,
 }
 
 /// A way to reach clients.

@@ -1,13 +1,14 @@
 //! Letters as records: the bytes as an array, which travels in parts however long it is, and the task beside it.
 
 use super::{ARRAYS, of_task, to_task};
-use crate::engine::Letter;
+use crate::engine::{Letter, Noise};
 use crate::flower::{Dtype, NdArray, Record, Records, Value, Values};
 use lora_core::{Error, Result};
 
 /// What Flower calls such a message.
 pub(super) const KIND: &str = "query.letter";
 const LETTER: &str = "lora.letter";
+const NOISE: &str = "lora.noise";
 const LENGTH: &str = "lora.letter.length";
 
 pub(super) fn of_letter(letter: &Letter) -> Result<Records> {
@@ -16,12 +17,27 @@ pub(super) fn of_letter(letter: &Letter) -> Result<Records> {
         None => Records::new(),
     };
     records.extend(of_bytes(&letter.bytes)?);
+    if let Some(Noise { clip, sigma }) = letter.noise {
+        let terms = [("clip", clip), ("sigma", sigma)].map(|(name, x)| (name.to_owned(), Value::Float(x)));
+        records.insert(NOISE.into(), Record::Config(Values::from_iter(terms)));
+    }
     Ok(records)
 }
 
 pub(super) fn to_letter(records: &Records, run: &str) -> Result<Letter> {
     let task = records.contains_key(ARRAYS).then(|| to_task(records, run)).transpose()?;
-    Ok(Letter { bytes: to_bytes(records)?, task })
+    let noise = match records.get(NOISE) {
+        None => None,
+        Some(Record::Config(terms)) => {
+            let number = |name: &str| {
+                let number = terms.get(name).and_then(Value::number).filter(|x| *x > 0.0 && x.is_finite());
+                number.ok_or_else(|| Error::data(format!("it has no {name} above 0")).at(NOISE))
+            };
+            Some(Noise { clip: number("clip")?, sigma: number("sigma")? })
+        }
+        Some(_) => return Err(Error::data("it holds no numbers").at(NOISE)),
+    };
+    Ok(Letter { bytes: to_bytes(records)?, task, noise })
 }
 
 /// Whole words of 8 bytes, and how many bytes of them count.

@@ -169,13 +169,14 @@ mod tests {
 
     #[test]
     fn letters_come_back_as_they_were() {
-        use crate::engine::Letter;
+        use crate::engine::{Letter, Noise};
         for (length, with) in [(0, false), (1, true), (8, false), (1001, true)] {
             let bytes: Vec<u8> = (0..length).map(|i| i as u8).collect();
-            let letter = Letter { bytes: bytes.clone(), task: with.then(task) };
+            let noise = with.then_some(Noise { clip: 0.1, sigma: 3.7 });
+            let letter = Letter { bytes: bytes.clone(), task: with.then(task), noise };
             let mut records = letter::of_letter(&letter).unwrap();
             let again = letter::to_letter(&records, "").unwrap();
-            assert_eq!((again.bytes, again.task.is_some()), (bytes, with));
+            assert_eq!((again.bytes, again.task.is_some(), again.noise), (bytes, with, noise));
             if let Some(task) = &again.task {
                 assert_eq!(task.fingerprint().unwrap(), letter.task.unwrap().fingerprint().unwrap());
             }

@@ -3,7 +3,7 @@
 use super::talk::Talk;
 use super::{FEWEST, RING, TRIES, context, lattice, round_id};
 use crate::engine::state::{decode, encode};
-use crate::engine::{Engine, Federation, Round, Settings, Weights};
+use crate::engine::{Engine, Federation, Noise, Round, Settings, Weights};
 use crate::secagg::{Directory, Identity, IdentityKey, Own, Plan, Server, Session, Sum};
 use crate::store::Store;
 use lora_core::{Error, ErrorKind, Result};
@@ -17,6 +17,7 @@ const TRY: &str = "try";
 pub struct Coordinator {
     key: IdentityKey,
     directory: Directory,
+    noise: Option<Noise>,
 }
 
 /// What must be known of a round that was broken off.
@@ -38,7 +39,12 @@ impl Coordinator {
             return Err(Error::usage("the directory has another key for the coordinator")
                 .hint("all parties need one directory, with this key's line in it"));
         }
-        Ok(Self { key: own.key, directory })
+        Ok(Self { key: own.key, directory, noise: None })
+    }
+
+    /// Has clients add noise to the sums.
+    pub fn with(self, noise: Noise) -> Self {
+        Self { noise: Some(noise), ..self }
     }
 }
 
@@ -117,7 +123,7 @@ impl Federation {
         let sent = task.adapter.iter().filter(|(name, _)| task.sends.holds(name));
         let parties = talk.parties();
         let mut plan = Plan::new(id, parties, RING, sent.map(|(_, t)| t.numel()).sum());
-        plan.context = context(&task)?;
+        plan.context = context(&task, by.noise)?;
         plan.threshold = plan.threshold.max(self.settings().minimum);
         let count = plan.parties.len();
         let few = |talk: Talk<'_>, why: String| {
@@ -130,7 +136,7 @@ impl Federation {
             let why = format!("{count} parties are there, and {} are needed", FEWEST.max(plan.threshold));
             return Err(few(talk, why));
         }
-        let session = Session::new(plan, &by.directory)?;
+        let session = Session::new(plan.clone(), &by.directory)?;
         let proposal = session.propose(&by.key)?;
         let mut server = Server::open(by.key.clone(), session)?;
         talk.ask_all(&mut server, &proposal)?;
@@ -145,7 +151,7 @@ impl Federation {
         };
 
         store.put(SPACE, TRY, &encode(&Try { asked: true, ..now })?)?;
-        talk.ask(&mut server, bundles, Some(&task))?;
+        talk.ask(&mut server, bundles, (Some(&task), by.noise))?;
         let sum = finish(&mut talk, &mut server)?;
         let (lost, counted) = match &sum {
             Ok(sum) => (None, sum.survivors.clone()),
@@ -154,7 +160,11 @@ impl Federation {
         let clients = talk.end(&counted);
         if let Ok(sum) = sum {
             let n = sum.survivors.len() as f64;
-            let mean: Vec<f64> = lattice(count)?.decode(&sum.vector).into_iter().map(|x| x / n).collect();
+            let values = match by.noise {
+                Some(noise) => noise.values(&plan, &sum.vector)?,
+                None => lattice(count)?.decode(&sum.vector),
+            };
+            let mean: Vec<f64> = values.into_iter().map(|x| x / n).collect();
             self.move_by(rule, &mean)?;
         }
         Ok(Round { round: now.round, clients, lost })

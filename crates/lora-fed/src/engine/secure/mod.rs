@@ -12,6 +12,10 @@
 //! - it has sent no vector in this round of the run before: two sums that differ in one vector would show it. What it has
 //!   sent it remembers on the disk.
 //!
+//! With [`Noise`](super::Noise) each party clips what it has learnt, rounds it at random to integers and adds its share of a
+//! discrete Gaussian, as many shares making the whole as there are sure to be from others than a coalition that the sums
+//! withstand. It charges its own ledger before the vector leaves, and its budget ends its part.
+//!
 //! It gives nothing in plain: whoever asks it to train outside of a secure round is refused.
 //!
 //! A round that breaks before vectors were sent is tried again; one that breaks later is *lost*: it counts, the model stays
@@ -21,6 +25,7 @@
 
 mod claims;
 mod coordinator;
+mod noise;
 mod party;
 mod talk;
 
@@ -28,7 +33,7 @@ pub use claims::Claims;
 pub use coordinator::Coordinator;
 pub use party::Parties;
 
-use super::Task;
+use super::{Noise, Task};
 use crate::secagg::{Lattice, Ring, RoundId, SecAggError};
 use lora_core::Result;
 use sha2::{Digest, Sha256};
@@ -56,13 +61,16 @@ fn round_id(run: &str, round: u64, tries: u64) -> RoundId {
 }
 
 /// All that parties must agree on, and the plan itself does not say.
-fn context(task: &Task) -> Result<[u8; 32]> {
+fn context(task: &Task, noise: Option<Noise>) -> Result<[u8; 32]> {
     let mut hash = Sha256::new();
     hash.update(b"lora-fed secure round 1\0");
     hash.update(task.fingerprint()?);
     hash.update((task.run.len() as u64).to_le_bytes());
     hash.update(&task.run);
     for number in [task.round, task.rounds, LIMIT.to_bits(), task.scale.map_or(u64::MAX, f64::to_bits)] {
+        hash.update(number.to_le_bytes());
+    }
+    for number in noise.map_or([0; 2], |noise| [noise.clip, noise.sigma].map(f64::to_bits)) {
         hash.update(number.to_le_bytes());
     }
     for trains in [task.trains, task.sends] {

@@ -1,7 +1,8 @@
 //! A client's side.
 
-use super::{Claims, FEWEST, RING, TRIES, WHO, context, lattice, round_id};
+use super::{Claims, FEWEST, LIMIT, RING, TRIES, WHO, context, lattice, round_id};
 use crate::engine::{Letter, Reply, Task, Worker};
+use crate::privacy::{Ledger, Secret, StepInputs, StepKey};
 use crate::secagg::wire::{Envelope, Kind};
 use crate::secagg::{Client, Directory, Identity, Own, PartyId, Plan, SecAggError, Session};
 use lora_core::{Error, Result};
@@ -19,6 +20,8 @@ struct Member {
     id: PartyId,
     own: Own,
     claims: Claims,
+    /// What may be learnt of this client with all its rows.
+    ledger: Option<Ledger>,
     round: Option<Client>,
 }
 
@@ -39,7 +42,18 @@ impl<W: Worker> Parties<W> {
             let what = format!("the directory has {} key for party {id}", pinned.map_or("no", |_| "another"));
             return Err(Error::usage(what).hint("all parties need one directory, with this key's line in it"));
         }
-        self.members.insert(client.into(), Member { id, own, claims, round: None });
+        self.members.insert(client.into(), Member { id, own, claims, ledger: None, round: None });
+        Ok(self)
+    }
+
+    /// What sums may tell of `client` with all its rows is bounded by this ledger's budget: it takes part in noised sums
+    /// alone.
+    ///
+    /// # Errors
+    /// [`Error::usage`] if there is no such client.
+    pub fn promising(mut self, client: &str, ledger: Ledger) -> Result<Self> {
+        let nobody = || Error::usage(format!("{client} is no party"));
+        self.members.get_mut(client).ok_or_else(nobody)?.ledger = Some(ledger);
         Ok(self)
     }
 }
@@ -79,12 +93,7 @@ impl<W: Worker> Worker for Parties<W> {
         Ok(match kind {
             Kind::KeyList => round.deal(&letter.bytes)?,
             Kind::Bundle => {
-                let task = letter.task.as_ref().ok_or_else(|| Error::data("a bundle without a task"))?;
-                let learnt = member.learn(client, task, worker)?;
-                // It has left, whatever comes of it.
-                let plan = member.plan()?;
-                member.claims.send(plan.round.run, task.round)?;
-                let residues = lattice(plan.parties.len())?.encode(&learnt)?;
+                let residues = member.vector(client, letter, worker)?;
                 let round = member.round.as_mut().ok_or_else(restarted)?;
                 round.mask(&letter.bytes, &residues)?
             }
@@ -121,30 +130,67 @@ impl Member {
         Ok(round.session().plan().clone())
     }
 
-    /// Trains, if the task is what the plan says it is: what was learnt, tensor after tensor.
-    fn learn(&self, client: &str, task: &Task, worker: &mut dyn Worker) -> Result<Vec<f64>> {
+    /// Trains, if the task is what the plan says it is, and writes down that what was learnt leaves.
+    fn vector(&mut self, client: &str, letter: &Letter, worker: &mut dyn Worker) -> Result<Vec<u64>> {
+        let task = letter.task.as_ref().ok_or_else(|| Error::data("a bundle without a task"))?;
         let plan = self.plan()?;
-        let tries = plan.round.number % TRIES;
-        if plan.context != context(task)? || plan.round != round_id(&task.run, task.round, tries) {
+        let (context, tries) = (context(task, letter.noise)?, plan.round.number % TRIES);
+        if plan.context != context || plan.round != round_id(&task.run, task.round, tries) {
             return Err(Error::data("the task is not the one that the plan names")
                 .hint("somebody gives parties different models: tell them, over another channel"));
         }
-        let mut reply = worker.train(client, task)?;
-        let mut learnt = Vec::with_capacity(plan.len);
-        for (name, before) in task.adapter.iter().filter(|(name, _)| task.sends.holds(name)) {
-            let missing = || Error::internal("what was trained lacks a tensor").at(name);
-            let now = reply.adapter.remove(name).ok_or_else(missing)?;
-            if now.size() != before.size() {
-                return Err(Error::internal("what was trained has another shape").at(name));
+        let (run, round) = (plan.round.run, task.round);
+        match (letter.noise, &mut self.ledger) {
+            (None, None) => {
+                let learnt = learn(client, task, worker, LIMIT)?;
+                self.claims.send(run, round)?;
+                Ok(lattice(plan.parties.len())?.encode(&learnt)?)
             }
-            let wide = |t: &Tensor| t.detach().to_device(Device::Cpu).to_kind(Dtype::Double).reshape([-1]);
-            let moved: Vec<f64> = Vec::try_from(wide(&now) - wide(before))?;
-            if let Some(far) = moved.iter().find(|x| x.is_nan() || x.abs() > super::LIMIT) {
-                let what = format!("a number moved by {far}, and a secure sum holds ±{}", super::LIMIT);
-                return Err(Error::non_finite(what).at(name).hint("lower the learning rate"));
+            (Some(noise), Some(ledger)) => {
+                let inputs = StepInputs {
+                    run: &task.run,
+                    step: round,
+                    data: &[],
+                    configuration: &context,
+                    weights: &[],
+                };
+                let (key, mechanism) = (StepKey::new(&inputs), noise.mechanism()?);
+                ledger.allow(&key, mechanism)?;
+                // Its own for each vector: one that is made again leaves no second time.
+                let random = |purpose| Ok::<_, Error>(key.randomness(&Secret::generate()?, purpose));
+                let share = noise.share(&plan, &random("noise")?)?;
+                // What is large is clipped, and not told of.
+                let learnt = learn(client, task, worker, f64::MAX)?;
+                let residues = noise.hide(&plan, &learnt, &share, &random("rounding")?)?;
+                self.claims.send(run, round)?;
+                ledger.charge(&key, mechanism)?;
+                Ok(residues)
             }
-            learnt.extend(moved);
+            (None, Some(_)) => Err(Error::unsupported("this client takes part in noised sums alone")
+                .hint("the coordinator must run with --client-epsilon")),
+            (Some(_), None) => Err(Error::unsupported("this client has no budget for noised sums")
+                .hint("start its node with --client-epsilon")),
         }
-        Ok(learnt)
     }
+}
+
+/// Trains; what was learnt, tensor after tensor, if no number is beyond the limit.
+fn learn(client: &str, task: &Task, worker: &mut dyn Worker, limit: f64) -> Result<Vec<f64>> {
+    let mut learnt = Vec::new();
+    let mut reply = worker.train(client, task)?;
+    for (name, before) in task.adapter.iter().filter(|(name, _)| task.sends.holds(name)) {
+        let missing = || Error::internal("what was trained lacks a tensor").at(name);
+        let now = reply.adapter.remove(name).ok_or_else(missing)?;
+        if now.size() != before.size() {
+            return Err(Error::internal("what was trained has another shape").at(name));
+        }
+        let wide = |t: &Tensor| t.detach().to_device(Device::Cpu).to_kind(Dtype::Double).reshape([-1]);
+        let moved: Vec<f64> = Vec::try_from(wide(&now) - wide(before))?;
+        if let Some(far) = moved.iter().find(|x| x.is_nan() || x.abs() > limit) {
+            let what = format!("a number moved by {far}, and a secure sum holds ±{limit}");
+            return Err(Error::non_finite(what).at(name).hint("lower the learning rate"));
+        }
+        learnt.extend(moved);
+    }
+    Ok(learnt)
 }

@@ -1,7 +1,7 @@
 //! The letters of a round, and what came of each client's part.
 
 use super::WHO;
-use crate::engine::{Engine, Letter, Task, Told, bytes};
+use crate::engine::{Engine, Letter, Noise, Task, Told, bytes};
 use crate::secagg::{PartyId, Server};
 use lora_core::{Error, Result};
 use std::collections::BTreeMap;
@@ -27,7 +27,7 @@ impl<'a> Talk<'a> {
         };
         let told = clients.iter().map(blank).collect();
         let mut talk = Self { engine, names: BTreeMap::new(), told };
-        let who = || Letter { bytes: [WHO, &round.to_le_bytes()].concat(), task: None };
+        let who = || Letter { bytes: [WHO, &round.to_le_bytes()].concat(), task: None, noise: None };
         for (client, answer) in talk.exchange(clients.into_iter().map(|client| (client, who())).collect())? {
             let party = answer.and_then(|bytes| {
                 let number =
@@ -65,11 +65,11 @@ impl<'a> Talk<'a> {
         &mut self,
         server: &mut Server,
         letters: Vec<(PartyId, Vec<u8>)>,
-        task: Option<&Task>,
+        (task, noise): (Option<&Task>, Option<Noise>),
     ) -> Result<()> {
         let letter = |(party, bytes): (PartyId, Vec<u8>)| {
             let name = self.names.get(&party)?;
-            Some((name.clone(), Letter { bytes, task: task.map(Task::share) }))
+            Some((name.clone(), Letter { bytes, task: task.map(Task::share), noise }))
         };
         for (client, answer) in self.exchange(letters.into_iter().filter_map(letter).collect())? {
             let received = answer.and_then(|bytes| {
@@ -87,7 +87,7 @@ impl<'a> Talk<'a> {
     /// The same to all whose message the server awaits.
     pub(super) fn ask_all(&mut self, server: &mut Server, bytes: &[u8]) -> Result<()> {
         let letters = server.missing().into_iter().map(|party| (party, bytes.to_vec())).collect();
-        self.ask(server, letters, None)
+        self.ask(server, letters, (None, None))
     }
 
     /// What came of it. Who is not among `counted` dropped out.

@@ -10,11 +10,12 @@ use super::super::app::{AppOptions, Refusal, Reply, ServerApp};
 use super::super::deflate::{Parcel, deflate};
 use super::super::messages::*;
 use super::super::node::now;
-use super::super::objects::{Limits, Objects, hex};
+use super::super::objects::{Limits, Objects};
 use super::super::records::{Record, Records};
 use super::super::values::{Value, Values};
 use super::RUN;
 use super::fake::{every_id, listen};
+use crate::hex::hex;
 use sha2::{Digest, Sha256};
 
 const ALIVE: &str = "token";

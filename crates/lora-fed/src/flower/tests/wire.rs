@@ -111,7 +111,7 @@ fn a_runs_settings_are_the_apps_and_then_those_of_the_run() {
     zip.start_file("pyproject.toml", zip::write::SimpleFileOptions::default()).unwrap();
     std::io::Write::write_all(&mut zip, project.as_bytes()).unwrap();
     let content = zip.finish().unwrap().into_inner();
-    let fab = Fab { hash_str: super::super::objects::hex(&Sha256::digest(&content)), content };
+    let fab = Fab { hash_str: crate::hex::hex(&Sha256::digest(&content)), content };
     let over = |key: &str| BTreeMap::from([(key.to_owned(), Scalar { scalar: Some(OneScalar::Sint64(5)) })]);
     let config = run_config(&fab, over("rounds").iter()).unwrap();
     assert_eq!(config["rounds"], Value::Int(5));
@@ -121,7 +121,7 @@ fn a_runs_settings_are_the_apps_and_then_those_of_the_run() {
     let other = Fab { hash_str: "0".repeat(64), ..fab.clone() };
     assert!(run_config(&other, over("rounds").iter()).unwrap_err().to_string().contains("hash"));
     let content = b"no zip".to_vec();
-    let broken = Fab { hash_str: super::super::objects::hex(&Sha256::digest(&content)), content };
+    let broken = Fab { hash_str: crate::hex::hex(&Sha256::digest(&content)), content };
     assert!(run_config(&broken, over("rounds").iter()).is_err());
 }
 

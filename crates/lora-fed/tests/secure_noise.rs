@@ -1,0 +1,135 @@
+//! Sums to which every client brings its share of the noise.
+
+#[allow(dead_code)]
+#[path = "common/cast.rs"]
+mod cast;
+
+use cast::{Cast, DOUBLE, NAMES, settings};
+use lora_core::Error;
+use lora_fed::engine::{Federation, Model, Noise};
+use lora_fed::privacy::{Accounting, sigma_for};
+use lora_fed::secagg::wire::Kind;
+use tch::{Kind as Dtype, Tensor};
+
+/// A larger model, so that moments can be told.
+fn wide() -> Federation {
+    let b = Tensor::zeros([5000, 2], DOUBLE);
+    let a = Tensor::arange(12, DOUBLE).view([2, 6]) / 12.0;
+    let model = Model::new([("m.lora_A.weight".to_owned(), a), ("m.lora_B.weight".to_owned(), b)].into());
+    Federation::new(settings("ffa"), model, |_, r| 4.0 / r as f64).unwrap()
+}
+
+fn b_of(f: &Federation) -> &Tensor {
+    &f.model.adapter["m.lora_B.weight"]
+}
+
+/// What each learnt, clipped, and noise of the size that was asked for: more with all five there than with the four that
+/// must stay, of whom two may be curious.
+#[test]
+fn noise_is_as_large_as_it_must_be() {
+    let noise = Noise { clip: 3.0, sigma: 0.7 };
+    let mut cast = Cast::noised(&NAMES, noise, 1e6);
+    let mut f = wide();
+    let mut engine = cast.between(|_, _, _| Ok(()));
+    cast.round(&mut f, &mut engine).unwrap();
+
+    // Every number of a client's B moves alike, so its clipped B is the norm spread evenly, with its sign.
+    let step = |client: &str| (f64::from(client.as_bytes()[0] - 90) / 70.0 + 1.0).sin().signum();
+    let each = noise.clip / 10_000f64.sqrt();
+    let mean = NAMES.iter().map(|c| step(c) * each).sum::<f64>() / 5.0;
+    let off = b_of(&f) - mean;
+    let deviation = 0.7 * 3.0 * (5f64 / 2.0).sqrt() / 5.0;
+    let found = off.square().mean(Dtype::Double).double_value(&[]).sqrt();
+    assert!((found / deviation - 1.0).abs() < 0.05, "{found} {deviation}");
+    let centre = off.mean(Dtype::Double).double_value(&[]) / deviation * 100.0;
+    assert!(centre.abs() < 5.0, "{centre} deviations of a mean off");
+    // And it is another every time.
+    let before = b_of(&f).copy();
+    cast.round(&mut f, &mut engine).unwrap();
+    let twice = b_of(&f) - &before;
+    let product = (&twice * &off).mean(Dtype::Double).double_value(&[]) / deviation.powi(2);
+    assert!(product.abs() < 0.06, "{product}");
+}
+
+/// Of a client that would take over, no more than the clip is in the mean.
+#[test]
+fn no_part_is_larger_than_the_clip() {
+    let mut cast = Cast::noised(&["a", "b", "far"], Noise { clip: 1e-3, sigma: 0.01 }, 1e9);
+    let mut f = wide();
+    let mut engine = cast.between(|_, _, _| Ok(()));
+    let round = cast.round(&mut f, &mut engine).unwrap();
+    assert!(round.clients.iter().all(|told| told.refused.is_none()), "{round:?}");
+    let norm = b_of(&f).norm().double_value(&[]);
+    assert!(norm < 1.1e-3 + 3.0 * 0.01 * 1e-3 * 100.0, "{norm}");
+}
+
+#[test]
+fn a_budget_ends_a_clients_part() {
+    let sigma = sigma_for(Accounting::Pld, 5.0, 1e-5, 1.0, 2).unwrap();
+    let mut cast = Cast::noised(&NAMES, Noise { clip: 1.0, sigma }, 5.0);
+    let mut f = wide();
+    let mut engine = cast.between(|_, _, _| Ok(()));
+    for _ in 0..2 {
+        cast.round(&mut f, &mut engine).unwrap();
+    }
+    let round = cast.round(&mut f, &mut engine).unwrap();
+    let refused = round.clients[0].refused.clone().unwrap();
+    assert!(round.lost.is_some() && refused.contains("budget"), "{refused}");
+    drop(engine);
+    for client in NAMES {
+        let ledger = cast.ledger(client);
+        let spent = ledger.spent().unwrap();
+        assert!(ledger.charges() == 2 && spent <= 5.0 && spent > 4.9, "{client}: {spent}");
+    }
+}
+
+/// A round that is lost behind its vectors was paid for.
+#[test]
+fn what_left_is_charged() {
+    let mut cast = Cast::noised(&NAMES, Noise { clip: 1.0, sigma: 2.0 }, 100.0);
+    let mut f = wide();
+    let mut engine = cast.between(|_, kind, _| match kind {
+        Some(Kind::Survivors) => Err(Error::data("gone")),
+        _ => Ok(()),
+    });
+    assert!(cast.round(&mut f, &mut engine).unwrap().lost.is_some());
+    drop(engine);
+    assert!(NAMES.iter().all(|client| cast.ledger(client).charges() == 1));
+}
+
+/// Less noise for one, none at all, or none of its own will: refused.
+#[test]
+fn noise_is_what_the_plan_says() {
+    let noise = Noise { clip: 1.0, sigma: 2.0 };
+    let meddles: [Option<Noise>; 3] =
+        [None, Some(Noise { sigma: 0.01, ..noise }), Some(Noise { clip: 1e6, ..noise })];
+    for meddle in meddles {
+        let mut cast = Cast::noised(&NAMES, noise, 100.0);
+        let mut f = wide();
+        let mut engine = cast.between(move |client, _, letter| {
+            if letter.task.is_some() && client == "c" {
+                letter.noise = meddle;
+            }
+            Ok(())
+        });
+        let round = cast.round(&mut f, &mut engine).unwrap();
+        let refused = round.clients[2].refused.clone().unwrap();
+        assert!(refused.contains("not the one that the plan names"), "{refused}");
+        drop(engine);
+        assert_eq!(cast.ledger("c").charges(), 0);
+    }
+    // The parties have budgets, and the coordinator asks for bare sums; and the other way round.
+    let mut cast = Cast::noised(&NAMES, noise, 100.0);
+    let plain = Cast::new(&NAMES);
+    cast.coordinator = plain.coordinator;
+    cast.directory = plain.directory;
+    cast.own = plain.own;
+    let mut engine = cast.between(|_, _, _| Ok(()));
+    let round = cast.round(&mut wide(), &mut engine).unwrap();
+    assert!(round.clients[0].refused.as_ref().unwrap().contains("noised sums alone"), "{round:?}");
+    let mut cast = Cast::new(&NAMES);
+    cast.coordinator = cast.coordinator.with(noise);
+    let mut engine = cast.between(|_, _, _| Ok(()));
+    let round = cast.round(&mut wide(), &mut engine).unwrap();
+    assert!(round.clients[0].refused.as_ref().unwrap().contains("no budget"), "{round:?}");
+}
