@@ -66,6 +66,22 @@ fn secure_sums_come_to_the_same() {
     assert!(!bench.path("out.state").exists());
 }
 
+/// With noise that clients add: more of it than they learnt, for so small an epsilon.
+#[test]
+fn noised_sums() {
+    let bench = Bench::new();
+    let words = format!("{SIMULATE} --client c=data.jsonl --rule ffa --weights equal --rounds 2 --secure");
+    let loss = |more: &str| {
+        let out = bench.lora(&format!("{words} --eval data.jsonl --overwrite --client-epsilon {more}")).ok();
+        assert!(out.contains("a client over 2 rounds"), "{out}");
+        json(&bench, "out.rounds.jsonl")[1]["held_out_loss"].as_f64().unwrap()
+    };
+    let (little, much) = (loss("1e6"), loss("0.5 --client-clip 1000"));
+    assert!(little < 6.0 && much > little + 0.2, "{little} {much}");
+    let run = bench.lora(&format!("{words} --client-epsilon 3 --client-clip 0"));
+    assert!(run.code != Some(0) && run.err.contains("clipping norm"), "{}", run.err);
+}
+
 #[test]
 fn identities_for_secure_sums() {
     let bench = Bench::new();

@@ -120,7 +120,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut worker: Box<dyn Worker> = match (secure, &args.secure.party_key) {
         (Some((directory, own)), Some(key)) => {
             let claims = Claims::open(&beside(key, "rounds"))?;
-            Box::new(Parties::new(Loud(local), directory).with(HERE, own, claims)?)
+            let party = Parties::new(Loud(local), directory).with(HERE, own, claims)?;
+            Box::new(match args.secure.ledger()? {
+                Some(ledger) => party.promising(HERE, ledger)?,
+                None => party,
+            })
         }
         _ => Box::new(Loud(local)),
     };

@@ -4,8 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use lora::Error;
-use lora::fed::engine::{Claims, Coordinator, Parties, Worker};
+use lora::fed::engine::{Claims, Coordinator, Noise, Parties, Worker};
+use lora::fed::privacy::{Accounting, Budget, Ledger, Unit, sigma_for};
 use lora::fed::secagg::{Directory, Own, PartyId};
+
+use super::course::beside;
+use crate::commands::say;
 
 #[derive(clap::Args)]
 pub(super) struct SecureArgs {
@@ -16,9 +20,46 @@ pub(super) struct SecureArgs {
     /// One's own key among them
     #[arg(long, value_name = "FILE", requires = "secure", help_heading = "Secure sums")]
     pub(super) party_key: Option<PathBuf>,
+    /// Noised sums: over all rounds they give away at most this of any one client with all its rows. A coordinator has
+    /// clients add so much noise; a node takes part as long as no more is spent
+    #[arg(long, value_name = "EPSILON", requires = "secure", help_heading = "Secure sums")]
+    client_epsilon: Option<f64>,
+    /// The chance that this does not hold
+    #[arg(long, value_name = "DELTA", default_value_t = DELTA, help_heading = "Secure sums")]
+    client_delta: f64,
+}
+
+/// There may be few clients: a tenth of one over them would be no promise.
+pub(super) const DELTA: f64 = 1e-5;
+
+/// The noise with which `rounds` rounds keep a promise to clients whose parts are clipped to `clip`; and it is told.
+pub(super) fn noise(epsilon: f64, delta: f64, clip: f64, rounds: u64) -> Result<Noise> {
+    if !(clip > 0.0 && clip.is_finite()) {
+        return Err(Error::usage(format!("the clipping norm is {clip}")).hint("it must be above 0").into());
+    }
+    let sigma = sigma_for(Accounting::Pld, epsilon, delta, 1.0, rounds).map_err(Error::from)?;
+    say!(
+        "privacy     epsilon {epsilon} at delta {delta:.1e} a client over {rounds} rounds: what each learns is clipped to \
+         {clip}, and the sum's noise is {:.3}",
+        sigma * clip
+    );
+    Ok(Noise { clip, sigma })
 }
 
 impl SecureArgs {
+    /// The noise to have clients add, if any.
+    pub(super) fn noise(&self, clip: f64, rounds: u64) -> Result<Option<Noise>> {
+        self.client_epsilon.map(|epsilon| noise(epsilon, self.client_delta, clip, rounds)).transpose()
+    }
+
+    /// A client's ledger of what sums gave away, if it has a budget: beside its key.
+    pub(super) fn ledger(&self) -> Result<Option<Ledger>> {
+        let (Some(epsilon), Some(key)) = (self.client_epsilon, &self.party_key) else { return Ok(None) };
+        let budget =
+            Budget { unit: Unit::Client, epsilon, delta: self.client_delta, accounting: Accounting::Pld };
+        Ok(Some(Ledger::open(&beside(key, "privacy.jsonl"), &budget).map_err(Error::from)?))
+    }
+
     /// The directory, and who one is.
     pub(super) fn read(&self) -> Result<Option<(Directory, Own)>> {
         let (Some(directory), Some(key)) = (&self.secure, &self.party_key) else { return Ok(None) };
@@ -38,10 +79,11 @@ pub(super) struct Cast {
     coordinator: Coordinator,
     directory: Directory,
     parties: Vec<(String, Own)>,
+    noised: bool,
 }
 
 impl Cast {
-    pub(super) fn new(names: &[String]) -> Result<Self> {
+    pub(super) fn new(names: &[String], noise: Option<Noise>) -> Result<Self> {
         let own = Own::generate(None)?;
         let parties: Vec<(String, Own)> = (1..)
             .zip(names)
@@ -49,7 +91,9 @@ impl Cast {
             .collect::<Result<_>>()?;
         let pins = parties.iter().filter_map(|(_, own)| Some((own.party?, own.key.public()))).collect();
         let directory = Directory { server: own.key.public(), parties: pins };
-        Ok(Self { coordinator: Coordinator::new(own, directory.clone())?, directory, parties })
+        let coordinator =
+            noise.into_iter().fold(Coordinator::new(own, directory.clone())?, Coordinator::with);
+        Ok(Self { coordinator, directory, parties, noised: noise.is_some() })
     }
 
     pub(super) fn coordinator(&self) -> &Coordinator {
@@ -59,8 +103,11 @@ impl Cast {
     /// A worker who plays any of them.
     pub(super) fn boxed<'a>(&self, worker: impl Worker + 'a) -> Result<Box<dyn Worker + 'a>> {
         let all = Parties::new(worker, self.directory.clone());
+        // Of rounds that were planned to keep their promise, by clients that nobody has to protect.
+        let endless = Budget { unit: Unit::Client, epsilon: 1e9, delta: DELTA, accounting: Accounting::Rdp };
         let with = |all: Parties<_>, (name, own): &(String, Own)| {
-            all.with(name.clone(), own.clone(), Claims::default())
+            let all = all.with(name.clone(), own.clone(), Claims::default())?;
+            if self.noised { all.promising(name, Ledger::in_memory(&endless)?) } else { Ok(all) }
         };
         Ok(Box::new(self.parties.iter().try_fold(all, with)?))
     }

@@ -48,6 +48,9 @@ pub(crate) struct Args {
     training: TrainingArgs,
     #[command(flatten)]
     secure: SecureArgs,
+    /// With --client-epsilon: the largest norm of what a client has learnt in a round
+    #[arg(long, value_name = "NORM", default_value_t = 1.0, help_heading = "Secure sums")]
+    client_clip: f64,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -57,9 +60,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         args.federation.settings(format!("{} {}", args.out.out.display(), training.seed), training.seed)?;
     settings.check()?;
     let secure = args.secure.read()?.map(|(directory, own)| Coordinator::new(own, directory)).transpose()?;
-    if secure.is_some() {
-        settings.check_secure()?;
-    }
+    let secure = match secure {
+        Some(plain) => {
+            settings.check_secure()?;
+            let noise = args.secure.noise(args.client_clip, settings.rounds)?;
+            Some(noise.into_iter().fold(plain, Coordinator::with))
+        }
+        None => None,
+    };
     let (checkpoint, tokenizer) = args.model.checkpoint()?;
     let read = |path| args.training.read(path, &tokenizer, checkpoint.config().max_positions);
     let held_out = args.out.eval.as_deref().map(read).transpose()?;

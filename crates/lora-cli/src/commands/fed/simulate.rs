@@ -14,7 +14,7 @@ use lora::{Error, Local, Promise};
 use super::course::{Course, Kind, beside};
 use super::federation::{FederationArgs, OutArgs, method, ranked};
 use super::log::told_here;
-use super::secure::Cast;
+use super::secure::{Cast, DELTA, noise};
 use crate::commands::say;
 use crate::open::ModelArgs;
 use crate::privacy::{PrivacyArgs, hash_of};
@@ -59,10 +59,11 @@ pub(crate) struct Args {
     #[command(flatten)]
     training: TrainingArgs,
     /// The coordinator sees sums alone, by the protocol that `serve --secure` speaks; with --weights equal
-    #[arg(long, help_heading = "Federation", conflicts_with = "client_epsilon")]
+    #[arg(long, help_heading = "Federation", conflicts_with = "drawn")]
     secure: bool,
-    /// Bound what is learnt of any one client with all its rows: clipped and noised by the coordinator, with --weights equal
-    #[arg(long, value_name = "EPSILON", help_heading = "Privacy", requires = "drawn")]
+    /// Bound what is learnt of any one client with all its rows, clipped and noised: by the coordinator, of --drawn clients a
+    /// round; or with --secure by the clients, a share each. With --weights equal
+    #[arg(long, value_name = "EPSILON", help_heading = "Privacy")]
     client_epsilon: Option<f64>,
     /// The largest norm of what a client sends
     #[arg(long, value_name = "NORM", default_value_t = 1.0, help_heading = "Privacy")]
@@ -82,6 +83,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     settings.check()?;
     if args.secure {
         settings.check_secure()?;
+    } else if args.client_epsilon.is_some() && args.drawn.is_none() {
+        let what = "--client-epsilon without --drawn or --secure";
+        return Err(Error::usage(what)
+            .hint("say how many clients a round are drawn, or who adds noise")
+            .into());
     }
     let training = TrainConfig { proximal: args.proximal, ..args.training.train_config()? };
     training.check()?;
@@ -111,7 +117,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let idle: BTreeMap<_, _> = args.idle.iter().map(|(name, n)| (name.clone(), n.unsigned_abs())).collect();
     let names: Vec<String> = data.keys().chain(idle.keys()).cloned().collect();
     let mut release = args.release(&course, &names, &data)?;
-    let cast = if args.secure { Some(Cast::new(&names)?) } else { None };
+    let cast = match (args.secure, args.client_epsilon) {
+        (false, _) => None,
+        (true, None) => Some(Cast::new(&names, None)?),
+        (true, Some(epsilon)) => {
+            let noise = noise(epsilon, DELTA, args.client_clip, course.settings().rounds)?;
+            Some(Cast::new(&names, Some(noise))?)
+        }
+    };
     while course.goes_on() {
         let players = workers.iter_mut().map(|w| Player(w, &idle));
         let told = match (&cast, &mut release) {
