@@ -4,7 +4,7 @@ use super::talk::Talk;
 use super::{FEWEST, RING, TRIES, context, lattice, round_id};
 use crate::engine::state::{decode, encode};
 use crate::engine::{Engine, Federation, Noise, Round, Settings, Weights};
-use crate::secagg::{Directory, Identity, IdentityKey, Own, Plan, Server, Session, Sum};
+use crate::secagg::{Directory, IdentityKey, Own, Plan, Server, Session, Sum};
 use crate::store::Store;
 use lora_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
@@ -118,7 +118,7 @@ impl Federation {
         let id = round_id(&task.run, now.round, now.tries);
         let chosen = self.choose(engine.clients()?)?;
         let mut talk = Talk::begin(engine, chosen, id.number)?;
-        talk.keep(|party| by.directory.parties.get(&party).map(Identity::as_bytes).is_some());
+        talk.keep(|party| by.directory.parties.contains_key(&party));
 
         let sent = task.adapter.iter().filter(|(name, _)| task.sends.holds(name));
         let parties = talk.parties();
