@@ -26,8 +26,10 @@
 //! # Ok::<(), lora_core::Error>(())
 //! ```
 
+use std::cell::RefCell;
+
 use lora_core::{Adapter, BaseWeight, Factors, Gain, Part, Result, Variant};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// Fills the top hole. PEFT: `use_dora`, `tuners/lora/dora.py`.
 pub const DORA: Variant = Variant {
@@ -43,6 +45,16 @@ pub const DORA: Variant = Variant {
 pub struct Dora {
     direction: Box<dyn Adapter>,
     magnitude: Tensor,
+    known: RefCell<Option<Known>>,
+}
+
+/// A gain and its slope, for as long as nothing trains.
+#[derive(Debug)]
+struct Known {
+    /// The parameters' versions, and the dtype of the weight: what they were made from.
+    of: (Vec<i64>, Kind),
+    value: Tensor,
+    slope: Tensor,
 }
 
 impl Dora {
@@ -53,7 +65,7 @@ impl Dora {
     /// None today; a top may refuse a base.
     pub fn new(direction: Box<dyn Adapter>, base: &dyn BaseWeight) -> Result<Self> {
         let magnitude = direction.row_norms(base, &base.dense(base.kind())).set_requires_grad(true);
-        Ok(Self { direction, magnitude })
+        Ok(Self { direction, magnitude, known: RefCell::default() })
     }
 
     /// `m / ‖V‖`, and its slope in m; a row of zeros, which has no direction, is left alone.
@@ -79,7 +91,15 @@ impl Adapter for Dora {
 
     fn factors(&self, base: &dyn BaseWeight, w: &Tensor) -> Option<Factors<'_>> {
         let factors = self.direction.factors(base, w).filter(|f| f.gain.is_none())?;
-        let (value, slope) = tch::no_grad(|| self.gain(&self.direction.row_norms(base, w)));
+        let versions = self.params().iter().map(|(_, t)| t.internal_version()).collect();
+        let of = (versions, w.kind());
+        let mut known = self.known.borrow_mut();
+        let now = known.take().filter(|known| known.of == of).unwrap_or_else(|| {
+            let (value, slope) = tch::no_grad(|| self.gain(&self.direction.row_norms(base, w)));
+            Known { of, value, slope }
+        });
+        let (value, slope) = (now.value.shallow_clone(), now.slope.shallow_clone());
+        *known = Some(now);
         Some(Factors { gain: Some(Gain { magnitude: &self.magnitude, value, slope }), ..factors })
     }
 
