@@ -212,6 +212,44 @@ fn robust_rules_hold_where_the_mean_fails() {
     assert!(Robust::TrimmedMean(0.5).aggregate(&some).is_err());
 }
 
+/// A fifth of twenty, by attacks of the literature: each robust rule stays with the others. The mean fails by all but the
+/// one that hides in the spread.
+#[test]
+fn known_attacks_of_a_fifth_are_borne() {
+    let waves = |size: [i64; 2]| (Tensor::arange(size[0] * size[1], OPTIONS) * 1.7).sin().view(size);
+    let truth = (waves([2, 6]), waves([5, 2]));
+    let spread = 0.02;
+    let near = |t: &Tensor| t + t.randn_like() * spread;
+    let dense = truth.1.matmul(&truth.0);
+    type Attack<'a> = Box<dyn Fn() -> (Tensor, Tensor) + 'a>;
+    let attacks: [(&str, bool, Attack<'_>); 4] = [
+        // Xie et al. 2020, inner-product manipulation.
+        ("the opposite, fivefold", true, Box::new(|| (near(&truth.0), &truth.1 * -5.0))),
+        // Of one update there are many pairs of factors: the mean of theirs is none of it.
+        ("another pair of the same update", true, Box::new(|| (&truth.0 * 50.0, &truth.1 / 50.0))),
+        ("a claim of a million", true, Box::new(|| (&truth.0 * 1e3, &truth.1 * 1e3))),
+        // Baruch et al. 2019, a little is enough.
+        ("a step within the spread", false, Box::new(|| (&truth.0 - spread, &truth.1 - spread))),
+    ];
+    for (what, mean_fails, attack) in &attacks {
+        let one = |i: usize| {
+            let (a, b) = if i < 4 { attack() } else { (near(&truth.0), near(&truth.1)) };
+            let layers = BTreeMap::from([("l".to_owned(), Layer { a, b, scale: 1.0 })]);
+            Upload { client: format!("c{i}"), weight: 1.0, layers, others: BTreeMap::new() }
+        };
+        let some: Vec<Upload> = (0..20).map(one).collect();
+        let off = |a: &Tensor, b: &Tensor| ((b.matmul(a) - &dense).norm() / dense.norm()).double_value(&[]);
+        let mean = Rule::FedIt.aggregate(&some).unwrap();
+        let mean = off(mean.layers["l"].a.as_ref().unwrap(), mean.layers["l"].b.as_ref().unwrap());
+        assert_eq!(mean > 0.3, *mean_fails, "{what}: {mean}");
+        for rule in [Robust::Median, Robust::TrimmedMean(0.2), Robust::Krum { lying: 4 }] {
+            let got = rule.aggregate(&some).unwrap();
+            let off = off(&got.layers["l"].a, &got.layers["l"].b);
+            assert!(off < 0.1, "{what}, {rule:?}: {off}");
+        }
+    }
+}
+
 #[test]
 fn bounds_hold_for_factors_and_for_their_product() {
     let (some, _) = attacked();
