@@ -4,7 +4,7 @@
 //! the data is in it: answers are left out, a row keeps its labels and whether it was right.
 
 use super::gather::Ended;
-use crate::{bench, cache, sh, unpack};
+use crate::{bench, cache, unpack};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use std::fs::{self, File};
@@ -58,13 +58,25 @@ fn result(found: &Value) -> Result<String> {
     if found["machine"].is_null() {
         found["machine"] = json!(bench::cpu());
     }
-    let caches = cache::dir()?.display().to_string();
-    let root = format!("{}/", sh::root().display());
-    for command in found["commands"].as_array_mut().into_iter().flatten() {
-        let text = command.as_str().unwrap_or_default();
-        *command = json!(text.replace(&caches, "CACHE").replace(&root, ""));
-    }
+    anywhere(&mut found, &cache::dir()?.display().to_string());
     Ok(serde_json::to_string(&found)?)
+}
+
+/// Without the folders that lie above a tree or the cache; the tree may be another that runs were brought from.
+fn anywhere(value: &mut Value, caches: &str) {
+    let below = |word: &str| {
+        let at = ["/target/", "/xtask/"].iter().filter_map(|part| word.find(part)).min();
+        at.map_or_else(|| word.to_owned(), |at| word[at + 1..].to_owned())
+    };
+    match value {
+        Value::String(text) => {
+            let words: Vec<_> = text.replace(caches, "CACHE").split(' ').map(below).collect();
+            *text = words.join(" ");
+        }
+        Value::Array(all) => all.iter_mut().for_each(|value| anywhere(value, caches)),
+        Value::Object(all) => all.values_mut().for_each(|value| anywhere(value, caches)),
+        _ => {}
+    }
 }
 
 fn row(row: &mut Value) {

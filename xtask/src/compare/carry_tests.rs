@@ -18,10 +18,9 @@ fn finished(runs: &Path) -> (Ended, PathBuf) {
     let settings = settings();
     let dir = runs.join(settings.hash());
     fs::create_dir_all(&dir).unwrap();
-    let root = crate::sh::root().display().to_string();
     let found = json!({
-        "settings": settings, "commands": [format!("lora train --data {root}/target/x.jsonl")],
-        "machine": "elsewhere", "eval": { "loss": 0.5, "labels": { "accuracy": 0.5 } },
+        "settings": settings, "commands": ["lora train --data /a/tree/target/x.jsonl --rank 4"],
+        "machine": "elsewhere", "train": { "settings": { "data": ["/a/tree/target/x.jsonl"] } }, "eval": { "loss": 0.5, "labels": { "accuracy": 0.5 } },
     });
     fs::write(dir.join("result.json"), found.to_string()).unwrap();
     let steps = "{\"event\":\"step\",\"loss\":1.25,\"grad_norm\":0.123456789,\"seconds\":2,\"tokens\":10,\
@@ -50,7 +49,8 @@ fn what_was_saved_is_read_alike_elsewhere() {
     assert!(!text("rows.jsonl").contains("SECRET"));
     let found: Value = serde_json::from_str(&text("result.json")).unwrap();
     assert_eq!(found["machine"], "elsewhere");
-    assert_eq!(found["commands"][0], "lora train --data target/x.jsonl");
+    assert_eq!(found["train"]["settings"]["data"][0], "target/x.jsonl");
+    assert_eq!(found["commands"][0], "lora train --data target/x.jsonl --rank 4");
 
     let (before, _) = ended.outcome.as_ref().unwrap();
     let (a, b) = (gather::read(&ended.settings, before, &dir), gather::read(&ended.settings, &found, &home));
