@@ -89,6 +89,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             .hint("say how many clients a round are drawn, or who adds noise")
             .into());
     }
+    let shares = match args.client_epsilon.filter(|_| args.secure) {
+        Some(epsilon) => Some(noise(epsilon, DELTA, args.client_clip, settings.rounds)?),
+        None => None,
+    };
     let training = TrainConfig { proximal: args.proximal, ..args.training.train_config()? };
     training.check()?;
     if args.jobs == 0 || (args.jobs > 1 && (args.method.dropout > 0.0 || settings.rule == Rule::FedSa)) {
@@ -117,14 +121,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let idle: BTreeMap<_, _> = args.idle.iter().map(|(name, n)| (name.clone(), n.unsigned_abs())).collect();
     let names: Vec<String> = data.keys().chain(idle.keys()).cloned().collect();
     let mut release = args.release(&course, &names, &data)?;
-    let cast = match (args.secure, args.client_epsilon) {
-        (false, _) => None,
-        (true, None) => Some(Cast::new(&names, None)?),
-        (true, Some(epsilon)) => {
-            let noise = noise(epsilon, DELTA, args.client_clip, course.settings().rounds)?;
-            Some(Cast::new(&names, Some(noise))?)
-        }
-    };
+    let cast = if args.secure { Some(Cast::new(&names, shares)?) } else { None };
     while course.goes_on() {
         let players = workers.iter_mut().map(|w| Player(w, &idle));
         let told = match (&cast, &mut release) {
