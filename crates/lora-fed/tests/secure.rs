@@ -9,7 +9,7 @@ use std::path::Path;
 use cast::{Cast, DOUBLE, Learner, NAMES, RULES, difference, federation, names, plain, settings};
 use lora_core::Error;
 use lora_fed::aggregate::{Bounds, Robust};
-use lora_fed::engine::{Claims, Coordinator, InProcess, Parties, Settings, Task, Weights};
+use lora_fed::engine::{Claims, Coordinator, InProcess, Parties, Settings, Task, Trains, Weights};
 use lora_fed::secagg::wire::Kind;
 use lora_fed::secagg::{Own, PartyId};
 use lora_fed::store::Store;
@@ -204,6 +204,19 @@ fn nothing_is_given_in_plain_and_not_to_two() {
     let mut engine = InProcess::new(names(&NAMES), vec![cast.worker()]);
     let refused = f.round(&mut engine).unwrap_err().to_string();
     assert!(refused.contains("secure sums alone"), "{refused}");
+    drop(engine);
+    let task = Task {
+        run: "a run".into(),
+        round: 1,
+        rounds: 1,
+        trains: Trains::B,
+        sends: Trains::B,
+        scale: None,
+        adapter: [].into(),
+        beside: [].into(),
+    };
+    let refused = cast.worker().evaluate("a", &task).unwrap_err().to_string();
+    assert!(refused.contains("tells no loss"), "{refused}");
 
     let mut cast = Cast::new(&["a", "b"]);
     let mut f = federation(settings("ffa"));

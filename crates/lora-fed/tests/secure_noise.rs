@@ -97,6 +97,19 @@ fn what_left_is_charged() {
     assert!(NAMES.iter().all(|client| cast.ledger(client).charges() == 1));
 }
 
+/// A party whose memory of rounds was lost makes other noise for the same round, and pays for it.
+#[test]
+fn other_noise_is_another_charge() {
+    let mut cast = Cast::noised(&NAMES, Noise { clip: 1.0, sigma: 2.0 }, 100.0);
+    for charges in 1..=2 {
+        let mut engine = cast.between(|_, _, _| Ok(()));
+        cast.round(&mut wide(), &mut engine).unwrap();
+        drop(engine);
+        assert!(NAMES.iter().all(|client| cast.ledger(client).charges() == charges));
+        cast.forget();
+    }
+}
+
 /// Less noise for one, none at all, or none of its own will: refused.
 #[test]
 fn noise_is_what_the_plan_says() {

@@ -127,6 +127,16 @@ impl Cast {
         Ledger::open(&path, &self.budget.unwrap()).unwrap()
     }
 
+    /// Everybody's rounds, but not their ledgers.
+    pub(crate) fn forget(&mut self) {
+        self.store = Store::open(&self.dir.path().join("another state")).unwrap();
+        for client in self.own.keys() {
+            for ending in ["", "-wal", "-shm"] {
+                let _ = std::fs::remove_file(self.dir.path().join(format!("claims of {client}{ending}")));
+            }
+        }
+    }
+
     /// The clients, as they are after a start: with nothing but what is on the disk.
     pub(crate) fn worker(&self) -> Box<dyn Worker> {
         let all = Parties::new(Learner, self.directory.clone());

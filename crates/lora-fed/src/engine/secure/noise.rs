@@ -1,6 +1,6 @@
 //! Noise that parties add, a share each.
 
-use super::super::Noise;
+use crate::engine::Noise;
 use crate::privacy::{Lattice, Mechanism, Randomness};
 use crate::secagg::Plan;
 use lora_core::Result;
@@ -10,9 +10,9 @@ const BITS: u32 = 20;
 
 /// Of how many parties the shares make the whole. At least a threshold's are in the sum. Of these a coalition that the sums
 /// withstand, or a single curious party at the least, knows its own.
-const fn shares(parties: usize, threshold: usize) -> usize {
-    let coalition = (2 * threshold).saturating_sub(parties + 1);
-    threshold - if coalition == 0 { 1 } else { coalition }
+fn shares(parties: usize, threshold: usize) -> usize {
+    let coalition = (2 * threshold).saturating_sub(parties + 1).max(1);
+    threshold - coalition
 }
 
 impl Noise {
