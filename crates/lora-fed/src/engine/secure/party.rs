@@ -140,7 +140,6 @@ impl Member {
                 .hint("somebody gives parties different models: tell them, over another channel"));
         }
         let (run, round) = (plan.round.run, task.round);
-        let session = self.round.as_ref().map_or([0; 32], |round| *round.session().digest());
         match (letter.noise, &mut self.ledger) {
             (None, None) => {
                 let learnt = learn(client, task, worker, LIMIT)?;
@@ -148,13 +147,14 @@ impl Member {
                 Ok(lattice(plan.parties.len())?.encode(&learnt)?)
             }
             (Some(noise), Some(ledger)) => {
+                // Each vector has noise of its own, so each is a charge of its own.
+                let this = Secret::generate()?;
                 let inputs = StepInputs {
                     run: &task.run,
                     step: round,
                     data: &[],
                     configuration: &context,
-                    // Each vector has noise of its own, so each is a charge of its own.
-                    weights: &session,
+                    weights: this.as_bytes(),
                 };
                 let (key, mechanism) = (StepKey::new(&inputs), noise.mechanism()?);
                 ledger.allow(&key, mechanism)?;
