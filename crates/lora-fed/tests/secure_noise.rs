@@ -106,7 +106,9 @@ fn other_noise_is_another_charge() {
         cast.round(&mut wide(), &mut engine).unwrap();
         drop(engine);
         assert!(NAMES.iter().all(|client| cast.ledger(client).charges() == charges));
-        cast.forget();
+        if charges == 1 {
+            cast.forget();
+        }
     }
 }
 
