@@ -86,6 +86,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let parts =
         plan.data.iter().map(|data| split::split(data, &home.join("data"))).collect::<Result<Vec<_>>>()?;
+    plan::refuse(&plan.few_rows(&parts))?;
     let sets = parts.iter().map(|p| Ok((p.name.clone(), Files::of(p)?))).collect::<Result<Vec<_>>>()?;
     let program = sh::capture(Command::new(&lora).arg("--version"))?.trim().to_owned();
     let grid = Grid { plan: &plan, program, model: Fingerprint::of(&model)?, sets };

@@ -276,6 +276,19 @@ impl Plan {
         }
         faults
     }
+
+    /// Sets that a federation cannot deal out: a client has a row at least, of what rates are tried on too.
+    pub(crate) fn few_rows(&self, parts: &[super::split::Parts]) -> Vec<String> {
+        let federated = self.variants.iter().any(|v| split(v).rule.is_some());
+        let few = |p: &&super::split::Parts| federated && (p.train_rows as u64) < 2 * self.clients;
+        let say = |p: &super::split::Parts| {
+            format!(
+                "clients: {} are too many for the {} training rows of {}",
+                self.clients, p.train_rows, p.name
+            )
+        };
+        parts.iter().filter(few).map(say).collect()
+    }
 }
 
 fn twice_in<T: Ord + std::fmt::Display>(list: &str, items: &[T], refuse: &mut impl FnMut(bool, String)) {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use lora::Error;
-use lora::fed::engine::{Claims, Coordinator, Noise, Parties, Worker};
+use lora::fed::engine::{Claims, Coordinator, FEWEST, Noise, Parties, Worker};
 use lora::fed::privacy::{Accounting, Budget, Ledger, Unit, sigma_for};
 use lora::fed::secagg::{Directory, Own, PartyId};
 
@@ -64,7 +64,7 @@ impl SecureArgs {
     pub(super) fn read(&self) -> Result<Option<(Directory, Own)>> {
         let (Some(directory), Some(key)) = (&self.secure, &self.party_key) else { return Ok(None) };
         let (directory, own) = (Directory::read(directory)?, Own::load(key)?);
-        if directory.parties.len() < 3 {
+        if directory.parties.len() < FEWEST {
             let what = format!("the directory has {} parties", directory.parties.len());
             return Err(Error::usage(what)
                 .hint("of two parties each would know the other's part from the sum: three and more")

@@ -44,8 +44,8 @@ const LIMIT: f64 = 1024.0;
 const RING: Ring = Ring::U64;
 /// Begins the question for a client's number; the round's follows.
 const WHO: &[u8] = b"lora-fed party?";
-/// A party sees one sum too many of fewer.
-const FEWEST: usize = 3;
+/// Parties of a secure round, at least: of two each would know the other's part from the sum.
+pub const FEWEST: usize = 3;
 /// How often a round can be tried.
 const TRIES: u64 = 1 << 16;
 
