@@ -12,14 +12,15 @@ use std::time::Instant;
 
 use lora::model::{IGNORE, Keep, Llama, Model, Tokenizer};
 use lora::train::{
-    AdamW, AdamWConfig, Arena, Batch, DataOptions, Dataset, Sample, Work, matmul_rate, required_flops,
+    AdamW, AdamWConfig, Arena, Batch, DataOptions, Dataset, Recorder, Sample, Work, matmul_rate,
+    required_flops,
 };
 use lora::{AdapterConfig, Error, Result};
 use tch::{Device, Kind};
 
 const USAGE: &str = "train_step: nothing to measure without a model\n  cargo bench --bench train_step -- --model \
                      FILE.gguf [--variant lora] [--dtype bf16|f32] [--batch 4] [--seq 256] [--rank 8] [--steps 5] \
-                     [--warmup 1] [--recompute LAYERS] [--data FILE.jsonl] [--device cpu|cuda] [--profile]\n  or, beside PEFT: cargo xtask bench --peer peft";
+                     [--warmup 1] [--recompute LAYERS] [--data FILE.jsonl] [--device cpu|cuda] [--profile] [--eager]\n  or, beside PEFT: cargo xtask bench --peer peft";
 
 fn main() -> Result<()> {
     match Settings::from(std::env::args().skip(1))? {
@@ -42,6 +43,7 @@ struct Settings {
     data: Option<String>,
     device: Device,
     profile: bool,
+    eager: bool,
 }
 
 impl Settings {
@@ -69,6 +71,7 @@ impl Settings {
         };
         Ok(Some(Self {
             device,
+            eager: args.iter().any(|arg| arg == "--eager"),
             profile: args.iter().any(|arg| arg == "--profile"),
             model: (*model).to_owned(),
             variant: flags.get("--variant").copied().unwrap_or("lora").to_owned(),
@@ -106,11 +109,12 @@ fn measure(settings: &Settings) -> Result<serde_json::Value> {
     // The weight decay is torch's default, which the peer has.
     let mut optimiser = AdamW::new(&arena, AdamWConfig { weight_decay: 0.01, ..Default::default() });
 
+    let mut recorder = Recorder::new(&model, !settings.eager);
     let (mut losses, mut seconds, mut first) = (Vec::new(), Vec::new(), f64::NAN);
     let mut step = |batch: &Batch| -> Result<()> {
         let start = Instant::now();
         let scale = 1.0 / batch.supervised as f64;
-        let loss = model.backward(batch.texts(), &batch.labels, scale, settings.recompute)?;
+        let loss = recorder.backward(&model, arena.params(), batch, scale, settings.recompute)?;
         optimiser.step(&mut arena, 1e-4);
         if device.is_cuda() {
             tch::Cuda::synchronize(0);

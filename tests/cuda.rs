@@ -9,7 +9,11 @@ const ARCHITECTURES: [&str; 3] = ["sm_80", "sm_90", "sm_100"];
 fn kernels_compile_for_every_architecture() {
     let sources = lora::model::CUDA_SOURCES.into_iter().chain(lora::core::CUDA_SOURCES);
     let sources = sources.chain(tch_ext::CUDA_SOURCES);
-    let sources: Vec<_> = sources.chain(lora::train::CUDA_SOURCES).chain(lora::qlora::CUDA_SOURCES).collect();
+    let sources: Vec<_> = sources
+        .chain(lora::train::CUDA_SOURCES)
+        .chain(lora::qlora::CUDA_SOURCES)
+        .chain(lora::dora::CUDA_SOURCES)
+        .collect();
     for source in &sources {
         for (kind, vec) in [(Kind::BFloat16, 8), (Kind::BFloat16, 1), (Kind::Float, 4), (Kind::Double, 2)] {
             for arch in ARCHITECTURES {

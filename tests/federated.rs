@@ -51,6 +51,7 @@ fn training() -> TrainConfig {
         clip: Some(1.0),
         proximal: None,
         recompute: 0,
+        record: true,
         seed: 3,
         eval_every: None,
     }

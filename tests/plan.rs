@@ -22,6 +22,7 @@ const STEPS: TrainConfig = TrainConfig {
     clip: Some(1.0),
     proximal: None,
     recompute: 0,
+    record: false,
     seed: 7,
     eval_every: None,
 };

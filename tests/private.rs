@@ -61,6 +61,7 @@ fn training(batch_size: usize, accumulate: usize, steps: u64) -> TrainConfig {
         clip: None,
         proximal: None,
         recompute: 0,
+        record: true,
         seed: 3,
         eval_every: None,
     }

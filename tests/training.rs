@@ -7,8 +7,12 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use common::{Tensors, llama_in, relative};
-use lora::model::{IGNORE, Llama, Model, Texts};
-use lora::tch_ext::cuda::{here, seed};
+use lora::model::{IGNORE, Llama, Model, Slots, Texts};
+use lora::tch_ext::changed;
+use lora::tch_ext::cuda::{emulated, here, seed};
+use lora::train::{
+    AdamWConfig, Arena, Batch, Dataset, Event, Recorder, Sample, Schedule, TrainConfig, mean_loss, train,
+};
 use lora::{AdapterConfig, Targets, attach, params, recipe};
 use tch::{Kind, Tensor};
 
@@ -149,4 +153,122 @@ fn kernels_for_cuda_give_the_same_step() {
             assert!(error < 1e-5, "{variant}, {key}: {error:e}");
         }
     }
+}
+
+/// Random texts of these lengths, of which every third token is learnt.
+fn samples(model: &Llama, lengths: &[i64]) -> Vec<Sample> {
+    let numbers = |n: i64| Vec::<i64>::try_from(ids(model, n).reshape(-1)).unwrap();
+    let labels =
+        |n: i64| (numbers(n).into_iter().enumerate()).map(|(i, id)| if i % 3 == 0 { id } else { IGNORE });
+    let each = lengths.iter().enumerate();
+    each.map(|(line, &n)| Sample { ids: numbers(n), labels: labels(n).collect(), line: line + 1 }).collect()
+}
+
+/// The dtype that recordings are for, where there is a GPU.
+fn recordable() -> Kind {
+    if here() == tch::Device::Cpu { Kind::Float } else { Kind::BFloat16 }
+}
+
+#[test]
+fn slots_with_room_to_spare_give_the_gradient_of_the_batch() {
+    let _alone = RANDOM.lock();
+    for variant in ["lora", "dora+rslora", "qlora"] {
+        let model = model_in(recordable(), variant, AdapterConfig::default());
+        let texts = samples(&model, &[11, 19, 2, 7]);
+        let batch = |part: &[Sample]| Batch::new(&part.iter().collect::<Vec<_>>(), here());
+        let mut slots = Slots::new(64, 5, 32, here());
+        // The second time round something is left of the first.
+        for part in [&texts[..], &texts[1..3]] {
+            let want = step(&model, batch(part).texts(), batch(part).labels(), 0);
+            let flat =
+                |of: fn(&Sample) -> &Vec<i64>| part.iter().flat_map(|s| of(s).clone()).collect::<Vec<_>>();
+            let lengths: Vec<i64> = part.iter().map(|s| s.ids.len() as i64).collect();
+            slots.fill(&flat(|s| &s.ids), &flat(|s| &s.labels), &lengths, 0.1).unwrap();
+            let pass = || model.gradients(&slots).unwrap().double_value(&[]);
+            let loss = if here() == tch::Device::Cpu { emulated(pass) } else { pass() };
+            let tolerance = if recordable() == Kind::Float { 1e-5 } else { 3e-2 };
+            assert!((loss / want.0 - 1.0).abs() < tolerance, "{variant}: {loss} {}", want.0);
+            for mut p in params(&model, "a") {
+                let error = relative(&p.tensor.grad(), &want.1[&p.key()]);
+                assert!(error < tolerance, "{variant}, {}: {error}", p.key());
+                p.tensor.zero_grad();
+            }
+        }
+        assert!(slots.fill(&[1; 64], &[IGNORE; 64], &[64], 1.0).is_err(), "a token must be free");
+        assert!(slots.fill(&[1; 9], &[IGNORE; 9], &[8], 1.0).is_err(), "lengths that do not add up");
+    }
+}
+
+#[test]
+fn recorded_passes_train_as_others_do() {
+    let _alone = RANDOM.lock();
+    for variant in ["lora", "dora", "qlora+rslora"] {
+        let run = |record: bool| {
+            let model = model_in(recordable(), variant, AdapterConfig::default());
+            seed(5);
+            let lengths: Vec<i64> = (0..40).map(|i| 6 + i * 7 % 23).collect();
+            let data = Dataset {
+                path: "random".into(),
+                rows: vec![],
+                samples: samples(&model, &lengths),
+                truncated: 0,
+            };
+            let config = TrainConfig {
+                epochs: 3.0,
+                max_steps: None,
+                batch_size: 4,
+                accumulate: 2,
+                learning_rate: 1e-3,
+                schedule: Schedule::Constant,
+                warmup: 0.0,
+                adamw: AdamWConfig::default(),
+                clip: Some(1.0),
+                proximal: None,
+                recompute: 0,
+                record,
+                seed: 3,
+                eval_every: Some(4),
+            };
+            let mut seen = Vec::new();
+            let outcome = train(&model, params(&model, "a"), &data, Some(&data), &config, &mut |event| {
+                seen.push(match event {
+                    Event::Step(step) => step.loss,
+                    Event::Eval { loss, .. } => *loss,
+                });
+                Ok(())
+            });
+            // What is kept of the parameters is what they are.
+            let loss = mean_loss(&model, &data, 4).unwrap();
+            params(&model, "a").iter().for_each(|p| changed(&p.tensor));
+            assert_eq!(mean_loss(&model, &data, 4).unwrap(), loss, "{variant}: a copy was not of its time");
+            (outcome.unwrap(), seen)
+        };
+        let ((recorded, ours), (eager, theirs)) = (run(true), run(false));
+        assert_eq!(eager.replayed, 0);
+        assert_eq!(recorded.replayed > 20, here() != tch::Device::Cpu, "{variant}: {}", recorded.replayed);
+        assert_eq!(ours.len(), theirs.len());
+        for (i, (a, b)) in ours.iter().zip(&theirs).enumerate() {
+            assert!((a / b - 1.0).abs() < 1e-2, "{variant}, {i}: {a} {b}");
+        }
+    }
+}
+
+#[test]
+fn what_is_told_again_draws_anew() {
+    let _alone = RANDOM.lock();
+    let config = AdapterConfig { lora_dropout: 0.5, ..AdapterConfig::default() };
+    let model = model_in(recordable(), "lora", config);
+    let texts = samples(&model, &[20, 30]);
+    let batch = Batch::new(&texts.iter().collect::<Vec<_>>(), here());
+    let mut recorder = Recorder::new(&model, true);
+    let arena = Arena::new(params(&model, "a")).unwrap();
+    let losses = [1, 1, 2, 2, 3].map(|n| {
+        seed(n);
+        recorder.backward(&model, arena.params(), &batch, 1.0, 0).unwrap()
+    });
+    let recorded = here() != tch::Device::Cpu;
+    assert_eq!(recorder.replayed(), if recorded { 4 } else { 0 });
+    assert_eq!(losses[2], losses[3], "equal seeds");
+    assert!(losses[2] != losses[4] && losses[1] != losses[2], "{losses:?}: other seeds");
+    assert!((losses[0] / losses[1] - 1.0).abs() < 1e-2, "{losses:?}: the first is not recorded");
 }

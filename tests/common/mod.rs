@@ -87,6 +87,7 @@ pub(crate) fn curve(
         clip: clipped.then_some(0.5),
         proximal: None,
         recompute: 0,
+        record: true,
         seed: 0,
         eval_every: None,
     };

@@ -76,6 +76,9 @@ pub(crate) struct TrainingArgs {
     /// less memory, more time
     #[arg(long, default_value = "none", value_name = "LAYERS", help_heading = "Training")]
     pub(crate) recompute: String,
+    /// Tell a GPU every operation by itself, where small models are told whole passes at once (CUDA graphs)
+    #[arg(long, help_heading = "Training")]
+    pub(crate) eager: bool,
     /// Of the initialisation, the order and dropout
     #[arg(long, default_value_t = 42, help_heading = "Training")]
     pub(crate) seed: u64,
@@ -154,6 +157,7 @@ impl TrainingArgs {
                     Error::usage(format!("--recompute takes none, all or a number of layers, not `{layers}`"))
                 })?,
             },
+            record: !self.eager,
             seed: self.seed,
             eval_every: self.eval_every,
         };

@@ -48,10 +48,13 @@ pub use linears::{
     Linears, Param, WEIGHTS_FILE, activate, attach, attach_from, detach, load, merge, params, save, unmerge,
 };
 pub use low_rank::LowRank;
-pub use projection::{CUDA_SOURCES, Held, Input, LayerSize, each_text, project, project_onto};
+pub use projection::{Held, Input, LayerSize, each_text, project, project_onto};
 pub use recipe::{DENSE, LORA, LayerSpec, NewStorage, Part, Recipe, Scaling, Top, Update, Variant};
 pub use start::{Start, Started};
 pub use storage::{AsIs, Packing, Parts, Storage};
 pub use targets::{Selection, Targets, compact_names};
 pub use tensors::{Pending, read_metadata, read_tensors, write_pending_to, write_tensors, write_tensors_to};
 pub use weight::{BaseWeight, Dense, all_finite, master_kind, row_norms_sq};
+
+/// The kernels of this crate, to be compiled for devices that are not here.
+pub const CUDA_SOURCES: [&tch_ext::cuda::Source; 2] = [projection::CUDA_SOURCE, low_rank::CUDA_SOURCE];

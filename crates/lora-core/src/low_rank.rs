@@ -1,6 +1,7 @@
 //! The default update: `W' = W + s B A` (LoRA; Hu et al. 2021, arXiv 2106.09685, section 4.1).
 
 use tch::{Kind, Tensor};
+use tch_ext::cuda::{Arg, Source};
 use tch_ext::{Product, Sum, gemm};
 
 use crate::adapter::Adapter;
@@ -89,10 +90,33 @@ impl Adapter for LowRank {
         tch::no_grad(|| {
             let wa = self.b.empty_like();
             let a = self.a.to_kind(w.kind());
-            gemm(&[Sum { scale: 2.0, ..Sum::new(vec![Product::transposed(w, &a)], &wa) }]);
-            let own = self.b.matmul(&(self.a.matmul(&self.a.tr()) * self.scale));
-            let update = ((wa + own) * &self.b).sum_dim_intlist([1i64].as_slice(), false, None::<Kind>);
-            (base.row_norms_sq() + update * self.scale).clamp_min_(0.0).sqrt_()
+            gemm(&[Sum::new(vec![Product::transposed(w, &a)], &wa)]);
+            let (gram, squares) = (self.a.matmul(&self.a.tr()), base.row_norms_sq());
+            self.row_norms_on_cuda(&squares, &wa, &gram).unwrap_or_else(|| {
+                let own = self.b.matmul(&(gram * self.scale));
+                let update =
+                    ((wa * 2.0 + own) * &self.b).sum_dim_intlist([1i64].as_slice(), false, None::<Kind>);
+                (squares + update * self.scale).clamp_min_(0.0).sqrt_()
+            })
         })
+    }
+}
+
+// A block writes one of `out` norms, and reads a row of `rank` numbers; the others are as large as `run` is told.
+static ROW_NORMS: Source = tch_ext::cuda_source!("row_norms", include_str!("row_norms.cu"));
+/// The kernels of this file.
+pub(crate) const CUDA_SOURCE: &Source = &ROW_NORMS;
+
+impl LowRank {
+    fn row_norms_on_cuda(&self, squares: &Tensor, wa: &Tensor, gram: &Tensor) -> Option<Tensor> {
+        let b = self.b.contiguous();
+        let (kind, out, rank) = (b.kind(), b.size()[0] as usize, b.size()[1] as usize);
+        let ready = ROW_NORMS.on(&[&b], 1)?;
+        let (norms, of) = (squares.empty_like(), |t, n| Arg::Of(t, kind, n));
+        let tensors = [of(&norms, out), of(squares, out), of(wa, out * rank), of(&b, out * rank)];
+        let rest = [of(gram, rank * rank), Arg::Int(rank), Arg::Float(self.scale)];
+        let args: Vec<Arg<'_>> = tensors.into_iter().chain(rest).collect();
+        ready.run("row_norms", out, rank.next_multiple_of(32).min(256), &args);
+        Some(norms)
     }
 }

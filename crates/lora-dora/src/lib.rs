@@ -30,6 +30,7 @@ use std::cell::RefCell;
 
 use lora_core::{Adapter, BaseWeight, Factors, Gain, Part, Result, Variant};
 use tch::{Kind, Tensor};
+use tch_ext::cuda::{Arg, Source};
 
 /// Fills the top hole. PEFT: `use_dora`, `tuners/lora/dora.py`.
 pub const DORA: Variant = Variant {
@@ -70,11 +71,29 @@ impl Dora {
 
     /// `m / ‖V‖`, and its slope in m; a row of zeros, which has no direction, is left alone.
     fn gain(&self, norms: &Tensor) -> (Tensor, Tensor) {
+        if let Some(both) = self.gain_on_cuda(norms) {
+            return both;
+        }
         let zero = norms.eq(0.0);
         let norms = norms.masked_fill(&zero, f64::INFINITY);
         (&self.magnitude / &norms + zero, norms.reciprocal())
     }
+
+    fn gain_on_cuda(&self, norms: &Tensor) -> Option<(Tensor, Tensor)> {
+        const THREADS: usize = 256;
+        let (ready, rows) = (SOURCE.on(&[norms], 1)?, norms.numel());
+        let (value, slope) = (norms.empty_like(), norms.empty_like());
+        let of = |t| Arg::Of(t, norms.kind(), rows);
+        let args = [of(&value), of(&slope), of(&self.magnitude), of(norms), Arg::Int(rows)];
+        ready.run("gain", rows.div_ceil(THREADS), THREADS, &args);
+        Some((value, slope))
+    }
 }
+
+// Each thread writes two of `rows` numbers, and reads two.
+static SOURCE: Source = tch_ext::cuda_source!("dora", include_str!("gain.cu"));
+/// The kernels of this crate, to be compiled for devices that are not here.
+pub const CUDA_SOURCES: [&Source; 1] = [&SOURCE];
 
 impl Adapter for Dora {
     fn effective(&self, w: &Tensor) -> Tensor {

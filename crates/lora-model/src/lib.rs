@@ -15,6 +15,7 @@ mod on_disk;
 mod ops;
 mod rope;
 mod shapes;
+mod slots;
 mod tokenizer;
 
 pub use chat::{ChatTemplate, Message};
@@ -29,6 +30,7 @@ pub use model::{Model, Texts};
 pub use on_disk::OnDisk;
 pub use ops::{Cache, IGNORE, attention, cross_entropy, rms_norm, swiglu};
 pub use shapes::{EMBEDDING, has_bias, linear_shapes, vectors_bytes};
+pub use slots::Slots;
 pub use tokenizer::{Encoded, TextStream, Tokenizer};
 
 /// The kernels of this crate, to be compiled for devices that are not here.

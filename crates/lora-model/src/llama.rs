@@ -14,6 +14,7 @@ use crate::model::{Model, Texts};
 use crate::ops::{Angles, Cache, attention, heads, rms_norm, rms_norm_beside, swiglu, tokens};
 use crate::rope::Rope;
 use crate::shapes::EMBEDDING;
+use crate::slots::Slots;
 
 pub use memory::{StepMemory, StepSize, step_memory};
 
@@ -125,8 +126,8 @@ struct Around {
 }
 
 impl Llama {
-    fn embed(&self, texts: Texts<'_>) -> Tensor {
-        Tensor::embedding(&self.embedding, texts.ids(), -1, false, false)
+    fn embed(&self, ids: &Tensor) -> Tensor {
+        Tensor::embedding(&self.embedding, ids, -1, false, false)
     }
 
     fn around(&self, texts: Texts<'_>, start: i64, mode: Mode) -> Result<Around> {
@@ -211,7 +212,7 @@ impl Model for Llama {
 
     fn hidden(&self, texts: Texts<'_>, mut cache: Option<&mut Cache>, mode: Mode) -> Result<Tensor> {
         let around = self.around(texts, cache.as_ref().map_or(0, |c| c.len()), mode)?;
-        let mut x = self.embed(texts);
+        let mut x = self.embed(texts.ids());
         for (i, block) in self.blocks.iter().enumerate() {
             x = block.forward(&x, &self.config, &around, cache.as_deref_mut().map(|c| (i, c)));
         }
@@ -224,6 +225,10 @@ impl Model for Llama {
 
     fn backward(&self, texts: Texts<'_>, labels: &Tensor, scale: f64, recompute: usize) -> Result<f64> {
         recompute::backward(self, texts, labels, scale, recompute)
+    }
+
+    fn gradients(&self, slots: &Slots) -> Result<Tensor> {
+        recompute::gradients(self, slots)
     }
 }
 

@@ -6,6 +6,7 @@ use tch::{Device, Kind, Tensor};
 use crate::config::ModelConfig;
 use crate::ops::Cache;
 use crate::ops::{cross_entropy, wide};
+use crate::slots::Slots;
 
 /// Token ids, i64, as a model reads them.
 #[derive(Debug, Clone, Copy)]
@@ -81,4 +82,14 @@ pub trait Model: Linears + Send {
     /// # Errors
     /// As [`Model::hidden`]; [`lora_core::Error::non_finite`] if the loss is not finite: nothing is added then.
     fn backward(&self, texts: Texts<'_>, labels: &Tensor, scale: f64, recompute: usize) -> Result<f64>;
+
+    /// The same of what `slots` hold, all of it kept on the way; a scalar on their device, which is not waited for.
+    /// Where the loss is not finite, gradients that are not were added.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    ///
+    /// # Panics
+    /// On a device whose attention must know the texts' lengths ahead: other than a CPU, without flash attention.
+    fn gradients(&self, slots: &Slots) -> Result<Tensor>;
 }

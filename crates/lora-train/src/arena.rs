@@ -179,6 +179,12 @@ fn layers(params: &[Param]) -> Vec<usize> {
 /// The sum of the squares of each stretch of `lens` numbers, in f64.
 fn squares_of(flat: &Tensor, lens: &[usize]) -> Vec<f64> {
     let Some(numbers) = elements::<f32>(flat) else {
+        // Elsewhere than on a CPU each call costs; layers are mostly of one size.
+        if let Some(&len) = lens.first().filter(|&len| lens.iter().all(|l| l == len)) {
+            let rows = flat.view([lens.len() as i64, len as i64]);
+            let norms = rows.norm_scalaropt_dim_dtype(2.0, [1i64].as_slice(), false, Kind::Double);
+            return Vec::try_from(norms.square()).unwrap_or_default();
+        }
         let lens: Vec<i64> = lens.iter().map(|&len| len as i64).collect();
         let each = flat.split_with_sizes(lens, 0).into_iter();
         let sums: Vec<_> = each.map(|t| t.norm_scalaropt_dtype(2.0, Kind::Double).square()).collect();

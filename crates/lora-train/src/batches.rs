@@ -1,6 +1,9 @@
 //! Samples to tensors, in a seeded order.
 
-use lora_model::Texts;
+use std::cell::OnceCell;
+
+use lora_core::Result;
+use lora_model::{Slots, Texts};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -12,10 +15,12 @@ use crate::limit::Work;
 /// Samples, one behind another in one row: nothing is spent on padding.
 #[derive(Debug)]
 pub struct Batch {
-    ids: Tensor,
+    /// Ids, and labels.
+    numbers: [Vec<i64>; 2],
     lengths: Vec<i64>,
-    /// `[1, N]` i64, [`lora_model::IGNORE`] where nothing is learnt.
-    pub labels: Tensor,
+    device: Device,
+    /// The same `[1, N]` on the device, once asked for.
+    sent: [OnceCell<Tensor>; 2],
     /// Labels that count.
     pub supervised: usize,
     /// Positions in all.
@@ -27,14 +32,12 @@ pub struct Batch {
 impl Batch {
     /// Puts `samples` together.
     pub fn new(samples: &[&Sample], device: Device) -> Self {
-        let row = |pick: fn(&Sample) -> &Vec<i64>| {
-            let flat: Vec<i64> = samples.iter().flat_map(|s| pick(s)).copied().collect();
-            Tensor::from_slice(&flat).unsqueeze(0).to_device(device)
-        };
+        let row = |pick: fn(&Sample) -> &Vec<i64>| samples.iter().flat_map(|s| pick(s)).copied().collect();
         Self {
-            ids: row(|s| &s.ids),
+            numbers: [row(|s| &s.ids), row(|s| &s.labels)],
             lengths: samples.iter().map(|s| s.ids.len() as i64).collect(),
-            labels: row(|s| &s.labels),
+            device,
+            sent: Default::default(),
             supervised: samples.iter().map(|s| s.supervised()).sum(),
             tokens: samples.iter().map(|s| s.ids.len()).sum(),
             lines: samples.iter().map(|s| s.line).collect(),
@@ -52,7 +55,43 @@ impl Batch {
 
     /// What the model reads.
     pub fn texts(&self) -> Texts<'_> {
-        Texts::Packed(&self.ids, &self.lengths)
+        Texts::Packed(self.sent(0), &self.lengths)
+    }
+
+    /// `[1, N]` i64, [`lora_model::IGNORE`] where nothing is learnt.
+    pub fn labels(&self) -> &Tensor {
+        self.sent(1)
+    }
+
+    /// The longest of its texts.
+    pub(crate) fn longest(&self) -> i64 {
+        self.lengths.iter().copied().max().unwrap_or(0)
+    }
+
+    /// Whether there is room for it.
+    pub(crate) fn fits(&self, slots: &Slots) -> bool {
+        slots.hold(self.tokens, self.lengths.len(), self.supervised)
+    }
+
+    /// Puts it into slots that it fits, with this factor of its loss.
+    ///
+    /// # Errors
+    /// It does not fit.
+    pub(crate) fn put(&self, slots: &mut Slots, scale: f64) -> Result<()> {
+        let [ids, labels] = &self.numbers;
+        slots.fill(ids, labels, &self.lengths, scale)
+    }
+
+    /// Slots for it, and for others like it that are somewhat larger.
+    pub(crate) fn slots(&self) -> Slots {
+        let room = |n: usize, step: usize| (n + n / 8 + 1).next_multiple_of(step);
+        let sizes = (room(self.tokens, 64), self.lengths.len(), room(self.supervised, 16));
+        Slots::new(sizes.0, sizes.1, sizes.2, self.device)
+    }
+
+    fn sent(&self, which: usize) -> &Tensor {
+        let send = || Tensor::from_slice(&self.numbers[which]).unsqueeze(0).to_device(self.device);
+        self.sent[which].get_or_init(send)
     }
 }
 

@@ -17,7 +17,8 @@ use crate::batches::Batch;
 use crate::data::{Dataset, Sample};
 use crate::limit::Work;
 use crate::optim::AdamW;
-use crate::trainer::{Event, Gradient, Outcome, Source, TrainConfig, backward, lines, run};
+use crate::recorder::backward;
+use crate::trainer::{Event, Gradient, Outcome, Source, TrainConfig, lines, run};
 
 /// Trains as [`crate::train`] does, privately: `release` says how (its records are the data's samples). It ends early,
 /// with what was learnt so far, where the budget allows no further step.

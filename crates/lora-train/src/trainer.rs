@@ -13,6 +13,7 @@ use crate::data::Dataset;
 use crate::eval::mean_loss;
 use crate::limit::Work;
 use crate::optim::{AdamW, AdamWConfig};
+use crate::recorder::Recorder;
 use crate::schedule::Schedule;
 
 static DATA: Region = Region::new("data");
@@ -43,6 +44,8 @@ pub struct TrainConfig {
     pub proximal: Option<f64>,
     /// Layers, from the lowest up, of which only the input is kept: see [`Model::backward`].
     pub recompute: usize,
+    /// Whether a GPU may be told small passes at once: see [`Recorder`]. They keep memory of their own.
+    pub record: bool,
     /// Of the order and of dropout.
     pub seed: u64,
     /// Evaluate every so many steps (and at the end).
@@ -107,6 +110,9 @@ pub struct Outcome {
     /// What was to be done in them.
     #[serde(skip)]
     pub work: Work,
+    /// Backward passes that a GPU was told at once.
+    #[serde(skip)]
+    pub replayed: u64,
 }
 
 /// Trains `params`, leaves of `model`, on `data`.
@@ -124,7 +130,10 @@ pub fn train(
 ) -> Result<Outcome> {
     config.check()?;
     let batches = Batches::new(&data.samples, config.batch_size, config.seed);
-    run(&mut Shuffled { model, data, batches, config }, model, params, held_out, config, each)
+    let recorder = Recorder::new(model, config.record);
+    let mut source = Shuffled { model, data, batches, config, recorder };
+    let outcome = run(&mut source, model, params, held_out, config, each)?;
+    Ok(Outcome { replayed: source.recorder.replayed(), ..outcome })
 }
 
 /// Where a step's gradients come from.
@@ -211,6 +220,7 @@ pub(crate) fn run(
         tokens,
         seconds,
         work,
+        replayed: 0,
     })
 }
 
@@ -220,6 +230,7 @@ struct Shuffled<'a> {
     data: &'a Dataset,
     batches: Batches<'a>,
     config: &'a TrainConfig,
+    recorder: Recorder,
 }
 
 impl Source for Shuffled<'_> {
@@ -239,9 +250,8 @@ impl Source for Shuffled<'_> {
         };
         let mut work = Work::default();
         batches.iter().for_each(|batch| work += batch.work());
-        let (loss, norms) =
-            gradients(self.model, arena, &batches, self.config.clip, self.config.recompute)
-                .map_err(|e| e.at(format!("step {} ({})", step + 1, lines(self.data, &batches))))?;
+        let (loss, norms) = gradients(self.model, &mut self.recorder, arena, &batches, self.config)
+            .map_err(|e| e.at(format!("step {} ({})", step + 1, lines(self.data, &batches))))?;
         Ok(Some(Gradient { loss, norms, work }))
     }
 }
@@ -249,48 +259,24 @@ impl Source for Shuffled<'_> {
 /// Leaves the clipped gradient of the step's mean loss in the parameters; that loss, and the norms before.
 fn gradients(
     model: &dyn Model,
+    recorder: &mut Recorder,
     arena: &mut Arena,
     batches: &[Batch],
-    clip: Option<f64>,
-    recompute: usize,
+    config: &TrainConfig,
 ) -> Result<(f64, Norms)> {
     let supervised: usize = batches.iter().map(|b| b.supervised).sum();
     let result = (|| {
         let mut total = 0.0;
         for batch in batches {
             let scale = 1.0 / supervised as f64;
-            total += backward(model, arena.params(), batch, scale, recompute)?;
+            total += recorder.backward(model, arena.params(), batch, scale, config.recompute)?;
         }
-        Ok((total, arena.clip(clip)?))
+        Ok((total, arena.clip(config.clip)?))
     })();
     if result.is_err() {
         arena.zero_grads();
     }
     result
-}
-
-/// The model's backward pass; if the loss is not finite, the error says what else is not.
-pub(crate) fn backward(
-    model: &dyn Model,
-    params: &[Param],
-    batch: &Batch,
-    scale: f64,
-    recompute: usize,
-) -> Result<f64> {
-    model.backward(batch.texts(), &batch.labels, scale, recompute).map_err(|e| match e.kind() {
-        ErrorKind::NonFinite => Error::non_finite(format!("{e}; {}", culprit(params)))
-            .hint("lower the learning rate; with bf16, try --dtype f32; look at the lines named"),
-        _ => e,
-    })
-}
-
-/// What is not finite, as far as one can see.
-fn culprit(params: &[Param]) -> String {
-    let bad = params.iter().find(|p| !p.tensor.norm().double_value(&[]).is_finite());
-    match bad {
-        Some(p) => format!("the parameter {} is not finite", p.key()),
-        None => "all parameters are finite, so it arose in the forward pass".to_owned(),
-    }
 }
 
 pub(crate) fn lines(data: &Dataset, batches: &[Batch]) -> String {

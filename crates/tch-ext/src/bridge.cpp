@@ -6,9 +6,14 @@
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <c10/core/CPUAllocator.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <dlfcn.h>
+
 #include <cstring>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
@@ -82,6 +87,58 @@ struct RustAllocator final : public c10::Allocator {
 };
 
 char* copy(const char* text) { return strdup(text); }
+
+// at::cuda::CUDAGraph, which lies in a library that is found at start or not at all: by the names of its functions.
+struct Recorder {
+  using Pool = std::pair<unsigned long long, unsigned long long>;
+  void (*make)(void*, bool);
+  void (*unmake)(void*);
+  void (*begin)(void*, Pool, int);
+  void (*end)(void*);
+  void (*replay)(void*);
+  Pool (*pool)(void*);
+  // More than a graph takes: its size is not ours to know.
+  static constexpr size_t kBytes = 4096;
+
+  static const Recorder& get() {
+    static const Recorder it = [] {
+      Recorder r{};
+      find(r.make, "_ZN2at4cuda9CUDAGraphC1Eb");
+      find(r.unmake, "_ZN2at4cuda9CUDAGraphD1Ev");
+      find(r.begin, "_ZN2at4cuda9CUDAGraph13capture_beginESt4pairIyyE21cudaStreamCaptureMode");
+      find(r.end, "_ZN2at4cuda9CUDAGraph11capture_endEv");
+      find(r.replay, "_ZN2at4cuda9CUDAGraph6replayEv");
+      find(r.pool, "_ZN2at4cuda9CUDAGraph4poolEv");
+      return r;
+    }();
+    TORCH_CHECK(it.make && it.unmake && it.begin && it.end && it.replay && it.pool,
+                "this libtorch cannot record what a device is told");
+    return it;
+  }
+  template <class F>
+  static void find(F& to, const char* name) {
+    to = reinterpret_cast<F>(dlsym(RTLD_DEFAULT, name));
+  }
+};
+
+struct Graph {
+  void* place;
+  c10::Device device;
+  Graph(c10::Device device) : place(calloc(1, Recorder::kBytes)), device(device) {
+    TORCH_CHECK(place, "no memory for a graph");
+    Recorder::get().make(place, false);
+  }
+  ~Graph() {
+    Recorder::get().unmake(place);
+    free(place);
+  }
+};
+
+// Streams that nobody is on at present, device by device. libtorch has so many; more would be the same ones again.
+constexpr int kStreams = 32;
+std::mutex streams_lock;
+std::map<int, std::vector<c10::Stream>> idle_streams;
+std::map<int, int> made_streams;
 }  // namespace
 
 extern "C" {
@@ -116,6 +173,7 @@ char* tch_ext_attach(at::Tensor** outputs, size_t n_out, at::Tensor** inputs, si
 }
 
 bool tch_ext_grad_enabled() { return at::GradMode::is_enabled(); }
+void tch_ext_set_grad_enabled(bool enabled) { at::GradMode::set_enabled(enabled); }
 
 // What a matrix is, without a tensor operation: its memory, sizes, strides, dtype (0 f32, 1 bf16, 2 another).
 struct Flat {
@@ -211,6 +269,82 @@ char* tch_ext_flash(const at::Tensor* q, const at::Tensor* k, const at::Tensor* 
     return nullptr;
   } catch (const std::exception& e) {
     return copy(e.what());
+  }
+}
+
+// This thread's operators go to a stream that no other thread is on; `own` and `before` are streams by number.
+bool tch_ext_enter_stream(int32_t index, int64_t* own, int64_t* before) {
+  try {
+    c10::impl::VirtualGuardImpl cuda(c10::kCUDA);
+    c10::Device device(c10::kCUDA, static_cast<c10::DeviceIndex>(index));
+    std::lock_guard<std::mutex> lock(streams_lock);
+    auto& idle = idle_streams[index];
+    if (idle.empty()) {
+      if (made_streams[index]++ >= kStreams) return false;
+      idle.push_back(cuda.getStreamFromGlobalPool(device));
+    }
+    cuda.synchronizeDevice(device.index());
+    *own = idle.back().id();
+    *before = cuda.exchangeStream(idle.back()).id();
+    idle.pop_back();
+    return true;
+  } catch (const std::exception&) {
+    return false;
+  }
+}
+void tch_ext_leave_stream(int32_t index, int64_t own, int64_t before) {
+  try {
+    c10::impl::VirtualGuardImpl cuda(c10::kCUDA);
+    c10::Device device(c10::kCUDA, static_cast<c10::DeviceIndex>(index));
+    cuda.synchronizeDevice(device.index());
+    cuda.exchangeStream(c10::Stream(c10::Stream::UNSAFE, device, before));
+    // What graphs took stays taken until libtorch runs out of memory, beside whoever else uses the device.
+    at::accelerator::emptyCache();
+    std::lock_guard<std::mutex> lock(streams_lock);
+    idle_streams[index].push_back(c10::Stream(c10::Stream::UNSAFE, device, own));
+  } catch (const std::exception&) {
+  }
+}
+
+// What this thread's operators tell the device from here on is written down and not done. In the memory of `beside`, if
+// it is not null.
+char* tch_ext_record(int32_t index, Graph* beside, Graph** graph) {
+  try {
+    c10::Device device(c10::kCUDA, static_cast<c10::DeviceIndex>(index));
+    c10::DeviceGuard guard(device);
+    auto made = std::make_unique<Graph>(device);
+    auto& recorder = Recorder::get();
+    // 1: what other threads ask for meanwhile is their affair.
+    recorder.begin(made->place, beside ? recorder.pool(beside->place) : Recorder::Pool{0, 0}, 1);
+    *graph = made.release();
+    return nullptr;
+  } catch (const std::exception& e) {
+    return copy(e.what());
+  }
+}
+char* tch_ext_recorded(Graph* graph) {
+  try {
+    c10::DeviceGuard guard(graph->device);
+    Recorder::get().end(graph->place);
+    return nullptr;
+  } catch (const std::exception& e) {
+    return copy(e.what());
+  }
+}
+char* tch_ext_replay(Graph* graph) {
+  try {
+    c10::DeviceGuard guard(graph->device);
+    Recorder::get().replay(graph->place);
+    return nullptr;
+  } catch (const std::exception& e) {
+    return copy(e.what());
+  }
+}
+void tch_ext_forget(Graph* graph) {
+  try {
+    c10::DeviceGuard guard(graph->device);
+    delete graph;
+  } catch (const std::exception&) {
   }
 }
 

@@ -24,25 +24,33 @@ unsafe extern "C" {
 /// Where texts one behind another begin and end. A device is told once, for all the layers that ask.
 #[derive(Debug)]
 pub struct Bounds {
-    lengths: Vec<i64>,
+    lengths: Option<Vec<i64>>,
+    longest: i64,
     sent: OnceCell<Tensor>,
 }
 
 impl Bounds {
     /// Those of texts of these lengths.
     pub fn of(lengths: &[i64]) -> Self {
-        Self { lengths: lengths.to_vec(), sent: OnceCell::new() }
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        Self { lengths: Some(lengths.to_vec()), longest, sent: OnceCell::new() }
     }
 
-    /// The texts' lengths.
-    pub fn lengths(&self) -> &[i64] {
-        &self.lengths
+    /// Those that a device holds already, `[texts + 1]`, i32: the first row of each text, and the number of rows. No text
+    /// is longer than `longest`.
+    pub fn held(bounds: Tensor, longest: i64) -> Self {
+        Self { lengths: None, longest, sent: OnceCell::from(bounds) }
+    }
+
+    /// The texts' lengths; `None` where only a device knows them.
+    pub fn lengths(&self) -> Option<&[i64]> {
+        self.lengths.as_deref()
     }
 
     /// The first row of each text, and behind them the number of rows: `[texts + 1]`, i32, on `device`.
     fn on(&self, device: Device) -> Tensor {
         let make = || {
-            let sums = self.lengths.iter().scan(0, |sum, n| {
+            let sums = self.lengths.iter().flatten().scan(0, |sum, n| {
                 *sum += *n as i32;
                 Some(*sum)
             });
@@ -50,8 +58,15 @@ impl Bounds {
             Tensor::from_slice(&bounds).to_device(device)
         };
         let sent = self.sent.get_or_init(make);
-        if sent.device() == device { sent.shallow_clone() } else { make() }
+        let here = sent.device() == device || self.lengths.is_none();
+        if here { sent.shallow_clone() } else { make() }
     }
+}
+
+/// Whether libtorch has a kernel for [`flash_attention`] there.
+pub fn has_flash_attention(device: Device, kind: Kind, dim: i64) -> bool {
+    let fits = matches!(kind, Kind::BFloat16 | Kind::Half) && dim % 8 == 0 && (8..=256).contains(&dim);
+    fits && matches!(device, Device::Cuda(index) if crate::cuda::generation(index) >= 8)
 }
 
 /// `softmax(q kᵀ / √dim) v [n, heads, dim]`, causal within these texts, whose lengths add up to n; with a window, a position
@@ -67,12 +82,11 @@ pub fn flash_attention(
     window: Option<i64>,
 ) -> Result<Option<Tensor>, TchError> {
     let &[_, _, dim] = q.size().as_slice() else { return Ok(None) };
-    let half = matches!(q.kind(), Kind::BFloat16 | Kind::Half);
-    if !(matches!(q.device(), Device::Cuda(_)) && half && dim % 8 == 0 && (8..=256).contains(&dim)) {
+    if !has_flash_attention(q.device(), q.kind(), dim) {
         return Ok(None);
     }
     let bounds = texts.on(q.device());
-    let longest = texts.lengths.iter().copied().max().unwrap_or(0);
+    let longest = texts.longest;
     let before = window.map(|w| w - 1);
     let guard = tch::no_grad_guard();
     let (q_now, k_now, v_now) = (q.detach(), k.detach(), v.detach());

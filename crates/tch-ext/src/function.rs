@@ -28,12 +28,25 @@ unsafe extern "C" {
     ) -> *mut c_char;
     fn tch_ext_free_c_string(text: *mut c_char);
     fn tch_ext_grad_enabled() -> bool;
+    fn tch_ext_set_grad_enabled(enabled: bool);
 }
 
 /// Whether operations are recorded for backward here: not under `tch::no_grad`.
 pub fn grad_enabled() -> bool {
     // SAFETY: reads a setting of this thread.
     unsafe { tch_ext_grad_enabled() }
+}
+
+/// What `work` gives, or what its panic says. Operations are recorded for backward as before: a panic inside
+/// `tch::no_grad` would leave it to the thread that they never are again.
+pub(crate) fn caught<R>(work: impl FnOnce() -> R) -> Result<R, String> {
+    let enabled = grad_enabled();
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        // SAFETY: sets a setting of this thread.
+        unsafe { tch_ext_set_grad_enabled(enabled) };
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("a panic").to_owned()
+    })
 }
 
 /// Puts `outputs`, computed from `inputs` without gradient tracking, into the autograd graph with `function`
@@ -100,7 +113,7 @@ unsafe extern "C" fn tch_ext_backward(
     out: *mut *mut c_void,
     n_out: usize,
 ) -> *mut c_char {
-    let run = AssertUnwindSafe(|| {
+    let made = caught(|| {
         // SAFETY: see above; the bridge holds a lock, so nobody else has this state.
         let (state, grads) =
             unsafe { (&mut *state.cast::<State>(), std::slice::from_raw_parts(grads, n_grads)) };
@@ -111,16 +124,12 @@ unsafe extern "C" fn tch_ext_backward(
             .collect();
         state.backward(&grads)
     });
-    let made = match catch_unwind(run) {
+    let made = match made {
         Ok(made) if made.len() == n_out => made,
         Ok(made) => {
             return message(&format!("backward gave {} gradients for {n_out} inputs", made.len()));
         }
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("backward panicked");
-            return message(text);
-        }
+        Err(text) => return message(&text),
     };
     for (i, tensor) in made.into_iter().enumerate() {
         if let Some(mut tensor) = tensor {
@@ -151,4 +160,21 @@ unsafe extern "C" fn tch_ext_drop(state: *mut c_void) {
 unsafe extern "C" fn tch_ext_free_string(text: *mut c_char) {
     // SAFETY: made by `CString::into_raw`.
     drop(unsafe { CString::from_raw(text) });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_without_gradient_does_not_outlast_it() {
+        let panics = || tch::no_grad(|| -> i32 { panic!("so it {}", "ends") });
+        assert_eq!(caught(panics), Err("so it ends".to_owned()));
+        assert!(grad_enabled());
+        tch::no_grad(|| {
+            assert!(caught(|| tch::with_grad(|| panic!())).is_err());
+            assert!(!grad_enabled());
+        });
+        assert_eq!(caught(|| 5), Ok(5));
+    }
 }

@@ -11,6 +11,7 @@
 //! - [`Region`], [`profile`]: which part of a program takes how long;
 //! - [`load_cuda`]: CUDA support found at start instead of linked, so that one binary serves both machines;
 //! - [`cuda`]: CUDA kernels of one's own, compiled at first use, on torch's current stream;
+//! - [`cuda::Graph`]: what a device is told, written down and told again at once;
 //! - [`flash_attention`]: libtorch's attention for texts one behind another, on CUDA;
 //! - [`set_grad`], [`changed`]: gradients and parameters as views of one flat tensor;
 //! - [`check_gradients`]: an f64 finite-difference check of any differentiable function.
@@ -33,12 +34,12 @@ mod slice;
 pub use check::check_gradients;
 pub use codes::nibbles;
 pub use cuda::{CudaState, libtorch_folder, load_cuda};
-pub use flash::{Bounds, flash_attention};
+pub use flash::{Bounds, flash_attention, has_flash_attention};
 pub use function::{Function, attach, grad_enabled};
 pub use gemm::{CUDA_SOURCES, Panels, Product, Small, Sum, View, gemm, transpose};
 pub use half::{bf16, f16};
 pub use number::{Number, Wide};
 pub use parallel::{Rows, Split, parallel, parallel_rows, threads};
-pub use region::{Inside, Region, Spent, profile};
+pub use region::{Inside, Region, Spent, profile, profiling};
 pub use simd::{Simd, round_bf16};
 pub use slice::{Element, changed, elements, elements_mut, set_grad, span};

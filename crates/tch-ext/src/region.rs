@@ -146,6 +146,11 @@ pub fn profile<R>(work: impl FnOnce() -> R) -> (R, Vec<Spent>) {
     (result, spent)
 }
 
+/// Whether [`profile`] runs: devices are waited for then.
+pub fn profiling() -> bool {
+    TIMED.load(Ordering::Relaxed)
+}
+
 fn wait_for_devices() {
     for device in 0..Cuda::device_count() {
         Cuda::synchronize(device);

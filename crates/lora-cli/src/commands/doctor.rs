@@ -31,7 +31,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     if tch::Cuda::device_count() > 0 {
         let sources = lora::model::CUDA_SOURCES.into_iter().chain(lora::core::CUDA_SOURCES);
-        let sources = sources.chain(lora::train::CUDA_SOURCES).chain(lora::qlora::CUDA_SOURCES);
+        let sources = sources
+            .chain(lora::train::CUDA_SOURCES)
+            .chain(lora::qlora::CUDA_SOURCES)
+            .chain(lora::dora::CUDA_SOURCES);
         let failed = sources.map(|source| source.check(0)).find_map(Result::err);
         wrong.extend(
             failed.map(|why| format!("CUDA kernels do not run, libtorch's operators stand in: {why}")),

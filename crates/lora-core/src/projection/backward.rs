@@ -120,8 +120,7 @@ impl Part {
         else {
             return (Some(dy), None);
         };
-        let (dv, sum) = gain::backward(&dy, &flat_of(y), &gain.value);
-        let dm = if gain.before { sum * &gain.slope } else { sum / &gain.value * &gain.slope };
+        let (dv, dm) = gain::backward(&dy, &flat_of(y), gain);
         (Some(dv), Some(dm))
     }
 }

@@ -21,3 +21,21 @@ KERNEL backward(T* dv, W* sums, const T* dy, const T* y, const W* gain, i64 rows
   }
   for (int j = 0; j < VEC; j++) sums[at * width + i + j] = total[j];
 }
+
+// The magnitude's gradient of each column, from the sums of its parts: times the slope, and where the sums are of what
+// came out of the gain, without it.
+KERNEL finish(W* dm, const W* sums, const W* slope, const W* gain, i64 parts, i64 width) {
+  i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x;
+  if (i >= width) return;
+  W total = 0;
+  for (i64 part = 0; part < parts; part++) total += sums[part * width + i];
+  dm[i] = (gain ? total / gain[i] : total) * slope[i];
+}
+
+// A gain that is smaller than `least` as `least`.
+KERNEL floored(W* out, const W* gain, i64 width, double least) {
+  i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x;
+  if (i >= width) return;
+  W g = gain[i], size = g < 0 ? -g : g;
+  out[i] = size < (W)least ? (W)least : g;
+}

@@ -1,4 +1,4 @@
-//! The gain's backward: `dv = g ∘ dy` and `Σ dy ∘ y` of each column, in one pass over the rows.
+//! The gain: `dv = g ∘ dy` and `Σ dy ∘ y` of each column, in one pass over the rows; what a gain is divided by.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -7,29 +7,53 @@ use tch_ext::cuda::{Arg, Source};
 use tch_ext::number::{Number, Wide, read, write};
 use tch_ext::{Rows, kernel, parallel_rows, simd};
 
-/// `dy ∘ gain` in dy's dtype, and the columns' sums of `dy ∘ y [n, out]` in the gain's.
-pub(super) fn backward(dy: &Tensor, y: &Tensor, gain: &Tensor) -> (Tensor, Tensor) {
-    let kind = dy.kind();
+use super::part::Kept;
+
+/// What a smaller gain is taken for where the output after it is divided by it: nobody sees it in a sum, and a power of
+/// two gives back what it was multiplied with. To ask whether a gain is 0 would have a GPU waited for in each layer.
+const LEAST: f64 = 1.0 / (1u64 << 60) as f64;
+
+/// The gain, or [`LEAST`] where that is larger.
+pub(super) fn floored(gain: &Tensor) -> Tensor {
+    let on_cuda = || {
+        let (ready, width) = (SOURCE.on(&[gain], 1)?, gain.numel());
+        let out = gain.empty_like();
+        let of = |t| Arg::Of(t, gain.kind(), width);
+        let args = [of(&out), of(gain), Arg::Int(width), Arg::Float(LEAST)];
+        ready.run("floored", width.div_ceil(THREADS), THREADS, &args);
+        Some(out)
+    };
+    on_cuda().unwrap_or_else(|| gain.masked_fill(&gain.abs().lt(LEAST), LEAST))
+}
+
+/// `dy ∘ gain` in dy's dtype, and the magnitude's gradient `[out]` in the gain's, from y `[n, out]`: the layer's output,
+/// after the gain or before it.
+pub(super) fn backward(dy: &Tensor, y: &Tensor, kept: &Kept) -> (Tensor, Tensor) {
+    let (kind, gain) = (dy.kind(), &kept.value);
     let same = y.kind() == kind && gain.kind() == crate::master_kind(kind);
     let (flat_dy, flat_y, flat_gain) = (dy.contiguous(), y.contiguous(), gain.contiguous());
-    let fused = || {
-        on_cuda(&flat_dy, &flat_y, &flat_gain).or_else(|| kernel!(dy, fused(&flat_dy, &flat_y, &flat_gain)))
-    };
-    same.then(fused).flatten().unwrap_or_else(|| {
+    if let Some(done) = same.then(|| on_cuda(&flat_dy, &flat_y, &flat_gain, kept)).flatten() {
+        return done;
+    }
+    let fused = || kernel!(dy, fused(&flat_dy, &flat_y, &flat_gain));
+    let (dv, sum) = same.then(fused).flatten().unwrap_or_else(|| {
         let wide = dy.to_kind(gain.kind());
         let sum = (&wide * y).sum_dim_intlist([0i64].as_slice(), false, None::<Kind>);
         ((wide * gain).to_kind(kind), sum)
-    })
+    });
+    let dm = if kept.before { sum * &kept.slope } else { sum / gain * &kept.slope };
+    (dv, dm)
 }
 
-// A block writes `part` rows of `width` elements at most, and one row of sums.
-static SOURCE: Source = tch_ext::cuda_source!("gain", include_str!("gain.cu"));
-/// The kernels of this crate, to be compiled for devices that are not here.
-pub const CUDA_SOURCES: [&Source; 1] = [&SOURCE];
+const THREADS: usize = 256;
 
-fn on_cuda(dy: &Tensor, y: &Tensor, gain: &Tensor) -> Option<(Tensor, Tensor)> {
+// A block writes `part` rows of `width` elements at most, and one row of sums; or each thread one of `width` numbers.
+static SOURCE: Source = tch_ext::cuda_source!("gain", include_str!("gain.cu"));
+/// The kernels of this file.
+pub(crate) const CUDA_SOURCE: &Source = &SOURCE;
+
+fn on_cuda(dy: &Tensor, y: &Tensor, gain: &Tensor, kept: &Kept) -> Option<(Tensor, Tensor)> {
     const PART: usize = 64;
-    const THREADS: usize = 256;
     let width = gain.numel();
     let ready = SOURCE.on(&[dy, y, gain], width)?;
     let rows = dy.numel() / width.max(1);
@@ -43,7 +67,13 @@ fn on_cuda(dy: &Tensor, y: &Tensor, gain: &Tensor) -> Option<(Tensor, Tensor)> {
     let args: Vec<Arg<'_>> = tensors.into_iter().chain([rows, width, PART].map(Arg::Int)).collect();
     let tiles = width.div_ceil(THREADS * ready.vec());
     ready.run("backward", blocks * tiles, THREADS, &args);
-    Some((dv, sums.sum_dim_intlist([0i64].as_slice(), false, None::<Kind>)))
+    let dm = Tensor::empty([width as i64], (gain.kind(), gain.device()));
+    let slope = kept.slope.contiguous();
+    let divided = if kept.before { Arg::Null } else { wide(gain, width) };
+    let args = [wide(&dm, width), wide(&sums, blocks * width), wide(&slope, width), divided];
+    let args: Vec<Arg<'_>> = args.into_iter().chain([blocks, width].map(Arg::Int)).collect();
+    ready.run("finish", width.div_ceil(THREADS), THREADS, &args);
+    Some((dv, dm))
 }
 
 /// Rows that are worth a thread of their own; their sums stay in the gain's dtype.
@@ -94,6 +124,20 @@ mod tests {
         tch_ext::cuda::emulated(one_pass);
     }
 
+    #[test]
+    fn a_small_gain_is_the_least() {
+        let small = || {
+            let gain =
+                Tensor::from_slice(&[0.0f32, -0.0, 1e-30, -1e-30, 1e-10, -1e-10, 2.0]).to_device(here());
+            let least = LEAST as f32;
+            let want =
+                Tensor::from_slice(&[least, least, least, least, 1e-10, -1e-10, 2.0]).to_device(here());
+            assert_eq!(floored(&gain), want);
+        };
+        small();
+        tch_ext::cuda::emulated(small);
+    }
+
     fn one_pass() {
         // Fewer columns than a block of the kernel takes, and more.
         let widths = [37, 2600];
@@ -101,14 +145,18 @@ mod tests {
         for (kind, width) in kinds.into_iter().flat_map(|kind| widths.map(|width| (kind, width))) {
             let random = |size: &[i64]| Tensor::randn(size, (Kind::Float, here())).to_kind(kind);
             let (dy, y) = (random(&[150, width]), random(&[150, width]));
-            let gain = Tensor::rand([width], (crate::master_kind(kind), here()));
-            let (dv, sums) = backward(&dy, &y, &gain);
+            let row = || Tensor::rand([width], (crate::master_kind(kind), here())) + 0.5;
+            let (gain, slope) = (row(), row());
+            let kept = |before| Kept { value: gain.copy(), slope: slope.copy(), y: None, before };
+            let (dv, dm) = backward(&dy, &y, &kept(true));
             let wide = |t: &Tensor| t.to_kind(Kind::Double);
             let error = |a: &Tensor, b: Tensor| ((wide(a) - &b).norm() / b.norm()).double_value(&[]);
             let eps = if kind == Kind::BFloat16 { 4e-3 } else { 1e-6 };
             assert!(error(&dv, wide(&dy) * wide(&gain)) < eps, "{kind:?}");
             let exact = (wide(&dy) * wide(&y)).sum_dim_intlist([0i64].as_slice(), false, None::<Kind>);
-            assert!(error(&sums, exact) < 1e-6, "{kind:?}");
+            assert!(error(&dm, &exact * wide(&slope)) < 1e-6, "{kind:?}");
+            let (_, dm) = backward(&dy, &y, &kept(false));
+            assert!(error(&dm, exact / wide(&gain) * wide(&slope)) < 1e-6, "{kind:?}");
         }
     }
 }

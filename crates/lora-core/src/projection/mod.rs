@@ -19,7 +19,7 @@ use crate::factors::Factors;
 use crate::linear::Linear;
 use crate::weight::master_kind;
 pub use each::each_text;
-pub use gain::CUDA_SOURCES;
+pub(crate) use gain::CUDA_SOURCE;
 pub use held::{Held, LayerSize};
 
 use backward::Backward;

@@ -3,6 +3,7 @@
 use tch::{Kind, Tensor};
 use tch_ext::{Product, Sum, gemm};
 
+use super::gain::floored;
 use crate::adapter::Mode;
 use crate::factors::Factors;
 use crate::weight::BaseWeight;
@@ -35,10 +36,6 @@ pub(super) struct Kept {
     pub(super) before: bool,
 }
 
-/// What a smaller gain is taken for where the output after it is divided by it: nobody sees it in a sum, and a power of
-/// two gives back what it was multiplied with. To ask whether a gain is 0 would have a GPU waited for in each layer.
-const LEAST_GAIN: f64 = 1.0 / (1u64 << 60) as f64;
-
 /// Whether backward keeps a layer's output before its gain: after it a large bias would swamp it, or a small gain leave
 /// nothing of it in f16.
 pub(super) fn before(bias: bool, kind: Kind) -> bool {
@@ -68,8 +65,7 @@ impl Low {
             gain: f.gain.as_ref().map(|g| {
                 let before = backward && before(bias.is_some(), x.kind());
                 let divided = backward && !before;
-                let least = |g: &Tensor| g.masked_fill(&g.abs().lt(LEAST_GAIN), LEAST_GAIN);
-                let value = if divided { least(&g.value) } else { g.value.shallow_clone() };
+                let value = if divided { floored(&g.value) } else { g.value.shallow_clone() };
                 Kept { before, value, slope: g.slope.shallow_clone(), y: None }
             }),
         }

@@ -1,5 +1,6 @@
 //! Which of an adapter's tensors a rule lets clients train, and send.
 
+#[cfg(feature = "flower")]
 use lora_core::{Error, Result};
 
 /// Which factors a client trains.

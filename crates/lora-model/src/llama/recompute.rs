@@ -6,9 +6,10 @@ use lora_core::{Error, Mode, Result};
 use tch::{Kind, Tensor};
 use tch_ext::{Function, attach};
 
-use super::{Block, Llama};
-use crate::model::{Model, Texts};
-use crate::ops::{cross_entropy, rms_norm};
+use super::{Around, Block, Llama};
+use crate::model::Texts;
+use crate::ops::{IGNORE, cross_entropy_of, rms_norm};
+use crate::slots::Slots;
 
 pub(super) fn backward(
     model: &Llama,
@@ -28,7 +29,7 @@ pub(super) fn backward(
         again[i].forward(x, &model.config, &around, None)
     };
     let mut inputs = Vec::new();
-    let mut x = model.embed(texts);
+    let mut x = model.embed(texts.ids());
     for i in 0..again.len() {
         let y = tch::no_grad(|| run(i, &x));
         inputs.push(std::mem::replace(&mut x, y));
@@ -36,16 +37,11 @@ pub(super) fn backward(
 
     let lowest = again.iter().position(Block::trains);
     let border = x.detach().set_requires_grad(lowest.is_some());
-    let mut x = border.shallow_clone();
-    for block in kept {
-        x = block.forward(&x, &model.config, &around, None);
-    }
-    let hidden = rms_norm(&x, &model.norm, model.config.rms_norm_eps).tensor();
     drop(x);
-    let hidden = hidden.reshape([-1, model.config.hidden_size]);
-    let (sum, _) = cross_entropy(&hidden, &labels.reshape(-1), model.head(), Mode::Train);
-    drop(hidden);
-    let loss = sum * scale;
+    let labels = labels.reshape(-1);
+    let rows = labels.not_equal(IGNORE).nonzero().reshape(-1);
+    let targets = labels.index_select(0, &rows);
+    let loss = loss(model, kept, border.shallow_clone(), &around, (&rows, &targets)) * scale;
     let value = loss.double_value(&[]);
     if !value.is_finite() {
         return Err(Error::non_finite(format!("the loss is {value}")));
@@ -62,6 +58,34 @@ pub(super) fn backward(
         dy = x.grad();
     }
     Ok(value)
+}
+
+/// See [`crate::Model::gradients`].
+pub(super) fn gradients(model: &Llama, slots: &Slots) -> Result<Tensor> {
+    let angles = model.rope.angles(&slots.positions(), model.embedding.kind());
+    let around = Around { angles, texts: Some(slots.bounds()), mode: Mode::Train };
+    let (rows, targets) = slots.learnt();
+    let x = model.embed(&slots.ids());
+    let loss = loss(model, &model.blocks, x, &around, (&rows, &targets)) * slots.scale();
+    loss.f_backward()?;
+    Ok(loss.detach())
+}
+
+/// The summed loss of these rows of what the last blocks make of x.
+fn loss(
+    model: &Llama,
+    blocks: &[Block],
+    mut x: Tensor,
+    around: &Around,
+    (rows, targets): (&Tensor, &Tensor),
+) -> Tensor {
+    for block in blocks {
+        x = block.forward(&x, &model.config, around, None);
+    }
+    let hidden = rms_norm(&x, &model.norm, model.config.rms_norm_eps).tensor();
+    drop(x);
+    let hidden = hidden.reshape([-1, model.config.hidden_size]);
+    cross_entropy_of(&hidden, rows, targets, &model.head, Mode::Train)
 }
 
 /// The backward pass of y, whose gradient is `dy`.

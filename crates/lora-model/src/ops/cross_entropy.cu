@@ -1,4 +1,4 @@
-// A row's loss, and softmax(z) - onehot(label): a block a row of `width` logits.
+// A row's loss, and softmax(z) - onehot(label), or zeros where the label is less than 0: a block a row of `width` logits.
 
 KERNEL softmax(T* d, double* loss, const W* z, const i64* labels, i64 width) {
   i64 row = blockIdx.x, label = labels[row];
@@ -15,11 +15,12 @@ KERNEL softmax(T* d, double* loss, const W* z, const i64* labels, i64 width) {
   }
   W top = block_max(most);
   W total = block_sum(sum * exp_of(most - top)), inverse = (W)(1.0 / (double)total);
-  if (threadIdx.x == 0) loss[row] = log((double)total) - (double)(z[label] - top);
+  bool counts = label >= 0;
+  if (threadIdx.x == 0) loss[row] = counts ? log((double)total) - (double)(z[label] - top) : 0.0;
   for (i64 i = threadIdx.x * VEC; i < width; i += blockDim.x * VEC) {
     Pack out;
     for (int j = 0; j < VEC; j++) {
-      W p = exp_of(z[i + j] - top) * inverse;
+      W p = counts ? exp_of(z[i + j] - top) * inverse : (W)0;
       narrow(out.at[j], i + j == label ? p - (W)1 : p);
     }
     store(d + row * width + i, out);

@@ -16,18 +16,27 @@ pub const IGNORE: i64 = -100;
 /// Only supervised rows reach the head. A constant head works in chunks and makes the gradient on the way:
 /// logits are never kept.
 pub fn cross_entropy(hidden: &Tensor, labels: &Tensor, head: &Linear, mode: Mode) -> (Tensor, i64) {
-    let _inside = LOSS.enter();
     let rows = labels.not_equal(IGNORE).nonzero().reshape(-1);
-    let count = rows.size()[0];
-    let (hidden, labels) = (hidden.index_select(0, &rows), labels.index_select(0, &rows));
-    let loss = match head.constant() {
-        Some(base) if head.bias().is_none() => chunked(&hidden, &labels, &base.dense(hidden.kind())),
+    (cross_entropy_of(hidden, &rows, &labels.index_select(0, &rows), head, mode), rows.size()[0])
+}
+
+/// The same of `rows [m]`, whose labels are `targets [m]`; a device is not asked which they are.
+pub(crate) fn cross_entropy_of(
+    hidden: &Tensor,
+    rows: &Tensor,
+    targets: &Tensor,
+    head: &Linear,
+    mode: Mode,
+) -> Tensor {
+    let _inside = LOSS.enter();
+    let hidden = hidden.index_select(0, rows);
+    match head.constant() {
+        Some(base) if head.bias().is_none() => chunked(&hidden, targets, &base.dense(hidden.kind())),
         _ => {
             let logits = wide(&head.forward(&hidden, mode));
-            logits.cross_entropy_loss::<Tensor>(&labels, None, Reduction::Sum, IGNORE, 0.0)
+            logits.cross_entropy_loss::<Tensor>(targets, None, Reduction::Sum, IGNORE, 0.0)
         }
-    };
-    (loss, count)
+    }
 }
 
 /// Rows whose logits exist at one time. A GPU reads the head's weight once a chunk, and has memory to spare.
@@ -76,14 +85,15 @@ fn chunked(hidden: &Tensor, labels: &Tensor, head: &Tensor) -> Tensor {
 
 /// The summed loss of `logits [n, V]`, which are overwritten, in f64, and its gradient in `kind`.
 fn definition(logits: &mut Tensor, labels: &Tensor, kind: Kind) -> (Tensor, Tensor) {
-    let label = labels.unsqueeze(1);
+    let ignored = labels.less(0).unsqueeze(1);
+    let label = labels.clamp_min(0).unsqueeze(1);
     // torch's log_softmax adds up a row's terms one after another in f32, which moves gradients by 3e-4.
     let _ = logits.g_sub_(&logits.amax([1i64].as_slice(), true));
     let chosen = logits.gather(1, &label, false);
     let sum = logits.exp_().sum_dim_intlist([1i64].as_slice(), true, None);
-    let loss = (sum.log() - chosen).sum(Kind::Double);
-    let mut d = logits.g_div_(&sum);
-    let _ = d.scatter_add_(1, &label, &Tensor::full(label.size(), -1.0, (d.kind(), d.device())));
+    let loss = (sum.log() - chosen).masked_fill(&ignored, 0.0).sum(Kind::Double);
+    let mut d = logits.g_div_(&sum.masked_fill(&ignored, f64::INFINITY));
+    let _ = d.scatter_add_(1, &label, &(ignored.to_kind(d.kind()) - 1.0));
     (loss, d.to_kind(kind))
 }
 
@@ -100,7 +110,10 @@ fn softmax<T: Number>(logits: &mut Tensor, labels: &Tensor) -> (Tensor, Tensor) 
     parallel_rows(work, rows, 1, |first, _, (logits, d, losses)| {
         let rows = logits.data.chunks_exact_mut(width).zip(d.data.chunks_exact_mut(width));
         for ((loss, (z, d)), &label) in losses.data.iter_mut().zip(rows).zip(&labels[first..]) {
-            *loss = row(z, d, label as usize);
+            match usize::try_from(label) {
+                Ok(label) => *loss = row(z, d, label),
+                Err(_) => d.fill(T::narrow(T::Wide::of(0.0))),
+            }
         }
     });
     (Tensor::from(losses.iter().sum::<f64>()), d)
@@ -134,5 +147,33 @@ impl Function for Scaled {
     fn backward(&mut self, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
         let _inside = LOSS.enter();
         vec![grads[0].as_ref().zip(self.0.as_ref()).map(|(g, d)| d * g.to_kind(d.kind()))]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_do_not_count_have_no_loss_and_no_gradient() {
+        let (n, kept) = (Tensor::randn([5, 37], (Kind::Float, Device::Cpu)), [0i64, 2, 4]);
+        let labels = Tensor::from_slice(&[3, IGNORE, 36, IGNORE, 0]);
+        let chosen = Tensor::from_slice(&kept);
+        type Way = fn(&Tensor, &Tensor) -> (Tensor, Tensor);
+        let ways: [Way; 3] = [
+            |z, labels| softmax::<f32>(&mut z.copy(), labels),
+            |z, labels| definition(&mut z.copy(), labels, Kind::Float),
+            |z, labels| tch_ext::cuda::emulated(|| cuda::softmax(z, labels, Kind::Float)).expect("a kernel"),
+        ];
+        for way in ways {
+            let (loss, d) = way(&n, &labels);
+            let (want, some) = way(&n.index_select(0, &chosen), &labels.index_select(0, &chosen));
+            assert!((loss.double_value(&[]) - want.double_value(&[])).abs() < 1e-6);
+            assert_eq!(d.index_select(0, &chosen), some);
+            assert_eq!(
+                d.abs().sum(Kind::Double).double_value(&[]),
+                some.abs().sum(Kind::Double).double_value(&[])
+            );
+        }
     }
 }

@@ -9,8 +9,8 @@ mod rms_norm;
 mod swiglu;
 
 pub use attention::{Cache, attention};
-pub(crate) use cross_entropy::logits_bytes;
 pub use cross_entropy::{IGNORE, cross_entropy};
+pub(crate) use cross_entropy::{cross_entropy_of, logits_bytes};
 pub(crate) use cuda::SOURCES as CUDA_SOURCES;
 pub(crate) use heads::{Angles, heads, tokens};
 pub use rms_norm::rms_norm;

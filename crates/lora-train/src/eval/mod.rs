@@ -54,7 +54,7 @@ pub fn mean_loss(model: &dyn Model, data: &Dataset, batch_size: usize) -> Result
     let (mut sum, mut count) = (0.0, 0);
     for samples in data.samples.chunks(batch_size.max(1)) {
         let batch = Batch::new(&samples.iter().collect::<Vec<_>>(), model.device());
-        let (loss, n) = model.loss(batch.texts(), &batch.labels, Mode::Eval)?;
+        let (loss, n) = model.loss(batch.texts(), batch.labels(), Mode::Eval)?;
         sum += loss.double_value(&[]);
         count += n;
     }

@@ -1,6 +1,8 @@
 //! Running a kernel.
 
+use std::collections::BTreeMap;
 use std::ffi::{CString, c_void};
+use std::sync::{Mutex, PoisonError};
 
 use cudarc::driver::{result, sys};
 use tch::{Kind, Tensor};
@@ -70,6 +72,17 @@ pub(super) fn device(index: i32) -> Result<(sys::CUcontext, String), String> {
         };
         ask().map_err(|e| format!("CUDA device {index}: {e}"))
     }
+}
+
+/// The first number of a device's compute capability: 9 for `sm_90`; 0 without one.
+pub(crate) fn generation(index: usize) -> usize {
+    static KNOWN: Mutex<BTreeMap<usize, usize>> = Mutex::new(BTreeMap::new());
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let ask = || {
+        let (_, arch) = device(index as i32).ok()?;
+        arch.strip_prefix("sm_")?.parse::<usize>().ok()
+    };
+    *known.entry(index).or_insert_with(|| ask().unwrap_or(0) / 10)
 }
 
 /// Bytes of a device that nobody has taken.

@@ -23,7 +23,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, texts:
     let s = k.size()[2];
     let windowed = window.filter(|&w| w < s);
     if blocks::pay(q) {
-        return blocks::attention(q, k, v, Layout::new(q, k, windowed, texts.map(Bounds::lengths)));
+        return blocks::attention(q, k, v, Layout::new(q, k, windowed, texts.map(lengths)));
     }
     if let Some(y) = one::attention(q, k, v, windowed) {
         return y;
@@ -31,7 +31,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, texts:
     if let Some(y) = packed(q, k, v, windowed, texts) {
         return y;
     }
-    let Some(texts) = texts.map(Bounds::lengths).filter(|texts| texts.len() > 1) else {
+    let Some(texts) = texts.map(lengths).filter(|texts| texts.len() > 1) else {
         return definition(q, k, v, windowed);
     };
     let mut start = 0;
@@ -41,6 +41,11 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, texts:
         definition(&q, &k, &v, windowed)
     });
     Tensor::cat(&each.collect::<Vec<_>>(), 2)
+}
+
+/// [`Bounds::held`] is for kernels that read them on the device.
+fn lengths(texts: &Bounds) -> &[i64] {
+    texts.lengths().expect("texts of known lengths")
 }
 
 /// By one kernel for all texts, on CUDA.
