@@ -50,6 +50,10 @@ pub(super) struct Args {
     /// Peak learning rate; for a rule of its own rate: `--rule fedsvd:3e-3`
     #[arg(long, default_value_t = 1e-3)]
     lr: f64,
+    /// Choose each method's rate among these: trained on four fifths of the training rows with the first seed, judged by
+    /// the rest. A client alone has the rate of all rows in one place
+    #[arg(long, value_delimiter = ',', value_name = "RATES")]
+    rates: Vec<f64>,
     /// Runs at once, each with its share of the processors
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     jobs: u32,
@@ -72,7 +76,6 @@ struct Runner<'a> {
     model: PathBuf,
     home: PathBuf,
     parts: Vec<Parts>,
-    all: PathBuf,
     /// `--threads N`, where runs share the processors.
     threads: Vec<String>,
 }
@@ -90,13 +93,14 @@ pub(super) fn run(args: &Args) -> Result<()> {
         let data = Data::Split(folder.join(format!("{client}.jsonl")));
         parts.push(split::split(&data, &home.join("data"))?);
     }
-    let all = home.join("data/all.jsonl");
     let threads =
         threads(args.jobs).into_iter().flat_map(|n| ["--threads".to_owned(), n.to_string()]).collect();
     let mut runner =
-        Runner { args, lora: sh::root().join("target/release/lora"), model, home, parts, all, threads };
+        Runner { args, lora: sh::root().join("target/release/lora"), model, home, parts, threads };
     runner.cut()?;
-    work(&runner, &args.methods()?)?;
+    let chosen = choose(&runner)?;
+    let rows = Mutex::new(BTreeMap::new());
+    work(&runner, &args.methods(&chosen)?, &|at, row| told(&runner, &rows, at, row))?;
     println!("{}", fs::read_to_string(runner.home.join("report.md"))?);
     Ok(())
 }
@@ -108,19 +112,54 @@ struct Method {
     lr: f64,
     seed: u64,
     epsilon: Option<f64>,
+    /// To choose a rate by: trained on a part of the training rows, judged by the rest.
+    tuning: bool,
+}
+
+/// The rate of each method that has none of its own.
+type Rates = BTreeMap<String, f64>;
+
+/// The best of the rates that are to be tried.
+fn choose(runner: &Runner<'_>) -> Result<Rates> {
+    let args = runner.args;
+    let named = args.rule.iter().filter(|rule| !rule.contains(':')).map(String::as_str);
+    let names: Vec<&str> = ["central"].into_iter().chain(named).collect();
+    let seed = *args.seeds.first().context("--seeds: none")?;
+    let one = |name: &str, lr| Method { name: name.into(), lr, seed, epsilon: None, tuning: true };
+    let tried: Vec<Method> =
+        names.iter().flat_map(|name| args.rates.iter().map(|&lr| one(name, lr))).collect();
+    let scores = Mutex::new(BTreeMap::<String, Vec<(f64, f64)>>::new());
+    work(runner, &tried, &|at, row| {
+        let mut scores = scores.lock().unwrap_or_else(PoisonError::into_inner);
+        scores.entry(row.method.clone()).or_default().push((row.accuracy(), tried[at].lr));
+        Ok(())
+    })?;
+    let mut chosen = Rates::new();
+    for (name, mut scores) in scores.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        scores.sort_by(|a, b| a.1.total_cmp(&b.1));
+        let best = scores.iter().copied().reduce(|best, s| if s.0 > best.0 { s } else { best });
+        let (_, best) = best.context("no rate was tried")?;
+        let all: Vec<String> = scores.iter().map(|(a, lr)| format!("{lr:e}: {:.1} %", 100.0 * a)).collect();
+        eprintln!("{name}: rate {best:e} (on the validation part, {})", all.join(", "));
+        chosen.insert(name, best);
+    }
+    Ok(chosen)
 }
 
 impl Args {
-    fn methods(&self) -> Result<Vec<Method>> {
+    fn methods(&self, chosen: &Rates) -> Result<Vec<Method>> {
         let mut methods = Vec::new();
+        let rate = |name: &str| chosen.get(name).copied().unwrap_or(self.lr);
         for &seed in &self.seeds {
-            let mut add = |name: String, lr, epsilon| methods.push(Method { name, lr, seed, epsilon });
-            add("central".into(), self.lr, None);
-            CLIENTS.iter().for_each(|client| add(format!("{client} alone"), self.lr, None));
+            let mut add = |name: String, lr, epsilon| {
+                methods.push(Method { name, lr, seed, epsilon, tuning: false });
+            };
+            add("central".into(), rate("central"), None);
+            CLIENTS.iter().for_each(|client| add(format!("{client} alone"), rate("central"), None));
             for rule in &self.rule {
                 let (name, lr) = match rule.split_once(':') {
                     Some((name, lr)) => (name, lr.parse().with_context(|| format!("`{rule}` has no rate"))?),
-                    None => (rule.as_str(), self.lr),
+                    None => (rule.as_str(), rate(rule)),
                 };
                 let promises = self.epsilons.iter().copied().map(Some);
                 [None].into_iter().chain(promises).for_each(|epsilon| add(name.to_owned(), lr, epsilon));
@@ -131,8 +170,12 @@ impl Args {
 }
 
 /// All runs, some at once; the first failure, when those that run have ended.
-fn work(runner: &Runner<'_>, methods: &[Method]) -> Result<()> {
-    let (next, rows) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
+fn work(
+    runner: &Runner<'_>,
+    methods: &[Method],
+    told: &(dyn Fn(usize, Row) -> Result<()> + Sync),
+) -> Result<()> {
+    let next = AtomicUsize::new(0);
     let failed = Mutex::new(None);
     let locked = || failed.lock().unwrap_or_else(PoisonError::into_inner);
     std::thread::scope(|scope| {
@@ -141,7 +184,7 @@ fn work(runner: &Runner<'_>, methods: &[Method]) -> Result<()> {
                 while locked().is_none() {
                     let at = next.fetch_add(1, Ordering::Relaxed);
                     let Some(method) = methods.get(at) else { break };
-                    if let Err(e) = runner.once(method).and_then(|row| told(runner, &rows, at, row)) {
+                    if let Err(e) = runner.once(method).and_then(|row| told(at, row)) {
                         *locked() = Some(e);
                     }
                 }
@@ -165,24 +208,37 @@ fn told(runner: &Runner<'_>, rows: &Mutex<BTreeMap<usize, Row>>, at: usize, row:
 impl Runner<'_> {
     /// Cuts the training parts to the rows that are asked for, and puts them together.
     fn cut(&mut self) -> Result<()> {
-        let mut whole = String::new();
+        let rows = self.args.rows;
+        let mut whole = [String::new(), String::new()];
         for part in &mut self.parts {
-            let text = fs::read_to_string(&part.train)?;
-            let text: String = text.lines().take(self.args.rows).flat_map(|row| [row, "\n"]).collect();
-            part.train = part.train.with_file_name(format!("train-{}.jsonl", self.args.rows));
-            fs::write(&part.train, &text)?;
-            whole.push_str(&text);
+            let files = [(&mut part.train, rows, "train"), (&mut part.fit, rows - rows / 5, "fit")];
+            for ((file, rows, name), whole) in files.into_iter().zip(&mut whole) {
+                let text = fs::read_to_string(&*file)?;
+                let text: String = text.lines().take(rows).flat_map(|row| [row, "\n"]).collect();
+                *file = file.with_file_name(format!("{name}-{rows}.jsonl"));
+                fs::write(&*file, &text)?;
+                whole.push_str(&text);
+            }
         }
-        fs::write(&self.all, whole).with_context(|| self.all.display().to_string())
+        let files = [false, true].map(|tuning| self.all(tuning));
+        files
+            .iter()
+            .zip(whole)
+            .try_for_each(|(file, text)| fs::write(file, text).with_context(|| file.display().to_string()))
+    }
+
+    /// All clients' rows.
+    fn all(&self, tuning: bool) -> PathBuf {
+        self.home.join("data").join(if tuning { "all-fit.jsonl" } else { "all.jsonl" })
     }
 
     /// A run, if it is not there yet.
     fn once(&self, method: &Method) -> Result<Row> {
-        let Method { name, lr, seed, epsilon } = method;
+        let Method { name, lr, seed, epsilon, tuning } = method;
         let Args { rounds, passes, rows, held_out, .. } = self.args;
         let settings = format!(
-            "{name} {seed} {epsilon:?} {rounds} {passes} {rows} {held_out} {lr} {}",
-            cache::sha256(&self.all)?
+            "{name} {seed} {epsilon:?} {rounds} {passes} {rows} {held_out} {lr} {tuning} {}",
+            cache::sha256(&self.all(*tuning))?
         );
         let dir = self.home.join(cache::hex(&Sha256::digest(&settings)[..8]));
         let result = dir.join("result.json");
@@ -194,10 +250,8 @@ impl Runner<'_> {
                 }
                 fs::create_dir_all(&dir)?;
                 fs::write(dir.join("settings.txt"), &settings)?;
-                eprintln!(
-                    "{name}, seed {seed}{}",
-                    epsilon.map_or(String::new(), |e| format!(", epsilon {e}"))
-                );
+                let epsilon = epsilon.map_or(String::new(), |e| format!(", epsilon {e}"));
+                eprintln!("{name}, rate {lr:e}, seed {seed}{epsilon}");
                 let ended = self.train(method, &dir)?;
                 fs::write(dir.join("partial"), serde_json::to_vec(&ended)?)?;
                 fs::rename(dir.join("partial"), &result)?;
@@ -205,11 +259,11 @@ impl Runner<'_> {
             }
         };
         let Ended { scores, up, down, seconds } = ended;
-        Ok(Row { method: name.clone(), seed: *seed, epsilon: *epsilon, scores, up, down, seconds })
+        Ok(Row { method: name.clone(), lr: *lr, seed: *seed, epsilon: *epsilon, scores, up, down, seconds })
     }
 
     fn train(&self, method: &Method, dir: &Path) -> Result<Ended> {
-        let Method { name, lr, seed, epsilon } = method;
+        let &Method { ref name, lr, seed, epsilon, tuning } = method;
         let passes = self.args.passes.to_string();
         let begin = std::time::Instant::now();
         let out = dir.join("adapter");
@@ -224,13 +278,14 @@ impl Runner<'_> {
         ];
         rest.extend(["--lr".into(), lr.to_string(), "--seed".into(), seed.to_string()]);
         let of = |name: &str| self.parts.iter().find(|part| part.name == name);
+        let rows = |part: &Parts| if tuning { part.fit.clone() } else { part.train.clone() };
         match name.strip_suffix(" alone") {
             _ if name == "central" => {
-                lora.args(["train", "--epochs", &passes]).arg("--data").arg(&self.all);
+                lora.args(["train", "--epochs", &passes]).arg("--data").arg(self.all(tuning));
             }
             Some(client) => {
                 let part = of(client).with_context(|| format!("no client {client}"))?;
-                lora.args(["train", "--epochs", &passes]).arg("--data").arg(&part.train);
+                lora.args(["train", "--epochs", &passes]).arg("--data").arg(rows(part));
             }
             None => {
                 lora.args(["fed", "simulate", "--rule", name, "--rounds", &self.args.rounds.to_string()]);
@@ -238,7 +293,7 @@ impl Runner<'_> {
                 let part = self.args.passes / self.args.rounds as f64;
                 lora.args(["--epochs", &part.to_string(), "--schedule", "linear"]);
                 for part in &self.parts {
-                    lora.arg("--client").arg(format!("{}={}", part.name, part.train.display()));
+                    lora.arg("--client").arg(format!("{}={}", part.name, rows(part).display()));
                 }
                 if let Some(epsilon) = epsilon {
                     lora.args([
@@ -261,11 +316,12 @@ impl Runner<'_> {
         }
         let seconds = begin.elapsed().as_secs_f64();
         let (up, down) = traffic(&dir.join("adapter.rounds.jsonl"))?;
-        let scores = self.parts.iter().map(|part| self.judge(&out, part)).collect::<Result<Vec<_>>>()?;
+        let by = |part: &Parts| if tuning { part.validation.clone() } else { part.held_out.clone() };
+        let scores = self.parts.iter().map(|part| self.judge(&out, &by(part))).collect::<Result<Vec<_>>>()?;
         Ok(Ended { scores, up, down, seconds })
     }
 
-    fn judge(&self, adapter: &Path, part: &Parts) -> Result<Score> {
+    fn judge(&self, adapter: &Path, rows: &Path) -> Result<Score> {
         let mut lora = Command::new(&self.lora);
         lora.args([
             "eval",
@@ -277,7 +333,7 @@ impl Runner<'_> {
             "--limit",
             &self.args.held_out.to_string(),
         ]);
-        lora.arg("--model").arg(&self.model).arg("--adapter").arg(adapter).arg("--data").arg(&part.held_out);
+        lora.arg("--model").arg(&self.model).arg("--adapter").arg(adapter).arg("--data").arg(rows);
         lora.args(&self.threads);
         let value: Value = sh::capture_json(&mut lora)?;
         let of = |name: &str| value["labels"][name].as_f64().with_context(|| format!("no {name} in {value}"));

@@ -18,6 +18,7 @@ pub(super) struct Score {
 #[derive(Debug, Clone)]
 pub(super) struct Row {
     pub(super) method: String,
+    pub(super) lr: f64,
     pub(super) seed: u64,
     pub(super) epsilon: Option<f64>,
     /// Client by client.
@@ -27,9 +28,17 @@ pub(super) struct Row {
     pub(super) seconds: f64,
 }
 
+impl Row {
+    /// The mean over the clients.
+    pub(super) fn accuracy(&self) -> f64 {
+        mean(self.scores.iter().map(|s| s.accuracy))
+    }
+}
+
 /// All seeds of a method.
 struct Line {
     name: String,
+    lr: f64,
     /// Of each client.
     accuracy: Vec<f64>,
     /// Means over clients, seed by seed.
@@ -62,7 +71,8 @@ fn lines(rows: &[Row]) -> Vec<Line> {
             |pick: fn(&Score) -> f64, client: usize| mean(mine.iter().map(|row| pick(&row.scores[client])));
         Line {
             accuracy: (0..clients).map(|client| of(|s| s.accuracy, client)).collect(),
-            means: mine.iter().map(|row| mean(row.scores.iter().map(|s| s.accuracy))).collect(),
+            means: mine.iter().map(|row| row.accuracy()).collect(),
+            lr: mean(mine.iter().map(|row| row.lr)),
             macro_f1: mean((0..clients).map(|client| of(|s| s.macro_f1, client))),
             up: mean(mine.iter().map(|row| row.up as f64)),
             down: mean(mine.iter().map(|row| row.down as f64)),
@@ -86,9 +96,9 @@ pub(super) fn write(rows: &[Row], clients: &[&str], home: &Path) -> Result<()> {
 
 fn markdown(lines: &[Line], clients: &[&str]) -> String {
     let mut text = format!(
-        "| method | {} | mean accuracy (%) | of central (%) | macro-F1 | up (MB) | down (MB) | seconds |\n|---|{}\n",
+        "| method | rate | {} | mean accuracy (%) | of central (%) | macro-F1 | up (MB) | down (MB) | seconds |\n|---|{}\n",
         clients.join(" | "),
-        "---:|".repeat(clients.len() + 6)
+        "---:|".repeat(clients.len() + 7)
     );
     let central =
         lines.iter().find(|line| line.name == "central").map(|line| mean(line.means.iter().copied()));
@@ -105,8 +115,9 @@ fn markdown(lines: &[Line], clients: &[&str]) -> String {
         let of = central.map_or_else(String::new, |central| format!("{:.1}", 100.0 * all / central));
         let _ = writeln!(
             text,
-            "| {} | {} | {:.1}{spread} | {of} | {:.3} | {:.1} | {:.1} | {:.0} |",
+            "| {} | {:e} | {} | {:.1}{spread} | {of} | {:.3} | {:.1} | {:.1} | {:.0} |",
             line.name,
+            line.lr,
             each.join(" | "),
             100.0 * all,
             line.macro_f1,
@@ -120,15 +131,15 @@ fn markdown(lines: &[Line], clients: &[&str]) -> String {
 
 fn csv(rows: &[Row], clients: &[&str]) -> String {
     let mut text =
-        "method,epsilon,seed,client,rows,accuracy,macro_f1,bytes_up,bytes_down,seconds\n".to_owned();
+        "method,rate,epsilon,seed,client,rows,accuracy,macro_f1,bytes_up,bytes_down,seconds\n".to_owned();
     for row in rows {
         for (client, score) in clients.iter().zip(&row.scores) {
             let epsilon = row.epsilon.map_or_else(String::new, |e| e.to_string());
-            let Row { method, seed, up, down, seconds, .. } = row;
+            let Row { method, lr, seed, up, down, seconds, .. } = row;
             let Score { rows, accuracy, macro_f1 } = score;
             let _ = writeln!(
                 text,
-                "{method},{epsilon},{seed},{client},{rows},{accuracy},{macro_f1},{up},{down},{seconds}"
+                "{method},{lr},{epsilon},{seed},{client},{rows},{accuracy},{macro_f1},{up},{down},{seconds}"
             );
         }
     }
@@ -200,6 +211,7 @@ mod tests {
     fn seeds_are_put_together_and_set_beside_central() {
         let row = |method: &str, seed, accuracy: f64, up| Row {
             method: method.into(),
+            lr: 1e-3,
             seed,
             epsilon: None,
             scores: [0.0, 0.2].map(|d| Score { rows: 10, accuracy: accuracy + d, macro_f1: accuracy }).into(),
@@ -210,9 +222,12 @@ mod tests {
         let rows =
             [row("central", 1, 0.7, 0), row("fedit", 1, 0.5, 1_000_000), row("fedit", 2, 0.6, 3_000_000)];
         let text = markdown(&lines(&rows), &["one", "two"]);
-        assert!(text.contains("| central | 70.0 | 90.0 | 80.0 | 100.0 | 0.700 | 0.0 | 0.0 | 3 |"), "{text}");
         assert!(
-            text.contains("| fedit | 55.0 | 75.0 | 65.0 ± 7.1 | 81.2 | 0.550 | 2.0 | 4.0 | 3 |"),
+            text.contains("| central | 1e-3 | 70.0 | 90.0 | 80.0 | 100.0 | 0.700 | 0.0 | 0.0 | 3 |"),
+            "{text}"
+        );
+        assert!(
+            text.contains("| fedit | 1e-3 | 55.0 | 75.0 | 65.0 ± 7.1 | 81.2 | 0.550 | 2.0 | 4.0 | 3 |"),
             "{text}"
         );
         assert_eq!(csv(&rows, &["one", "two"]).lines().count(), 7);
