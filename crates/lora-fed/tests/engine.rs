@@ -311,8 +311,33 @@ fn a_server_optimiser_moves_the_factors() {
         assert!(error(&t, &run(None, 2)[&name]) < 1e-12 || t == t.zeros_like(), "{name}");
     }
     assert_ne!(run(Some(ServerRule::Momentum { rate: 1.0, momentum: 0.5 }), 2), run(None, 2));
-    let settings = Settings { server: plain, ..Settings::new("no", Rule::FedSvd, 1) };
-    assert!(settings.check().unwrap_err().to_string().contains("fedsvd"));
+    let refused =
+        |rule, server| Settings { server: Some(server), ..Settings::new("no", rule, 1) }.check().is_err();
+    let adam = ServerRule::Adam { rate: 0.1, betas: (0.9, 0.99), tau: 1e-3 };
+    assert!(refused(Rule::FedSvd, adam) && refused(Rule::Flora, adam) && !refused(Rule::Ffa, adam));
+}
+
+/// `u = β u + Σ p_k W_k - W`, `W += η u`, of whole weights, whatever basis the factors are in.
+#[test]
+fn fedsvds_momentum_is_that_of_the_whole_weights() {
+    let (rate, momentum) = (0.7, 0.6);
+    let server = Some(ServerRule::Momentum { rate, momentum });
+    let mut f = federation(Settings { server, ..Settings::new("turns", Rule::FedSvd, 6) }, 3);
+    let mut whole = dense(&f.model.adapter, &BTreeMap::new());
+    let mut speed: BTreeMap<String, Tensor> =
+        whole.iter().map(|(m, w)| (m.clone(), w.zeros_like())).collect();
+    for _ in 0..6 {
+        let mut learner = Learner::default();
+        round(&mut f, &["a", "b"], &mut learner).unwrap();
+        let now = dense(&f.model.adapter, &BTreeMap::new());
+        for (module, w) in &mut whole {
+            let learnt = learner.learnt.iter().fold(w.zeros_like(), |sum, (_, one)| sum + &one[module] * 0.5);
+            let u = &speed[module] * momentum + learnt - &*w;
+            *w += &u * rate;
+            speed.insert(module.clone(), u);
+            assert!(error(&now[module], w) < 1e-12, "{module}: {}", error(&now[module], w));
+        }
+    }
 }
 
 #[test]

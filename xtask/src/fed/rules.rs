@@ -54,6 +54,9 @@ pub(super) struct Args {
     /// the rest. A client alone has the rate of all rows in one place
     #[arg(long, value_delimiter = ',', value_name = "RATES")]
     rates: Vec<f64>,
+    /// How the server moves, of every rule: momentum:RATE,BETA or adam:RATE
+    #[arg(long, value_name = "OPTIMISER")]
+    server: Option<String>,
     /// Runs at once, each with its share of the processors
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     jobs: u32,
@@ -236,8 +239,10 @@ impl Runner<'_> {
     fn once(&self, method: &Method) -> Result<Row> {
         let Method { name, lr, seed, epsilon, tuning } = method;
         let Args { rounds, passes, rows, held_out, .. } = self.args;
+        let is_rule = name != "central" && !name.ends_with(" alone");
+        let server = self.args.server.as_deref().filter(|_| is_rule).unwrap_or_default();
         let settings = format!(
-            "{name} {seed} {epsilon:?} {rounds} {passes} {rows} {held_out} {lr} {tuning} {}",
+            "{name} {server} {seed} {epsilon:?} {rounds} {passes} {rows} {held_out} {lr} {tuning} {}",
             cache::sha256(&self.all(*tuning))?
         );
         let dir = self.home.join(cache::hex(&Sha256::digest(&settings)[..8]));
@@ -292,6 +297,9 @@ impl Runner<'_> {
                 // The rate falls over the rounds.
                 let part = self.args.passes / self.args.rounds as f64;
                 lora.args(["--epochs", &part.to_string(), "--schedule", "linear"]);
+                if let Some(server) = &self.args.server {
+                    lora.args(["--server", server]);
+                }
                 for part in &self.parts {
                     lora.arg("--client").arg(format!("{}={}", part.name, rows(part).display()));
                 }

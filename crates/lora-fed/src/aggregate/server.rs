@@ -64,4 +64,13 @@ impl ServerOptimiser {
         };
         Ok(next.to_kind(before.kind()))
     }
+
+    /// Takes the momentum `[out, r]` of `name`, a factor of `old [r, in]`, over to another A with orthonormal rows, which spans
+    /// what the old one does: what it stands for, `m A`, stays.
+    pub fn turn(&mut self, name: &str, old: &Tensor, new: &Tensor) {
+        if let Some((m, _)) = self.moments.get_mut(name) {
+            let wide = |t: &Tensor| t.detach().to_kind(Kind::Double);
+            *m = m.matmul(&wide(old).matmul(&wide(new).tr()));
+        }
+    }
 }

@@ -257,15 +257,26 @@ impl Federation {
             Some(robust) => vec![robust.aggregate(&uploads)?],
             None => uploads,
         };
+        // FedSVD makes both factors anew: the server moves before that.
+        let before = rule == Rule::FedSvd && self.server.is_some();
+        let uploads = if before { vec![self.moved(Rule::Ffa, &uploads)?] } else { uploads };
         let all = rule.aggregate(&uploads)?;
         let mut model = Model { rounds: self.model.rounds + 1, ..self.model.share() };
         for (name, value) in self.means(rule, &all)? {
-            let before = &self.model.adapter[&name];
+            let old = &self.model.adapter[&name];
             let value = match &mut self.server {
-                Some(server) => server.step(&name, before, &value)?,
-                None => value,
+                Some(server) if !before => server.step(&name, old, &value)?,
+                _ => value,
             };
-            model.adapter.insert(name, value.to_kind(before.kind()).contiguous());
+            model.adapter.insert(name, value.to_kind(old.kind()).contiguous());
+        }
+        if let (Some(server), true) = (&mut self.server, before) {
+            for (module, shared) in &all.layers {
+                let (a, b) = (format!("{module}{A}"), format!("{module}{B}"));
+                if let Some(new) = &shared.a {
+                    server.turn(&b, &self.model.adapter[&a], new);
+                }
+            }
         }
         all.side.iter().try_for_each(|(module, side)| model.lay_beside(module, side))?;
         if rule == Rule::Flora {
@@ -277,6 +288,18 @@ impl Federation {
         }
         self.model = model;
         Ok(())
+    }
+
+    /// The model where the server moves to from the means by that rule.
+    fn moved(&mut self, rule: Rule, uploads: &[Upload]) -> Result<Upload> {
+        let mut next = self.model.share().adapter;
+        for (name, mean) in self.means(rule, &rule.aggregate(uploads)?)? {
+            if let Some(server) = &mut self.server {
+                let value = server.step(&name, &self.model.adapter[&name], &mean)?;
+                next.insert(name, value);
+            }
+        }
+        upload("all", 1.0, &next, &self.scale)
     }
 
     /// What the round says the adapter's tensors should be, by name; what it says nothing of stays.

@@ -85,10 +85,15 @@ impl Settings {
             self.robust.is_some() && matches!(self.weights, Weights::Examples { .. }),
             "a robust rule has no weights: whoever lies could lie about them".into(),
         );
-        let moves = matches!(rule, Rule::FedIt | Rule::Ffa | Rule::RoLora { .. } | Rule::FedSa);
+        let moves =
+            matches!(rule, Rule::FedIt | Rule::Ffa | Rule::RoLora { .. } | Rule::FedSa | Rule::FedSvd);
         refuse(
             self.server.is_some() && !moves,
             format!("a server optimiser moves factors from round to round, and {rule} makes new ones"),
+        );
+        refuse(
+            rule == Rule::FedSvd && matches!(self.server, Some(ServerRule::Adam { .. })),
+            "fedsvd turns its factors, and adam's squares cannot follow: momentum can".into(),
         );
         refuse(
             !self.ranks.is_empty() && !matches!(rule, Rule::Flora | Rule::FlexLora),
