@@ -9,7 +9,9 @@ use crate::compare::results::{Measure, Pair};
 pub(super) fn headline(section: &Section<'_>) -> String {
     let Some(score) = section.score else { return format!("On {}, no cell has a score.", section.name) };
     let Some(best) = section.best().or_else(|| lead(section, score)) else {
-        return format!("On {}, no cell has a {}.", section.name, score.shown().name);
+        let beside = not_adapters(section, score);
+        let rest = if beside.is_empty() { String::new() } else { format!("; {}", list(&beside, 2)) };
+        return format!("On {}, no adapter is judged by its {}{rest}.", section.name, score.shown().name);
     };
     let mut said = highest(section, best, score);
     let (floor, ties): (Vec<_>, Vec<_>) = section.ties().partition(|entrant| entrant.cell.method == "none");
@@ -39,6 +41,16 @@ fn lead<'a, 'b>(section: &'a Section<'b>, score: Measure) -> Option<&'a Entrant<
     adapters.max_by(|a, b| value(a).total_cmp(&value(b)))
 }
 
+/// What is no adapter is no rival: the one is the floor, the other the ceiling.
+fn not_adapters(section: &Section<'_>, score: Measure) -> Vec<String> {
+    let beside = |method: &str, words: &str| {
+        let entrant = section.ours().find(|e| e.cell.method == method)?;
+        Some(format!("{words} it is {}", with_unit(entrant.finite(score)?, &score.shown())))
+    };
+    let both = [beside("none", "without training"), beside("full", "with full training")];
+    both.into_iter().flatten().collect()
+}
+
 fn highest(section: &Section<'_>, best: &Entrant<'_>, score: Measure) -> String {
     let shown = score.shown();
     let values = best.cell.measures.get(&score);
@@ -49,15 +61,7 @@ fn highest(section: &Section<'_>, best: &Entrant<'_>, score: Measure) -> String 
     };
     let mean = with_unit(values.map_or(f64::NAN, |values| values.mean), &shown);
     let most = if shown.better < 0 { "lowest" } else { "highest" };
-    // What is no adapter is no rival: the one is the floor, the other the ceiling.
-    let beside = |method: &str, words: &str| {
-        let entrant = section.ours().find(|e| e.cell.method == method)?;
-        Some(format!("{words} it is {}", with_unit(entrant.finite(score)?, &shown)))
-    };
-    let beside: Vec<_> = [beside("none", "without training"), beside("full", "with full training")]
-        .into_iter()
-        .flatten()
-        .collect();
+    let beside = not_adapters(section, score);
     let of = if beside.is_empty() { "" } else { "of the adapters " };
     let beside = if beside.is_empty() { String::new() } else { format!("; {}", list(&beside, 2)) };
     let (set, name) = (section.name, &best.name);
