@@ -72,7 +72,7 @@ fn lines(rows: &[Row]) -> Vec<Line> {
         Line {
             accuracy: (0..clients).map(|client| of(|s| s.accuracy, client)).collect(),
             means: mine.iter().map(|row| row.accuracy()).collect(),
-            lr: mean(mine.iter().map(|row| row.lr)),
+            lr: mine.first().map_or(f64::NAN, |row| row.lr),
             macro_f1: mean((0..clients).map(|client| of(|s| s.macro_f1, client))),
             up: mean(mine.iter().map(|row| row.up as f64)),
             down: mean(mine.iter().map(|row| row.down as f64)),
