@@ -1,6 +1,7 @@
 //! Output that is there whole or not at all: whatever fails, whenever the process dies, the target is what it was.
 
-use std::ffi::OsString;
+mod staged;
+
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Component, Path, PathBuf};
@@ -9,12 +10,14 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use crate::{Error, Result};
+use staged::Staged;
 
 /// Whether a file (a path inside the folder, such as `adapter_config.json`) is one that may be overwritten.
 pub type IsOurs = fn(&Path) -> bool;
 
 /// A folder being written beside its target, as `NAME.partial-PID-N`, that takes the target's place at
-/// [`commit`](Self::commit), in one step. Dropped before, it is deleted.
+/// [`commit`](Self::commit), in one step. Dropped before, it is deleted; if its process was killed, by the next that
+/// writes the same target.
 #[derive(Debug)]
 pub struct OutputFolder {
     target: PathBuf,
@@ -128,40 +131,6 @@ pub fn write_file_with(path: &Path, fill: impl FnOnce(&mut File) -> Result<()>) 
     fs::rename(&staged.path, &path).map_err(|e| Error::io("put the finished file in place", &path, e))?;
     staged.armed = false;
     sync(&parent)
-}
-
-/// A file or folder that is deleted on drop unless it has been put in place.
-#[derive(Debug)]
-struct Staged {
-    path: PathBuf,
-    armed: bool,
-}
-
-impl Staged {
-    /// Creates `NAME.partial-PID-N` beside `target` with the first N that is free.
-    fn new<T>(target: &Path, create: impl Fn(&Path) -> io::Result<T>) -> Result<(Self, T)> {
-        for n in 0_u64.. {
-            let mut name = target.file_name().map_or_else(OsString::new, OsString::from);
-            name.push(format!(".partial-{}-{n}", std::process::id()));
-            let path = target.with_file_name(name);
-            match create(&path) {
-                Ok(made) => return Ok((Self { path, armed: true }, made)),
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(e) => return Err(Error::io("write beside it", target, e)),
-            }
-        }
-        Err(Error::internal("no name is free for a temporary file").at(target.display()))
-    }
-}
-
-impl Drop for Staged {
-    fn drop(&mut self) {
-        if self.armed {
-            // Nobody is left to tell; the name says what a remnant is.
-            let _ =
-                if self.path.is_dir() { fs::remove_dir_all(&self.path) } else { fs::remove_file(&self.path) };
-        }
-    }
 }
 
 /// The parent folder, and the target in it without a trailing slash, which would follow a link.

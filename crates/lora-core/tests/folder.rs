@@ -197,6 +197,45 @@ fn a_full_disk_changes_nothing() {
     assert!(tree(root.path()) == before);
 }
 
+/// What a killed process left goes with the next writer of the same target; what lives, is new, or is another's, stays.
+#[test]
+fn remnants_are_swept() {
+    let root = tempfile::tempdir().unwrap();
+    let target = root.path().join("out");
+    let living = OutputFolder::create(&target, false, ours).unwrap();
+    living.write("a.ours", b"1").unwrap();
+    let old = |name: &str| {
+        let path = root.path().join(name);
+        fs::create_dir_all(&path).unwrap();
+        fs::write(path.join("a.ours"), b"1").unwrap();
+        path
+    };
+    let aged = std::time::SystemTime::now() - Duration::from_secs(3600);
+    let age = |path: &Path| fs::File::open(path).unwrap().set_modified(aged).unwrap();
+    let gone = [old("out.partial-1-0"), old("out.partial-99999999-12")];
+    let kept =
+        ["out.partial-2-0-old", "out.partial-2-0", "out2.partial-1-0", "out.partial-1", "out.partial-x-0"];
+    let kept = kept.map(old);
+    gone.iter().chain(&kept).for_each(|path| age(path));
+    age(living.path());
+    let young = old("out.partial-3-0");
+    attempt(&target, false, &[("b.ours".to_owned(), vec![1])], Fault::None, 0).unwrap();
+    for path in &gone {
+        assert!(!path.exists(), "{}", path.display());
+    }
+    for path in kept.iter().chain([&young]) {
+        assert!(path.join("a.ours").exists(), "{}", path.display());
+    }
+    living.write("b.ours", b"2").unwrap();
+    assert!(living.path().join("a.ours").exists());
+    let file = root.path().join("one.ours");
+    let left = root.path().join("one.ours.partial-1-0");
+    fs::write(&left, b"half").unwrap();
+    age(&left);
+    write_file(&file, b"x").unwrap();
+    assert!(!left.exists());
+}
+
 /// Killed at any moment, the target is one generation or the next, whole.
 #[test]
 fn a_kill_leaves_a_whole_folder() {

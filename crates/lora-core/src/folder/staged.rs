@@ -1,0 +1,98 @@
+//! What is being written beside its target, and the remnants of writers that were killed.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::{Error, Result};
+
+/// Longer than a writer needs from making its file or folder to locking it.
+const YOUNG: Duration = Duration::from_secs(60);
+
+/// A file or folder that is deleted on drop unless it has been put in place. Locked as long as it lives: what is not
+/// locked belongs to nobody.
+#[derive(Debug)]
+pub(super) struct Staged {
+    pub(super) path: PathBuf,
+    pub(super) armed: bool,
+    _lock: Option<File>,
+}
+
+impl Staged {
+    /// Creates `NAME.partial-PID-N` beside `target` with the first N that is free.
+    pub(super) fn new<T>(target: &Path, create: impl Fn(&Path) -> io::Result<T>) -> Result<(Self, T)> {
+        sweep(target);
+        for n in 0_u64.. {
+            let mut name = stem(target);
+            name.push(format!("{}-{n}", std::process::id()));
+            let path = target.with_file_name(name);
+            match create(&path) {
+                Ok(made) => return Ok((Self { _lock: lock(&path), path, armed: true }, made)),
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(Error::io("write beside it", target, e)),
+            }
+        }
+        Err(Error::internal("no name is free for a temporary file").at(target.display()))
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if self.armed {
+            // Nobody is left to tell; the name says what a remnant is.
+            let _ =
+                if self.path.is_dir() { fs::remove_dir_all(&self.path) } else { fs::remove_file(&self.path) };
+        }
+    }
+}
+
+fn stem(target: &Path) -> OsString {
+    let mut name = target.file_name().map_or_else(OsString::new, OsString::from);
+    name.push(".partial-");
+    name
+}
+
+/// None if somebody has it, or the file system has no locks.
+fn lock(path: &Path) -> Option<File> {
+    let file = File::open(path).ok()?;
+    file.try_lock().ok()?;
+    Some(file)
+}
+
+/// Deletes what killed processes left beside `target`. What cannot be deleted stays.
+fn sweep(target: &Path) {
+    let parent = target.parent().filter(|p| *p != Path::new("")).unwrap_or(Path::new("."));
+    let stem = stem(target);
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if is_remnant(&entry.file_name(), &stem) && is_old(&path) && !replaces(&path) {
+            if let Some(lock) = lock(&path) {
+                drop(Staged { path, armed: true, _lock: Some(lock) });
+            }
+        }
+    }
+}
+
+/// `NAME.partial-PID-N`.
+fn is_remnant(name: &OsStr, stem: &OsStr) -> bool {
+    let rest = name.as_encoded_bytes().strip_prefix(stem.as_encoded_bytes());
+    let number = |part: &[u8]| !part.is_empty() && part.iter().all(u8::is_ascii_digit);
+    rest.is_some_and(|rest| {
+        let mut parts = rest.split(|&b| b == b'-');
+        parts.next().is_some_and(number) && parts.next().is_some_and(number) && parts.next().is_none()
+    })
+}
+
+fn is_old(path: &Path) -> bool {
+    let changed = fs::symlink_metadata(path).and_then(|there| Ok((there.is_symlink(), there.modified()?)));
+    changed.is_ok_and(|(link, time)| !link && time.elapsed().is_ok_and(|age| age > YOUNG))
+}
+
+/// Whether it was to take the place of a folder that lies aside: then it is whole, and its target is gone.
+fn replaces(path: &Path) -> bool {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push("-old");
+    Path::new(&aside).exists()
+}
