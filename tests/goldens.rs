@@ -10,7 +10,7 @@ use lora::model::{Llama, Model, Sampling, Texts, generate};
 use lora::tch_ext::cuda::here;
 use lora::{AdapterConfig, ErrorKind, Linears, Mode, Recipe, VARIANTS, params, read_tensors};
 use serde_json::{Value, json};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 const FAMILIES: [&str; 6] = ["smollm", "llama2", "llama3", "mistral", "qwen2", "qwen3"];
 const ADAPTED: [&str; 3] = ["smollm", "qwen2", "qwen3"];
@@ -211,12 +211,65 @@ fn flags_that_disagree_with_the_tensors_are_refused() {
         config["use_dora"] = json!(claim);
         std::fs::write(dir.path().join(lora::CONFIG_FILE), config.to_string()).unwrap();
         let mut model = model("smollm");
+        lora::load(&mut model, "before", &old, VARIANTS).unwrap();
         let e = lora::load(&mut model, "a", dir.path(), VARIANTS).unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Data);
+        // The one that was there is in use still.
+        let layers = model.linears();
+        let mut adapted =
+            layers.iter().filter(|(_, layer)| layer.adapter_named("before").is_some()).peekable();
+        assert!(adapted.peek().is_some() && adapted.all(|(_, layer)| layer.active() == Some("before")));
         let named = format!("{fault}base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector");
         assert!(e.to_string().contains(&named), "{e}");
         assert!(e.hint_text().unwrap().contains("use_"), "{e}");
         assert!(params(&model, "a").is_empty(), "a refused adapter stays attached");
+    }
+}
+
+/// PEFT writes the base's own weight beside an adapter of the output head, in the dtype that it had there.
+#[test]
+fn the_heads_own_weight_may_lie_beside() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = lora::AdapterConfig {
+        target_modules: lora::Targets::Names(vec!["lm_head".into()]),
+        ..lora::AdapterConfig::default()
+    };
+    let (mut whole, recipe) = (model("smollm"), lora::recipe("lora").unwrap());
+    lora::attach(&mut whole, "a", &recipe, &config).unwrap();
+    lora::save(&whole, "a", &recipe, &config, VARIANTS, dir.path()).unwrap();
+    let file = dir.path().join(lora::WEIGHTS_FILE);
+    let tensors = lora::read_tensors(&file).unwrap();
+    let (_, head) = whole.linears().pop().unwrap();
+    // Not all of it is a number of bf16.
+    let own = head.base().dense(Kind::Float) * 1.001;
+    for (weight, good) in [(own.copy(), true), (&own + 0.5, false)] {
+        let mut named: Vec<_> = tensors.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
+        named.push(("base_model.model.lm_head.base_layer.weight".into(), weight));
+        lora::write_tensors(&file, &named, &[]).unwrap();
+        let mut half = model_of(own.to_kind(Kind::BFloat16));
+        let loaded = lora::load(&mut half, "a", dir.path(), VARIANTS);
+        assert_eq!(loaded.is_ok(), good, "{loaded:?}");
+    }
+}
+
+/// A model of one layer, the output head.
+fn model_of(weight: Tensor) -> Head {
+    Head(lora::Linear::dense(weight, None))
+}
+
+struct Head(lora::Linear);
+
+impl Linears for Head {
+    fn linears(&self) -> Vec<(String, &lora::Linear)> {
+        vec![("lm_head".into(), &self.0)]
+    }
+
+    fn linears_mut(&mut self) -> Vec<(String, &mut lora::Linear)> {
+        vec![("lm_head".into(), &mut self.0)]
+    }
+
+    fn output_head(&self) -> Option<&str> {
+        Some("lm_head")
     }
 }
 

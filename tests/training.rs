@@ -11,9 +11,10 @@ use lora::model::{IGNORE, Llama, Model, Slots, Texts};
 use lora::tch_ext::changed;
 use lora::tch_ext::cuda::{emulated, here, seed};
 use lora::train::{
-    AdamWConfig, Arena, Batch, Dataset, Event, Recorder, Sample, Schedule, TrainConfig, mean_loss, train,
+    AdamWConfig, Arena, Batch, Batches, Dataset, Event, Recorder, Sample, Schedule, TrainConfig, mean_loss,
+    train,
 };
-use lora::{AdapterConfig, Targets, attach, params, recipe};
+use lora::{AdapterConfig, Mode, Targets, attach, params, recipe};
 use tch::{Kind, Tensor};
 
 fn model(variant: &str, config: AdapterConfig) -> Llama {
@@ -199,6 +200,86 @@ fn slots_with_room_to_spare_give_the_gradient_of_the_batch() {
     }
 }
 
+/// A step ends with its epoch, so nothing is learnt twice in one, and how a step is divided changes nothing.
+#[test]
+fn an_epoch_is_every_sample_once() {
+    let sample = |line: usize| Sample { ids: vec![line as i64; 3], labels: vec![1; 3], line };
+    for (rows, batch) in [(9, 8), (10, 8), (7, 1), (16, 4), (3, 8)] {
+        let samples: Vec<Sample> = (0..rows).map(sample).collect();
+        let steps = |size: usize, accumulate: usize| -> Vec<Vec<usize>> {
+            let config = TrainConfig { epochs: 2.0, batch_size: size, accumulate, ..TrainConfig::default() };
+            let mut batches = Batches::new(&samples, size, 5);
+            let all = (0..config.steps(rows))
+                .map(|_| batches.next_step(accumulate).concat().iter().map(|sample| sample.line).collect());
+            all.collect()
+        };
+        let whole = steps(batch, 1);
+        for half in whole.chunks(whole.len() / 2) {
+            let mut seen = half.concat();
+            seen.sort_unstable();
+            assert_eq!(seen, (0..rows).collect::<Vec<_>>());
+        }
+        for size in (1..=batch).filter(|size| batch % size == 0) {
+            assert_eq!(steps(size, batch / size), whole, "{rows} rows, {batch} by {size}");
+        }
+    }
+}
+
+/// A mean over very many tokens is below what f16 holds.
+#[test]
+fn f16_keeps_small_gradients() {
+    let _alone = RANDOM.lock();
+    let norm = |kind: Kind| {
+        let model = model_in(kind, "lora", AdapterConfig::default());
+        seed(5);
+        let samples = samples(&model, &[64; 256]);
+        let data = Dataset { path: "random".into(), rows: vec![], samples, truncated: 0 };
+        let config =
+            TrainConfig { batch_size: 16, accumulate: 16, max_steps: Some(1), ..TrainConfig::default() };
+        let mut norms = Vec::new();
+        train(&model, params(&model, "a"), &data, None, &config, &mut |event| {
+            if let Event::Step(step) = event {
+                norms.push((step.loss, step.grad_norm));
+            }
+            Ok(())
+        })
+        .unwrap();
+        norms[0]
+    };
+    let (half, single) = (norm(Kind::Half), norm(Kind::Float));
+    assert!(
+        (half.0 / single.0 - 1.0).abs() < 1e-2 && (half.1 / single.1 - 1.0).abs() < 2e-2,
+        "{half:?} {single:?}"
+    );
+}
+
+/// A token that the model does not have is told of with its line.
+#[test]
+fn unknown_tokens_are_refused() {
+    let model = model("lora", AdapterConfig::default());
+    let most = model.config().vocab_size;
+    let of = |ids: [i64; 3], labels: [i64; 3]| {
+        let samples = vec![
+            Sample { ids: vec![1, 2], labels: vec![IGNORE, 3], line: 1 },
+            Sample { ids: ids.to_vec(), labels: labels.to_vec(), line: 7 },
+        ];
+        let data = Dataset { path: "rows".into(), rows: vec![], samples, truncated: 0 };
+        let config = TrainConfig::default();
+        let trained = train(&model, params(&model, "a"), &data, None, &config, &mut |_| Ok(())).map(|_| ());
+        [trained, mean_loss(&model, &data, 2).map(|_| ())]
+    };
+    for bad in [of([1, 2, most], [1, 2, 3]), of([1, 2, 3], [1, IGNORE, most]), of([-1, 2, 3], [1, 2, 3])] {
+        for e in bad.map(Result::unwrap_err) {
+            assert!(e.to_string().contains("rows:7") && e.to_string().contains("the model has"), "{e}");
+        }
+    }
+    assert!(
+        model
+            .hidden(Texts::Packed(&Tensor::from_slice(&[1, most]).unsqueeze(0), &[2]), None, Mode::Eval)
+            .is_err()
+    );
+}
+
 #[test]
 fn recorded_passes_train_as_others_do() {
     let _alone = RANDOM.lock();
@@ -217,7 +298,7 @@ fn recorded_passes_train_as_others_do() {
                 epochs: 3.0,
                 max_steps: None,
                 batch_size: 4,
-                accumulate: 2,
+                accumulate: 3,
                 learning_rate: 1e-3,
                 schedule: Schedule::Constant,
                 warmup: 0.0,

@@ -34,6 +34,11 @@ pub trait Adapter: Debug + Send {
         None
     }
 
+    /// The chance with which [`Mode::Train`] leaves out a number of the input.
+    fn dropout(&self) -> f64 {
+        0.0
+    }
+
     /// `‖W'ᵢ‖` of each row `[out]` in the master dtype, without gradient; `w` as for `factors`.
     fn row_norms(&self, base: &dyn BaseWeight, w: &Tensor) -> Tensor {
         let _ = base;

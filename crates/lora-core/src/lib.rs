@@ -53,7 +53,10 @@ pub use recipe::{DENSE, LORA, LayerSpec, NewStorage, Part, Recipe, Scaling, Top,
 pub use start::{Start, Started};
 pub use storage::{AsIs, Packing, Parts, Storage};
 pub use targets::{Selection, Targets, compact_names};
-pub use tensors::{Pending, read_metadata, read_tensors, write_pending_to, write_tensors, write_tensors_to};
+pub use tensors::{
+    Pending, is_plausible_header, read_metadata, read_tensors, write_pending_to, write_tensors,
+    write_tensors_to,
+};
 pub use weight::{BaseWeight, Dense, all_finite, master_kind, row_norms_sq};
 
 /// The kernels of this crate, to be compiled for devices that are not here.

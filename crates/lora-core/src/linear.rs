@@ -94,6 +94,11 @@ impl Linear {
         self.active.and_then(|i| self.adapters.get(i)).map(|(_, a)| a.as_ref())
     }
 
+    /// The active adapter's name.
+    pub fn active(&self) -> Option<&str> {
+        self.active.and_then(|i| self.adapters.get(i)).map(|(name, _)| name.as_str())
+    }
+
     /// The adapter of that name, active or not.
     pub fn adapter_named(&self, name: &str) -> Option<&dyn Adapter> {
         self.adapters.iter().find(|(n, _)| n == name).map(|(_, a)| a.as_ref())

@@ -217,10 +217,13 @@ pub fn load(
     let recipe = Recipe::from_flags(&config.flags, variants)?;
     let weights = dir.join(WEIGHTS_FILE);
     let mut file = tensors::read_tensors(&weights)?;
+    let active: Vec<_> = model.linears().iter().map(|(_, l)| l.active().map(str::to_owned)).collect();
     attach(model, name, &recipe, &config).map_err(|e| e.at(dir.display()))?;
     let faults = fill(model, name, &mut file);
     if !faults.is_empty() {
         detach(model, name)?;
+        let layers = model.linears_mut().into_iter().zip(active);
+        layers.into_iter().try_for_each(|((_, layer), active)| layer.activate(active.as_deref()))?;
         let what = "the adapter's tensors do not fit its configuration and this model";
         return Err(Error::faults(ErrorKind::Data, what, faults).at(weights.display()).hint(
             "is it an adapter of this very base model? if whole kinds of tensors are missing or unused, the flags \
@@ -252,7 +255,9 @@ fn fill(model: &dyn Linears, name: &str, file: &mut BTreeMap<String, Tensor>) ->
         let key = format!("{PREFIX}{module}.base_layer.weight");
         if let Some(t) = file.remove(&key) {
             let ours = layer.base().dense(t.kind());
-            if ours.size() != t.size() || ours != t.to_device(ours.device()) {
+            // As it is in memory, which may be in another dtype than in the model's file.
+            let kept = t.to_kind(layer.base().kind()).to_kind(t.kind()).to_device(ours.device());
+            if ours.size() != t.size() || ours != kept {
                 faults.push(format!("{key} is another weight than this model's"));
             }
         }

@@ -79,6 +79,10 @@ impl Adapter for LowRank {
         vec![("lora_A.weight", &self.a), ("lora_B.weight", &self.b)]
     }
 
+    fn dropout(&self) -> f64 {
+        self.dropout
+    }
+
     fn factors(&self, _: &dyn BaseWeight, _: &Tensor) -> Option<Factors<'_>> {
         let &Self { ref a, ref b, scale, dropout, ref copies } = self;
         Some(Factors { a, b, scale, dropout, copies, gain: None })

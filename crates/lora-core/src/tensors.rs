@@ -88,6 +88,9 @@ fn open(bytes: &[u8]) -> Result<(SafeTensors<'_>, Vec<(String, String)>)> {
     if header.first() != Some(&b'{') {
         return Err(Error::data("the header does not begin with `{`: not a safetensors file"));
     }
+    if !is_plausible_header(header) {
+        return Err(Error::data("the header has more values than its tensors can have"));
+    }
     let malformed = |e: serde_json::Error| Error::data(format!("the header is malformed: {e}"));
     let metadata = serde_json::from_slice::<Remarks>(header).map_err(malformed)?.metadata;
     for (name, raw) in serde_json::from_slice::<Pairs<Value>>(header).map_err(malformed)?.0 {
@@ -109,6 +112,23 @@ fn open(bytes: &[u8]) -> Result<(SafeTensors<'_>, Vec<(String, String)>)> {
     let file = SafeTensors::deserialize(bytes)
         .map_err(|e| Error::data(format!("not a whole safetensors file: {e}")))?;
     Ok((file, metadata.map_or_else(Vec::new, |pairs| pairs.0)))
+}
+
+/// Whether a safetensors header has no more values than its tensors can have: parsed, each takes some forty times its bytes.
+pub fn is_plausible_header(header: &[u8]) -> bool {
+    let (mut quoted, mut escaped, mut tensors, mut values) = (false, false, 0_usize, 0_usize);
+    for byte in header {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = quoted,
+            b'"' => quoted = !quoted,
+            b'{' if !quoted => tensors += 1,
+            b',' if !quoted => values += 1,
+            _ => {}
+        }
+    }
+    // A tensor has a shape, two offsets, and its dtype; the file's own remarks have what they have.
+    values <= tensors * (MAX_DIMS + 4) + 100_000
 }
 
 fn parse(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>> {

@@ -105,9 +105,12 @@ fn bad_files_are_refused_with_the_tensor() {
     }
     let half = r#"{"w":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}"#;
     assert_eq!(read_tensors(file(half, &[0x80, 0x7f]).path()).unwrap_err().kind(), ErrorKind::NonFinite);
+    let long =
+        format!(r#"{{"w":{{"dtype":"F32","shape":[{}0],"data_offsets":[0,0]}}}}"#, "0,".repeat(200_000));
     let twice = r#"{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"w":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#;
     for (header, said) in [
         (twice, "\"w\" comes twice"),
+        (&long, "more values than its tensors can have"),
         (&format!(" {ok}"), "does not begin"),
         (&format!("{ok} x"), "malformed"),
         (r#"{"w":{"dtype":"F8_E4M3","shape":[8],"data_offsets":[0,8]}}"#, "its dtype is \"F8_E4M3\""),

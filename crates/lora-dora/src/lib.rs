@@ -108,6 +108,10 @@ impl Adapter for Dora {
         params
     }
 
+    fn dropout(&self) -> f64 {
+        self.direction.dropout()
+    }
+
     fn factors(&self, base: &dyn BaseWeight, w: &Tensor) -> Option<Factors<'_>> {
         let factors = self.direction.factors(base, w).filter(|f| f.gain.is_none())?;
         let versions = self.params().iter().map(|(_, t)| t.internal_version()).collect();

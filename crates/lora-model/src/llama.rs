@@ -126,8 +126,16 @@ struct Around {
 }
 
 impl Llama {
-    fn embed(&self, ids: &Tensor) -> Tensor {
-        Tensor::embedding(&self.embedding, ids, -1, false, false)
+    fn embed(&self, ids: &Tensor) -> Result<Tensor> {
+        // A GPU would have to be waited for.
+        if ids.device() == Device::Cpu && ids.numel() > 0 {
+            let (most, have) = (ids.max().int64_value(&[]), self.config.vocab_size);
+            if most >= have || ids.min().int64_value(&[]) < 0 {
+                let what = format!("a token has the number {most}, and the model has {have} of them");
+                return Err(Error::data(what).hint("is it this model's tokenizer?"));
+            }
+        }
+        Ok(Tensor::f_embedding(&self.embedding, ids, -1, false, false)?)
     }
 
     fn around(&self, texts: Texts<'_>, start: i64, mode: Mode) -> Result<Around> {
@@ -212,7 +220,7 @@ impl Model for Llama {
 
     fn hidden(&self, texts: Texts<'_>, mut cache: Option<&mut Cache>, mode: Mode) -> Result<Tensor> {
         let around = self.around(texts, cache.as_ref().map_or(0, |c| c.len()), mode)?;
-        let mut x = self.embed(texts.ids());
+        let mut x = self.embed(texts.ids())?;
         for (i, block) in self.blocks.iter().enumerate() {
             x = block.forward(&x, &self.config, &around, cache.as_deref_mut().map(|c| (i, c)));
         }

@@ -14,6 +14,11 @@ pub const EMBEDDING: &str = "model.embed_tokens.weight";
 
 /// Every tensor is there and has the shape that the configuration says.
 pub(crate) fn check(checkpoint: &dyn Checkpoint) -> Result<()> {
+    let (layers, tensors) = (checkpoint.config().layers, checkpoint.names().len());
+    if usize::try_from(layers).is_ok_and(|layers| layers > tensors) {
+        let what = format!("the configuration has {layers} layers, and the checkpoint {tensors} tensors");
+        return Err(Error::data(what).at(checkpoint.source().display()));
+    }
     let mut faults = Vec::new();
     for (name, shape) in expected(checkpoint.config()) {
         match checkpoint.shape(&name) {

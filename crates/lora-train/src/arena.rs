@@ -126,6 +126,12 @@ impl Arena {
         Ok(())
     }
 
+    /// Multiplies the gradients.
+    pub(crate) fn scale_grads(&mut self, factor: f64) {
+        let _guard = tch::no_grad_guard();
+        let _ = self.grads.g_mul_scalar_(factor);
+    }
+
     /// Adds the gradient of `mu/2 ‖values - to‖²`.
     pub(crate) fn pull(&mut self, mu: f64, to: &Tensor) {
         let _guard = tch::no_grad_guard();

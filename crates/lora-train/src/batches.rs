@@ -111,9 +111,13 @@ impl<'a> Batches<'a> {
         Self { samples, size: size.max(1), seed, epoch: 0, queue: Vec::new() }
     }
 
-    /// Batches in an epoch.
-    pub fn per_epoch(&self) -> usize {
-        self.samples.len().div_ceil(self.size)
+    /// The batches of the next step, `count` of them, or as many as the epoch still has.
+    pub fn next_step(&mut self, count: usize) -> Vec<Vec<&'a Sample>> {
+        let mut batches = vec![self.next_samples()];
+        while batches.len() < count && !self.queue.is_empty() {
+            batches.push(self.next_samples());
+        }
+        batches
     }
 
     /// The samples of the next batch.

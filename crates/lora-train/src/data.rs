@@ -87,6 +87,23 @@ impl Dataset {
         })
     }
 
+    /// Whether a model of so many tokens can read it.
+    ///
+    /// # Errors
+    /// [`Error::data`], with file and line, for a token that the model does not have.
+    pub fn check(&self, vocabulary: i64) -> Result<()> {
+        let unknown = |id: &i64| *id >= vocabulary || (*id < 0 && *id != IGNORE);
+        for sample in &self.samples {
+            if let Some(id) = sample.ids.iter().chain(&sample.labels).copied().find(unknown) {
+                let what = format!("a token has the number {id}, and the model has {vocabulary} of them");
+                return Err(Error::data(what).at(format!("{}:{}", self.path.display(), sample.line)).hint(
+                    "the tokenizer is another model's, or has a token that the model was not made for",
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Keeps only the first `limit` rows, if a limit is given.
     pub fn keep_first(&mut self, limit: Option<usize>) {
         if let Some(limit) = limit {

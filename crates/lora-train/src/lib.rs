@@ -25,7 +25,7 @@ pub use eval::{
 pub use limit::{Work, matmul_rate, required_flops};
 pub use optim::{AdamW, AdamWConfig, CUDA_SOURCES};
 pub use plan::{Fit, Load, Plan, Planner, Setting};
-pub use private::{fingerprint, train_privately};
+pub use private::{fingerprint, no_dropout, train_privately};
 pub use recorder::Recorder;
 pub use rows::{Row, read_rows};
 pub use schedule::Schedule;

@@ -30,7 +30,8 @@ use crate::trainer::{Event, Gradient, Outcome, Source, TrainConfig, lines, run};
 /// the data, the guarantee is about the parameters.
 ///
 /// # Errors
-/// Those of [`crate::train`]; those of the ledger, but for a spent budget after the first step.
+/// Those of [`crate::train`]; [`Error::usage`] for dropout; those of the ledger, but for a spent budget after the first
+/// step.
 pub fn train_privately(
     model: &dyn Model,
     params: Vec<Param>,
@@ -41,7 +42,21 @@ pub fn train_privately(
     each: &mut dyn FnMut(&Event) -> Result<()>,
 ) -> Result<Outcome> {
     config.check()?;
+    [Some(data), held_out].into_iter().flatten().try_for_each(|d| d.check(model.config().vocab_size))?;
+    // Texts of a pass share one draw: a text that leaves would change the others' gradients, and they are not bounded by that.
+    if let Some((name, _)) =
+        model.linears().iter().find(|(_, l)| l.adapter().is_some_and(|a| a.dropout() > 0.0))
+    {
+        return Err(no_dropout(name));
+    }
     run(&mut Drawn { model, data, release, config, one_by_one: false }, model, params, held_out, config, each)
+}
+
+/// What [`train_privately`] says of dropout, at that place.
+pub fn no_dropout(place: &str) -> Error {
+    Error::usage("dropout, where a text's gradient must not hang on the other texts that are drawn")
+        .at(place)
+        .hint("train privately without: --dropout 0, or `lora_dropout` 0 in adapter_config.json")
 }
 
 /// A name for the data, as it is trained on: equal for equal samples in equal order.

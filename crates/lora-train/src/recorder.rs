@@ -103,7 +103,11 @@ impl Recorder {
             let slots = &self.sizes[at].slots;
             let made = self.stream.as_ref().map(|s| Graph::record(s, beside, || model.gradients(slots)));
             match made {
-                Some(Ok((graph, Ok(loss)))) => self.sizes[at].pass = Some((loss, graph)),
+                Some(Ok((graph, Ok(loss)))) => {
+                    // Its copies are its own: another graph may write over them.
+                    params.iter().for_each(|p| changed(&p.tensor));
+                    self.sizes[at].pass = Some((loss, graph));
+                }
                 // Whoever cannot record, runs.
                 _ => {
                     params.iter().for_each(|p| changed(&p.tensor));

@@ -5,6 +5,7 @@ use std::time::Instant;
 use lora_core::{Error, ErrorKind, Param, Result};
 use lora_model::Model;
 use serde::Serialize;
+use tch::Kind;
 use tch_ext::Region;
 
 use crate::arena::{Arena, Norms};
@@ -50,6 +51,28 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Evaluate every so many steps (and at the end).
     pub eval_every: Option<u64>,
+}
+
+/// Those of `lora train`.
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            epochs: 2.0,
+            max_steps: None,
+            batch_size: 8,
+            accumulate: 1,
+            learning_rate: 2e-4,
+            schedule: Schedule::Cosine,
+            warmup: 0.05,
+            adamw: AdamWConfig::default(),
+            clip: Some(1.0),
+            proximal: None,
+            recompute: 0,
+            record: true,
+            seed: 42,
+            eval_every: None,
+        }
+    }
 }
 
 /// One step, as it was.
@@ -129,6 +152,7 @@ pub fn train(
     each: &mut dyn FnMut(&Event) -> Result<()>,
 ) -> Result<Outcome> {
     config.check()?;
+    [Some(data), held_out].into_iter().flatten().try_for_each(|d| d.check(model.config().vocab_size))?;
     let batches = Batches::new(&data.samples, config.batch_size, config.seed);
     let recorder = Recorder::new(model, config.record);
     let mut source = Shuffled { model, data, batches, config, recorder };
@@ -239,14 +263,14 @@ impl Source for Shuffled<'_> {
     }
 
     fn epochs(&self) -> f64 {
-        self.config.accumulate.max(1) as f64 / self.batches.per_epoch() as f64
+        1.0 / self.config.steps_an_epoch(self.data.samples.len()) as f64
     }
 
     fn gradients(&mut self, step: u64, arena: &mut Arena, _: &AdamW) -> Result<Option<Gradient>> {
         let batches: Vec<_> = {
             let _inside = DATA.enter();
-            let each = 0..self.config.accumulate.max(1);
-            each.map(|_| Batch::new(&self.batches.next_samples(), self.model.device())).collect()
+            let step = self.batches.next_step(self.config.accumulate);
+            step.iter().map(|samples| Batch::new(samples, self.model.device())).collect()
         };
         let mut work = Work::default();
         batches.iter().for_each(|batch| work += batch.work());
@@ -265,13 +289,18 @@ fn gradients(
     config: &TrainConfig,
 ) -> Result<(f64, Norms)> {
     let supervised: usize = batches.iter().map(|b| b.supervised).sum();
+    // In f16 a mean over many tokens falls below the smallest number: there the sum is what goes backward.
+    let mean = 1.0 / supervised as f64;
+    let (before, after) = if model.kind() == Kind::Half { (1.0, mean) } else { (mean, 1.0) };
     let result = (|| {
         let mut total = 0.0;
         for batch in batches {
-            let scale = 1.0 / supervised as f64;
-            total += recorder.backward(model, arena.params(), batch, scale, config.recompute)?;
+            total += recorder.backward(model, arena.params(), batch, before, config.recompute)?;
         }
-        Ok((total, arena.clip(config.clip)?))
+        if after != 1.0 {
+            arena.scale_grads(after);
+        }
+        Ok((total * after, arena.clip(config.clip)?))
     })();
     if result.is_err() {
         arena.zero_grads();
@@ -285,10 +314,14 @@ pub(crate) fn lines(data: &Dataset, batches: &[Batch]) -> String {
 }
 
 impl TrainConfig {
+    /// Optimiser steps in a pass over so many samples; the last of them may be of fewer.
+    pub fn steps_an_epoch(&self, samples: usize) -> u64 {
+        samples.div_ceil(self.batch_size.max(1) * self.accumulate.max(1)) as u64
+    }
+
     /// Optimiser steps on so many samples.
     pub fn steps(&self, samples: usize) -> u64 {
-        let per_epoch = samples.div_ceil(self.batch_size.max(1)) as f64 / self.accumulate.max(1) as f64;
-        let steps = (per_epoch * self.epochs).ceil().max(1.0) as u64;
+        let steps = (self.steps_an_epoch(samples) as f64 * self.epochs).ceil().max(1.0) as u64;
         self.max_steps.map_or(steps, |most| steps.min(most.max(1)))
     }
 

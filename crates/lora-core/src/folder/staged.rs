@@ -67,10 +67,12 @@ fn sweep(target: &Path) {
     let stem = stem(target);
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let path = entry.path();
-        if is_remnant(&entry.file_name(), &stem) && is_old(&path) && !replaces(&path) {
-            if let Some(lock) = lock(&path) {
-                drop(Staged { path, armed: true, _lock: Some(lock) });
-            }
+        if is_remnant(&entry.file_name(), &stem)
+            && is_old(&path)
+            && !replaces(&path)
+            && let Some(lock) = lock(&path)
+        {
+            drop(Staged { path, armed: true, _lock: Some(lock) });
         }
     }
 }

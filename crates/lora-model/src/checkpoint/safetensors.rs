@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use ::safetensors::tensor::{Dtype, Metadata};
-use lora_core::{Error, Result};
+use lora_core::{Error, Result, is_plausible_header};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use tch::{Device, Kind, Tensor};
 
@@ -148,6 +148,9 @@ fn table(file: &mut impl Read, len: u64) -> Result<BTreeMap<String, Entry>> {
     file.read_exact(&mut text).map_err(read)?;
     if text.first() != Some(&b'{') {
         return Err(damaged("the header does not start with `{`".into()));
+    }
+    if !is_plausible_header(&text) {
+        return Err(damaged("the header has more values than its tensors can have".into()));
     }
     let bad = |e: serde_json::Error| damaged(format!("the header is malformed: {e}")).because(e);
     // The safetensors crate lets the last of two equal names win; the format forbids them.

@@ -29,7 +29,7 @@ pub(super) fn backward(
         again[i].forward(x, &model.config, &around, None)
     };
     let mut inputs = Vec::new();
-    let mut x = model.embed(texts.ids());
+    let mut x = model.embed(texts.ids())?;
     for i in 0..again.len() {
         let y = tch::no_grad(|| run(i, &x));
         inputs.push(std::mem::replace(&mut x, y));
@@ -65,7 +65,7 @@ pub(super) fn gradients(model: &Llama, slots: &Slots) -> Result<Tensor> {
     let angles = model.rope.angles(&slots.positions(), model.embedding.kind());
     let around = Around { angles, texts: Some(slots.bounds()), mode: Mode::Train };
     let (rows, targets) = slots.learnt();
-    let x = model.embed(&slots.ids());
+    let x = model.embed(&slots.ids())?;
     let loss = loss(model, &model.blocks, x, &around, (&rows, &targets)) * slots.scale();
     loss.f_backward()?;
     Ok(loss.detach())

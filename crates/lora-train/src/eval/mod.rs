@@ -50,6 +50,7 @@ pub struct Answer {
 /// # Errors
 /// A sample longer than the model's context.
 pub fn mean_loss(model: &dyn Model, data: &Dataset, batch_size: usize) -> Result<f64> {
+    data.check(model.config().vocab_size)?;
     let _guard = tch::no_grad_guard();
     let (mut sum, mut count) = (0.0, 0);
     for samples in data.samples.chunks(batch_size.max(1)) {

@@ -48,9 +48,12 @@ pub struct Load {
 impl Load {
     /// Those that training with `config` on `samples` will draw.
     pub fn of_data(samples: &[Sample], config: &TrainConfig) -> Self {
-        let count = config.steps(samples.len()) * config.accumulate as u64;
+        let (steps, epoch) = (config.steps(samples.len()), config.steps_an_epoch(samples.len()).max(1));
         let pass = |size: usize| {
-            let count = count * (config.batch_size / size) as u64;
+            let (of_epoch, of_step) =
+                (samples.len().div_ceil(size), config.accumulate * config.batch_size / size);
+            let rest = (steps % epoch) * of_step as u64;
+            let count = steps / epoch * of_epoch as u64 + rest.min(of_epoch as u64);
             (size, largest(samples, size, config.seed, count))
         };
         let share = (config.batch_size * config.accumulate) as f64 / samples.len().max(1) as f64;

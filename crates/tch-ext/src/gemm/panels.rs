@@ -32,7 +32,12 @@ pub(super) fn fit(sums: &[Sum<'_>], flats: &[Flats], half: bool) -> bool {
             && !f.products.is_empty()
             && f.products.iter().all(|(a, b)| a.dense(kind) && b.dense(kind))
     };
-    supported(half) && flats.iter().all(fits) && sums.iter().all(|s| s.gain.is_none_or(gain))
+    // A product over nothing would leave what lies in the output.
+    let deep = |sum: &Sum<'_>| sum.products.iter().all(|p| p.depth() > 0);
+    supported(half)
+        && flats.iter().all(fits)
+        && sums.iter().all(deep)
+        && sums.iter().all(|s| s.gain.is_none_or(gain))
 }
 
 /// Whether the small product runs here; tried once.

@@ -164,3 +164,14 @@ fn views_of_one_matrix_are_told_apart() {
         }
     }
 }
+
+/// A product over nothing is zero, whatever lay there.
+#[test]
+fn a_product_over_nothing_is_zero() {
+    for kind in [Kind::BFloat16, Kind::Float] {
+        let (a, b) = (random(70, 0, kind), random(0, 130, kind));
+        let out = random(70, 130, Kind::Float);
+        gemm(&[Sum::new(vec![Product::plain(&a, &b)], &out)]);
+        assert_eq!(out.count_nonzero(None).int64_value(&[]), 0, "{kind:?}");
+    }
+}
