@@ -274,7 +274,7 @@ fn a_factor_that_is_to_stay_stays() {
 fn what_a_client_keeps_it_finds_again() {
     let _alone = RANDOM.lock();
     let (mut local, model) = rounds("lora", Rule::FedSa, &["one", "two"], 2);
-    let own = |client: &str, local: &Local| local.own_adapter(client, &model.adapter);
+    let own = |client: &str, local: &Local| local.own_adapter((client, "test"), &model.adapter);
     let (one, two) = (own("one", &local), own("two", &local));
     let name = one.keys().find(|n| n.contains("lora_B")).unwrap().clone();
     assert_ne!(one[&name], two[&name]);
@@ -307,16 +307,48 @@ fn what_a_client_keeps_outlives_it() {
             beside: BTreeMap::new(),
         }
     };
-    let own = |local: &Local| local.own_adapter("one", &start);
+    let own = |local: &Local| local.own_adapter(("one", "kept"), &start);
     let mut calm = local("lora", &["one"], training());
-    for round in 1..=3 {
+    // Not every round asks it.
+    for round in [1, 2, 6] {
         calm.train("one", &task(round)).unwrap();
     }
-    for round in [1, 2, 2, 3, 3] {
+    for round in [1, 2, 2, 6, 6] {
         open().train("one", &task(round)).unwrap();
     }
     assert_eq!(own(&open()), own(&calm));
     assert_ne!(own(&calm), start);
+    // Of that run alone: another begins with what it is given.
+    let other = Task { run: "another".into(), ..task(2) };
+    let fresh = local("lora", &["one"], training()).train("one", &other).unwrap();
+    assert_eq!(open().train("one", &other).unwrap().adapter, fresh.adapter);
+    assert_eq!(own(&open()), own(&calm));
+    // A run of the same name that begins anew does not find what the last one ended with.
+    let mut again = open();
+    again.train("one", &task(1)).unwrap();
+    let mut first = local("lora", &["one"], training());
+    first.train("one", &task(1)).unwrap();
+    assert_eq!((own(&again), own(&open())), (own(&first), own(&first)));
+}
+
+/// What comes from elsewhere has any shape.
+#[test]
+fn a_task_of_odd_shapes_is_refused() {
+    let _alone = RANDOM.lock();
+    let mut local = local("lora", &["one"], training());
+    let start = local.start().unwrap();
+    let (trains, sends) = Rule::FedIt.trains();
+    for shape in [&[][..], &[0], &[4], &[0, 64], &[4, 64, 1], &[1, 1]] {
+        let mut adapter: BTreeMap<_, _> = start.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
+        for (name, t) in adapter.iter_mut().filter(|(name, _)| name.contains("layers.0.")) {
+            if name.contains("lora_A") || shape.len() != 2 {
+                *t = Tensor::zeros(shape, (Kind::Float, Device::Cpu));
+            }
+        }
+        let (run, beside) = ("odd".into(), BTreeMap::new());
+        let task = Task { run, round: 1, rounds: 1, trains, sends, scale: Some(2.0), adapter, beside };
+        assert!(local.train("one", &task).is_err(), "{shape:?}");
+    }
 }
 
 /// FedProx: the stronger the pull, the nearer it stays.

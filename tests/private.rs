@@ -221,6 +221,34 @@ fn client(folder: &Path, rate: f64) -> Local {
         BTreeMap::from([("me".into(), rows)]),
     )
     .promising(BTreeMap::from([("me".into(), promise)]), b"the model".to_vec())
+    .unwrap()
+}
+
+/// Texts of a pass share one draw of what is left out: without one of them the others' gradients are others.
+#[test]
+fn dropout_is_refused() {
+    let _alone = RANDOM.lock();
+    let dropping = AdapterConfig { lora_dropout: 0.1, ..AdapterConfig::default() };
+    for variant in ["lora", "dora", "qlora+rslora"] {
+        let model = model(variant, &dropping);
+        let rows = data(&model, 6);
+        let config = config(&rows, leaves(&model).numel(), 1.0, 0.5, 3.0);
+        let mut release = Release::unprotected(config, Secret::from_bytes([7; 32])).unwrap();
+        let (params, training) = (params(&model, "a"), training(3, 1, 1));
+        let e = train_privately(&model, params, &rows, None, &training, &mut release, &mut |_| Ok(()))
+            .unwrap_err();
+        assert!(e.to_string().contains("dropout") && e.hint_text().unwrap().contains("--dropout 0"), "{e}");
+    }
+    let promise = Promise { epsilon: 4.0, delta: None, clip: 1.0, ledger: "nowhere".into() };
+    let local = Local::new(
+        Box::new(bare()),
+        recipe("lora").unwrap(),
+        dropping,
+        training(4, 1, 2),
+        BTreeMap::from([("me".into(), data(&bare(), 40))]),
+    );
+    let e = local.promising(BTreeMap::from([("me".into(), promise)]), Vec::new()).unwrap_err();
+    assert!(e.to_string().contains("dropout"), "{e}");
 }
 
 fn task(local: &mut Local, round: u64) -> Task {

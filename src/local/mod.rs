@@ -13,7 +13,7 @@ use lora_core::{
 use lora_fed::aggregate::Stack;
 use lora_fed::engine::{Model as Common, Reply, Task, Worker};
 use lora_model::Model;
-use lora_train::{Dataset, Schedule, TrainConfig, mean_loss, train, train_privately};
+use lora_train::{Dataset, Schedule, TrainConfig, mean_loss, no_dropout, train, train_privately};
 use tch::Tensor;
 
 use crate::{Promise, VARIANTS};
@@ -86,9 +86,14 @@ impl Local {
 
     /// The same with a promise to the rows of each client named: its steps are private ones, and it sends nothing else
     /// that it computed from them. `configuration`: whatever else shapes a gradient, the base model above all.
-    #[must_use]
-    pub fn promising(self, promises: BTreeMap<String, Promise>, configuration: Vec<u8>) -> Self {
-        Self { promises, configuration, ..self }
+    ///
+    /// # Errors
+    /// [`Error::usage`] for dropout: see [`train_privately`].
+    pub fn promising(self, promises: BTreeMap<String, Promise>, configuration: Vec<u8>) -> Result<Self> {
+        if !promises.is_empty() && self.config.lora_dropout > 0.0 {
+            return Err(no_dropout("lora_dropout"));
+        }
+        Ok(Self { promises, configuration, ..self })
     }
 
     /// The same with rows that it judges models by.
@@ -134,9 +139,13 @@ impl Local {
         Ok(Self { kept, ..self })
     }
 
-    /// The adapter that a client goes on with: the common one, and what the client keeps for itself.
-    pub fn own_adapter(&self, client: &str, common: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
-        with(common, self.kept.of(client, None))
+    /// The adapter that a client goes on with in a run: the common one, and what the client keeps for itself.
+    pub fn own_adapter(
+        &self,
+        (client, run): (&str, &str),
+        common: &BTreeMap<String, Tensor>,
+    ) -> BTreeMap<String, Tensor> {
+        with(common, self.kept.of(client, run, None))
     }
 
     /// Puts an adapter of any rank, and what lies beside the weights, on the model.
@@ -204,7 +213,7 @@ impl Local {
             // More rows than the weight has on its shorter side add nothing, and PEFT takes none.
             let most = a.size()[1].min(b.size()[0]);
             if all_a.size()[0] > most {
-                let sum = Stack::new(&[(own, b, a), (1.0, side_b, side_a)])?.decompose();
+                let sum = Stack::new(&[(own, b, a), (1.0, side_b, side_a)])?.decompose()?;
                 let (b, a) = sum.at_rank(most);
                 (all_b, all_a) = (b.to_kind(all_b.kind()), a.to_kind(all_a.kind()));
             }
@@ -242,7 +251,8 @@ impl Local {
 
     /// Whether the coordinator scales updates as this client does.
     fn agrees(&self, task: &Task) -> Result<()> {
-        let first = task.adapter.iter().find_map(|(name, a)| Some((name.strip_suffix(A)?, a.size()[0])));
+        let first =
+            task.adapter.iter().find_map(|(name, a)| Some((name.strip_suffix(A)?, *a.size().first()?)));
         let (Some(theirs), Some((module, rank))) = (task.scale, first) else { return Ok(()) };
         let own = (self.scale()?)(module, rank);
         if (theirs - own).abs() <= 1e-9 * own.abs() {
@@ -331,7 +341,10 @@ fn path(module: &str) -> &str {
 
 impl Worker for Local {
     fn train(&mut self, client: &str, task: &Task) -> Result<Reply> {
-        let adapter = with(&task.adapter, self.kept.of(client, Some(task.round)));
+        let own = self.kept.of(client, &task.run, Some(task.round)).into_iter().flatten();
+        let own =
+            own.filter(|(name, _)| !task.sends.holds(name)).map(|(n, t)| (n.clone(), t.shallow_clone()));
+        let adapter = with(&task.adapter, Some(&own.collect()));
         self.agrees(task)?;
         let all = self.put(&adapter, &task.beside)?;
         let (trained, frozen): (Vec<_>, Vec<_>) = all.into_iter().partition(|p| task.trains.holds(&p.key()));
@@ -367,13 +380,13 @@ impl Worker for Local {
         let (sent, kept): (BTreeMap<_, _>, BTreeMap<_, _>) =
             learnt.partition(|(name, _)| task.sends.holds(name));
         if !kept.is_empty() {
-            self.kept.put(client, task.round, kept)?;
+            self.kept.put(client, &task.run, task.round, kept)?;
         }
         Ok(Reply { adapter: sent, examples, metrics })
     }
 
     fn evaluate(&mut self, client: &str, task: &Task) -> Result<(f64, u64)> {
-        let adapter = self.own_adapter(client, &task.adapter);
+        let adapter = self.own_adapter((client, &task.run), &task.adapter);
         self.put(&adapter, &task.beside)?;
         let rows = self.held_out.as_ref().ok_or_else(|| Error::unsupported("no rows are held out here"))?;
         let loss = mean_loss(self.model.as_ref(), rows, self.training.batch_size)?;

@@ -155,7 +155,7 @@ fn the_mean_of_factors_misses_what_fedex_adds() {
 fn energy_cuts_where_it_says() {
     let a = Tensor::eye(4, OPTIONS);
     let b = Tensor::from_slice(&[3.0, 2.0, 1.0, 0.5]).diag(0);
-    let sum = Stack::new(&[(1.0, &b, &a)]).unwrap().decompose();
+    let sum = Stack::new(&[(1.0, &b, &a)]).unwrap().decompose().unwrap();
     // Squares 9, 4, 1, 0.25 of 14.25.
     assert_eq!([0.5, 0.63, 0.64, 0.9, 0.99, 1.0].map(|e| sum.rank_for(e)), [1, 1, 2, 2, 4, 4]);
 }

@@ -95,7 +95,8 @@ fn it_goes_on_where_it_was() {
                         nodes.dies_running = running;
                         nodes.dies_settling = !running;
                     }
-                    if federation.round_in(&mut store, &mut nodes).is_err() {
+                    let settling = nodes.dies_settling;
+                    if federation.round_in(&mut store, &mut nodes).is_err() || settling {
                         break;
                     }
                 }
@@ -120,6 +121,56 @@ fn it_goes_on_where_it_was() {
         assert_eq!(asked, again, "{rule}");
         assert_eq!((calm.adapter, calm.beside), (stormy.adapter, stormy.beside), "{rule}");
     }
+}
+
+/// All are there, and one of them never answers well.
+struct Calm {
+    asked: Vec<Vec<String>>,
+}
+
+impl Engine for Calm {
+    fn clients(&mut self) -> Result<Vec<String>> {
+        Ok(["a", "b", "c", "d", "bad"].map(str::to_owned).to_vec())
+    }
+
+    fn run(&mut self, tasks: Vec<(String, Task)>) -> Result<Vec<(String, Result<Reply>)>> {
+        self.asked.push(tasks.iter().map(|(client, _)| client.clone()).collect());
+        let reply = |(client, task): (String, Task)| {
+            let moved = task.adapter.into_iter().filter(|(name, _)| task.sends.holds(name));
+            let reply = Reply { adapter: moved.collect(), examples: 1, metrics: BTreeMap::new() };
+            let bad = client == "bad";
+            (client, if bad { Err(Error::data("its budget is spent")) } else { Ok(reply) })
+        };
+        Ok(tasks.into_iter().map(reply).collect())
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        Err(Error::data("the line is down"))
+    }
+}
+
+/// Tried again, a round asks others, after a restart too; and what is safe is done, whatever the engine forgets.
+#[test]
+fn another_try_asks_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store");
+    let settings = || Settings { per_round: Some(3), minimum: 3, ..Settings::new("a run", Rule::FedIt, 9) };
+    let mut engine = Calm { asked: Vec::new() };
+    let mut tries = 0;
+    loop {
+        let mut store = Store::open(&path).unwrap();
+        let mut federation = Federation::new(settings(), start(), |_, _| 1.0).unwrap();
+        federation.resume(&mut store).unwrap();
+        if federation.model.rounds == 9 {
+            break;
+        }
+        if federation.round_in(&mut store, &mut engine).is_err() {
+            federation.choose_again(&mut store).unwrap();
+            tries += 1;
+            assert!(tries < 60, "{:?}", engine.asked);
+        }
+    }
+    assert!(tries > 0, "or nothing was tried again");
 }
 
 #[test]

@@ -52,6 +52,19 @@ fn who_drops_out_before_its_vector_left_is_not_in_the_sum() {
     }
 }
 
+/// Nor may what went wrong name rows: an error travels in plain.
+#[test]
+fn what_training_failed_of_stays_with_the_client() {
+    let clients = ["a", "b", "c", "broken"];
+    let mut cast = Cast::new(&clients);
+    let mut f = federation(settings("ffa"));
+    let mut engine = cast.between(|_, _, _| Ok(()));
+    let round = cast.round(&mut f, &mut engine).unwrap();
+    let told: Vec<_> = round.clients.iter().filter_map(|told| told.refused.as_deref()).collect();
+    assert!(told.len() == 1 && told[0].contains("training failed") && !told[0].contains("17"), "{told:?}");
+    assert!(difference(&f, &plain("ffa", &[&["a", "b", "c"]])) < 1e-11);
+}
+
 #[test]
 fn who_drops_out_later_is_in_it() {
     for stage in [Kind::Survivors, Kind::Unmask] {

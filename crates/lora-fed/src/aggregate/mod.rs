@@ -4,7 +4,7 @@
 //! of the factors misses `Σ p_k (B_k - B̄)(A_k - Ā)`. The rules differ in how they deal with this ([`Rule`]). All of them
 //! work on stacks of factors ([`Stack`]), whose decomposition costs `O((out + in) R² + R³)`, `R = Σ r_k`.
 //!
-//! | rule | exact | ranks may differ | sent down | with secure aggregation |
+//! | rule | exact | ranks may differ | what changes | with secure aggregation |
 //! |---|---|---|---|---|
 //! | `fedit` | no | no | A, B | yes |
 //! | `ffa` | yes | | B | yes |

@@ -133,7 +133,7 @@ impl Rule {
                 let sent = (a.to_kind(kind), b.to_kind(kind));
                 let mut missed = products;
                 missed.push((-scale, &sent.1, &sent.0));
-                let sum = Stack::new(&missed)?.decompose();
+                let sum = Stack::new(&missed)?.decompose()?;
                 let (side_b, side_a) = sum.at_rank(sum.s.size()[0]);
                 let side = Layer { a: side_a.to_kind(kind), b: side_b.to_kind(kind), scale: 1.0 };
                 all.side.insert(module.to_owned(), side);
@@ -144,7 +144,7 @@ impl Rule {
                 Shared { a: Some(a), b: Some(b), scale: 1.0 }
             }
             Self::FlexLora => {
-                let sum = Stack::new(&products)?.decompose();
+                let sum = Stack::new(&products)?.decompose()?;
                 let most = layers.iter().map(|(_, l)| l.rank()).max().unwrap_or(0);
                 let (b, a) = sum.at_rank(most);
                 all.sums.insert(module.to_owned(), sum);
@@ -152,7 +152,7 @@ impl Rule {
             }
             Self::FedSvd => {
                 self.equal(layers, "A", |l| &l.a)?;
-                let sum = Stack::new(&[(1.0, &b(), &first.a)])?.decompose();
+                let sum = Stack::new(&[(1.0, &b(), &first.a)])?.decompose()?;
                 let (b, a) = sum.at_rank(first.rank());
                 Shared { a: Some(a), b: Some(b), scale }
             }

@@ -39,6 +39,12 @@ impl ServerOptimiser {
         Self { rule, moments: BTreeMap::new() }
     }
 
+    /// Other handles on what it remembers: what it does later leaves them alone.
+    pub(crate) fn share(&self) -> BTreeMap<String, (Tensor, Tensor)> {
+        let both = |(m, v): &(Tensor, Tensor)| (m.shallow_clone(), v.shallow_clone());
+        self.moments.iter().map(|(name, pair)| (name.clone(), both(pair))).collect()
+    }
+
     /// The next values of `name`, from those before the round and the clients' mean.
     ///
     /// # Errors

@@ -52,11 +52,14 @@ impl Stack {
 
     /// Singular values and vectors, `n = min(R, out, in)` of them: of `R_B R_Aᵀ [R, R]`, where `B = Q_B R_B` and
     /// `Aᵀ = Q_A R_A`.
-    pub fn decompose(&self) -> Decomposition {
-        let (q_b, r_b) = Tensor::linalg_qr(&self.b, "reduced");
-        let (q_a, r_a) = Tensor::linalg_qr(&self.a.tr(), "reduced");
-        let (u, s, v) = r_b.matmul(&r_a.tr()).svd(true, true);
-        Decomposition { u: q_b.matmul(&u), s, vt: q_a.matmul(&v).tr() }
+    ///
+    /// # Errors
+    /// If no decomposition is found: for numbers that are not finite.
+    pub fn decompose(&self) -> Result<Decomposition> {
+        let (q_b, r_b) = Tensor::f_linalg_qr(&self.b, "reduced")?;
+        let (q_a, r_a) = Tensor::f_linalg_qr(&self.a.tr(), "reduced")?;
+        let (u, s, v) = r_b.matmul(&r_a.tr()).f_svd(true, true)?;
+        Ok(Decomposition { u: q_b.matmul(&u), s, vt: q_a.matmul(&v).tr() })
     }
 }
 

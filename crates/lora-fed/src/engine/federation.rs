@@ -22,7 +22,12 @@ pub struct Federation {
     pub model: Model,
     /// How it moves, if not all the way to the mean.
     pub server: Option<ServerOptimiser>,
+    /// How often this round's choice of clients was let go.
+    pub(super) draw: u64,
 }
+
+/// No training makes a larger number, and no product of two overflows f32.
+const LARGEST: f64 = 1e12;
 
 /// What came of a round.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -71,8 +76,22 @@ impl Federation {
         scale: impl Fn(&str, i64) -> f64 + Send + 'static,
     ) -> Result<Self> {
         settings.check()?;
+        let rank = model
+            .adapter
+            .iter()
+            .filter(|(name, _)| name.ends_with(A))
+            .filter_map(|(_, a)| a.size().first().copied());
+        let (least, most) = (rank.min(), settings.ranks.values().max());
+        if let (Rule::FlexLora, Some(least), Some(most)) = (settings.rule, least, most)
+            && *most > least
+        {
+            let what = format!("flexlora's model has rank {least}, and a client {most}");
+            return Err(
+                Error::usage(what).hint("the model's rank is the largest: clients get it cut to theirs")
+            );
+        }
         let server = settings.server.map(ServerOptimiser::new);
-        Ok(Self { settings, scale: Box::new(scale), model, server })
+        Ok(Self { settings, scale: Box::new(scale), model, server, draw: 0 })
     }
 
     /// How it goes.
@@ -133,7 +152,7 @@ impl Federation {
         }
         if wanted < clients.len() {
             let mut random = ChaCha8Rng::seed_from_u64(self.settings.seed);
-            random.set_stream(self.model.rounds + 1);
+            random.set_stream(self.draw << 32 | (self.model.rounds + 1));
             clients.shuffle(&mut random);
             clients.truncate(wanted);
             clients.sort();
@@ -143,7 +162,7 @@ impl Federation {
 
     pub(super) fn task(&self, client: &str, rule: Rule, round: u64) -> Result<Task> {
         let adapter = match self.settings.ranks.get(client) {
-            Some(rank) => self.model.at_rank(*rank, &self.scale)?,
+            Some(rank) => self.model.at_rank(*rank, &self.scale, self.settings.seed)?,
             None => self.model.share().adapter,
         };
         let first = adapter.iter().find_map(|(name, a)| Some((name.strip_suffix(A)?, a.size()[0])));
@@ -208,10 +227,17 @@ impl Federation {
                     let (size, want) = (now.size(), before.size());
                     return Err(Error::data(format!("{:?} {size:?}, not {want:?}", now.kind())).at(name));
                 }
+                // As it will be kept: what is finite in f64 need not be so here.
+                let now = now.detach().to_kind(before.kind());
                 if !all_finite(&now) {
                     return Err(Error::non_finite("numbers that are not finite").at(name));
                 }
-                now.detach().to_kind(before.kind())
+                let largest = now.abs().max().double_value(&[]);
+                if largest > LARGEST {
+                    let what = format!("a number of {largest:e}, where {LARGEST:e} is the most");
+                    return Err(Error::non_finite(what).at(name));
+                }
+                now
             } else {
                 before.shallow_clone()
             };
@@ -252,7 +278,24 @@ impl Federation {
         self.put_together(rule, vec![whole])
     }
 
+    /// Does it, or leaves the model and what the server remembers as they were.
+    pub(super) fn whole<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let (model, moments) = (self.model.share(), self.server.as_ref().map(ServerOptimiser::share));
+        let done = work(self);
+        if done.is_err() {
+            self.model = model;
+            if let (Some(server), Some(moments)) = (&mut self.server, moments) {
+                server.moments = moments;
+            }
+        }
+        done
+    }
+
     pub(super) fn put_together(&mut self, rule: Rule, uploads: Vec<Upload>) -> Result<()> {
+        self.whole(|federation| federation.move_together(rule, uploads))
+    }
+
+    fn move_together(&mut self, rule: Rule, uploads: Vec<Upload>) -> Result<()> {
         let uploads = match self.settings.robust {
             Some(robust) => vec![robust.aggregate(&uploads)?],
             None => uploads,
@@ -306,7 +349,16 @@ impl Federation {
     fn means(&self, rule: Rule, all: &Aggregate) -> Result<Vec<(String, Tensor)>> {
         let mut means: Vec<_> =
             all.others.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
-        for (module, shared) in all.layers.iter().filter(|_| rule != Rule::Flora) {
+        for (module, sum) in &all.sums {
+            // Whoever took part, the model keeps its rank.
+            let rank = self.model.adapter.get(&format!("{module}{A}")).map_or(1, |a| a.size()[0]);
+            let (b, a) = sum.at_rank(rank.min(sum.s.size()[0]));
+            let b = b.constant_pad_nd([0, rank - b.size()[1]]) / (self.scale)(module, rank);
+            means.push((format!("{module}{A}"), self.model.grown(module, &a, rank, self.settings.seed)));
+            means.push((format!("{module}{B}"), b));
+        }
+        let anew = matches!(rule, Rule::Flora | Rule::FlexLora);
+        for (module, shared) in all.layers.iter().filter(|_| !anew) {
             means.extend(shared.a.as_ref().map(|a| (format!("{module}{A}"), a.shallow_clone())));
             if let Some(b) = &shared.b {
                 let rank = b.size().last().copied().unwrap_or(1);

@@ -24,8 +24,10 @@ pub struct Model {
 }
 
 impl Model {
-    /// One that has learnt nothing yet.
-    pub fn new(adapter: BTreeMap<String, Tensor>) -> Self {
+    /// One that has learnt nothing yet. What is in half precision is kept in f32: a mean moves by less.
+    pub fn new(mut adapter: BTreeMap<String, Tensor>) -> Self {
+        let halves = [Kind::Half, Kind::BFloat16];
+        adapter.values_mut().filter(|t| halves.contains(&t.kind())).for_each(|t| *t = t.to_kind(Kind::Float));
         Self { rounds: 0, adapter, beside: BTreeMap::new() }
     }
 
@@ -48,7 +50,7 @@ impl Model {
         let before = self.beside.get(module);
         let mut parts = vec![(layer.scale, &layer.b, &layer.a)];
         parts.extend(before.map(|(a, b)| (1.0, b, a)));
-        let sum = Stack::new(&parts).map_err(|e| e.at(module))?.decompose();
+        let sum = Stack::new(&parts).and_then(|s| s.decompose()).map_err(|e| e.at(module))?;
         let values: Vec<f64> = Vec::try_from(sum.s.to_kind(Kind::Double))?;
         // Below this share of the largest, singular values are rounding.
         let nothing = if layer.a.kind() == Kind::Double { 1e-15 } else { 1e-8 };
@@ -66,18 +68,13 @@ impl Model {
             if name.ends_with(B) {
                 *tensor = tensor.zeros_like();
             } else if name.ends_with(A) {
-                let mut random = ChaCha20Rng::seed_from_u64(seed);
-                random.set_stream(self.rounds << 32 | number as u64);
-                let bound = 1.0 / (tensor.size().last().copied().unwrap_or(1) as f64).sqrt();
-                let values: Vec<f32> =
-                    (0..tensor.numel()).map(|_| random.random_range(-bound..bound) as f32).collect();
-                let values = Tensor::from_slice(&values).view(tensor.size().as_slice());
-                *tensor = values.to_kind(tensor.kind()).to_device(tensor.device());
+                *tensor = uniform(tensor, tensor.size()[0], seed, self.rounds << 32 | number as u64);
             }
         }
     }
 
-    /// The adapter for a client of another rank: what lies nearest; of one that has learnt nothing, its first rows.
+    /// The adapter for a client of another rank: what lies nearest; of one that has learnt nothing, its first rows. What a
+    /// higher rank adds begins anew: A random, B zero.
     ///
     /// # Errors
     /// For an A without a B.
@@ -85,6 +82,7 @@ impl Model {
         &self,
         rank: i64,
         scale: impl Fn(&str, i64) -> f64,
+        seed: u64,
     ) -> Result<BTreeMap<String, Tensor>> {
         let mut all = self.share().adapter;
         for module in self.modules() {
@@ -99,8 +97,11 @@ impl Model {
             let nothing = rank < full && b.count_nonzero(None).int64_value(&[]) == 0;
             let (near_a, near_b) = if nothing {
                 (a.narrow(0, 0, rank).copy(), b.narrow(1, 0, rank).copy())
+            } else if rank > full {
+                let b = b * (scale(module, full) / scale(module, rank));
+                (self.grown(module, a, rank, seed), b.constant_pad_nd([0, rank - full]))
             } else {
-                let (b, a) = Stack::new(&[(scale(module, full), b, a)])?.decompose().at_rank(rank);
+                let (b, a) = Stack::new(&[(scale(module, full), b, a)])?.decompose()?.at_rank(rank);
                 (a, b / scale(module, rank))
             };
             all.insert(name_a, near_a.to_kind(a.kind()).contiguous());
@@ -108,6 +109,28 @@ impl Model {
         }
         Ok(all)
     }
+
+    /// A module's A with random rows below, up to that rank: of zeros there, with a B of zeros, nothing could be learnt.
+    pub(crate) fn grown(&self, module: &str, a: &Tensor, rank: i64, seed: u64) -> Tensor {
+        let more = rank - a.size()[0];
+        if more <= 0 {
+            return a.shallow_clone();
+        }
+        let number = self.modules().position(|name| name == module).unwrap_or_default() as u64;
+        // Not a stream of `begin_anew`: these rows must differ from those.
+        let rows = uniform(a, more, seed, 1 << 63 | self.rounds << 32 | number);
+        Tensor::cat(&[a, &rows], 0)
+    }
+}
+
+/// Rows like those of `a`, uniform in `±1/√in` as PEFT's.
+fn uniform(a: &Tensor, rows: i64, seed: u64, stream: u64) -> Tensor {
+    let mut random = ChaCha20Rng::seed_from_u64(seed);
+    random.set_stream(stream);
+    let inp = a.size().last().copied().unwrap_or(1);
+    let bound = 1.0 / (inp as f64).sqrt();
+    let values: Vec<f32> = (0..rows * inp).map(|_| random.random_range(-bound..bound) as f32).collect();
+    Tensor::from_slice(&values).view([rows, inp]).to_kind(a.kind()).to_device(a.device())
 }
 
 /// Other handles on the same pairs.

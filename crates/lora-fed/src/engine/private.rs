@@ -40,11 +40,15 @@ impl Settings {
 }
 
 impl Federation {
-    /// How many numbers a client sends in the first round: the dimension of its [`Release`].
+    /// How many numbers a client sends in a round, at most: the dimension of its [`Release`].
     pub fn dimension(&self) -> usize {
-        let (_, sends) = self.rule(1).trains();
-        let sent = self.model.adapter.iter().filter(|(name, _)| sends.holds(name));
-        sent.map(|(_, tensor)| tensor.numel()).sum()
+        let sent = |round| {
+            let (_, sends) = self.rule(round).trains();
+            let sent = self.model.adapter.iter().filter(|(name, _)| sends.holds(name));
+            sent.map(|(_, tensor)| tensor.numel()).sum::<usize>()
+        };
+        // RoLoRA sends B and A in turns.
+        sent(1).max(sent(2))
     }
 
     /// A round whose clients are drawn from `population` by `release`, whose records they are, in this order.
@@ -65,6 +69,7 @@ impl Federation {
         }
         let number = self.model.rounds + 1;
         let rule = self.rule(number);
+        let width = release.config().dimension;
         let mut step = release.step(number, &self.fingerprint()?)?;
         let drawn: Vec<(usize, String)> =
             step.drawn().iter().filter_map(|&i| Some((i, population.get(i)?.clone()))).collect();
@@ -85,7 +90,8 @@ impl Federation {
             });
             let learnt =
                 Tensor::cat(&learnt.collect::<Vec<_>>(), 0).to_device(Device::Cpu).to_kind(Kind::Float);
-            let numbers: Vec<f32> = Vec::try_from(learnt)?;
+            let mut numbers: Vec<f32> = Vec::try_from(learnt)?;
+            numbers.resize(width.max(numbers.len()), 0.0);
             step.add(*record, &numbers, 1.0)?;
         }
         let mean: Vec<f64> = step.release()?.into_iter().map(f64::from).collect();

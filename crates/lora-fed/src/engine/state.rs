@@ -44,6 +44,9 @@ struct Saved {
 #[derive(Serialize, Deserialize)]
 struct Chosen {
     round: u64,
+    /// How often another choice of that round was let go.
+    draw: u64,
+    /// None: still to be chosen.
     clients: Vec<String>,
 }
 
@@ -83,21 +86,26 @@ impl Federation {
     /// # Errors
     /// Those of [`Federation::round`] and of the store: the round can be tried again, here or by another process.
     pub fn round_in(&mut self, store: &mut Store, engine: &mut dyn Engine) -> Result<Round> {
+        let mut chosen = self.chosen(store)?;
+        if chosen.clients.is_empty() {
+            self.draw = chosen.draw;
+            chosen.clients = self.choose(engine.clients()?)?;
+            store.put(SPACE, CHOSEN, &encode(&chosen)?)?;
+        }
+        self.whole(|federation| {
+            let round = federation.round_of(chosen.clients, engine)?;
+            federation.commit(store, &round)?;
+            Ok(round)
+        })
+        .inspect(|_| settle(engine))
+    }
+
+    /// The next round's choice of clients, as far as it was made.
+    fn chosen(&self, store: &Store) -> Result<Chosen> {
         let number = self.model.rounds + 1;
         let known = store.get(SPACE, CHOSEN)?.map(|bytes| decode::<Chosen>(&bytes)).transpose()?;
-        let clients = match known.filter(|chosen| chosen.round == number) {
-            Some(chosen) => chosen.clients,
-            None => {
-                let clients = self.choose(engine.clients()?)?;
-                let chosen = Chosen { round: number, clients };
-                store.put(SPACE, CHOSEN, &encode(&chosen)?)?;
-                chosen.clients
-            }
-        };
-        let round = self.round_of(clients, engine)?;
-        self.commit(store, &round)?;
-        engine.settle()?;
-        Ok(round)
+        let fresh = Chosen { round: number, draw: 0, clients: Vec::new() };
+        Ok(known.filter(|chosen| chosen.round == number).unwrap_or(fresh))
     }
 
     /// [`Federation::private_round`], with all that came of it in the store before the engine forgets. Its draws need not be
@@ -112,10 +120,12 @@ impl Federation {
         population: &[String],
         engine: &mut dyn Engine,
     ) -> Result<Round> {
-        let round = self.private_round(release, population, engine)?;
-        self.commit(store, &round)?;
-        engine.settle()?;
-        Ok(round)
+        self.whole(|federation| {
+            let round = federation.private_round(release, population, engine)?;
+            federation.commit(store, &round)?;
+            Ok(round)
+        })
+        .inspect(|_| settle(engine))
     }
 
     pub(super) fn commit(&self, store: &mut Store, round: &Round) -> Result<()> {
@@ -127,12 +137,14 @@ impl Federation {
         })
     }
 
-    /// Lets the round's choice of clients go: for a round that cannot be finished with them.
+    /// Lets the round's choice of clients go, for another: for a round that cannot be finished with them.
     ///
     /// # Errors
     /// What the store meets.
     pub fn choose_again(&self, store: &mut Store) -> Result<()> {
-        store.write(|changes| changes.remove(SPACE, CHOSEN))
+        let chosen = self.chosen(store)?;
+        let next = Chosen { draw: chosen.draw + 1, clients: Vec::new(), ..chosen };
+        store.put(SPACE, CHOSEN, &encode(&next)?)
     }
 
     /// The reports of all rounds that are done, as JSON.
@@ -169,6 +181,11 @@ impl Federation {
         }
         Ok(())
     }
+}
+
+/// What came of a round is safe: an engine that cannot forget its replies now does so after the next one.
+pub(super) fn settle(engine: &mut dyn Engine) {
+    let _ = engine.settle();
 }
 
 fn flat<'a>(tensors: impl IntoIterator<Item = (&'a String, &'a Tensor)>) -> Result<Vec<Flat>> {

@@ -41,10 +41,7 @@ impl<'a> Reader<'a> {
     fn open(&self, id: &str, kinds: &[&str]) -> Result<Parts<'a>> {
         let object =
             self.objects.get(id).ok_or_else(|| Error::data("is missing").at(format!("object {id}")))?;
-        self.read.set(self.read.get().saturating_add(object.len()));
-        if self.read.get() > self.limits.message {
-            return Err(Error::data(format!("a message of more than {} bytes", self.limits.message)));
-        }
+        self.charge(object.len())?;
         let parts = objects::parse(id, object, self.limits)?;
         if !kinds.contains(&parts.kind) {
             let what = format!("is a {}, {} is wanted", shown(parts.kind), kinds.join(" or "));
@@ -55,6 +52,14 @@ impl<'a> Reader<'a> {
             return Err(Error::data(what).at(format!("object {id}")));
         }
         Ok(parts)
+    }
+
+    fn charge(&self, bytes: usize) -> Result<()> {
+        self.read.set(self.read.get().saturating_add(bytes));
+        if self.read.get() > self.limits.message {
+            return Err(Error::data(format!("a message of more than {} bytes", self.limits.message)));
+        }
+        Ok(())
     }
 
     fn message(&self, id: &str) -> Result<Inflated> {
@@ -92,6 +97,7 @@ impl<'a> Reader<'a> {
         if !parts.children.is_empty() {
             return Err(Error::data(format!("a {} has no children", parts.kind)));
         }
+        self.charge(values::lists(parts.body))?;
         let metrics = parts.kind == "MetricRecord";
         let values = values::decode(parts.body, metrics, self.limits.items)?;
         Ok(if metrics { Record::Metrics(values) } else { Record::Config(values) })

@@ -6,7 +6,7 @@ use lora_core::{Error, Result};
 
 use super::app::{Refusal, Reply, ServerApp};
 use super::deflate::{envelope, records_tree};
-use super::http::CONTROL;
+use super::http::{CONTROL, Fault};
 use super::inflate::inflate;
 use super::messages::{Metadata, ObjectTree};
 use super::node::now;
@@ -178,7 +178,11 @@ impl ServerApp {
         };
         let (mut objects, mut bytes) = (Objects::new(), 0);
         for object in wanted {
-            let answer = self.runtime.pull_object(self.run, &object, self.limits.object + CONTROL)?;
+            let answer = match self.runtime.pull_object(self.run, &object, self.limits.object + CONTROL) {
+                // Larger than an object may be, or none.
+                Err(Fault::Malformed(what)) => return refuse(0, what),
+                answer => answer?,
+            };
             if !answer.object_found {
                 return refuse(REPLY_UNAVAILABLE, "the node did not upload its whole reply".into());
             }

@@ -74,7 +74,7 @@ pub(crate) fn encode(values: &Values) -> Vec<u8> {
 /// Reads such a body; at most `most` values, none twice.
 pub(crate) fn decode(body: &[u8], metrics: bool, most: usize) -> Result<Values> {
     // Two bytes of the wire can become a hundred here: counted first.
-    if items(body).is_none_or(|n| n > most) {
+    if items(body).is_none_or(|(values, _)| values > most) {
         return Err(Error::data(format!("not a record of at most {most} values")));
     }
     let record = ValueRecord::decode(body).map_err(|e| Error::data(format!("not a record: {e}")))?;
@@ -92,18 +92,48 @@ pub(crate) fn decode(body: &[u8], metrics: bool, most: usize) -> Result<Values> 
     Ok(values)
 }
 
-/// How many fields a message has that has only fields with a length.
-fn items(mut body: &[u8]) -> Option<usize> {
-    let mut count = 0;
-    while !body.is_empty() {
-        let key = prost::encoding::decode_varint(&mut body).ok()?;
-        let length = usize::try_from(prost::encoding::decode_varint(&mut body).ok()?).ok()?;
-        body = body.get(length..).filter(|_| key & 7 == 2)?;
-        count += 1;
-    }
-    Some(count)
+/// What the lists of such a body may take here: two bytes of the wire become 24 where they are an empty string.
+pub(crate) fn lists(body: &[u8]) -> usize {
+    items(body).map_or(0, |(_, lists)| lists.saturating_mul(12))
 }
 
+/// How many values a record has, if it is one, and the bytes of its lists.
+fn items(mut body: &[u8]) -> Option<(usize, usize)> {
+    let (mut count, mut lists) = (0, 0);
+    while !body.is_empty() {
+        let (_, mut item) = field(&mut body)?;
+        count += 1;
+        while !item.is_empty() {
+            let (tag, mut value) = field(&mut item)?;
+            while tag == VALUE && !value.is_empty() {
+                let (kind, list) = field(&mut value)?;
+                lists += if kind >= FIRST_LIST { list.len() } else { 0 };
+            }
+        }
+    }
+    Some((count, lists))
+}
+
+/// The next field of a message: its number, and what it holds, if that has a length.
+fn field<'a>(body: &mut &'a [u8]) -> Option<(u64, &'a [u8])> {
+    let varint = |body: &mut &'a [u8]| prost::encoding::decode_varint(body).ok();
+    let key = varint(body)?;
+    let length = match key & 7 {
+        0 => varint(body).map(|_| 0),
+        1 => Some(8),
+        2 => usize::try_from(varint(body)?).ok(),
+        5 => Some(4),
+        _ => None,
+    }?;
+    let (held, rest) = body.split_at_checked(length)?;
+    *body = rest;
+    Some((key >> 3, if key & 7 == 2 { held } else { &[] }))
+}
+
+/// The field of an item that is its value.
+const VALUE: u64 = 2;
+/// And of a value the first that is a list.
+const FIRST_LIST: u64 = 21;
 macro_rules! convert {
     ($($ours:ident $one:ident $(in $list:ident)?,)*) => {
         impl From<Value> for RecordValue {

@@ -104,13 +104,17 @@ impl Server {
         let until = Instant::now() + patience;
         let ids = patiently(Instant::now() + HICCUP, || self.app.send(&to, kind, group, patience))?;
         self.ids.extend(ids.iter().cloned());
-        let mut replies = loop {
-            let replies = patiently(Instant::now() + HICCUP, || self.app.receive(&ids))?;
-            if replies.len() == ids.len() || Instant::now() > until {
-                break replies;
+        let mut replies = Vec::new();
+        let mut missing = ids.clone();
+        loop {
+            let new = patiently(Instant::now() + HICCUP, || self.app.receive(&missing))?;
+            missing.retain(|id| new.iter().all(|reply| reply.id != *id));
+            replies.extend(new);
+            if missing.is_empty() || Instant::now() > until {
+                break;
             }
             std::thread::sleep(ASK);
-        };
+        }
         let of = |(id, client): (&String, String)| {
             let reply = match replies.iter().position(|reply| reply.id == *id) {
                 None => Err(Error::data(format!("no reply within {:.0} s", patience.as_secs_f64()))),

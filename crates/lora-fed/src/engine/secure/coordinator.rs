@@ -2,7 +2,7 @@
 
 use super::talk::Talk;
 use super::{FEWEST, RING, TRIES, context, lattice, round_id};
-use crate::engine::state::{decode, encode};
+use crate::engine::state::{decode, encode, settle};
 use crate::engine::{Engine, Federation, Noise, Round, Settings, Weights};
 use crate::secagg::{Directory, IdentityKey, Own, Plan, Server, Session, Sum};
 use crate::store::Store;
@@ -87,23 +87,24 @@ impl Federation {
         let number = self.model.rounds + 1;
         let known = store.get(SPACE, TRY)?.map(|bytes| decode::<Try>(&bytes)).transpose()?;
         let last = known.filter(|last| last.round == number).unwrap_or_default();
-        let round = if last.asked {
-            let why = Some("it was broken off after vectors were sent".to_owned());
-            Round { round: number, clients: Vec::new(), lost: why }
-        } else {
-            let now = Try { round: number, tries: last.tries + 1, asked: false };
-            if now.tries >= TRIES {
-                return Err(Error::data(format!("round {number} was tried {TRIES} times")));
-            }
-            store.put(SPACE, TRY, &encode(&now)?)?;
-            self.secure_try(store, now, by, engine)?
-        };
-        if round.lost.is_some() {
-            self.model.rounds += 1;
-        }
-        self.commit(store, &round)?;
-        engine.settle()?;
-        Ok(round)
+        self.whole(|federation| {
+            let round = if last.asked {
+                let why = Some("it was broken off after vectors were sent".to_owned());
+                Round { round: number, clients: Vec::new(), lost: why }
+            } else {
+                let now = Try { round: number, tries: last.tries + 1, asked: false };
+                if now.tries >= TRIES {
+                    return Err(Error::data(format!("round {number} was tried {TRIES} times")));
+                }
+                store.put(SPACE, TRY, &encode(&now)?)?;
+                federation.secure_try(store, now, by, engine)?
+            };
+            // One that is lost counts, and the model stays.
+            federation.model.rounds = number;
+            federation.commit(store, &round)?;
+            Ok(round)
+        })
+        .inspect(|_| settle(engine))
     }
 
     fn secure_try(
@@ -116,6 +117,8 @@ impl Federation {
         let rule = self.rule(now.round);
         let task = self.task("", rule, now.round)?;
         let id = round_id(&task.run, now.round, now.tries);
+        // Tried again, it asks others.
+        self.draw = now.tries - 1;
         let chosen = self.choose(engine.clients()?)?;
         let mut talk = Talk::begin(engine, chosen, id.number)?;
         talk.keep(|party| by.directory.parties.contains_key(&party));

@@ -178,7 +178,9 @@ impl Member {
 /// Trains; what was learnt, tensor after tensor, if no number is beyond the limit.
 fn learn(client: &str, task: &Task, worker: &mut dyn Worker, limit: f64) -> Result<Vec<f64>> {
     let mut learnt = Vec::new();
-    let mut reply = worker.train(client, task)?;
+    // An error travels in plain, and may name rows: which they were is told here alone.
+    let failed = |e| Error::data("training failed; why is told to the client alone").because(e);
+    let mut reply = worker.train(client, task).map_err(failed)?;
     for (name, before) in task.adapter.iter().filter(|(name, _)| task.sends.holds(name)) {
         let missing = || Error::internal("what was trained lacks a tensor").at(name);
         let now = reply.adapter.remove(name).ok_or_else(missing)?;

@@ -262,6 +262,23 @@ fn a_reply_waits_for_its_objects() {
     assert_eq!(refusal(&app.receive(&ids).unwrap()[0]).0, 4);
 }
 
+/// One node's reply that is too large is that node's fault.
+#[test]
+fn a_huge_object_holds_nobody_up() {
+    let ((address, state), dir) = (superlink(), tempfile::tempdir().unwrap());
+    let limits = Limits { object: 1 << 10, ..Limits::default() };
+    let mut app = ServerApp::acquire(&AppOptions { limits, ..options(&address, dir.path()) }).unwrap();
+    let ids = send(&mut app, &[40, 41]);
+    let huge = answer(40, &ids[0], 5);
+    give(&state, &huge, &huge.objects.keys().map(|id| (id.clone(), vec![1; 9 << 20])).collect());
+    let whole = answer(41, &ids[1], 6);
+    give(&state, &whole, &whole.objects);
+    let replies = app.receive(&ids).unwrap();
+    assert_eq!(replies.iter().map(|r| r.node).collect::<Vec<_>>(), [40, 41]);
+    assert!(replies[0].content.is_err());
+    assert_eq!(replies[1].content, Ok(examples(6)));
+}
+
 #[test]
 fn the_shared_secret_is_proven() {
     let heads = Arc::new(Mutex::new(Vec::<u8>::new()));

@@ -7,6 +7,7 @@ use super::super::inflate::inflate;
 use super::super::messages::{Message, ObjectTree, PullMessagesResponse};
 use super::super::objects::{self, Limits, Objects, id, object};
 use super::super::records::{Arrays, Dtype, NdArray, Record, Records};
+use super::super::values::{Value, Values};
 use super::super::{npy, values};
 use super::{bytes, golden, metadata};
 use prost::Message as _;
@@ -216,6 +217,15 @@ fn every_limit_holds() {
     let parcel = deflate(metadata(), Ok(&records(&same))).unwrap();
     assert!(parcel.objects.len() < 10);
     let bomb = (parcel.tree.object_id, parcel.objects);
+    // Nor do empty strings come at two bytes.
+    let texts = Value::Texts(vec![String::new(); 1 << 16]);
+    let config = Record::Config(Values::from([("texts".to_owned(), texts)]));
+    let parcel = deflate(metadata(), Ok(&Records::from([("config".to_owned(), config)]))).unwrap();
+    assert!(parcel.objects.values().map(Vec::len).sum::<usize>() < 1 << 18);
+    let strings = (parcel.tree.object_id, parcel.objects);
+    inflate(&strings.0, &strings.1, &Limits::default()).unwrap();
+    let tight = Limits { message: 1 << 20, ..Limits::default() };
+    refused_under("a bomb of strings", strings, "a message of more", &tight);
     refused_under(
         "a bomb of names",
         bomb,
