@@ -12,7 +12,7 @@ pub(crate) struct Args {
     /// Also the CUDA libraries (2.5 GB); without this flag, where an NVIDIA GPU is found
     #[arg(long)]
     cuda: bool,
-    /// Also the compiler of CUDA kernels (115 MB), which needs no GPU; `cargo xtask test` fetches it too
+    /// Also the compiler of CUDA kernels (90 MB), which needs no GPU; `cargo xtask test` fetches it too
     #[arg(long)]
     nvrtc: bool,
     /// Also the model of the demo; prints its path

@@ -43,8 +43,20 @@ pub(crate) struct MethodArgs {
     pub(crate) init: String,
 }
 
+/// How rows are read.
 #[derive(clap::Args)]
-pub(crate) struct TrainingArgs {
+pub(crate) struct TextArgs {
+    /// Longest sample in tokens [default: the model's context]
+    #[arg(long, help_heading = "Training")]
+    pub(crate) max_length: Option<usize>,
+    /// Cut longer samples off instead of refusing them
+    #[arg(long, help_heading = "Training")]
+    pub(crate) truncate: bool,
+}
+
+/// How an adapter is trained, by itself or in a federation's round.
+#[derive(clap::Args)]
+pub(crate) struct StepArgs {
     /// Passes over the data
     #[arg(long, default_value_t = 2.0, help_heading = "Training")]
     pub(crate) epochs: f64,
@@ -63,9 +75,6 @@ pub(crate) struct TrainingArgs {
     /// constant, linear or cosine
     #[arg(long, default_value = "cosine", help_heading = "Training")]
     pub(crate) schedule: String,
-    /// Share of the steps that warm up
-    #[arg(long, default_value_t = 0.05, help_heading = "Training")]
-    pub(crate) warmup: f64,
     /// Decoupled weight decay
     #[arg(long, default_value_t = 0.0, help_heading = "Training")]
     pub(crate) weight_decay: f64,
@@ -82,15 +91,21 @@ pub(crate) struct TrainingArgs {
     /// Of the initialisation, the order and dropout
     #[arg(long, default_value_t = 42, help_heading = "Training")]
     pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) text: TextArgs,
+}
+
+/// How an adapter is trained by itself.
+#[derive(clap::Args)]
+pub(crate) struct TrainingArgs {
+    #[command(flatten)]
+    pub(crate) step: StepArgs,
+    /// Share of the steps that warm up
+    #[arg(long, default_value_t = 0.05, help_heading = "Training")]
+    pub(crate) warmup: f64,
     /// Held-out loss every so many steps, besides the end
     #[arg(long, help_heading = "Training")]
     pub(crate) eval_every: Option<u64>,
-    /// Longest sample in tokens [default: the model's context]
-    #[arg(long, help_heading = "Training")]
-    pub(crate) max_length: Option<usize>,
-    /// Cut longer samples off instead of refusing them
-    #[arg(long, help_heading = "Training")]
-    pub(crate) truncate: bool,
 }
 
 impl MethodArgs {
@@ -129,15 +144,22 @@ impl MethodArgs {
     }
 }
 
-impl TrainingArgs {
+impl TextArgs {
     /// Reads rows as the arguments say, for a model of that context.
     pub(crate) fn read(&self, path: &Path, tokenizer: &Tokenizer, context: i64) -> lora::Result<Dataset> {
-        let context = usize::try_from(context).unwrap_or(usize::MAX);
-        let max_length = self.max_length.map_or(context, |n| n.min(context));
+        let max_length = self.longest(context);
         Dataset::read(path, tokenizer, DataOptions { max_length, truncate: self.truncate })
     }
 
-    /// The loop's configuration.
+    /// Tokens that a sample may have.
+    pub(crate) fn longest(&self, context: i64) -> usize {
+        let context = usize::try_from(context).unwrap_or(usize::MAX);
+        self.max_length.map_or(context, |n| n.min(context))
+    }
+}
+
+impl StepArgs {
+    /// The loop's configuration, without a warm-up.
     pub(crate) fn train_config(&self) -> Result<TrainConfig> {
         let config = TrainConfig {
             epochs: self.epochs,
@@ -146,7 +168,7 @@ impl TrainingArgs {
             accumulate: self.accumulate,
             learning_rate: self.lr,
             schedule: Schedule::from_str(&self.schedule)?,
-            warmup: self.warmup,
+            warmup: 0.0,
             adamw: AdamWConfig { weight_decay: self.weight_decay, ..AdamWConfig::default() },
             clip: (self.clip != 0.0).then_some(self.clip),
             proximal: None,
@@ -159,8 +181,17 @@ impl TrainingArgs {
             },
             record: !self.eager,
             seed: self.seed,
-            eval_every: self.eval_every,
+            eval_every: None,
         };
+        Ok(config)
+    }
+}
+
+impl TrainingArgs {
+    /// The loop's configuration.
+    pub(crate) fn train_config(&self) -> Result<TrainConfig> {
+        let config =
+            TrainConfig { warmup: self.warmup, eval_every: self.eval_every, ..self.step.train_config()? };
         config.check()?;
         Ok(config)
     }

@@ -53,6 +53,13 @@ fn index_of_two_shards(bench: &Bench) {
     bench.write("model/model.safetensors.index.json", map);
 }
 
+fn two_billion_layers(bench: &Bench) {
+    let config = fs::read_to_string(bench.path("model/config.json")).unwrap();
+    let layers = "\"num_hidden_layers\": 2";
+    assert!(config.contains(layers));
+    bench.write("model/config.json", config.replace(layers, &format!("{layers}000000000")));
+}
+
 fn cut_short(bench: &Bench) {
     let bytes = fs::read(bench.path(WEIGHTS)).unwrap();
     bench.write(WEIGHTS, &bytes[..40_000]);
@@ -97,6 +104,7 @@ refused! {
     missing_model: &TRAIN.replace("--model model", "--model nowhere"), nothing;
     missing_shard: TRAIN, index_of_two_shards;
     truncated_weights: TRAIN, cut_short;
+    more_layers_than_tensors: TRAIN, two_billion_layers;
     wrong_shape: TRAIN, |b| b.patch(WEIGHTS, Q_PROJ, Q_PROJ_TURNED);
     nan_in_the_weights: TRAIN, not_a_number;
     pickle_only: TRAIN, only_a_pickle;

@@ -140,7 +140,8 @@ fn private_training_keeps_its_promise() {
     let spent = summary["privacy"]["epsilon"].as_f64().unwrap();
     assert!(spent > 3.0 && spent <= 4.0, "{summary}");
     // What is computed from the rows without noise does not travel with the adapter.
-    assert!(summary.get("outcome").is_none());
+    let of_the_rows = ["outcome", "load_seconds", "peak_bytes"];
+    assert!(of_the_rows.iter().all(|name| summary.get(name).is_none()), "{summary}");
     let ledger = fs::read(bench.path("data.jsonl.privacy.jsonl")).unwrap();
     let adapter = fs::read(bench.path("out/adapter_model.safetensors")).unwrap();
     bench.lora(&format!("{train} --out out --overwrite")).ok();
@@ -149,6 +150,8 @@ fn private_training_keeps_its_promise() {
     let run = bench.lora(&format!("{train} --out other --lr 1e-3"));
     assert_eq!(run.code, Some(2));
     assert!(run.err.contains("the budget is 4") && run.err.contains("hint: "), "{}", run.err);
+    let run = bench.lora(&format!("{train} --out other --dropout 0.1"));
+    assert!(run.err.contains("dropout") && run.err.contains("--dropout 0"), "{}", run.err);
     let run = bench.lora(&format!("{train} --out other --trace t"));
     assert!(run.err.contains("in secret"), "{}", run.err);
 }

@@ -92,25 +92,12 @@ const ROUNDS: u64 = 3;
 const IDLE: u64 = 30;
 /// How everybody trains. AdamW's first steps are as large where a gradient is nearly nothing as anywhere, so that the
 /// last bit of Flower's mean in f32, which depends on whose reply came first, may turn them: the rate is low.
-const TRAINING: [&str; 17] = [
-    "--dtype",
-    "f32",
-    "--threads",
-    "1",
-    "--device",
-    "cpu",
-    "--variant",
-    "lora",
-    "--batch-size",
-    "4",
-    "--max-steps",
-    "2",
-    "--lr",
-    "1e-6",
-    "--schedule",
-    "constant",
-    "--truncate",
-];
+const TRAINING: [&str; 8] =
+    ["--batch-size", "4", "--max-steps", "2", "--lr", "1e-6", "--schedule", "constant"];
+/// How it trains is a node's own affair.
+const SERVE: [&str; 2] = ["fed", "serve"];
+const MODEL: [&str; 9] =
+    ["--dtype", "f32", "--threads", "1", "--device", "cpu", "--variant", "lora", "--truncate"];
 
 impl Trial {
     fn at(&self, name: &str) -> PathBuf {
@@ -119,7 +106,10 @@ impl Trial {
 
     fn lora(&self, verb: &[&str]) -> Command {
         let mut command = Command::new(&self.lora);
-        command.args(verb).arg("--model").arg(&self.model).args(TRAINING);
+        command.args(verb).arg("--model").arg(&self.model).args(MODEL);
+        if verb != SERVE {
+            command.args(TRAINING);
+        }
         command
     }
 
@@ -258,7 +248,8 @@ impl Trial {
         out: &Path,
         (rule, rounds, nodes): (&str, u64, usize),
     ) -> Command {
-        let mut serve = self.lora(&["fed", "serve", "--rule", rule, "--address", address]);
+        let mut serve = self.lora(&SERVE);
+        serve.args(["--rule", rule, "--address", address]);
         serve.args(["--minimum", "2", "--rounds", &rounds.to_string()]);
         // What a SuperLink hands out to a node that dies that moment is lost: the round is asked again.
         serve.args(["--patience", "60", "--tries", "100"]);

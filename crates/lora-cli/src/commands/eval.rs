@@ -43,7 +43,7 @@ pub(crate) struct Args {
     /// Show so many answers
     #[arg(long, default_value_t = 0)]
     samples: usize,
-    /// Generate at most so many tokens an answer, but as many as the reference has; 0: no answers
+    /// Generate at most so many tokens an answer, or as many as its reference and one, if that is more; 0: no answers
     #[arg(long, default_value_t = 24)]
     max_tokens: usize,
     /// Choose among these answers by their scores, too; auto: all that the rows have

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use clap::builder::Resettable;
 use lora::model::{Export, OnDisk, Pack, Tokenizer, is_model_file, linear_shapes};
 use lora::tch_ext::memory;
 use lora::{AdapterConfig, BaseWeight, Error, OutputFolder, Recipe, Start, VARIANTS};
@@ -25,6 +26,12 @@ use crate::settings::MethodArgs;
 
 Such a start changes what is frozen: the adapter that comes of it is right on OUT/base alone. OUT/base is an ordinary
 model folder, in bitsandbytes' 4 bits if the variant says so, and OUT/adapter an ordinary PEFT adapter.")]
+#[command(mut_arg("init", |arg| {
+    arg.default_value(Resettable::Reset)
+        .required(true)
+        .hide_possible_values(true)
+        .help("How they start: loftq, pissa or olora")
+}))]
 pub(crate) struct Args {
     /// A Hugging Face folder or a .gguf file
     #[arg(long, value_name = "PATH")]

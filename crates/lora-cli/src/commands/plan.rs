@@ -18,8 +18,8 @@ use crate::settings::{MethodArgs, TrainingArgs};
   lora plan --model SmolLM2.gguf --length 1024 --batch-size 8
   lora plan --model models/Llama-3-8B --variant qlora --data train.jsonl --rank 16 --recompute all --memory 8GB
 
-It takes the arguments of `lora train`, which plans the same before it loads the model, and with --auto chooses the
-fastest setting that fits. Every number is counted from the configuration; the time is an estimate, to compare by.")]
+It takes `lora train`'s options of model, method and training; `lora train` plans the same before it loads the model, and
+with --auto chooses the fastest setting that fits. Every number is counted from the configuration; the time is an estimate, to compare by.")]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -47,7 +47,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let training = args.training.train_config()?;
     let (checkpoint, tokenizer) = args.model.checkpoint()?;
     let context = checkpoint.config().max_positions;
-    let data = args.data.as_ref().map(|path| args.training.read(path, &tokenizer, context)).transpose()?;
+    let data =
+        args.data.as_ref().map(|path| args.training.step.text.read(path, &tokenizer, context)).transpose()?;
     let length = match (&data, args.length) {
         (Some(data), _) => data.samples.iter().map(|s| s.ids.len() as i64).max().unwrap_or(1),
         (None, Some(length)) if (1..=context).contains(&length) => length,

@@ -58,14 +58,14 @@ pub(crate) struct Args {
     training: TrainingArgs,
     #[command(flatten)]
     privacy: PrivacyArgs,
-    /// All that was ever given away of these rows: never two for the same rows [default: DATA.privacy.jsonl]
+    /// The file of all that was given away of these rows: always the same one for the same rows [default: DATA.privacy.jsonl]
     #[arg(long, value_name = "FILE", help_heading = "Privacy", requires = "dp_epsilon")]
     dp_ledger: Option<PathBuf>,
     /// Choose the fastest setting that fits into memory: how weights are kept (unless --variant or --base-storage say
     /// it), texts in a pass, layers recomputed; what is learnt stays the same
     #[arg(long, help_heading = "Training", conflicts_with = "recompute")]
     auto: bool,
-    /// The memory that it may take, as 8GB [default: what is free]
+    /// With --auto the memory that it may take, as 8GB; otherwise it is told where it may not fit [default: what is free]
     #[arg(long, value_name = "SIZE", help_heading = "Training")]
     memory: Option<Size>,
     /// Write the adapter as it starts and every step's texts as token ids and labels: to repeat the run elsewhere
@@ -91,10 +91,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut training = args.training.train_config()?;
     let (checkpoint, tokenizer) = args.model.checkpoint()?;
     let context = checkpoint.config().max_positions;
-    let data = args.training.read(&args.data, &tokenizer, context)?;
+    let data = args.training.step.text.read(&args.data, &tokenizer, context)?;
     let held_out = match &args.eval {
         Some(path) => {
-            let mut held_out = args.training.read(path, &tokenizer, context)?;
+            let mut held_out = args.training.step.text.read(path, &tokenizer, context)?;
             held_out.keep_first(args.limit);
             Some(held_out)
         }
@@ -105,6 +105,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let rows = data.samples.len();
     let terms =
         promise.as_ref().map(|promise| promise.terms(rows, batch, training.steps(rows))).transpose()?;
+    if promise.is_some() && config.lora_dropout > 0.0 {
+        return Err(lora::train::no_dropout("lora_dropout").into());
+    }
     if promise.is_some() && args.trace.is_some() {
         return Err(Error::usage("--trace writes batches, and private ones are drawn in secret").into());
     }
@@ -122,7 +125,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let fit = if args.auto || ways[0].recipe.footprint()?.is_some() {
         let planners =
             planning::planners(&ways, checkpoint.as_ref(), &args.model, &config, (device, program))?;
-        let load = Load::of_data(&data.samples, &training);
+        let load = match &promise {
+            // What is chosen is told with the adapter: not by the rows' lengths.
+            Some(_) if args.auto => Load::even(args.training.step.text.longest(context) as i64, &training),
+            _ => Load::of_data(&data.samples, &training),
+        };
         let limit = planning::limit(args.memory, device, program);
         let limit = if args.auto { Some(limit?) } else { limit.ok() };
         let fit = match limit.filter(|_| args.auto) {
@@ -280,7 +287,7 @@ fn batches(file: &mut File, data: &Dataset, config: &TrainConfig) -> lora::Resul
     let write = || {
         let mut file = BufWriter::new(file);
         for step in 1..=config.steps(data.samples.len()) {
-            let texts = (0..config.accumulate.max(1)).flat_map(|_| batches.next_samples());
+            let texts = batches.next_step(config.accumulate).into_iter().flatten();
             let texts: Vec<_> =
                 texts.map(|s| serde_json::json!({ "ids": s.ids, "labels": s.labels })).collect();
             writeln!(file, "{}", serde_json::json!({ "step": step, "texts": texts }))?;
@@ -324,7 +331,7 @@ impl Args {
             "skip": self.model.skip,
             "seed": config.seed,
             "learning_rate": config.learning_rate,
-            "schedule": self.training.schedule,
+            "schedule": self.training.step.schedule,
             "warmup": config.warmup,
             "batch_size": config.batch_size,
             "accumulate": config.accumulate,
@@ -332,14 +339,17 @@ impl Args {
             "clip": config.clip,
             "recompute": config.recompute,
             "parameters": trained,
-            "load_seconds": loaded,
             "device": format!("{device:?}"),
-            "peak_bytes": planning::memory_on(device).map(|m| m.peak),
         });
-        // A loss is computed from the rows without noise: no promise covers it, so it does not travel with the adapter.
+        // Losses, times and memory come from the rows without noise: no promise covers them, so they do not travel with the
+        // adapter.
         match private {
             Some(private) => summary["privacy"] = private,
-            None => summary["outcome"] = serde_json::json!(outcome),
+            None => {
+                summary["outcome"] = serde_json::json!(outcome);
+                summary["load_seconds"] = loaded.into();
+                summary["peak_bytes"] = planning::memory_on(device).map(|m| m.peak).into();
+            }
         }
         format!("{summary:#}\n").into_bytes()
     }

@@ -114,7 +114,8 @@ impl Course {
         let path = beside(out, "clients").join(client);
         let folder = OutputFolder::create(&path, true, is_adapter_file)?;
         let model = &self.federation.model;
-        let own = Model { adapter: host.own_adapter(client, &model.adapter), ..Model::new(BTreeMap::new()) };
+        let adapter = host.own_adapter((client, &self.settings().run), &model.adapter);
+        let own = Model { adapter, ..Model::new(BTreeMap::new()) };
         host.save(&own, &base.display().to_string(), folder.path())?;
         folder.commit()?;
         say!("{client}'s adapter written to {}", path.display());

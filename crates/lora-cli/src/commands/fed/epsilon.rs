@@ -42,7 +42,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return Err(Error::usage(what).hint("at least one, and at most all").into());
     }
     let rate = args.batch as f64 / args.rows as f64;
-    let steps = args.steps.unwrap_or((args.epochs / rate).ceil() as u64);
+    let steps = args.steps.unwrap_or((args.rows.div_ceil(args.batch) as f64 * args.epochs).ceil() as u64);
     let delta = args.delta.unwrap_or(0.1 / args.rows as f64);
     say!("{steps} steps, each of {} in {} records, delta {delta:e}", args.batch, args.rows);
     if delta * args.rows as f64 >= 1.0 {

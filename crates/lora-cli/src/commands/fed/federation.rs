@@ -46,7 +46,7 @@ pub(super) struct FederationArgs {
     /// fedit, ffa, rolora, fedex, flora, flexlora, fedsvd or fedsa (docs/federated.md)
     #[arg(long, default_value = "fedex", help_heading = "Federation")]
     pub(super) rule: String,
-    /// Rounds; --epochs and --max-steps are a client's in one round, --schedule is over the rounds
+    /// Rounds
     #[arg(long, default_value_t = 10, help_heading = "Federation")]
     pub(super) rounds: u64,
     /// Clients a round, chosen at random [default: all]
@@ -58,10 +58,11 @@ pub(super) struct FederationArgs {
     /// What a client counts for: equal, examples, or examples:MOST
     #[arg(long, default_value = "examples", help_heading = "Federation")]
     weights: String,
-    /// A client's own rank (flora, flexlora); may be repeated
+    /// A client's own rank (flora, flexlora); may be repeated. On Flower NAME is the node's number, which it prints when it
+    /// joins
     #[arg(long, value_name = "NAME=RANK", value_parser = ranked, help_heading = "Federation")]
     pub(super) rank_of: Vec<(String, i64)>,
-    /// Instead of the mean: median, trimmed:SHARE or krum:LIARS
+    /// Instead of the mean: median, trimmed:SHARE or krum:LIARS; with --weights equal, for fedit, ffa, rolora, fedsvd, fedsa
     #[arg(long, help_heading = "Federation")]
     robust: Option<String>,
     /// Refuse replies with a factor or an update of a larger norm, as FACTOR,UPDATE

@@ -20,14 +20,17 @@ use super::log::told_here;
 use super::secure::SecureArgs;
 use crate::open::ModelArgs;
 use crate::privacy::{PrivacyArgs, hash_of, ledger_of};
-use crate::settings::{MethodArgs, TrainingArgs};
+use crate::settings::{MethodArgs, StepArgs};
 
 /// Join a Flower deployment as a node: train here on rows that stay here
 #[derive(clap::Args)]
 #[command(after_help = "Example (docs/federated.md walks through it):
-  lora fed keys --key bank.pem --name bank         its line goes to the coordinator
+  lora fed keys --key bank.pem --name bank         its line goes to whoever runs the SuperLink
   lora fed node --address fed.example:8000 --roots ca.pem --key bank.pem \\
-      --model SmolLM2.gguf --data bank.jsonl --epochs 1 --dp-epsilon 8")]
+      --model SmolLM2.gguf --data bank.jsonl --epochs 1 --dp-epsilon 8
+
+--epochs and --max-steps are those of one round. In a round the rate stays the same; --schedule is its course from round
+to round.")]
 pub(crate) struct Args {
     #[command(flatten)]
     link: LinkArgs,
@@ -62,7 +65,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     method: MethodArgs,
     #[command(flatten)]
-    training: TrainingArgs,
+    training: StepArgs,
     /// FedProx: pull towards where the round began
     #[arg(long, value_name = "MU", help_heading = "Training")]
     proximal: Option<f64>,
@@ -92,7 +95,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let secure = args.secure.read()?;
     let (checkpoint, tokenizer) = args.model.checkpoint()?;
-    let read = |path| args.training.read(path, &tokenizer, checkpoint.config().max_positions);
+    let read = |path| args.training.text.read(path, &tokenizer, checkpoint.config().max_positions);
     let data = read(&args.data)?;
     let held_out = args.eval.as_deref().map(read).transpose()?;
     let promise = args.privacy.promise(ledger_of(&args.data));
@@ -101,7 +104,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let model = args.model.load(checkpoint.as_ref(), keep)?;
     let data = BTreeMap::from([(HERE.to_owned(), data)]);
     let mut local = Local::new(Box::new(model), recipe, config, training, data)
-        .promising(promise.map(|promise| (HERE.to_owned(), promise)).into_iter().collect(), bound)
+        .promising(promise.map(|promise| (HERE.to_owned(), promise)).into_iter().collect(), bound)?
         .expecting(args.rounds)
         .keeping(beside(&args.key, "kept"))?;
     if let Some(held_out) = held_out {

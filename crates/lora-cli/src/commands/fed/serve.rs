@@ -8,6 +8,7 @@ use anyhow::Result;
 use lora::fed::engine::{Coordinator, Engine, Server};
 use lora::fed::flower::{AppOptions, Limits, ServerApp};
 use lora::model::Keep;
+use lora::train::TrainConfig;
 use lora::{Error, Local};
 
 use super::course::{Course, Kind, beside};
@@ -16,13 +17,15 @@ use super::link::LinkArgs;
 use super::secure::SecureArgs;
 use crate::commands::say;
 use crate::open::ModelArgs;
-use crate::settings::{MethodArgs, TrainingArgs};
+use crate::settings::{MethodArgs, TextArgs};
 
 /// Coordinate a run on a Flower deployment, by any of the rules
 #[derive(clap::Args)]
 #[command(after_help = "Example (docs/federated.md walks through it):
   lora fed serve --address fed.example:8000 --roots ca.pem --secret secret.bin --model SmolLM2.gguf \\
-      --rule fedsvd --rounds 10 --minimum 2 --per-round 2 --out together")]
+      --rule fedsvd --rounds 10 --minimum 2 --per-round 2 --out together
+
+How clients train (rates, steps, batches) is said at each node.")]
 pub(crate) struct Args {
     #[command(flatten)]
     link: LinkArgs,
@@ -44,8 +47,11 @@ pub(crate) struct Args {
     federation: FederationArgs,
     #[command(flatten)]
     method: MethodArgs,
+    /// Of the initialisation, and of who is chosen
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
     #[command(flatten)]
-    training: TrainingArgs,
+    text: TextArgs,
     #[command(flatten)]
     secure: SecureArgs,
     /// With --client-epsilon: the largest norm of what a client has learnt in a round
@@ -55,9 +61,8 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let (recipe, config) = method(&args.method, args.out.adapter.as_deref())?;
-    let training = args.training.train_config()?;
     let settings =
-        args.federation.settings(format!("{} {}", args.out.out.display(), training.seed), training.seed)?;
+        args.federation.settings(format!("{} {}", args.out.out.display(), args.seed), args.seed)?;
     settings.check()?;
     let secure = args.secure.read()?.map(|(directory, own)| Coordinator::new(own, directory)).transpose()?;
     let secure = match secure {
@@ -69,7 +74,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None => None,
     };
     let (checkpoint, tokenizer) = args.model.checkpoint()?;
-    let read = |path| args.training.read(path, &tokenizer, checkpoint.config().max_positions);
+    let read = |path| args.text.read(path, &tokenizer, checkpoint.config().max_positions);
     let held_out = args.out.eval.as_deref().map(read).transpose()?;
     let secret = args
         .secret
@@ -87,8 +92,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let keep = Keep { storage: recipe.storage(), packed: args.model.packed(), skip: &args.model.skip };
     let model = args.model.load(checkpoint.as_ref(), keep)?;
-    tch::manual_seed(training.seed as i64);
-    let mut host = Local::new(Box::new(model), recipe.clone(), config.clone(), training, BTreeMap::new());
+    tch::manual_seed(args.seed as i64);
+    let mut host =
+        Local::new(Box::new(model), recipe.clone(), config.clone(), TrainConfig::default(), BTreeMap::new());
     let start = args.out.start(&mut host)?;
     let mut course = Course::begin(settings, start, &host, (&args.out.out, args.out.overwrite))?;
     if secure.is_some() {

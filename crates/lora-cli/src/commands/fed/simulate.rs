@@ -18,7 +18,7 @@ use super::secure::{Cast, DELTA, noise};
 use crate::commands::say;
 use crate::open::ModelArgs;
 use crate::privacy::{PrivacyArgs, hash_of};
-use crate::settings::{MethodArgs, TrainingArgs};
+use crate::settings::{MethodArgs, StepArgs};
 
 /// All clients in this process: research, and trying settings before others are asked
 #[derive(clap::Args)]
@@ -26,7 +26,10 @@ use crate::settings::{MethodArgs, TrainingArgs};
   lora fed simulate --model SmolLM2.gguf --client bank=bank.jsonl --client clinic=clinic.jsonl \\
       --rule fedsvd --rounds 10 --epochs 1 --out together
   lora fed simulate --model SmolLM2.gguf --data all.jsonl --split 1000 --per-round 10 --rounds 20 \\
-      --max-steps 2 --out together")]
+      --max-steps 2 --out together
+
+--epochs and --max-steps are a client's in one round. In a round the rate stays the same; --schedule is its course from
+round to round.")]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -57,7 +60,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     method: MethodArgs,
     #[command(flatten)]
-    training: TrainingArgs,
+    training: StepArgs,
     /// The coordinator sees sums alone, by the protocol that `serve --secure` speaks; with --weights equal
     #[arg(long, help_heading = "Federation", conflicts_with = "drawn")]
     secure: bool,
@@ -101,7 +104,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return Err(Error::usage(what).hint(hint).into());
     }
     let (checkpoint, tokenizer) = args.model.checkpoint()?;
-    let read = |path: &Path| args.training.read(path, &tokenizer, checkpoint.config().max_positions);
+    let read = |path: &Path| args.training.text.read(path, &tokenizer, checkpoint.config().max_positions);
     let data = args.clients(read)?;
     let held_out = args.out.eval.as_deref().map(read).transpose()?;
 
@@ -113,7 +116,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let model = args.model.load(checkpoint.as_ref(), keep)?;
         let local =
             Local::new(Box::new(model), recipe.clone(), config.clone(), training.clone(), data.clone());
-        Ok(local.promising(promises.clone(), bound.clone()).keeping(beside(&args.out.out, "kept"))?)
+        Ok(local.promising(promises.clone(), bound.clone())?.keeping(beside(&args.out.out, "kept"))?)
     });
     let mut workers = workers.collect::<Result<Vec<_>>>()?;
     let start = args.out.start(&mut workers[0])?;
