@@ -57,6 +57,9 @@ pub(super) struct Args {
     /// How the server moves, of every rule: momentum:RATE,BETA or adam:RATE
     #[arg(long, value_name = "OPTIMISER")]
     server: Option<String>,
+    /// What a client counts for, by every rule: equal, examples, or examples:MOST
+    #[arg(long, default_value = "examples")]
+    weights: String,
     /// Runs at once, each with its share of the processors
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     jobs: u32,
@@ -241,8 +244,10 @@ impl Runner<'_> {
         let Args { rounds, passes, rows, held_out, .. } = self.args;
         let is_rule = name != "central" && !name.ends_with(" alone");
         let server = self.args.server.as_deref().filter(|_| is_rule).unwrap_or_default();
+        // Runs that are there were told of no weights.
+        let weights = Some(&*self.args.weights).filter(|w| is_rule && *w != "examples").unwrap_or_default();
         let settings = format!(
-            "{name} {server} {seed} {epsilon:?} {rounds} {passes} {rows} {held_out} {lr} {tuning} {}",
+            "{name} {server}{weights} {seed} {epsilon:?} {rounds} {passes} {rows} {held_out} {lr} {tuning} {}",
             cache::sha256(&self.all(*tuning))?
         );
         let dir = self.home.join(cache::hex(&Sha256::digest(&settings)[..8]));
@@ -296,7 +301,14 @@ impl Runner<'_> {
                 lora.args(["fed", "simulate", "--rule", name, "--rounds", &self.args.rounds.to_string()]);
                 // The rate falls over the rounds.
                 let part = self.args.passes / self.args.rounds as f64;
-                lora.args(["--epochs", &part.to_string(), "--schedule", "linear"]);
+                lora.args([
+                    "--epochs",
+                    &part.to_string(),
+                    "--schedule",
+                    "linear",
+                    "--weights",
+                    &self.args.weights,
+                ]);
                 if let Some(server) = &self.args.server {
                     lora.args(["--server", server]);
                 }
@@ -304,14 +316,7 @@ impl Runner<'_> {
                     lora.arg("--client").arg(format!("{}={}", part.name, rows(part).display()));
                 }
                 if let Some(epsilon) = epsilon {
-                    lora.args([
-                        "--dp-epsilon",
-                        &epsilon.to_string(),
-                        "--accumulate",
-                        "4",
-                        "--weights",
-                        "examples",
-                    ]);
+                    lora.args(["--dp-epsilon", &epsilon.to_string(), "--accumulate", "4"]);
                 }
             }
         }
