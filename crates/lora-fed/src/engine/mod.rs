@@ -11,10 +11,12 @@ mod flower;
 mod model;
 mod private;
 mod process;
+mod screen;
 #[cfg(feature = "secagg")]
 mod secure;
 mod settings;
 mod state;
+mod together;
 
 use lora_core::{Error, Result};
 use std::collections::BTreeMap;

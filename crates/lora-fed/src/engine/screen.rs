@@ -1,0 +1,95 @@
+//! Which replies count.
+
+use super::federation::{Federation, Told};
+use super::model::upload;
+use super::{Reply, Task, Weights, bytes};
+use crate::aggregate::{Rule, Upload};
+use lora_core::{Error, Result, all_finite};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// No training makes a larger number, and no product of two overflows f32.
+const LARGEST: f64 = 1e12;
+
+impl Federation {
+    /// Replies as uploads, and what is to be said of each client.
+    pub(super) fn screen(
+        &self,
+        rule: Rule,
+        sent: &[Task],
+        replies: Vec<(String, Result<Reply>)>,
+    ) -> (Vec<Upload>, Vec<Told>) {
+        let (mut uploads, mut told, mut seen) = (Vec::new(), Vec::new(), BTreeSet::new());
+        for (task, (client, reply)) in sent.iter().zip(replies) {
+            let beside = task.beside.values().flat_map(|(a, b)| [a, b]);
+            let mut this = Told {
+                client: client.clone(),
+                refused: None,
+                examples: 0,
+                metrics: BTreeMap::new(),
+                bytes_down: bytes(task.adapter.values().chain(beside)),
+                bytes_up: 0,
+            };
+            let twice = || Error::data("it is there twice");
+            let unique = seen.insert(client.clone());
+            let good =
+                reply.and_then(|reply| if unique { Ok(reply) } else { Err(twice()) }).and_then(|reply| {
+                    this.bytes_up = bytes(reply.adapter.values());
+                    this.examples = reply.examples;
+                    this.metrics = reply.metrics.clone();
+                    self.accept(&client, rule, task, reply)
+                });
+            match good {
+                Ok(upload) => uploads.push(upload),
+                Err(e) => this.refused = Some(e.to_string()),
+            }
+            told.push(this);
+        }
+        (uploads, told)
+    }
+
+    /// A reply as an upload: what it sent, and of the rest what the task gave.
+    fn accept(&self, client: &str, rule: Rule, task: &Task, mut reply: Reply) -> Result<Upload> {
+        let (_, sends) = rule.trains();
+        let mut whole = BTreeMap::new();
+        for (name, before) in &task.adapter {
+            let now = if sends.holds(name) {
+                let missing = || Error::data("it is missing").at(name);
+                let now = reply.adapter.remove(name).ok_or_else(missing)?;
+                if now.size() != before.size() || !now.is_floating_point() {
+                    let (size, want) = (now.size(), before.size());
+                    return Err(Error::data(format!("{:?} {size:?}, not {want:?}", now.kind())).at(name));
+                }
+                // As it will be kept: what is finite in f64 need not be so here.
+                let now = now.detach().to_kind(before.kind());
+                if !all_finite(&now) {
+                    return Err(Error::non_finite("numbers that are not finite").at(name));
+                }
+                let largest = now.abs().max().double_value(&[]);
+                if largest > LARGEST {
+                    let what = format!("a number of {largest:e}, where {LARGEST:e} is the most");
+                    return Err(Error::non_finite(what).at(name));
+                }
+                now
+            } else {
+                before.shallow_clone()
+            };
+            whole.insert(name.clone(), now);
+        }
+        if let Some(name) = reply.adapter.keys().next() {
+            return Err(Error::data("nobody asked for it").at(name));
+        }
+        let weight = match self.settings.weights {
+            Weights::Equal => 1.0,
+            Weights::Examples { most } if reply.examples > 0 => reply.examples.min(most) as f64,
+            Weights::Examples { .. } => return Err(Error::data("it learnt from no examples")),
+        };
+        let sent = upload(client, weight, &whole, &self.scale)?;
+        let Some(bounds) = self.settings.bounds else { return Ok(sent) };
+        let before = upload("", 1.0, &task.adapter, &self.scale)?;
+        let (mut kept, mut refused) = bounds.screen(vec![sent], &before);
+        match (kept.pop(), refused.pop()) {
+            (Some(upload), _) => Ok(upload),
+            (None, refusal) => Err(Error::data(refusal.map_or_else(String::new, |r| r.why))),
+        }
+    }
+}
