@@ -60,6 +60,9 @@ pub(super) struct Args {
     /// What a client counts for, by every rule: equal, examples, or examples:MOST
     #[arg(long, default_value = "examples")]
     weights: String,
+    /// Rows in a client's step, where central training has 8; with a promise 32 are expected
+    #[arg(long, default_value_t = 8, value_name = "ROWS")]
+    client_batch: u64,
     /// Runs at once, each with its share of the processors
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     jobs: u32,
@@ -120,6 +123,13 @@ struct Method {
     epsilon: Option<f64>,
     /// To choose a rate by: trained on a part of the training rows, judged by the rest.
     tuning: bool,
+}
+
+impl Method {
+    /// A federation's, not all rows in one place or a client alone.
+    fn is_rule(&self) -> bool {
+        self.name != "central" && !self.name.ends_with(" alone")
+    }
 }
 
 /// The rate of each method that has none of its own.
@@ -242,12 +252,14 @@ impl Runner<'_> {
     fn once(&self, method: &Method) -> Result<Row> {
         let Method { name, lr, seed, epsilon, tuning } = method;
         let Args { rounds, passes, rows, held_out, .. } = self.args;
-        let is_rule = name != "central" && !name.ends_with(" alone");
+        let is_rule = method.is_rule();
         let server = self.args.server.as_deref().filter(|_| is_rule).unwrap_or_default();
-        // Runs that are there were told of no weights.
+        // Runs that are there were told of neither.
         let weights = Some(&*self.args.weights).filter(|w| is_rule && *w != "examples").unwrap_or_default();
+        let batch = Some(self.args.client_batch).filter(|b| is_rule && *b != 8);
+        let batch = batch.map(|b| format!(" by {b}")).unwrap_or_default();
         let settings = format!(
-            "{name} {server}{weights} {seed} {epsilon:?} {rounds} {passes} {rows} {held_out} {lr} {tuning} {}",
+            "{name} {server}{weights}{batch} {seed} {epsilon:?} {rounds} {passes} {rows} {held_out} {lr} {tuning} {}",
             cache::sha256(&self.all(*tuning))?
         );
         let dir = self.home.join(cache::hex(&Sha256::digest(&settings)[..8]));
@@ -278,14 +290,9 @@ impl Runner<'_> {
         let begin = std::time::Instant::now();
         let out = dir.join("adapter");
         let mut lora = Command::new(&self.lora);
-        let mut rest = vec![
-            "--rank".to_owned(),
-            "8".into(),
-            "--alpha".into(),
-            "16".into(),
-            "--batch-size".into(),
-            "8".into(),
-        ];
+        let batch = if method.is_rule() { self.args.client_batch } else { 8 };
+        let mut rest: Vec<String> = ["--rank", "8", "--alpha", "16"].map(Into::into).to_vec();
+        rest.extend(["--batch-size".into(), batch.to_string()]);
         rest.extend(["--lr".into(), lr.to_string(), "--seed".into(), seed.to_string()]);
         let of = |name: &str| self.parts.iter().find(|part| part.name == name);
         let rows = |part: &Parts| if tuning { part.fit.clone() } else { part.train.clone() };
@@ -316,7 +323,8 @@ impl Runner<'_> {
                     lora.arg("--client").arg(format!("{}={}", part.name, rows(part).display()));
                 }
                 if let Some(epsilon) = epsilon {
-                    lora.args(["--dp-epsilon", &epsilon.to_string(), "--accumulate", "4"]);
+                    lora.args(["--dp-epsilon", &epsilon.to_string()]);
+                    lora.args(["--accumulate", &(32 / batch).max(1).to_string()]);
                 }
             }
         }
