@@ -1,13 +1,14 @@
 //! Writing a model as a Hugging Face folder, shard by shard.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use lora_core::{BaseWeight, Error, OutputFolder, Pending, Result, Storage, write_pending_to};
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
-use crate::checkpoint::{Checkpoint, stays_dense};
-use crate::llama::HEAD;
+use crate::checkpoint::{Checkpoint, check_skip, stays_dense};
+use crate::llama::{HEAD, linear_names};
 use crate::shapes::EMBEDDING;
 use crate::tokenizer::Tokenizer;
 
@@ -74,6 +75,7 @@ impl Export<'_> {
     /// What loading, `replaced`, packing and writing refuse.
     pub fn write(&self, out: &OutputFolder) -> Result<()> {
         let head = format!("{HEAD}.weight");
+        self.packed.map_or(Ok(()), |pack| check_skip(self.checkpoint.config(), pack.skip))?;
         let Self { checkpoint, kind, replaced, .. } = *self;
         let mut names = checkpoint.names();
         let untied = checkpoint.config().tie_word_embeddings && replaced(&head)?.is_some();
@@ -107,8 +109,11 @@ impl Export<'_> {
             out.write("model.safetensors.index.json", pretty(&index))?;
         }
         let mut config = config(checkpoint, kind, untied);
-        // The head, too, or readers would look for its parts.
-        let skipped = |p: Pack<'_>| [&[HEAD.to_owned()], p.skip].concat();
+        // The head, too, or readers would look for its parts; whole paths, for their rules for parts of one differ.
+        let skipped = |p: Pack<'_>| {
+            let modules = linear_names(checkpoint.config()).filter(|path| stays_dense(path, p.skip));
+            modules.chain([HEAD.to_owned()]).collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>()
+        };
         let packing = self.packed.and_then(|p| p.storage.config(kind, &skipped(p)));
         if let (Some(object), Some(packing)) = (config.as_object_mut(), packing) {
             object.insert("quantization_config".into(), packing);
@@ -177,6 +182,17 @@ fn config(checkpoint: &dyn Checkpoint, kind: Kind, untied: bool) -> Value {
         object.insert("dtype".into(), json!(name));
         object.insert("torch_dtype".into(), json!(name));
         object.remove("quantization_config");
+        // And older ones for the rotary base and its scaling beside, not inside.
+        if let Some(rope) = object.get("rope_parameters").and_then(Value::as_object).cloned() {
+            let lacks = |object: &Map<String, Value>, key| object.get(key).is_none_or(Value::is_null);
+            if let (Some(theta), true) = (rope.get("rope_theta"), lacks(object, "rope_theta")) {
+                object.insert("rope_theta".into(), theta.clone());
+            }
+            let scales = rope.get("rope_type").is_some_and(|kind| kind != "default");
+            if scales && lacks(object, "rope_scaling") {
+                object.insert("rope_scaling".into(), Value::Object(rope));
+            }
+        }
         if untied {
             object.insert("tie_word_embeddings".into(), json!(false));
         }

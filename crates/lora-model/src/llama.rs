@@ -8,7 +8,7 @@ use lora_core::{Error, Linear, Linears, Mode, Result, project, project_onto};
 use tch::{Device, Kind, Tensor};
 use tch_ext::{Bounds, Region};
 
-use crate::checkpoint::{Checkpoint, Keep};
+use crate::checkpoint::{Checkpoint, Keep, check_skip};
 use crate::config::ModelConfig;
 use crate::model::{Model, Texts};
 use crate::ops::{Angles, Cache, attention, heads, rms_norm, rms_norm_beside, swiglu, tokens};
@@ -77,6 +77,7 @@ impl Llama {
         let _inside = WEIGHTS.enter();
         let config = checkpoint.config().clone();
         crate::shapes::check(checkpoint)?;
+        check_skip(&config, keep.skip)?;
         let tensor = |name: &str| -> Result<Tensor> { Ok(checkpoint.load(name, kind)?.to_device(device)) };
         let linear = |path: &str, bias: bool| -> Result<Linear> {
             let weight = keep.weight(checkpoint, path, (kind, device))?;

@@ -29,7 +29,7 @@ pub(crate) struct Args {
     #[arg(long)]
     prompt: Option<String>,
     /// A system message before it
-    #[arg(long)]
+    #[arg(long, conflicts_with = "raw")]
     system: Option<String>,
     /// Continue the text as it is, without the model's chat template
     #[arg(long)]
@@ -67,6 +67,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let system = args.system.iter().map(|s| Message::new("system", s));
             let messages: Vec<_> = system.chain([Message::new("user", prompt)]).collect();
             tokenizer.encode(&template.render(&messages, true)?, false)?
+        }
+        None if args.system.is_some() => {
+            return Err(Error::usage("--system, and the model has no chat template")
+                .hint("put it before the prompt")
+                .into());
         }
         None => tokenizer.encode(&prompt, true)?,
     };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use lora::{AdapterConfig, Recipe, VARIANTS};
+use lora::{AdapterConfig, Error, Recipe, VARIANTS};
 use serde_json::json;
 use tch::{Kind, Tensor};
 
@@ -61,6 +61,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let alphas: BTreeMap<_, _> =
         config.select(&shapes, None)?.into_iter().map(|s| (s.name, s.alpha)).collect();
     let alpha = |name: &str| alphas.get(name).copied().unwrap_or(config.lora_alpha);
+    if let Some((name, module)) = modules.iter().find(|(_, module)| !fits(module)) {
+        let sizes: Vec<_> = module.iter().map(|(factor, t)| format!("{factor} {:?}", t.size())).collect();
+        return Err(Error::data(format!("{}: no A [r, in] and B [out, r]", sizes.join(", ")))
+            .at(name)
+            .into());
+    }
     let row = |(name, module): (&String, &Module)| {
         let row = Row::new(name, module, config.r, alpha(name), &recipe);
         Row { effective_rank: args.spectrum.then(|| effective_rank(module)).flatten(), ..row }
@@ -109,6 +115,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Whether A and B, where both are there, are factors of one matrix.
+fn fits(module: &Module) -> bool {
+    let size = |name: &str| module.get(name).map(Tensor::size);
+    match (size("lora_A.weight"), size("lora_B.weight")) {
+        (Some(a), Some(b)) => matches!((&a[..], &b[..]), ([r, _], [_, q]) if r == q),
+        _ => true,
+    }
 }
 
 /// `(out, in)` of the weight that A and B lie beside.

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use lora::model::{Export, Keep, Llama, Model, OnDisk, Pack, Texts, Tokenizer, is_model_file};
+use lora::model::{Export, Keep, Llama, Model, ModelConfig, OnDisk, Pack, Texts, Tokenizer, is_model_file};
 use lora::qlora::Options;
 use lora::train::{DataOptions, Dataset};
 use lora::{Error, Linears, Mode, OutputFolder, VARIANTS};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::say;
 use crate::open::{ADAPTER, ModelArgs};
@@ -74,8 +74,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let expected = match &args.verify {
         Some(rows) => {
             let opened = args.model.open(Some(&args.adapter), "lora")?;
-            let texts = texts(rows.as_deref(), &tokenizer, args.limit, opened.model.config().max_positions)?;
-            let logits = logits(&opened.model, &texts)?;
+            let texts = texts(rows.as_deref(), &tokenizer, args.limit, opened.model.config())?;
+            let logits: Vec<_> = texts.iter().map(|ids| logits(&opened.model, ids)).collect::<Result<_>>()?;
             Some((texts, logits))
         }
         None => None,
@@ -141,22 +141,36 @@ fn reopen(folder: &Path, args: &Args) -> Result<Llama> {
 }
 
 /// Token ids to compare on: of the rows, or of the built-in texts.
-fn texts(rows: Option<&Path>, tokenizer: &Tokenizer, limit: usize, context: i64) -> Result<Vec<Vec<i64>>> {
+fn texts(
+    rows: Option<&Path>,
+    tokenizer: &Tokenizer,
+    limit: usize,
+    config: &ModelConfig,
+) -> Result<Vec<Vec<i64>>> {
     let Some(rows) = rows else {
         return Ok(TEXTS.iter().map(|t| tokenizer.encode(t, true)).collect::<lora::Result<_>>()?);
     };
-    let max_length = usize::try_from(context).unwrap_or(usize::MAX).min(1024);
+    let max_length = usize::try_from(config.max_positions).unwrap_or(usize::MAX).min(1024);
     let data = Dataset::read(rows, tokenizer, DataOptions { max_length, truncate: true })?;
-    Ok(data.samples.into_iter().take(limit.max(1)).map(|s| s.ids).collect())
+    let mut texts: Vec<_> = data.samples.into_iter().take(limit.max(1)).map(|s| s.ids).collect();
+    // Logits of all of them are kept: at most so many.
+    let mut tokens = 0;
+    texts.retain(|ids| {
+        let fits = tokens == 0 || (tokens + ids.len()) as i64 * config.vocab_size <= LOGITS;
+        tokens += if fits { ids.len() } else { 0 };
+        fits
+    });
+    Ok(texts)
 }
 
-fn logits(model: &Llama, texts: &[Vec<i64>]) -> Result<Vec<Tensor>> {
+/// A gigabyte of f32.
+const LOGITS: i64 = 1 << 28;
+
+/// Kept on the CPU, whatever computes them.
+fn logits(model: &Llama, ids: &[i64]) -> Result<Tensor> {
     let _guard = tch::no_grad_guard();
-    let run = |ids: &Vec<i64>| {
-        let ids = Tensor::from_slice(ids).unsqueeze(0).to_device(model.device());
-        Ok(model.logits(Texts::Rows(&ids), None, Mode::Eval)?.squeeze_dim(0))
-    };
-    texts.iter().map(run).collect()
+    let ids = Tensor::from_slice(ids).unsqueeze(0).to_device(model.device());
+    Ok(model.logits(Texts::Rows(&ids), None, Mode::Eval)?.squeeze_dim(0).to_device(Device::Cpu))
 }
 
 /// How far two models are apart.
@@ -170,7 +184,8 @@ struct Difference {
 
 fn compare(merged: &Llama, texts: &[Vec<i64>], expected: &[Tensor]) -> Result<Difference> {
     let mut d = Difference { positions: 0, largest: 0.0, mean_kl: 0.0, max_kl: 0.0, agree: 0.0 };
-    for (a, b) in expected.iter().zip(logits(merged, texts)?) {
+    for (a, ids) in expected.iter().zip(texts) {
+        let b = logits(merged, ids)?;
         let (p, q) = (a.log_softmax(-1, Kind::Double), b.log_softmax(-1, Kind::Double));
         let kl = (p.exp() * (&p - q)).sum_dim_intlist([-1i64].as_slice(), false, Kind::Double);
         d.positions += kl.size()[0];

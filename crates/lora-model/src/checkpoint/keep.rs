@@ -4,6 +4,8 @@ use lora_core::{AsIs, BaseWeight, Dense, Error, Result, Storage};
 use tch::{Device, Kind};
 
 use super::Checkpoint;
+use crate::config::ModelConfig;
+use crate::llama::linear_names;
 
 /// What is to become of the weights of linear layers inside the blocks; the output head is always dense.
 #[derive(Debug, Clone, Copy)]
@@ -19,8 +21,29 @@ pub struct Keep<'a> {
 /// Whether the linear layer at `path` stays dense: the output head, and what `skip` names.
 pub(crate) fn stays_dense(path: &str, skip: &[String]) -> bool {
     let named = |s: &String| path.strip_suffix(s.as_str()).is_some_and(|p| p.is_empty() || p.ends_with('.'));
-    !path.starts_with("model.layers.") || skip.iter().any(named)
+    !path.starts_with(BLOCKS) || skip.iter().any(named)
 }
+
+/// Whether each name of `skip` is that of a linear layer inside the blocks.
+///
+/// # Errors
+/// [`Error::usage`] for one that is not: what it was to spare would be packed.
+pub(crate) fn check_skip(config: &ModelConfig, skip: &[String]) -> Result<()> {
+    let idle = |name: &&String| {
+        let one = std::slice::from_ref(*name);
+        !linear_names(config).any(|path| path.starts_with(BLOCKS) && stays_dense(&path, one))
+    };
+    match skip.iter().find(idle) {
+        Some(name) => {
+            Err(Error::usage(format!("no linear layer ends with `{name}`, which is to be skipped"))
+                .hint("name a layer by the end of its path: `down_proj`, `layers.0.mlp.down_proj`"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Where the linear layers are that may be packed.
+const BLOCKS: &str = "model.layers.";
 
 /// What will become of a weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -18,8 +18,8 @@ use tch::{Kind, Tensor};
 use crate::ModelConfig;
 pub(crate) use gguf::{CUDA_SOURCE, Metadata};
 pub use gguf::{Gguf, GgufKind, GgufOut, Value as GgufValue};
-pub(crate) use keep::stays_dense;
 pub use keep::{Keep, Kept};
+pub(crate) use keep::{check_skip, stays_dense};
 
 /// Weights by their Hugging Face name.
 pub trait Checkpoint: Debug + Send {

@@ -1,0 +1,81 @@
+//! What lies at the edge of what the program can do: said, not guessed.
+
+#[allow(dead_code)]
+mod common;
+
+use std::fs;
+
+use common::Bench;
+use serde_json::Value;
+
+fn refused(bench: &Bench, words: &str, code: i32, said: &[&str]) {
+    let run = bench.lora(words);
+    assert_eq!(run.code, Some(code), "{words}: {}{}", run.out, run.err);
+    assert!(said.iter().all(|said| run.err.contains(said)), "{words}: {}", run.err);
+}
+
+#[test]
+fn a_generation_that_cannot_be_is_refused() {
+    let bench = Bench::new();
+    let generate = "generate --model model --dtype f32 --max-tokens 4";
+    let long = "a".repeat(300);
+    refused(&bench, &format!("{generate} --raw --prompt {long}"), 3, &["no room", "context of 256"]);
+    refused(&bench, &format!("{generate} --raw --system be-brief --prompt hi"), 2, &["--raw"]);
+    // However cold.
+    let cold = bench.lora(&format!("{generate} --prompt hi --temperature 1e-40")).ok();
+    assert_eq!(cold, bench.lora(&format!("{generate} --prompt hi")).ok());
+    fs::remove_file(bench.path("model/chat_template.jinja")).unwrap();
+    refused(&bench, &format!("{generate} --system be-brief --prompt hi"), 2, &["no chat template"]);
+}
+
+#[test]
+fn what_is_to_be_skipped_must_be_there() {
+    let bench = Bench::new();
+    for skip in ["down_prj", "model.layers.0", "lm_head"] {
+        refused(&bench, &format!("quantize model four --skip {skip}"), 2, &[skip, "skipped"]);
+        let train = "train --model model --data data.jsonl --out out --variant qlora --rank 2 --skip";
+        refused(&bench, &format!("{train} {skip}"), 2, &[skip]);
+    }
+    bench.lora("quantize model four --skip down_proj").ok();
+    let config: Value = serde_json::from_slice(&fs::read(bench.path("four/config.json")).unwrap()).unwrap();
+    let skipped = &config["quantization_config"]["llm_int8_skip_modules"];
+    let all = ["lm_head", "model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"];
+    assert_eq!(*skipped, serde_json::json!(all));
+}
+
+/// Readers of before and after transformers 5 find the rotary base.
+#[test]
+fn the_rotary_base_is_written_in_both_spellings() {
+    let bench = Bench::new();
+    let mut config: Value =
+        serde_json::from_slice(&fs::read(bench.path("model/config.json")).unwrap()).unwrap();
+    let scaled = serde_json::json!({ "rope_theta": 5e5, "rope_type": "linear", "factor": 2.0 });
+    config.as_object_mut().unwrap().remove("rope_theta");
+    config["rope_parameters"] = scaled.clone();
+    bench.write("model/config.json", config.to_string());
+    bench.lora("train --model model --data data.jsonl --out out --rank 2 --max-steps 1 --dtype f32").ok();
+    bench.lora("merge --model model --adapter out --out merged --dtype f32").ok();
+    let config: Value = serde_json::from_slice(&fs::read(bench.path("merged/config.json")).unwrap()).unwrap();
+    assert_eq!(
+        (&config["rope_theta"], &config["rope_scaling"]),
+        (&scaled["rope_theta"], &scaled),
+        "{config}"
+    );
+    assert_eq!(config["rope_parameters"], scaled);
+}
+
+/// Convolutions, and factors of two ranks.
+#[test]
+fn factors_that_do_not_fit_are_not_inspected() {
+    let bench = Bench::new();
+    bench.lora("train --model model --data data.jsonl --out out --rank 2 --max-steps 1 --dtype f32").ok();
+    let file = bench.path("out/adapter_model.safetensors");
+    let tensors = lora::read_tensors(&file).unwrap();
+    for odd in [[1_i64, 2].as_slice(), &[2, 3, 1, 1], &[], &[5]] {
+        let mut named: Vec<_> = tensors.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
+        let first = named.iter_mut().find(|(name, _)| name.ends_with("lora_A.weight")).unwrap();
+        first.1 = tch::Tensor::ones(odd, (tch::Kind::Float, tch::Device::Cpu));
+        lora::write_tensors(&file, &named, &[]).unwrap();
+        refused(&bench, "inspect out --spectrum", 3, &["no A [r, in] and B [out, r]"]);
+    }
+}
