@@ -66,10 +66,12 @@ def train(model: torch.nn.Module, steps: list[dict], rates: list[float], log: Pa
                 group["lr"] = rate
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            # On a GPU the step ends when its numbers are there.
+            loss, norm = loss.item(), norm.item()
             seconds = time.perf_counter() - start
             total += seconds
             tokens = sum(len(t["ids"]) for t in step["texts"])
-            line = {"event": "step", "step": step["step"], "loss": loss.item(), "grad_norm": norm.item(), "lr": rate,
+            line = {"event": "step", "step": step["step"], "loss": loss, "grad_norm": norm, "lr": rate,
                     "tokens": tokens, "seconds": seconds}
             file.write(json.dumps(line) + "\n")
             file.flush()

@@ -116,7 +116,14 @@ fn machines(ended: &[Ended]) -> String {
         Some(found["machine"].as_str().map_or_else(bench::cpu, str::to_owned))
     };
     let all: BTreeSet<String> = ended.iter().filter_map(of).collect();
-    if all.is_empty() { bench::cpu() } else { all.into_iter().collect::<Vec<_>>().join("; ") }
+    let build =
+        |e: &Ended| Some(e.outcome.as_ref().ok()?.0["build"].as_str().unwrap_or("not told").to_owned());
+    let builds: BTreeSet<String> = ended.iter().filter_map(build).collect();
+    let mut said = if all.is_empty() { bench::cpu() } else { all.into_iter().collect::<Vec<_>>().join("; ") };
+    if builds.len() > 1 {
+        said += &format!("; by {} builds of the program", builds.len());
+    }
+    said
 }
 
 fn one_set(part: &Parts, groups: &[&Group]) -> (Set, Vec<Cell>) {
@@ -198,7 +205,7 @@ fn pairs(groups: &[&Group]) -> Vec<Pair> {
             peer: settings.peer.clone().unwrap_or_default(),
             rank: settings.rank.unwrap_or_default(),
             dtype: settings.dtype.clone(),
-            seeds: both.iter().map(|(a, _)| a.seed).collect(),
+            seeds: both.iter().filter_map(|(a, _)| a.seed).collect(),
             accuracy: stats::difference(&right(|(a, _)| a.right.clone()), &right(|(_, b)| b.right.clone())),
             worst_loss_difference: worst.reduce(f64::max),
             speed_ratio: ratio(Measure::TokensPerSecond),

@@ -86,7 +86,7 @@ pub(crate) fn print(grid: &Grid<'_>, lora: &Path, home: &Path) -> Result<()> {
             metrics.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()?["seconds"].as_f64());
         let step = stats::median(steps.collect()).unwrap_or(f64::NAN);
         let mut eval = Command::new(lora);
-        eval.args(["eval", "--limit", "4", "--labels", "auto", "--json", "--dtype", &plan.dtype, "--model"]);
+        eval.args(["eval", "--limit", "4", "--labels", "few", "--json", "--dtype", &plan.dtype, "--model"]);
         eval.arg(&grid.model.path).arg("--data").arg(&files.held_out.path);
         let row = sh::capture_json(&mut eval)?["seconds"].as_f64().unwrap_or(f64::NAN) / 4.0;
         let steps = (rows * plan.epochs / plan.batch_size as f64).ceil();

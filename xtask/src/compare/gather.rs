@@ -18,7 +18,8 @@ pub(crate) struct Ended {
 
 /// A finished run, read.
 pub(crate) struct Read {
-    pub(crate) seed: u64,
+    /// None: nothing was trained.
+    pub(crate) seed: Option<u64>,
     pub(crate) measures: BTreeMap<Measure, f64>,
     /// 1 for a right answer by scores (else generated), row by row.
     pub(crate) right: Vec<f64>,
@@ -101,7 +102,7 @@ pub(crate) fn read(settings: &Settings, found: &Value, dir: &Path) -> Result<Rea
     put(Measure::GradientNorm, over(|s| s.gradient));
     let commands = found["commands"].as_array().into_iter().flatten();
     Ok(Read {
-        seed: settings.seed.unwrap_or(0),
+        seed: settings.seed,
         measures,
         right,
         steps,
@@ -153,7 +154,7 @@ pub(crate) fn cell(settings: &Settings, runs: &[Read], failures: Vec<String>) ->
         rank: settings.rank,
         alpha: settings.alpha,
         lr: settings.lr,
-        seeds: runs.iter().filter(|_| settings.seed.is_some()).map(|run| run.seed).collect(),
+        seeds: runs.iter().filter_map(|run| run.seed).collect(),
         loss_curve: curve(runs, |s| s.loss),
         gradient_curve: curve(runs, |s| s.gradient),
         gradient_layers: (0..depth).map(layer).collect(),
@@ -173,10 +174,16 @@ pub(crate) fn method(settings: &Settings) -> String {
     format!("{}{start}{rule}{peer}", settings.variant)
 }
 
-/// The differences of right answers between two cells.
+/// The differences of right answers between two cells, seed by seed; a seed that one of them lacks does not count.
 pub(crate) fn behind(a: &[Read], b: &[Read]) -> Option<Interval> {
-    let answers = |runs: &[Read]| runs.iter().map(|run| run.right.clone()).collect::<Vec<_>>();
-    stats::difference(&answers(a), &answers(b))
+    let partner = |run: &Read| b.iter().find(|other| [run.seed, None].contains(&other.seed));
+    let pairs = if a.iter().any(|run| run.seed.is_none()) {
+        b.iter().filter_map(|other| Some((a.first()?, other))).collect::<Vec<_>>()
+    } else {
+        a.iter().filter_map(|run| Some((run, partner(run)?))).collect()
+    };
+    let (a, b): (Vec<_>, Vec<_>) = pairs.iter().map(|(a, b)| (a.right.clone(), b.right.clone())).unzip();
+    stats::difference(&a, &b)
 }
 
 /// Seconds of training until the mean of five steps' losses was at most `target`.
@@ -191,6 +198,7 @@ mod tests {
     use super::*;
 
     fn run(seed: u64, losses: &[f64]) -> Read {
+        let seed = Some(seed);
         let step = |&loss: &f64| Step { loss, gradient: 1.0, seconds: 2.0, tokens: 10.0 };
         let steps = losses.iter().map(step).collect();
         Read {
@@ -202,6 +210,22 @@ mod tests {
             labels: vec![],
             commands: vec![],
         }
+    }
+
+    /// A seed that failed on one side is no partner of another's; no training stands beside each.
+    #[test]
+    fn runs_are_paired_by_seed() {
+        let with = |seed, right: f64| Read { right: vec![right; 9], seed, ..run(0, &[1.0]) };
+        let all = [with(Some(1), 0.1), with(Some(2), 0.5), with(Some(3), 0.9)];
+        let two = [with(Some(2), 0.4), with(Some(3), 0.8)];
+        for (a, b, mean) in [(&all[..], &two[..], 0.1), (&two, &all, -0.1)] {
+            let found = behind(a, b).unwrap();
+            assert!((found.mean - mean).abs() < 1e-12 && (found.high - found.low) < 1e-12, "{found:?}");
+        }
+        let floor = [with(None, 0.2)];
+        assert!((behind(&floor, &all).unwrap().mean + 0.3).abs() < 1e-12);
+        assert!((behind(&all, &floor).unwrap().mean - 0.3).abs() < 1e-12);
+        assert!(behind(&[with(Some(9), 0.2)], &all).is_none());
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! Which runs a plan means.
 
 use super::plan::{FULL, NONE, Parts, Plan, split};
-use super::run::{Federation, Files, Fingerprint, Measure, Settings};
+use super::run::{Federation, Fingerprint, Measure, Settings};
+use super::split::Parts as Split;
+use anyhow::Result;
+use std::path::PathBuf;
 
 /// What all runs of a comparison share.
 pub(crate) struct Grid<'a> {
@@ -118,7 +121,9 @@ impl Grid<'_> {
                     let points = plan.ranks.iter().flat_map(|&rank| {
                         plan.alphas.iter().filter_map(move |alpha| Some((rank, alpha.at(rank)?)))
                     });
-                    let points: Vec<_> = if variant == FULL { vec![(1, 1.0)] } else { points.collect() };
+                    let mut points: Vec<_> = if variant == FULL { vec![(1, 1.0)] } else { points.collect() };
+                    // Two alphas may be one at a rank.
+                    points.dedup_by(|a, b| a.0 == b.0 && a.1 == b.1);
                     for (rank, alpha) in points {
                         let mut settings = self.at(set, variant, rank, alpha, lr, seed);
                         let at_rank = plan.peer_ranks.is_empty() || plan.peer_ranks.contains(&rank);
@@ -137,6 +142,26 @@ impl Grid<'_> {
             }
         }
         jobs
+    }
+}
+
+/// The files that a set's runs read.
+pub(crate) struct Files {
+    pub(crate) train: Fingerprint,
+    pub(crate) held_out: Fingerprint,
+    pub(crate) fit: Fingerprint,
+    pub(crate) validation: Fingerprint,
+}
+
+impl Files {
+    pub(crate) fn of(parts: &Split) -> Result<Self> {
+        let of = |path: &PathBuf| Fingerprint::of(path);
+        Ok(Self {
+            train: of(&parts.train)?,
+            held_out: of(&parts.held_out)?,
+            fit: of(&parts.fit)?,
+            validation: of(&parts.validation)?,
+        })
     }
 }
 
@@ -162,6 +187,20 @@ pub(crate) mod tests {
         };
         let sets = ["a", "b"].map(|set| (set.to_owned(), files(set))).into();
         Grid { plan, program: "lora 0".into(), model: file("model"), sets }
+    }
+
+    /// Two alphas that are one at a rank are one run.
+    #[test]
+    fn alphas_that_meet_are_one_point() {
+        let plan = plan(
+            "variants = ['lora']\nranks = [8, 64]\nalphas = [16, '2r']\nlearning_rates = [1e-3]\nseeds = [1, 2]",
+        );
+        let jobs = grid(&plan).grid(|_, _| 1.0);
+        let mut seen: Vec<_> = jobs.iter().map(|job| job.settings.hash()).collect();
+        seen.sort();
+        seen.dedup();
+        // Two sets, two seeds, and at rank 8 one alpha, at 64 two.
+        assert_eq!((jobs.len(), seen.len()), (12, 12));
     }
 
     #[test]

@@ -19,10 +19,10 @@ mod stats;
 
 use crate::{cache, peers, setup, sh};
 use anyhow::{Context, Result, bail};
-use jobs::Grid;
+use jobs::{Files, Grid};
 use plan::Plan;
 use progress::Progress;
-use run::{Files, Fingerprint, Runner};
+use run::{Fingerprint, Runner};
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -49,7 +49,7 @@ pub(crate) struct Args {
     /// machines
     #[arg(long, value_name = "FILE")]
     load: Vec<PathBuf>,
-    /// In the end put all finished runs of the plan into FILE, a zip, for `--load`; no text of the data is in it
+    /// In the end put all finished runs of the plan into FILE, a zip, for `--load`; of the data it has the labels alone
     #[arg(long, value_name = "FILE", conflicts_with = "dry_run")]
     save: Option<PathBuf>,
     #[command(flatten)]
@@ -96,18 +96,36 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let python = if plan.peers.is_empty() { None } else { Some(peers::python(&args.peers)?) };
     let general = sh::root().join("xtask/data/general.jsonl");
     let threads = threads(args.jobs);
-    let runner = Runner { lora, threads, runs, general, python };
+    let build = cache::sha256(&lora)?[..12].to_owned();
+    let runner = Runner { lora, build, threads, runs, general, python };
 
     let (floors, tuning) = (grid.floors(), grid.tuning());
     let left = floors.len() + tuning.len() + grid.grid(|_, _| 1.0).len();
     let progress = Progress::new(&runner, args, left);
     let mut ended = progress.work(&floors);
     let tuning = progress.work(&tuning);
+    // A rate that was not tried for another reason than that it diverged would choose another table the next time.
+    let untried: Vec<_> = tuning.iter().filter_map(|e| Some((e, e.outcome.as_ref().err()?))).collect();
+    let untried = untried.iter().filter(|(_, why)| !why.contains("not finite"));
+    let untried: Vec<_> = untried.map(|(e, why)| format!("{}: {why}", e.settings.title())).collect();
+    if !untried.is_empty() {
+        bail!(
+            "{} runs that choose a rate failed; the same command tries them again\n{}",
+            untried.len(),
+            untried.join("\n")
+        );
+    }
     let (rates, tried) = assemble::rates(&plan, &tuning);
     let rate = |set: &str, variant: &str| {
         rates.get(&(set.to_owned(), variant.to_owned())).copied().unwrap_or(plan.learning_rates[0])
     };
     ended.extend(progress.work(&grid.grid(rate)));
+    // A run of ours is done again where a peer wants its trace.
+    for e in &mut ended {
+        if let (Ok((found, _)), Some(now)) = (&mut e.outcome, runner.found(&e.settings)) {
+            *found = now;
+        }
+    }
     let command = match &args.plan {
         Some(path) => format!("cargo xtask compare --plan {}", path.display()),
         None => "cargo xtask compare".to_owned(),

@@ -271,6 +271,12 @@ impl Plan {
             refuse(!self.variants.contains(peer), format!("peers: {peer} is not among the variants"));
             refuse(quantised, format!("peers: {peer} has no counterpart there; use lora, rslora or dora"));
         }
+        let beside = !self.peers.is_empty();
+        refuse(beside && self.model != "demo", "peers: their side knows the demo's model alone".into());
+        for alone in ["--weight-decay", "--clip", "--dropout"] {
+            let given = self.train.iter().any(|word| word.split('=').next() == Some(alone));
+            refuse(beside && given, format!("peers: {alone} would be ours alone"));
+        }
         for rank in &self.peer_ranks {
             refuse(!self.ranks.contains(rank), format!("peer_ranks: {rank} is not among the ranks"));
         }

@@ -2,7 +2,6 @@
 //! hash of its settings, so that it is found again, and anyone can repeat it by hand.
 
 use super::plan::{FULL, NONE};
-use super::split::Parts;
 use crate::{bench, cache, sh};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
@@ -199,7 +198,7 @@ impl Settings {
             "--data",
             &self.held_out.text(),
             "--labels",
-            "auto",
+            "few",
             "--rows",
             &at("rows.jsonl"),
             "--json",
@@ -235,6 +234,8 @@ fn words(list: &[&str]) -> Vec<String> {
 /// Where runs lie, and what they need.
 pub(crate) struct Runner {
     pub(crate) lora: PathBuf,
+    /// Of the program, by its bytes.
+    pub(crate) build: String,
     /// Of each child; none: all there are.
     pub(crate) threads: Option<usize>,
     pub(crate) runs: PathBuf,
@@ -258,12 +259,13 @@ impl Runner {
     pub(crate) fn run(&self, settings: &Settings, ours: Option<&Settings>) -> Result<Value> {
         let dir = self.dir(settings);
         fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
-        cache::remove(&dir.join("error.txt"))?;
+        // What is begun anew is not there until it has ended.
+        ["error.txt", "result.json"].iter().try_for_each(|file| cache::remove(&dir.join(file)))?;
         let text = serde_json::to_string_pretty(settings)?;
         fs::write(dir.join("settings.json"), text)?;
         let mut commands = Vec::new();
         if let Some(ours) = ours {
-            if !self.dir(ours).join("trace").exists() {
+            if !self.dir(ours).join("trace").exists() || self.found(ours).is_none() {
                 self.run(ours, None)?;
             }
             commands.push(("peer", self.peer(settings, &self.dir(ours), &dir)?));
@@ -280,9 +282,8 @@ impl Runner {
         }
         let script: Vec<_> = commands.iter().map(|(_, command)| sh::show(command)).collect();
         fs::write(dir.join("run.sh"), script.join("\n") + "\n")?;
-        let machine = bench::cpu();
-        let mut result =
-            json!({ "settings": settings, "commands": script, "threads": self.threads, "machine": machine });
+        let mut result = json!({ "settings": settings, "commands": script, "threads": self.threads,
+            "machine": bench::cpu(), "build": self.build });
         let log = File::create(dir.join("log.txt"))?;
         for (name, command) in &mut commands {
             let begin = Instant::now();
@@ -376,24 +377,4 @@ fn one(command: &mut Command, log: &File) -> Result<Value> {
     let last =
         out.lines().rev().find_map(|line| serde_json::from_str::<Value>(line).ok().filter(Value::is_object));
     Ok(last.unwrap_or(Value::Null))
-}
-
-/// The files that a set's runs read.
-pub(crate) struct Files {
-    pub(crate) train: Fingerprint,
-    pub(crate) held_out: Fingerprint,
-    pub(crate) fit: Fingerprint,
-    pub(crate) validation: Fingerprint,
-}
-
-impl Files {
-    pub(crate) fn of(parts: &Parts) -> Result<Self> {
-        let of = |path: &PathBuf| Fingerprint::of(path);
-        Ok(Self {
-            train: of(&parts.train)?,
-            held_out: of(&parts.held_out)?,
-            fit: of(&parts.fit)?,
-            validation: of(&parts.validation)?,
-        })
-    }
 }

@@ -27,7 +27,14 @@ fn runner(dir: &Path) -> Runner {
     let lora = dir.join("lora");
     fs::write(&lora, STAND_IN).unwrap();
     fs::set_permissions(&lora, fs::Permissions::from_mode(0o755)).unwrap();
-    Runner { lora, threads: None, runs: dir.join("runs"), general: dir.join("general.jsonl"), python: None }
+    Runner {
+        lora,
+        build: "a build".into(),
+        threads: None,
+        runs: dir.join("runs"),
+        general: dir.join("general.jsonl"),
+        python: None,
+    }
 }
 
 fn settings() -> Settings {
@@ -57,6 +64,9 @@ fn a_run_is_found_again_only_when_it_is_whole() {
     let script = fs::read_to_string(home.join("run.sh")).unwrap();
     assert_eq!(script.lines().count(), 5);
     assert!(Command::new("sh").arg(home.join("run.sh")).status().unwrap().success());
+    // Begun anew and killed, what it found before is no longer its own.
+    fs::write(dir.path().join("kill-eval"), "").unwrap();
+    assert!(runner.run(&settings, None).is_err() && runner.found(&settings).is_none());
     // Half a result is none.
     fs::write(home.join("result.json"), "{\"settings\":").unwrap();
     assert!(runner.found(&settings).is_none());

@@ -46,7 +46,7 @@ pub(crate) struct Args {
     /// Generate at most so many tokens an answer, or as many as its reference and one, if that is more; 0: no answers
     #[arg(long, default_value_t = 24)]
     max_tokens: usize,
-    /// Choose among these answers by their scores, too; auto: all that the rows have
+    /// Choose among these answers by their scores, too; auto: all that the rows have; few: the same, if they are no more than 64
     #[arg(long, value_name = "LABELS", value_delimiter = ',')]
     labels: Vec<String>,
     /// Write what came of each row, as JSON lines
@@ -127,8 +127,10 @@ struct Seen {
 
 impl Args {
     fn labels(&self, data: &Dataset) -> Result<Vec<String>> {
-        if self.labels != ["auto"] {
-            return Ok(self.labels.clone());
+        match self.labels.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            ["auto"] => {}
+            ["few"] => return Ok(labels_of(&data.rows, MOST_LABELS).unwrap_or_default()),
+            _ => return Ok(self.labels.clone()),
         }
         let labels = labels_of(&data.rows, MOST_LABELS).ok_or_else(|| {
             Error::data(format!("the rows have more than {MOST_LABELS} different answers"))
