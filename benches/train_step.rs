@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use lora::model::{IGNORE, Keep, Llama, Model, Tokenizer};
 use lora::train::{
-    AdamW, AdamWConfig, Arena, Batch, DataOptions, Dataset, Recorder, Sample, Work, matmul_rate,
+    AdamW, AdamWConfig, Arena, Batch, DataOptions, Dataset, Recorder, Sample, Work, matmul_rate, may_share,
     required_flops,
 };
 use lora::{AdapterConfig, Error, Result};
@@ -179,12 +179,14 @@ fn random(settings: &Settings, vocab: i64, count: usize) -> Vec<Batch> {
     (0..count).map(|_| Batch::new(&samples.iter().collect::<Vec<_>>(), settings.device)).collect()
 }
 
-/// Rows of a data file in its order, `batch` a step.
+/// Rows of a data file in its order, `batch` a step, as the trainer puts them together.
 fn real(settings: &Settings, file: &str, count: usize) -> Result<Vec<Batch>> {
     let tokenizer = Tokenizer::open(Path::new(&settings.model))?;
     let data = Dataset::read(Path::new(file), &tokenizer, DataOptions { max_length: 2048, truncate: true })?;
     let mut rows = data.samples.iter().cycle();
-    let mut batch = || Batch::new(&rows.by_ref().take(settings.batch).collect::<Vec<_>>(), settings.device);
+    let may = may_share(settings.device, false);
+    let mut batch =
+        || Batch::sharing(&rows.by_ref().take(settings.batch).collect::<Vec<_>>(), may, settings.device);
     Ok((0..count).map(|_| batch()).collect())
 }
 

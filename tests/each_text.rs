@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use common::{llama_in, relative};
-use lora::model::{IGNORE, Llama, Model, Texts};
+use lora::model::{IGNORE, Llama, Model, Piece, Texts};
 use lora::tch_ext::cuda::{here, seed};
 use lora::{AdapterConfig, Init, Param, Targets, VARIANTS, attach, each_text, params, recipe};
 use proptest::prelude::*;
@@ -68,7 +68,8 @@ fn together(model: &Llama, texts: &[(Tensor, Tensor)], recompute: usize) -> (Vec
     let sink =
         |t: &Tensor| Tensor::zeros([&[texts.len() as i64], &t.size()[..]].concat(), (t.kind(), t.device()));
     let sinks: Vec<_> = params.iter().map(|p| (&p.tensor, sink(&p.tensor))).collect();
-    let pass = || model.backward(Texts::Packed(&ids, &lengths), &labels, 1.0, recompute).unwrap();
+    let pass =
+        || model.backward(Texts::Packed(&ids, &Piece::texts(&lengths)), &labels, 1.0, recompute).unwrap();
     let (_, done) = each_text(&lengths, &sinks, pass);
     for p in &params {
         let own = taken(p);

@@ -3,7 +3,9 @@
 use lora::model::{Keep, Llama};
 use lora::tch_ext::cuda::here;
 use lora::tch_ext::memory;
-use lora::train::{AdamWConfig, Dataset, Fit, Load, Planner, Sample, Schedule, Setting, TrainConfig, train};
+use lora::train::{
+    AdamWConfig, Dataset, Fit, Load, Planner, Sample, Schedule, Setting, TrainConfig, may_share, train,
+};
 use lora::{AdapterConfig, Recipe};
 use tch::{Device, Kind};
 
@@ -49,7 +51,8 @@ fn both(
     let keep = Keep { storage: recipe.storage(), packed: None, skip: &[] };
     let planner = Planner::new(checkpoint.as_ref(), (keep, kind, here()), (recipe, adapter), 0).unwrap();
     let setting = Setting { planner: 0, recompute: config.recompute, batch_size: 2, accumulate: 1 };
-    let fit = Fit::of(&[planner], setting, &Load::of_data(&data.samples, config)).unwrap();
+    let load = Load::of_data(&data.samples, config, may_share(here(), adapter.lora_dropout > 0.0));
+    let fit = Fit::of(&[planner], setting, &load).unwrap();
     let before = memory::cuda(0).map_or(0, |usage| usage.current);
     // The file's own mapping is no tensor of the allocator's; what is read out of it into another dtype is.
     let mapped = if recipe.is_dense() && kind == Kind::BFloat16 { checkpoint.stored_bytes() } else { 0 };

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use common::{Tensors, llama_in, relative};
-use lora::model::{IGNORE, Llama, Model, Slots, Texts};
+use lora::model::{IGNORE, Llama, Model, Piece, Slots, Texts};
 use lora::tch_ext::changed;
 use lora::tch_ext::cuda::{emulated, here, seed};
 use lora::train::{
@@ -62,7 +62,7 @@ fn what_is_made_again_gives_the_same_gradient() {
     for (variant, kind) in variants.into_iter().chain([("lora", Kind::BFloat16), ("dora", Kind::BFloat16)]) {
         let model = model_in(kind, variant, AdapterConfig::default());
         let (x, labels) = (ids(&model, 30), ids(&model, 30));
-        for texts in [Texts::Packed(&x, &[11, 19]), Texts::Rows(&x)] {
+        for texts in [Texts::Packed(&x, &Piece::texts(&[11, 19])), Texts::Rows(&x)] {
             let want = step(&model, texts, &labels, 0);
             for layers in [1, 2, usize::MAX] {
                 assert_eq!(step(&model, texts, &labels, layers), want, "{variant}, {layers} layers");
@@ -129,7 +129,7 @@ fn packed_texts_are_texts_in_rows() {
         start += n;
     }
     let (rows, row_labels) = (Tensor::cat(&rows, 0), Tensor::cat(&row_labels, 0));
-    let (loss, gradients) = step(&model, Texts::Packed(&x, &lengths), &labels, 0);
+    let (loss, gradients) = step(&model, Texts::Packed(&x, &Piece::texts(&lengths)), &labels, 0);
     let (want, theirs) = step(&model, Texts::Rows(&rows), &row_labels, 0);
     assert!((loss / want - 1.0).abs() < 1e-6, "{loss} {want}");
     for (key, gradient) in &gradients {
@@ -145,7 +145,7 @@ fn kernels_for_cuda_give_the_same_step() {
     for variant in ["lora", "dora+rslora"] {
         let model = model(variant, AdapterConfig::default());
         let (x, labels) = (ids(&model, 30), ids(&model, 30));
-        let texts = Texts::Packed(&x, &[11, 19]);
+        let texts = Texts::Packed(&x, &Piece::texts(&[11, 19]));
         let want = step(&model, texts, &labels, 0);
         let got = tch_ext::cuda::emulated(|| step(&model, texts, &labels, 0));
         assert!((got.0 / want.0 - 1.0).abs() < 1e-6, "{variant}: {} {}", got.0, want.0);
@@ -184,7 +184,7 @@ fn slots_with_room_to_spare_give_the_gradient_of_the_batch() {
             let flat =
                 |of: fn(&Sample) -> &Vec<i64>| part.iter().flat_map(|s| of(s).clone()).collect::<Vec<_>>();
             let lengths: Vec<i64> = part.iter().map(|s| s.ids.len() as i64).collect();
-            slots.fill(&flat(|s| &s.ids), &flat(|s| &s.labels), &lengths, 0.1).unwrap();
+            slots.fill(&flat(|s| &s.ids), &flat(|s| &s.labels), &Piece::texts(&lengths), 0.1).unwrap();
             let pass = || model.gradients(&slots).unwrap().double_value(&[]);
             let loss = if here() == tch::Device::Cpu { emulated(pass) } else { pass() };
             let tolerance = if recordable() == Kind::Float { 1e-5 } else { 3e-2 };
@@ -195,8 +195,47 @@ fn slots_with_room_to_spare_give_the_gradient_of_the_batch() {
                 p.tensor.zero_grad();
             }
         }
-        assert!(slots.fill(&[1; 64], &[IGNORE; 64], &[64], 1.0).is_err(), "a token must be free");
-        assert!(slots.fill(&[1; 9], &[IGNORE; 9], &[8], 1.0).is_err(), "lengths that do not add up");
+        assert!(
+            slots.fill(&[1; 64], &[IGNORE; 64], &Piece::texts(&[64]), 1.0).is_err(),
+            "a token must be free"
+        );
+        assert!(
+            slots.fill(&[1; 9], &[IGNORE; 9], &Piece::texts(&[8]), 1.0).is_err(),
+            "lengths that do not add up"
+        );
+    }
+}
+
+/// Texts that begin alike, read once, give the gradient of texts that are each read whole.
+#[test]
+fn a_shared_beginning_changes_no_gradient() {
+    let _alone = RANDOM.lock();
+    let (long, short): (Vec<i64>, Vec<i64>) = ((3..40).collect(), (40..51).collect());
+    let texts: Vec<Sample> = [(&long, 4), (&short, 9), (&long, 1), (&long, 70), (&short, 2), (&vec![5], 6)]
+        .into_iter()
+        .zip(1..)
+        .map(|((begin, n), line)| {
+            let own: Vec<i64> = (0..n).map(|i| (7 * i + 3 * line as i64) % 50).collect();
+            let labels = begin.iter().map(|_| IGNORE).chain(own.iter().map(|id| (id + 1) % 50)).collect();
+            Sample { ids: [&begin[..], &own].concat(), labels, line }
+        })
+        .collect();
+    let texts: Vec<&Sample> = texts.iter().collect();
+    let (apart, shared) = (Batch::new(&texts, here()), Batch::sharing(&texts, true, here()));
+    assert_eq!(apart.tokens, shared.tokens);
+    assert_eq!((apart.positions(), shared.positions()), (apart.tokens, apart.tokens - 2 * 37 - 11));
+    assert_eq!(apart.supervised, shared.supervised);
+    for variant in ["lora", "dora+rslora", "qlora"] {
+        let model = model_in(Kind::Float, variant, AdapterConfig::default());
+        let want = step(&model, apart.texts(), apart.labels(), 0);
+        for recompute in [0, 2] {
+            let got = step(&model, shared.texts(), shared.labels(), recompute);
+            assert!((got.0 / want.0 - 1.0).abs() < 1e-6, "{variant}: {} {}", got.0, want.0);
+            for (key, gradient) in &got.1 {
+                let error = relative(gradient, &want.1[key]);
+                assert!(error < 1e-5, "{variant}, {key}: {error:e}");
+            }
+        }
     }
 }
 
@@ -281,7 +320,11 @@ fn unknown_tokens_are_refused() {
     }
     assert!(
         model
-            .hidden(Texts::Packed(&Tensor::from_slice(&[1, most]).unsqueeze(0), &[2]), None, Mode::Eval)
+            .hidden(
+                Texts::Packed(&Tensor::from_slice(&[1, most]).unsqueeze(0), &Piece::texts(&[2])),
+                None,
+                Mode::Eval
+            )
             .is_err()
     );
 }

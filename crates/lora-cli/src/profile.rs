@@ -36,12 +36,17 @@ impl Profile {
             let (ms, share) = (1e3 * s.seconds / steps, 100.0 * s.seconds / whole.max(1e-12));
             say!("  {:24} {ms:9.2} ms {share:6.1} %", s.name);
         }
-        let Work { tokens, .. } = outcome.work;
+        let Work { tokens, positions, .. } = outcome.work;
         let best = required_flops(model, &outcome.work) / self.rate;
         say!(
-            "limit     the matrix products that {:.0} tokens need take {:.1} ms at this machine's {:.0} GFLOP/s: \
+            "limit     the matrix products that {:.0} tokens need{} take {:.1} ms at this machine's {:.0} GFLOP/s: \
              {:.2} of the step's time",
             tokens / steps,
+            if positions < tokens {
+                format!(", {:.0} of them begun alike,", (tokens - positions) / steps)
+            } else {
+                String::new()
+            },
             1e3 * best / steps,
             self.rate / 1e9,
             best / outcome.seconds

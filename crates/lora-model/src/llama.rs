@@ -6,12 +6,13 @@ mod recompute;
 
 use lora_core::{Error, Linear, Linears, Mode, Result, project, project_onto};
 use tch::{Device, Kind, Tensor};
-use tch_ext::{Bounds, Region};
+use tch_ext::Region;
 
 use crate::checkpoint::{Checkpoint, Keep, check_skip};
 use crate::config::ModelConfig;
 use crate::model::{Model, Texts};
 use crate::ops::{Angles, Cache, attention, heads, rms_norm, rms_norm_beside, swiglu, tokens};
+use crate::pieces::Packing;
 use crate::rope::Rope;
 use crate::shapes::EMBEDDING;
 use crate::slots::Slots;
@@ -122,7 +123,7 @@ impl Llama {
 /// What all blocks need to know of a pass.
 struct Around {
     angles: Angles,
-    texts: Option<Bounds>,
+    texts: Option<Packing>,
     mode: Mode,
 }
 
@@ -141,14 +142,16 @@ impl Llama {
 
     fn around(&self, texts: Texts<'_>, start: i64, mode: Mode) -> Result<Around> {
         let options = (Kind::Float, self.device());
-        let (longest, positions) = match texts {
+        let (longest, positions, texts) = match texts {
             Texts::Rows(ids) => {
                 let n = start + ids.size2()?.1;
-                (n, Tensor::arange_start(start, n, options))
+                (n, Tensor::arange_start(start, n, options), None)
             }
-            Texts::Packed(_, lengths) => {
-                let each: Vec<_> = lengths.iter().map(|&n| Tensor::arange(n, options)).collect();
-                (lengths.iter().copied().max().unwrap_or(0), Tensor::cat(&each, 0))
+            Texts::Packed(_, pieces) => {
+                let ranges =
+                    || Packing::starts(pieces).zip(pieces).map(|(start, piece)| (start, start + piece.len));
+                let each: Vec<_> = ranges().map(|(a, b)| Tensor::arange_start(a, b, options)).collect();
+                (ranges().map(|r| r.1).max().unwrap_or(0), Tensor::cat(&each, 0), Some(Packing::of(pieces)?))
             }
         };
         if longest > self.config.max_positions {
@@ -156,7 +159,6 @@ impl Llama {
             return Err(Error::data(format!("{longest} tokens do not fit the model's context of {most}"))
                 .hint("shorten the text"));
         }
-        let texts = texts.lengths().map(Bounds::of);
         Ok(Around { angles: self.rope.angles(&positions, self.kind()), texts, mode })
     }
 }

@@ -6,6 +6,7 @@ use tch::{Device, Kind, Tensor};
 use crate::config::ModelConfig;
 use crate::ops::Cache;
 use crate::ops::{cross_entropy, wide};
+use crate::pieces::Piece;
 use crate::slots::Slots;
 
 /// Token ids, i64, as a model reads them.
@@ -14,9 +15,9 @@ pub enum Texts<'a> {
     /// `[B, T]`, a text a row. Unequal lengths are padded on the right: causal attention keeps what comes before a
     /// padding free of it.
     Rows(&'a Tensor),
-    /// `[1, N]`, texts of these lengths one behind another: positions begin anew with each, none sees another, and
-    /// nothing is spent on padding.
-    Packed(&'a Tensor, &'a [i64]),
+    /// `[1, N]`, these pieces one behind another: none sees another but what it goes on from, and nothing is spent on
+    /// padding.
+    Packed(&'a Tensor, &'a [Piece]),
 }
 
 impl<'a> Texts<'a> {
@@ -24,14 +25,6 @@ impl<'a> Texts<'a> {
     pub fn ids(self) -> &'a Tensor {
         match self {
             Self::Rows(ids) | Self::Packed(ids, _) => ids,
-        }
-    }
-
-    /// The lengths of packed texts.
-    pub fn lengths(self) -> Option<&'a [i64]> {
-        match self {
-            Self::Rows(_) => None,
-            Self::Packed(_, lengths) => Some(lengths),
         }
     }
 }

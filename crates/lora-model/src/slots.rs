@@ -5,6 +5,7 @@ use tch::{Device, Kind, Tensor};
 use tch_ext::Bounds;
 
 use crate::ops::IGNORE;
+use crate::pieces::{Packing, Piece};
 
 /// Room on a device for packed texts, what of them is learnt, and a factor of the loss: filled anew for each batch, so
 /// that what a device is told of one batch serves the next ([`tch_ext::cuda::Graph`]). What a batch leaves free is one
@@ -47,14 +48,16 @@ impl Slots {
         tokens < self.tokens && texts <= self.texts && supervised <= self.supervised
     }
 
-    /// Puts texts of these `lengths` in, their `ids` and `labels` ([`IGNORE`]: not learnt) one behind another.
+    /// Puts these texts in, their `ids` and `labels` ([`IGNORE`]: not learnt) one behind another.
     ///
     /// # Errors
-    /// [`Error::usage`] if they do not fit, or in themselves.
-    pub fn fill(&mut self, ids: &[i64], labels: &[i64], lengths: &[i64], scale: f64) -> Result<()> {
+    /// [`Error::usage`] if they do not fit, or in themselves, or if one goes on from another.
+    pub fn fill(&mut self, ids: &[i64], labels: &[i64], texts: &[Piece], scale: f64) -> Result<()> {
+        let lengths: Vec<i64> = texts.iter().map(|text| text.len).collect();
         let learnt: Vec<usize> = (0..labels.len()).filter(|&i| labels[i] != IGNORE).collect();
         let sum: i64 = lengths.iter().sum();
-        let whole = labels.len() == ids.len() && sum == ids.len() as i64;
+        let apart = texts.iter().all(|text| text.behind.is_none());
+        let whole = apart && labels.len() == ids.len() && sum == ids.len() as i64;
         if !whole || !self.hold(ids.len(), lengths.len(), learnt.len()) {
             return Err(Error::usage("these texts do not fit the slots"));
         }
@@ -73,7 +76,7 @@ impl Slots {
         ];
         self.numbers.copy_(&Tensor::from_slice(&numbers.concat()));
         let _ = self.scale.fill_(scale);
-        self.lengths = [lengths, &[free as i64]].concat();
+        self.lengths = [&lengths[..], &[free as i64]].concat();
         Ok(())
     }
 
@@ -94,12 +97,12 @@ impl Slots {
     }
 
     /// On a CUDA device it is the device that knows them.
-    pub(crate) fn bounds(&self) -> Bounds {
+    pub(crate) fn packing(&self) -> Result<Packing> {
         if self.numbers.device() == Device::Cpu {
-            return Bounds::of(&self.lengths);
+            return Packing::of(&Piece::texts(&self.lengths));
         }
         let bounds = self.part(2 * (self.tokens + self.supervised), self.texts + 2);
-        Bounds::held(bounds.to_kind(Kind::Int), self.tokens as i64)
+        Ok(Packing::held(Bounds::held(bounds.to_kind(Kind::Int), self.tokens as i64)))
     }
 
     /// f64, a scalar.
@@ -121,7 +124,7 @@ mod tests {
         let mut slots = Slots::new(8, 3, 4, Device::Cpu);
         for _ in 0..2 {
             let labels = [IGNORE, 11, IGNORE, IGNORE, 14];
-            slots.fill(&[5, 6, 7, 8, 9], &labels, &[2, 3], 0.5).unwrap();
+            slots.fill(&[5, 6, 7, 8, 9], &labels, &Piece::texts(&[2, 3]), 0.5).unwrap();
             let numbers = |t: &Tensor| Vec::<i64>::try_from(t.to_kind(Kind::Int64).reshape(-1)).unwrap();
             assert_eq!(numbers(&slots.ids()), [5, 6, 7, 8, 9, 0, 0, 0]);
             assert_eq!(numbers(&slots.positions()), [0, 1, 0, 1, 2, 0, 0, 0]);
@@ -132,7 +135,9 @@ mod tests {
             assert_eq!(numbers(&slots.part(24, 5)), [0, 2, 5, 5, 8]);
             assert_eq!(slots.scale().double_value(&[]), 0.5);
             // What is there may be anything.
-            slots.fill(&[1; 7], &[1, 1, 1, 1, IGNORE, IGNORE, IGNORE], &[3, 2, 2], 1.0).unwrap();
+            slots
+                .fill(&[1; 7], &[1, 1, 1, 1, IGNORE, IGNORE, IGNORE], &Piece::texts(&[3, 2, 2]), 1.0)
+                .unwrap();
         }
     }
 }

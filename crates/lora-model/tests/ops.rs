@@ -1,10 +1,10 @@
 //! The functions with a backward of their own, against their definitions: values, and gradients by differences.
 
 use lora_core::{Linear, Mode};
-use lora_model::{IGNORE, attention, cross_entropy, rms_norm, swiglu};
+use lora_model::{IGNORE, Packing, Piece, attention, cross_entropy, rms_norm, swiglu};
 use tch::{Device, Kind, Reduction, Tensor};
+use tch_ext::check_gradients;
 use tch_ext::cuda::{here, seed};
-use tch_ext::{Bounds, check_gradients};
 
 /// On this machine's processor, and by the kernels for CUDA.
 fn both(test: impl Fn()) {
@@ -162,7 +162,13 @@ fn packed_texts_do_not_see_each_other() {
             let leaf = |heads| random(&[1, heads, n, 16]).to_kind(kind).set_requires_grad(true);
             let ours = [leaf(4), leaf(2), leaf(2)];
             let exact = ours.each_ref().map(|x| x.detach().to_kind(Kind::Double).set_requires_grad(true));
-            let got = attention(&ours[0], &ours[1], &ours[2], window, Some(&Bounds::of(texts)));
+            let got = attention(
+                &ours[0],
+                &ours[1],
+                &ours[2],
+                window,
+                Some(&Packing::of(&Piece::texts(texts)).unwrap()),
+            );
             let mut start = 0;
             let each = texts.iter().map(|&n| {
                 let [q, k, v] = exact.each_ref().map(|x| x.narrow(2, start, n));
@@ -188,6 +194,65 @@ fn packed_texts_do_not_see_each_other() {
                 assert!(error < tolerance, "{texts:?}, window {window:?}, {kind:?}, {i}: {error:e}");
             }
         }
+    }
+}
+
+/// A text behind a shared beginning is as if it had that beginning to itself, and the beginning gets the gradients of all.
+#[test]
+fn texts_behind_a_beginning_are_as_if_it_were_theirs() {
+    seed(9);
+    let alone = |len| Piece { len, behind: None };
+    let behind = |at, len| Piece { len, behind: Some(at) };
+    for (pieces, window) in [
+        (vec![alone(9), behind(0, 3), behind(0, 5)], None),
+        (vec![alone(70), behind(0, 3), behind(0, 130), behind(0, 1)], None),
+        (
+            vec![alone(10), alone(64), behind(1, 20), alone(7), behind(0, 5), behind(0, 66), behind(1, 40)],
+            None,
+        ),
+        (vec![alone(40), behind(0, 90), alone(33), behind(2, 8), behind(0, 20)], Some(17)),
+        (vec![alone(100), behind(0, 3)], Some(2)),
+    ] {
+        let starts: Vec<i64> =
+            pieces.iter().scan(0, |next, piece| Some(std::mem::replace(next, *next + piece.len))).collect();
+        for kind in [Kind::Double, Kind::Float, Kind::BFloat16] {
+            let n = pieces.iter().map(|piece| piece.len).sum();
+            let leaf = |heads| random(&[1, heads, n, 16]).to_kind(kind).set_requires_grad(true);
+            let ours = [leaf(4), leaf(2), leaf(2)];
+            let exact = ours.each_ref().map(|x| x.detach().to_kind(Kind::Double).set_requires_grad(true));
+            let packing = Packing::of(&pieces).unwrap();
+            let got = attention(&ours[0], &ours[1], &ours[2], window, Some(&packing));
+            let each = pieces.iter().zip(&starts).map(|(piece, &start)| {
+                let own = |x: &Tensor| x.narrow(2, start, piece.len);
+                let seen = |x: &Tensor| match piece.behind {
+                    Some(at) => Tensor::cat(&[x.narrow(2, starts[at], pieces[at].len), own(x)], 2),
+                    None => own(x),
+                };
+                attention_defined(&own(&exact[0]), &seen(&exact[1]), &seen(&exact[2]), window)
+            });
+            let want = Tensor::cat(&each.collect::<Vec<_>>(), 2);
+            let weights = random(&got.size()).to_kind(kind);
+            (&got * &weights).sum(Kind::Double).backward();
+            (&want * weights.to_kind(Kind::Double)).sum(Kind::Double).backward();
+            let tolerance = match kind {
+                Kind::BFloat16 => 2e-2,
+                Kind::Float if here() != Device::Cpu => 3e-6,
+                Kind::Float => 2e-6,
+                _ => 1e-10,
+            };
+            let pairs = ours.iter().zip(&exact).map(|(a, b)| (a.grad(), b.grad())).chain([(got, want)]);
+            for (i, (a, b)) in pairs.enumerate() {
+                let error = ((a.to_kind(Kind::Double) - &b).norm() / b.norm()).double_value(&[]);
+                assert!(error < tolerance, "{pieces:?}, window {window:?}, {kind:?}, {i}: {error:e}");
+            }
+        }
+    }
+    for bad in [
+        vec![behind(0, 3)],
+        vec![alone(3), behind(2, 1), alone(1)],
+        vec![alone(2), behind(0, 2), behind(1, 2)],
+    ] {
+        assert!(Packing::of(&bad).is_err(), "{bad:?}");
     }
 }
 

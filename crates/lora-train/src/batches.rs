@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 
 use lora_core::Result;
-use lora_model::{Slots, Texts};
+use lora_model::{IGNORE, Piece, Slots, Texts};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -11,31 +11,56 @@ use tch::{Device, Tensor};
 
 use crate::data::Sample;
 use crate::limit::Work;
+use crate::sharing::{Shared, shared};
 
-/// Samples, one behind another in one row: nothing is spent on padding.
+/// Samples, one behind another in one row: nothing is spent on padding. What some of them begin with may stand in front of
+/// all, once.
 #[derive(Debug)]
 pub struct Batch {
     /// Ids, and labels.
     numbers: [Vec<i64>; 2],
-    lengths: Vec<i64>,
+    pieces: Vec<Piece>,
     device: Device,
     /// The same `[1, N]` on the device, once asked for.
     sent: [OnceCell<Tensor>; 2],
     /// Labels that count.
     pub supervised: usize,
-    /// Positions in all.
+    /// Tokens of the samples.
     pub tokens: usize,
     /// Lines of the data file.
     pub lines: Vec<usize>,
 }
 
 impl Batch {
-    /// Puts `samples` together.
+    /// Puts `samples` together, each by itself.
     pub fn new(samples: &[&Sample], device: Device) -> Self {
-        let row = |pick: fn(&Sample) -> &Vec<i64>| samples.iter().flat_map(|s| pick(s)).copied().collect();
+        Self::of(samples, &[], device)
+    }
+
+    /// Puts `samples` together; what several begin with and none learns is there once, if it `may` be.
+    pub fn sharing(samples: &[&Sample], may: bool, device: Device) -> Self {
+        let groups = if may { shared(samples) } else { Vec::new() };
+        Self::of(samples, &groups, device)
+    }
+
+    fn of(samples: &[&Sample], groups: &[Shared], device: Device) -> Self {
+        let mut numbers = [Vec::new(), Vec::new()];
+        let mut begun = vec![(None, 0); samples.len()];
+        let mut pieces = Vec::new();
+        for (at, group) in groups.iter().enumerate() {
+            numbers[0].extend(group.texts.first().iter().flat_map(|&&i| &samples[i].ids[..group.tokens]));
+            numbers[1].resize(numbers[0].len(), IGNORE);
+            pieces.push(Piece { len: group.tokens as i64, behind: None });
+            group.texts.iter().for_each(|&i| begun[i] = (Some(at), group.tokens));
+        }
+        for (sample, (behind, from)) in samples.iter().zip(begun) {
+            numbers[0].extend(&sample.ids[from..]);
+            numbers[1].extend(&sample.labels[from..]);
+            pieces.push(Piece { len: (sample.ids.len() - from) as i64, behind });
+        }
         Self {
-            numbers: [row(|s| &s.ids), row(|s| &s.labels)],
-            lengths: samples.iter().map(|s| s.ids.len() as i64).collect(),
+            numbers,
+            pieces,
             device,
             sent: Default::default(),
             supervised: samples.iter().map(|s| s.supervised()).sum(),
@@ -46,16 +71,18 @@ impl Batch {
 
     /// What there is to do.
     pub fn work(&self) -> Work {
+        let square = |piece: &Piece| (piece.len * (piece.len + 2 * self.lead(piece))) as f64;
         Work {
             tokens: self.tokens as f64,
+            positions: self.positions() as f64,
             supervised: self.supervised as f64,
-            squares: self.lengths.iter().map(|&n| (n * n) as f64).sum(),
+            squares: self.pieces.iter().map(square).sum(),
         }
     }
 
     /// What the model reads.
     pub fn texts(&self) -> Texts<'_> {
-        Texts::Packed(self.sent(0), &self.lengths)
+        Texts::Packed(self.sent(0), &self.pieces)
     }
 
     /// `[1, N]` i64, [`lora_model::IGNORE`] where nothing is learnt.
@@ -63,14 +90,24 @@ impl Batch {
         self.sent(1)
     }
 
+    /// Positions that are computed: what texts share counts once.
+    pub fn positions(&self) -> usize {
+        self.numbers[0].len()
+    }
+
+    /// Tokens in front of a piece's own.
+    fn lead(&self, piece: &Piece) -> i64 {
+        piece.behind.map_or(0, |at| self.pieces[at].len)
+    }
+
     /// The longest of its texts.
     pub(crate) fn longest(&self) -> i64 {
-        self.lengths.iter().copied().max().unwrap_or(0)
+        self.pieces.iter().map(|piece| self.lead(piece) + piece.len).max().unwrap_or(0)
     }
 
     /// Whether there is room for it.
     pub(crate) fn fits(&self, slots: &Slots) -> bool {
-        slots.hold(self.tokens, self.lengths.len(), self.supervised)
+        slots.hold(self.positions(), self.pieces.len(), self.supervised)
     }
 
     /// Puts it into slots that it fits, with this factor of its loss.
@@ -79,13 +116,13 @@ impl Batch {
     /// It does not fit.
     pub(crate) fn put(&self, slots: &mut Slots, scale: f64) -> Result<()> {
         let [ids, labels] = &self.numbers;
-        slots.fill(ids, labels, &self.lengths, scale)
+        slots.fill(ids, labels, &self.pieces, scale)
     }
 
     /// Slots for it, and for others like it that are somewhat larger.
     pub(crate) fn slots(&self) -> Slots {
         let room = |n: usize, step: usize| (n + n / 8 + 1).next_multiple_of(step);
-        let sizes = (room(self.tokens, 64), self.lengths.len(), room(self.supervised, 16));
+        let sizes = (room(self.positions(), 64), self.pieces.len(), room(self.supervised, 16));
         Slots::new(sizes.0, sizes.1, sizes.2, self.device)
     }
 

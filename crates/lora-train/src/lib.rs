@@ -13,6 +13,7 @@ mod private;
 mod recorder;
 mod rows;
 mod schedule;
+mod sharing;
 mod trainer;
 
 pub use arena::{Arena, Norms};
@@ -29,4 +30,5 @@ pub use private::{fingerprint, no_dropout, train_privately};
 pub use recorder::Recorder;
 pub use rows::{Row, read_rows};
 pub use schedule::Schedule;
+pub use sharing::may_share;
 pub use trainer::{Event, Outcome, StepReport, TrainConfig, train};

@@ -11,17 +11,33 @@ use tch_ext::{Product, Sum, gemm};
 /// What a step has to work on.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Work {
-    /// Tokens, padding not counted.
+    /// Tokens of the texts.
     pub tokens: f64,
+    /// Positions that are computed: what texts of a pass begin with alike counts once.
+    pub positions: f64,
     /// Of them supervised.
     pub supervised: f64,
-    /// The squares of the texts' lengths, summed.
+    /// The squares of the texts' lengths, summed; of a text behind a beginning, what it adds to that one's.
     pub squares: f64,
+}
+
+impl Work {
+    /// A part of it, one of `n`.
+    pub(crate) fn over(self, n: f64) -> Self {
+        let Self { tokens, positions, supervised, squares } = self;
+        Self {
+            tokens: tokens / n,
+            positions: positions / n,
+            supervised: supervised / n,
+            squares: squares / n,
+        }
+    }
 }
 
 impl AddAssign for Work {
     fn add_assign(&mut self, other: Self) {
         self.tokens += other.tokens;
+        self.positions += other.positions;
         self.supervised += other.supervised;
         self.squares += other.squares;
     }
@@ -35,7 +51,7 @@ pub fn required_flops(model: &dyn Model, work: &Work) -> f64 {
     let head = model.output_head();
     let linears = model.linears().into_iter().map(|(name, layer)| {
         let (out, inp) = layer.base().shape();
-        let tokens = if Some(name.as_str()) == head { work.supervised } else { work.tokens };
+        let tokens = if Some(name.as_str()) == head { work.supervised } else { work.positions };
         4.0 * (out * inp) as f64 * tokens
     });
     let width = (config.layers * config.heads * config.head_dim) as f64;

@@ -16,6 +16,7 @@ use crate::limit::Work;
 use crate::optim::{AdamW, AdamWConfig};
 use crate::recorder::Recorder;
 use crate::schedule::Schedule;
+use crate::sharing::{drops_out, may_share};
 
 static DATA: Region = Region::new("data");
 
@@ -92,7 +93,7 @@ pub struct StepReport {
     pub grad_norms: Vec<f64>,
     /// The rate of this step.
     pub lr: f64,
-    /// Tokens read, padding not counted.
+    /// Tokens of the texts, padding not counted.
     pub tokens: usize,
     /// Of them supervised.
     pub supervised: usize,
@@ -126,7 +127,7 @@ pub struct Outcome {
     pub last_loss: f64,
     /// Last held-out loss.
     pub eval_loss: Option<f64>,
-    /// Tokens read.
+    /// Tokens of the texts.
     pub tokens: usize,
     /// Wall time of the steps.
     pub seconds: f64,
@@ -155,7 +156,8 @@ pub fn train(
     [Some(data), held_out].into_iter().flatten().try_for_each(|d| d.check(model.config().vocab_size))?;
     let batches = Batches::new(&data.samples, config.batch_size, config.seed);
     let recorder = Recorder::new(model, config.record);
-    let mut source = Shuffled { model, data, batches, config, recorder };
+    let share = may_share(model.device(), drops_out(model));
+    let mut source = Shuffled { model, data, batches, config, recorder, share };
     let outcome = run(&mut source, model, params, held_out, config, each)?;
     Ok(Outcome { replayed: source.recorder.replayed(), ..outcome })
 }
@@ -255,6 +257,8 @@ struct Shuffled<'a> {
     batches: Batches<'a>,
     config: &'a TrainConfig,
     recorder: Recorder,
+    /// Whether texts that begin alike share that.
+    share: bool,
 }
 
 impl Source for Shuffled<'_> {
@@ -270,7 +274,7 @@ impl Source for Shuffled<'_> {
         let batches: Vec<_> = {
             let _inside = DATA.enter();
             let step = self.batches.next_step(self.config.accumulate);
-            step.iter().map(|samples| Batch::new(samples, self.model.device())).collect()
+            step.iter().map(|samples| Batch::sharing(samples, self.share, self.model.device())).collect()
         };
         let mut work = Work::default();
         batches.iter().for_each(|batch| work += batch.work());

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use lora::Error;
 use lora::model::StepSize;
-use lora::train::{Fit, Load, Plan, Planner, Setting, TrainConfig};
+use lora::train::{Fit, Load, Plan, Planner, Setting, TrainConfig, may_share};
 
 use super::say;
 use crate::open::ModelArgs;
@@ -64,9 +64,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // The one that is asked for comes first.
     ways.sort_by_key(|way| way.name != asked.name);
     let planners = planning::planners(&ways, checkpoint.as_ref(), &args.model, &config, (device, program))?;
+    let share = may_share(device, config.lora_dropout > 0.0);
     let load = data
         .as_ref()
-        .map_or_else(|| Load::even(length, &training), |data| Load::of_data(&data.samples, &training));
+        .map_or_else(|| Load::even(length, &training), |data| Load::of_data(&data.samples, &training, share));
     let limit = planning::limit(args.memory, device, program)?;
     let fit = Fit::of(&planners, planning::setting(0, &training), &load);
     let fit = fit.ok_or_else(|| Error::internal("no plan for this setting"))?;

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use lora::model::Keep;
-use lora::train::{Batches, Dataset, Event, Fit, Load, Outcome, Setting, TrainConfig};
+use lora::train::{Batches, Dataset, Event, Fit, Load, Outcome, Setting, TrainConfig, may_share};
 use lora::{AdapterConfig, Error, OutputFolder, Recipe, VARIANTS};
 
 use super::say;
@@ -128,7 +128,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let load = match &promise {
             // What is chosen is told with the adapter: not by the rows' lengths.
             Some(_) if args.auto => Load::even(args.training.step.text.longest(context) as i64, &training),
-            _ => Load::of_data(&data.samples, &training),
+            _ => {
+                let share = promise.is_none() && may_share(device, config.lora_dropout > 0.0);
+                Load::of_data(&data.samples, &training, share)
+            }
         };
         let limit = planning::limit(args.memory, device, program);
         let limit = if args.auto { Some(limit?) } else { limit.ok() };

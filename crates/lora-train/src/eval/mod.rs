@@ -13,6 +13,7 @@ pub use labels::{label_scores, labels_of, reference};
 use crate::batches::Batch;
 use crate::data::{Dataset, template};
 use crate::rows::Row;
+use crate::sharing::may_share;
 
 /// The figures of an evaluation.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -54,7 +55,8 @@ pub fn mean_loss(model: &dyn Model, data: &Dataset, batch_size: usize) -> Result
     let _guard = tch::no_grad_guard();
     let (mut sum, mut count) = (0.0, 0);
     for samples in data.samples.chunks(batch_size.max(1)) {
-        let batch = Batch::new(&samples.iter().collect::<Vec<_>>(), model.device());
+        let samples: Vec<_> = samples.iter().collect();
+        let batch = Batch::sharing(&samples, may_share(model.device(), false), model.device());
         let (loss, n) = model.loss(batch.texts(), batch.labels(), Mode::Eval)?;
         sum += loss.double_value(&[]);
         count += n;

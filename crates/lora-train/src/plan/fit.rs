@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use lora_model::StepSize;
+use tch::Device;
 
 use super::{Plan, Planner};
-use crate::batches::Batches;
+use crate::batches::{Batch, Batches};
 use crate::data::Sample;
 use crate::limit::Work;
 use crate::trainer::TrainConfig;
@@ -37,46 +38,44 @@ pub struct Fit {
 /// The batches of a run.
 #[derive(Debug, Clone)]
 pub struct Load {
-    /// The largest pass, by the texts in it: every number of them that divides a step's into passes of equal size.
-    passes: BTreeMap<usize, StepSize>,
-    /// All passes of one step.
-    work: Work,
+    /// By the texts in a pass: every number of them that divides a step's into passes of equal size.
+    passes: BTreeMap<usize, Passes>,
     batch_size: usize,
     accumulate: usize,
 }
 
+#[derive(Debug, Clone, Copy)]
+struct Passes {
+    largest: StepSize,
+    /// All passes of a step.
+    work: Work,
+}
+
 impl Load {
-    /// Those that training with `config` on `samples` will draw.
-    pub fn of_data(samples: &[Sample], config: &TrainConfig) -> Self {
+    /// Those that training with `config` on `samples` will draw, which share what they begin with if they `may`.
+    pub fn of_data(samples: &[Sample], config: &TrainConfig, may: bool) -> Self {
         let (steps, epoch) = (config.steps(samples.len()), config.steps_an_epoch(samples.len()).max(1));
         let pass = |size: usize| {
             let (of_epoch, of_step) =
                 (samples.len().div_ceil(size), config.accumulate * config.batch_size / size);
             let rest = (steps % epoch) * of_step as u64;
             let count = steps / epoch * of_epoch as u64 + rest.min(of_epoch as u64);
-            (size, largest(samples, size, config.seed, count))
+            (size, drawn((samples, size), config.seed, (count, steps), may))
         };
-        let share = (config.batch_size * config.accumulate) as f64 / samples.len().max(1) as f64;
-        let sum = |of: fn(&Sample) -> usize| share * samples.iter().map(of).sum::<usize>() as f64;
-        let work = Work {
-            tokens: sum(|s| s.ids.len()),
-            supervised: sum(Sample::supervised),
-            squares: sum(|s| s.ids.len().pow(2)),
-        };
-        Self::new(divisors(config.batch_size).map(pass).collect(), work, config)
+        Self::new(divisors(config.batch_size).map(pass).collect(), config)
     }
 
     /// Texts of `length` tokens, all of them supervised.
     pub fn even(length: i64, config: &TrainConfig) -> Self {
         let texts = (config.batch_size * config.accumulate) as f64;
         let tokens = texts * length as f64;
-        let work = Work { tokens, supervised: tokens, squares: tokens * length as f64 };
-        let pass = |n: usize| (n, StepSize::of(n as i64 * length));
-        Self::new(divisors(config.batch_size).map(pass).collect(), work, config)
+        let work = Work { tokens, positions: tokens, supervised: tokens, squares: tokens * length as f64 };
+        let pass = |n: usize| (n, Passes { largest: StepSize::of(n as i64 * length), work });
+        Self::new(divisors(config.batch_size).map(pass).collect(), config)
     }
 
-    fn new(passes: BTreeMap<usize, StepSize>, work: Work, config: &TrainConfig) -> Self {
-        Self { passes, work, batch_size: config.batch_size, accumulate: config.accumulate }
+    fn new(passes: BTreeMap<usize, Passes>, config: &TrainConfig) -> Self {
+        Self { passes, batch_size: config.batch_size, accumulate: config.accumulate }
     }
 }
 
@@ -84,24 +83,29 @@ fn divisors(n: usize) -> impl Iterator<Item = usize> {
     (1..=n).filter(move |d| n.is_multiple_of(*d))
 }
 
-/// The largest of the first `count` batches: the most tokens in one, and the most supervised ones.
-fn largest(samples: &[Sample], size: usize, seed: u64, count: u64) -> StepSize {
+/// The first `count` batches, which are those of so many steps: the most positions in one, and the most supervised ones;
+/// and what a step comes to.
+fn drawn((samples, size): (&[Sample], usize), seed: u64, (count, steps): (u64, u64), may: bool) -> Passes {
     let mut batches = Batches::new(samples, size, seed);
     let (mut tokens, mut supervised) = (1, 0);
+    let mut work = Work::default();
     for _ in 0..count {
-        let batch = batches.next_samples();
-        tokens = tokens.max(batch.iter().map(|s| s.ids.len()).sum());
-        supervised = supervised.max(batch.iter().map(|s| s.supervised()).sum());
+        let batch = Batch::sharing(&batches.next_samples(), may, Device::Cpu);
+        tokens = tokens.max(batch.positions());
+        supervised = supervised.max(batch.supervised);
+        work += batch.work();
     }
-    StepSize { tokens: tokens as i64, supervised: supervised as i64, recompute: 0 }
+    let largest = StepSize { tokens: tokens as i64, supervised: supervised as i64, recompute: 0 };
+    Passes { largest, work: work.over(steps.max(1) as f64) }
 }
 
 impl Fit {
     /// One setting; `None` if the load is not divided so, or there is no such planner.
     pub fn of(planners: &[Planner], setting: Setting, load: &Load) -> Option<Self> {
         let planner = planners.get(setting.planner)?;
-        let step = StepSize { recompute: setting.recompute, ..*load.passes.get(&setting.batch_size)? };
-        let effort = planner.effort(load.work, setting.accumulate as f64, setting.recompute);
+        let passes = load.passes.get(&setting.batch_size)?;
+        let step = StepSize { recompute: setting.recompute, ..passes.largest };
+        let effort = planner.effort(passes.work, setting.accumulate as f64, setting.recompute);
         Some(Self { setting, plan: planner.plan(step), effort })
     }
 

@@ -147,7 +147,7 @@ impl Planner {
         let width = (self.config.layers * self.config.heads * self.config.head_dim) as f64;
         let (mut products, mut moved) = (0.0, 0.0);
         for l in blocks {
-            products += (4.0 + 2.0 * share) * numbers(l) * work.tokens;
+            products += (4.0 + 2.0 * share) * numbers(l) * work.positions;
             moved += (2.0 + share) * numbers(l) * if l.packed { UNPACK } else { LAY_OUT };
         }
         products += head.iter().map(|l| 4.0 * numbers(l) * work.supervised).sum::<f64>();

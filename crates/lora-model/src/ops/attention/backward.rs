@@ -6,19 +6,20 @@ use tch_ext::number::{Number, read, write};
 use tch_ext::{Panels, Rows, Small, View, parallel_rows, transpose};
 
 use super::blocks::{Blocks, Packed, score};
-use super::layout::{BLOCK, Layout, Range, Text, Units};
+use super::layout::{BLOCK, Layout, Range, Run, Text, Units};
 use super::rows::{add, gradients, inner, probabilities, store};
 
 pub(super) fn backward<T: Number<Wide = f32> + Small>(node: &Blocks, dy: &Tensor) -> [Tensor; 3] {
     let s = &node.layout;
     let mut dq = node.q.empty_like();
-    // Of each text of each query head: dKᵀ and dVᵀ [dim, keys], summed in f32. All keys are written, if queries see
-    // them all.
+    // Of each text of each query head: dKᵀ and dVᵀ [dim, keys], summed in f32. All keys are written, if each has a
+    // query, which sees it.
     let (dq_bounds, sums_bounds) =
         (s.bounds(|text| text.queries * s.dim), s.bounds(|text| s.dim * padded(text)));
     let size = [sums_bounds.last().map_or(0, |&n| n as i64)];
     let options = (Kind::Float, Device::Cpu);
-    let wide = || if s.t == s.s { Tensor::empty(size, options) } else { Tensor::zeros(size, options) };
+    let whole = s.texts.iter().all(|text| text.keys() == text.queries);
+    let wide = || if whole { Tensor::empty(size, options) } else { Tensor::zeros(size, options) };
     let (mut dkt, mut dvt) = (wide(), wide());
     let (q, k, v, y) = (read::<T>(&node.q), read::<T>(&node.k), read::<T>(&node.v), read::<T>(&node.y));
     let (dy, lse) = (read::<T>(dy), read::<f32>(&node.lse));
@@ -31,10 +32,7 @@ pub(super) fn backward<T: Number<Wide = f32> + Small>(node: &Blocks, dy: &Tensor
         let (mut buffers, mut packed) = (Buffers::new(s.dim), Packed::<Keys<T>>::default());
         for (i, (dq, (dkt, dvt))) in dq.each().zip(dkt.each().zip(dvt.each())).enumerate() {
             let (row, text) = ((first + i) / s.texts.len(), (first + i) % s.texts.len());
-            let keys = packed.of(s, row, text, |keys, theirs| {
-                let n = theirs.len() / s.dim;
-                let (k, v) =
-                    (View::new(&k[theirs.clone()], n, s.dim, s.dim), View::new(&v[theirs], n, s.dim, s.dim));
+            let keys = packed.of(s, row, text, (k, v), |keys, k, v| {
                 keys.turned.pack_transposed(k);
                 keys.values_turned.pack_transposed(v);
                 keys.plain.pack(k);
@@ -54,7 +52,7 @@ pub(super) fn backward<T: Number<Wide = f32> + Small>(node: &Blocks, dy: &Tensor
 }
 
 fn padded(text: &Text) -> usize {
-    text.keys.next_multiple_of(BLOCK)
+    text.keys().next_multiple_of(BLOCK)
 }
 
 /// A text's keys and values, as the products want them.
@@ -166,10 +164,14 @@ fn gathered<T: Number<Wide = f32>>(node: &Blocks, sums: &Tensor, bounds: &[usize
     let mut out = node.k.empty_like();
     let sums = read::<f32>(sums);
     let (count, key_rows) = (s.texts.len(), s.rows / s.group);
+    // What is shared lies in front of this.
+    let leads = s.texts.iter().map(|text| text.lead.start + text.lead.len).max().unwrap_or(0);
     parallel_rows(Rows { data: write::<T>(&mut out), width: s.s * s.dim }, key_rows, 1, |first, _, out| {
-        let (mut total, mut turned) = (Vec::new(), Vec::new());
+        let (mut total, mut turned, mut shared) = (Vec::new(), Vec::new(), vec![0f32; leads * s.dim]);
         for (i, out) in out.data.chunks_exact_mut(s.s * s.dim).enumerate() {
-            for (j, text) in s.texts.iter().enumerate() {
+            shared.fill(0.0);
+            // From the last, so that what texts share comes when all that go on from it have been.
+            for (j, text) in s.texts.iter().enumerate().rev() {
                 // Key heads and query heads lie in one order over batch and heads.
                 let unit = |head: usize| {
                     let unit = ((first + i) * s.group + head) * count + j;
@@ -180,7 +182,13 @@ fn gathered<T: Number<Wide = f32>>(node: &Blocks, sums: &Tensor, bounds: &[usize
                 (1..s.group).for_each(|head| add(&mut total, unit(head)));
                 turned.resize(total.len(), 0.0);
                 transpose(View::new(&total, s.dim, padded(text), padded(text)), &mut turned, s.dim);
-                store(&mut out[text.key * s.dim..(text.key + text.keys) * s.dim], &turned);
+                let place = |run: Run| run.start * s.dim..(run.start + run.len) * s.dim;
+                let (lead, own) = turned.split_at_mut(text.lead.len * s.dim);
+                add(&mut shared[place(text.lead)], lead);
+                if text.own.start < leads {
+                    add(own, &shared[place(text.own)]);
+                }
+                store(&mut out[place(text.own)], own);
             }
         }
     });

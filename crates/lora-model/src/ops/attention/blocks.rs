@@ -73,10 +73,9 @@ fn forward<T: Number<Wide = f32> + Small>(
         let (mut scores, mut p, mut sums) = (Vec::new(), Vec::new(), vec![0f32; BLOCK * s.dim]);
         for (i, (y, lse)) in y.each().zip(lse.each()).enumerate() {
             let (row, text) = ((first + i) / s.texts.len(), (first + i) % s.texts.len());
-            let [keys, values] = packed.of(s, row, text, |[keys, values], theirs| {
-                let n = theirs.len() / s.dim;
-                keys.pack_transposed(View::new(&k[theirs.clone()], n, s.dim, s.dim));
-                values.pack(View::new(&v[theirs], n, s.dim, s.dim));
+            let [keys, values] = packed.of(s, row, text, (k, v), |[keys, values], k, v| {
+                keys.pack_transposed(k);
+                values.pack(v);
             });
             let text = &s.texts[text];
             let q = &q[(row * s.t + text.query) * s.dim..][..text.queries * s.dim];
@@ -116,23 +115,23 @@ pub(super) struct Packed<P> {
 }
 
 impl<P: Default> Packed<P> {
-    /// For a text of query head `row`; `pack` gets the place of its keys in k and v.
-    pub(super) fn of(
+    /// For a text of query head `row`; `pack` gets its keys and its values.
+    pub(super) fn of<T: Copy>(
         &mut self,
         s: &Layout,
         row: usize,
         text: usize,
-        pack: impl FnOnce(&mut P, std::ops::Range<usize>),
+        (k, v): (&[T], &[T]),
+        pack: impl FnOnce(&mut P, View<'_, T>, View<'_, T>),
     ) -> &P {
         let key_row = s.key_row(row);
         if self.key_row != Some(key_row) {
             (self.key_row, self.texts) = (Some(key_row), s.texts.iter().map(|_| None).collect());
         }
         self.texts[text].get_or_insert_with(|| {
-            let mut packed = P::default();
-            let at = &s.texts[text];
-            let start = (key_row * s.s + at.key) * s.dim;
-            pack(&mut packed, start..start + at.keys * s.dim);
+            let (mut packed, text, mut room) = (P::default(), &s.texts[text], [Vec::new(), Vec::new()]);
+            let [k_room, v_room] = &mut room;
+            pack(&mut packed, s.rows_of(k, key_row, text, k_room), s.rows_of(v, key_row, text, v_room));
             packed
         })
     }

@@ -1,7 +1,9 @@
 //! Who sees whom.
 
 use tch::Tensor;
-use tch_ext::Split;
+use tch_ext::{Split, View};
+
+use crate::pieces::Piece;
 
 /// Queries in a block, and keys in a block.
 pub(super) const BLOCK: usize = 64;
@@ -23,26 +25,41 @@ pub(super) struct Layout {
 /// A text of a row: its keys, and its queries, which are the last of its positions.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Text {
-    pub(super) key: usize,
-    pub(super) keys: usize,
+    /// Keys that it shares with others, in front of its own.
+    pub(super) lead: Run,
+    pub(super) own: Run,
     pub(super) query: usize,
     pub(super) queries: usize,
 }
 
+/// Positions of a row, one behind another.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Run {
+    pub(super) start: usize,
+    pub(super) len: usize,
+}
+
+impl Text {
+    pub(super) fn keys(&self) -> usize {
+        self.lead.len + self.own.len
+    }
+}
+
 impl Layout {
-    pub(super) fn new(q: &Tensor, k: &Tensor, window: Option<i64>, lengths: Option<&[i64]>) -> Self {
+    pub(super) fn new(q: &Tensor, k: &Tensor, window: Option<i64>, pieces: Option<&[Piece]>) -> Self {
         let (q, k) = (q.size(), k.size());
         let (t, s) = (q[2] as usize, k[2] as usize);
-        let texts = match lengths {
-            None => vec![Text { key: 0, keys: s, query: 0, queries: t }],
-            Some(lengths) => {
+        let texts = match pieces {
+            None => vec![Text { lead: Run::default(), own: Run { start: 0, len: s }, query: 0, queries: t }],
+            Some(pieces) => {
+                let mut texts: Vec<Text> = Vec::new();
                 let mut start = 0;
-                let text = |&n: &i64| {
-                    let n = n as usize;
-                    start += n;
-                    Text { key: start - n, keys: n, query: start - n, queries: n }
-                };
-                let texts = lengths.iter().map(text).collect();
+                for piece in pieces {
+                    let (lead, own) =
+                        (piece.behind.map(|at| texts[at].own), Run { start, len: piece.len as usize });
+                    texts.push(Text { lead: lead.unwrap_or_default(), own, query: start, queries: own.len });
+                    start += own.len;
+                }
                 assert!(start == s && t == s, "the texts' lengths are those of the row");
                 texts
             }
@@ -69,6 +86,24 @@ impl Layout {
         row / heads * (heads / group) + row % heads / group
     }
 
+    /// A text's rows of `x [key rows, s, dim]` at a key head, one behind another; `room` is for what is not so.
+    pub(super) fn rows_of<'a, T: Copy>(
+        &self,
+        x: &'a [T],
+        key_row: usize,
+        text: &Text,
+        room: &'a mut Vec<T>,
+    ) -> View<'a, T> {
+        let of = |run: Run| &x[(key_row * self.s + run.start) * self.dim..][..run.len * self.dim];
+        let rows = if text.lead.len == 0 {
+            of(text.own)
+        } else {
+            *room = [of(text.lead), of(text.own)].concat();
+            room
+        };
+        View::new(rows, text.keys(), self.dim, self.dim)
+    }
+
     /// Texts of all query heads.
     pub(super) fn units(&self) -> usize {
         self.rows * self.texts.len()
@@ -87,7 +122,7 @@ impl Layout {
 
     /// The keys `lo..hi` of its text that its query i sees; lo never falls from one query to the next.
     pub(super) fn seen(&self, text: &Text, i: usize) -> (usize, usize) {
-        let position = text.keys - text.queries + i;
+        let position = text.keys() - text.queries + i;
         ((position + 1).saturating_sub(self.window), position + 1)
     }
 

@@ -11,19 +11,20 @@ use tch::{Device, Kind, Tensor};
 use tch_ext::{Bounds, flash_attention};
 
 use super::ATTENTION;
+use crate::pieces::{Packing, Piece};
 pub use cache::Cache;
 use layout::Layout;
 
 /// `softmax(q kᵀ / √head_dim) v`, causal: `q [B, heads, T, head_dim]` are the last T of the S positions of
 /// `k, v [B, kv_heads, S, head_dim]`; heads is a multiple of kv_heads. With a window, a position sees itself and
-/// the `window - 1` before it. With `texts`, which takes T = S, a row is these texts one behind another, and no
-/// text sees another.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, texts: Option<&Bounds>) -> Tensor {
+/// the `window - 1` before it. With `texts`, which takes T = S, a row is these pieces one behind another, and none
+/// sees another but what it goes on from.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, texts: Option<&Packing>) -> Tensor {
     let _inside = ATTENTION.enter();
     let s = k.size()[2];
     let windowed = window.filter(|&w| w < s);
     if blocks::pay(q) {
-        return blocks::attention(q, k, v, Layout::new(q, k, windowed, texts.map(lengths)));
+        return blocks::attention(q, k, v, Layout::new(q, k, windowed, texts.map(pieces)));
     }
     if let Some(y) = one::attention(q, k, v, windowed) {
         return y;
@@ -31,34 +32,47 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, texts:
     if let Some(y) = packed(q, k, v, windowed, texts) {
         return y;
     }
-    let Some(texts) = texts.map(lengths).filter(|texts| texts.len() > 1) else {
+    let Some(texts) = texts.map(pieces).filter(|texts| texts.len() > 1) else {
         return definition(q, k, v, windowed);
     };
-    let mut start = 0;
-    let each = texts.iter().map(|&n| {
-        let [q, k, v] = [q, k, v].map(|x| x.narrow(2, start, n));
-        start += n;
-        definition(&q, &k, &v, windowed)
+    let ends = texts.iter().scan(0, |end, piece| {
+        *end += piece.len;
+        Some(*end)
+    });
+    let places: Vec<(i64, i64)> = ends.zip(texts).map(|(end, piece)| (end - piece.len, piece.len)).collect();
+    let each = texts.iter().zip(&places).map(|(piece, &(start, n))| {
+        let seen = |x: &Tensor| match piece.behind.map(|at| places[at]) {
+            Some((lead, len)) => Tensor::cat(&[x.narrow(2, lead, len), x.narrow(2, start, n)], 2),
+            None => x.narrow(2, start, n),
+        };
+        definition(&q.narrow(2, start, n), &seen(k), &seen(v), window)
     });
     Tensor::cat(&each.collect::<Vec<_>>(), 2)
 }
 
-/// [`Bounds::held`] is for kernels that read them on the device.
-fn lengths(texts: &Bounds) -> &[i64] {
-    texts.lengths().expect("texts of known lengths")
+/// What a device alone knows is for kernels that read it there.
+fn pieces(texts: &Packing) -> &[Piece] {
+    texts.pieces().expect("texts of known lengths")
 }
 
 /// By one kernel for all texts, on CUDA.
-fn packed(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, texts: Option<&Bounds>) -> Option<Tensor> {
+fn packed(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    window: Option<i64>,
+    texts: Option<&Packing>,
+) -> Option<Tensor> {
     let (one_row, t) = (q.size()[0] == 1, q.size()[2]);
     if !one_row || t != k.size()[2] {
         return None;
     }
     let whole = Bounds::of(&[t]);
+    let texts = texts.map_or(Some(&whole), Packing::apart)?;
     let flat = |x: &Tensor| x.squeeze_dim(0).transpose(0, 1);
     let [q, k, v] = [flat(q), flat(k), flat(v)];
     // An older GPU than the kernel's refuses it; what libtorch has else goes text by text.
-    let y = flash_attention((&q, &k, &v), texts.unwrap_or(&whole), window).ok()??;
+    let y = flash_attention((&q, &k, &v), texts, window).ok()??;
     Some(y.transpose(0, 1).unsqueeze(0))
 }
 
