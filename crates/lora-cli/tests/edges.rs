@@ -79,3 +79,44 @@ fn factors_that_do_not_fit_are_not_inspected() {
         refused(&bench, "inspect out --spectrum", 3, &["no A [r, in] and B [out, r]"]);
     }
 }
+
+/// The score of an answer is what a row with that answer loses, however many are read in a pass and however they begin.
+#[test]
+fn the_score_of_an_answer_is_its_loss() {
+    let bench = Bench::new();
+    bench
+        .lora("train --model model --data data.jsonl --out out --rank 4 --lr 3e-2 --max-steps 5 --dtype f32")
+        .ok();
+    let prompts = ["two and two is ", "x"];
+    let row = |prompt: &str, label: &str| {
+        let pair = serde_json::json!({ "prompt": prompt, "completion": label });
+        let chat = serde_json::json!({ "messages": [
+            { "role": "user", "content": prompt }, { "role": "assistant", "content": label }] });
+        [pair, chat]
+    };
+    let rows: Vec<Value> = prompts.iter().flat_map(|prompt| row(prompt, "four")).collect();
+    bench.write("rows.jsonl", rows.iter().map(|row| format!("{row}\n")).collect::<String>());
+    let eval = "eval --model model --adapter out --dtype f32 --max-tokens 0";
+    let scored = |labels: &[&str], batch: usize| -> Vec<Value> {
+        let all: String = labels.iter().map(|label| format!(" --labels {label}")).collect();
+        bench.lora(&format!("{eval} --data rows.jsonl --batch-size {batch} --rows seen.jsonl{all}")).ok();
+        let text = fs::read_to_string(bench.path("seen.jsonl")).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let number = |value: &Value| value.as_f64().unwrap();
+    for labels in [&["six", "f", "four"][..], &["four", "fourteen"]] {
+        let (together, singly) = (scored(labels, 4), scored(labels, 1));
+        assert_eq!(together.len(), rows.len());
+        for (i, label) in (0..rows.len()).flat_map(|i| labels.iter().map(move |label| (i, *label))) {
+            bench.write("one.jsonl", row(prompts[i / 2], label)[i % 2].to_string());
+            let one = bench.lora(&format!("{eval} --data one.jsonl --json")).ok();
+            // A token a character, and the end.
+            let lost =
+                number(&serde_json::from_str::<Value>(&one).unwrap()["loss"]) * (label.len() + 1) as f64;
+            for seen in [&together, &singly] {
+                let score = number(&seen[i]["scores"][label]);
+                assert!((score / -lost - 1.0).abs() < 1e-5, "row {i}, {label}: {score} for {lost}");
+            }
+        }
+    }
+}

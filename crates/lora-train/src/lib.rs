@@ -20,7 +20,7 @@ pub use arena::{Arena, Norms};
 pub use batches::{Batch, Batches};
 pub use data::{DataOptions, Dataset, Sample};
 pub use eval::{
-    Answer, Classified, Evaluation, answer, label_scores, labels_of, likeliest, macro_f1, mean_loss,
+    Answer, Choices, Classified, Evaluation, answer, label_scores, labels_of, likeliest, macro_f1, mean_loss,
     reference,
 };
 pub use limit::{Work, matmul_rate, required_flops};

@@ -8,8 +8,8 @@ use anyhow::Result;
 use lora::Error;
 use lora::tch_ext::memory;
 use lora::train::{
-    Answer, Classified, DataOptions, Dataset, Evaluation, answer, label_scores, labels_of, likeliest,
-    macro_f1, mean_loss,
+    Answer, Choices, Classified, DataOptions, Dataset, Evaluation, answer, label_scores, labels_of,
+    likeliest, macro_f1, mean_loss,
 };
 use serde_json::{Value, json};
 
@@ -147,28 +147,37 @@ impl Args {
     /// Answers and scores, row by row.
     fn look(&self, opened: &Opened, data: &Dataset, labels: &[String]) -> Result<Vec<Seen>> {
         let (model, tokenizer, mut shown) = (&opened.model, &opened.tokenizer, 0);
-        let look = |(row, sample): (_, &lora::train::Sample)| -> Result<Seen> {
-            let at = |e: Error| e.at(format!("{}:{}", self.data.display(), sample.line));
-            let answer = match self.max_tokens {
-                0 => None,
-                most => answer(model, tokenizer, row, most).map_err(at)?,
+        let mut look =
+            |(row, sample): (_, &lora::train::Sample)| -> Result<(Seen, Option<(Choices, usize)>)> {
+                let at = |e: Error| e.at(format!("{}:{}", self.data.display(), sample.line));
+                let answer = match self.max_tokens {
+                    0 => None,
+                    most => answer(model, tokenizer, row, most).map_err(at)?,
+                };
+                if let Some(a) = answer.as_ref().filter(|_| shown < self.samples) {
+                    shown += 1;
+                    let mark = if a.right { "right" } else { "wrong" };
+                    let [prompt, text, reference] = [&a.prompt, &a.answer, &a.reference].map(|s| one_line(s));
+                    say!("  question  {prompt}\n  answer    {text}\n  expected  {reference}  ({mark})\n");
+                }
+                let choices = Choices::of(tokenizer, row, labels).map_err(at)?;
+                let truth = choices.as_ref().map(|_| truth(row, labels).map_err(at)).transpose()?;
+                Ok((Seen { line: sample.line, answer, scores: None }, choices.zip(truth)))
             };
-            if let Some(a) = answer.as_ref().filter(|_| shown < self.samples) {
-                shown += 1;
-                let mark = if a.right { "right" } else { "wrong" };
-                let [prompt, text, reference] = [&a.prompt, &a.answer, &a.reference].map(|s| one_line(s));
-                say!("  question  {prompt}\n  answer    {text}\n  expected  {reference}  ({mark})\n");
-            }
-            let scores = match labels {
-                [] => None,
-                _ => match label_scores(model, tokenizer, row, labels).map_err(at)? {
-                    Some(scores) => Some((truth(row, labels).map_err(at)?, scores)),
-                    None => None,
-                },
-            };
-            Ok(Seen { line: sample.line, answer, scores })
-        };
-        data.rows.iter().zip(&data.samples).map(look).collect()
+        let rows: Vec<_> = data.rows.iter().zip(&data.samples).collect();
+        let mut seen = Vec::new();
+        for rows in rows.chunks(self.batch_size.max(1)) {
+            let looked = rows.iter().map(|row| look(*row)).collect::<Result<Vec<_>>>()?;
+            let choices: Vec<_> = looked.iter().filter_map(|(_, asked)| Some(&asked.as_ref()?.0)).collect();
+            let [first, last] = [0, rows.len() - 1].map(|i| rows[i].1.line);
+            let at = |e: Error| e.at(format!("{}, lines {first} to {last}", self.data.display()));
+            let mut scores = label_scores(model, &choices).map_err(at)?.into_iter();
+            seen.extend(looked.into_iter().map(|(row, asked)| Seen {
+                scores: asked.and_then(|(_, truth)| Some((truth, scores.next()?))),
+                ..row
+            }));
+        }
+        Ok(seen)
     }
 }
 

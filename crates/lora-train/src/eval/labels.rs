@@ -1,73 +1,116 @@
 //! Which of a few answers a model finds likeliest: classification by scoring, without generating.
 
 use lora_core::{Error, Mode, Result};
-use lora_model::{Cache, Message, Model, Texts, Tokenizer};
-use tch::{IndexOp, Kind, Tensor};
+use lora_model::{Message, Model, Piece, Texts, Tokenizer};
+use tch::{Kind, Tensor};
 
 use crate::data::encode;
 use crate::rows::Row;
 
-/// The total log-probability (nats) of each of `labels` as the row's answer, its end included: what the loss of a
-/// sample with that answer sums up. None for a row that has no answer.
-///
-/// What the texts have in common, the question above all, is read once.
+/// Logits of so many positions exist at one time.
+const ROWS: i64 = 256;
+
+/// A row, and the answers to choose from.
+#[derive(Debug, Clone)]
+pub struct Choices {
+    /// What all texts begin with, the question above all, and which of it is learnt: answers may begin alike.
+    lead: (Vec<i64>, Vec<bool>),
+    /// What each has of its own.
+    tails: Vec<(Vec<i64>, Vec<bool>)>,
+}
+
+impl Choices {
+    /// The row with each of `labels` as its answer; none for a row that has no answer.
+    ///
+    /// # Errors
+    /// Those of encoding; [`Error::data`] for a row without a question.
+    pub fn of(tokenizer: &Tokenizer, row: &Row, labels: &[String]) -> Result<Option<Self>> {
+        let Some(texts) = labels.iter().map(|label| answered(row, label)).collect::<Option<Vec<_>>>() else {
+            return Ok(None);
+        };
+        let texts = texts.iter().map(|row| encode(row, tokenizer)).collect::<Result<Vec<_>>>()?;
+        let Some((first, rest)) = texts.split_first() else { return Ok(None) };
+        let shortest = texts.iter().map(|(ids, _)| ids.len()).min().unwrap_or(0);
+        let alike = |&at: &usize| rest.iter().all(|(ids, _)| ids[at] == first.0[at]);
+        // A token is left to each.
+        let shared = (0..shortest.saturating_sub(1)).take_while(alike).count();
+        if shared == 0 {
+            return Err(Error::data("the answers leave no question to read").hint("give the row a prompt"));
+        }
+        let part = |(ids, learnt): &(Vec<i64>, Vec<bool>), from: usize, to: usize| {
+            (ids[from..to].to_vec(), learnt[from..to].to_vec())
+        };
+        let tails = texts.iter().map(|text| part(text, shared, text.0.len())).collect();
+        Ok(Some(Self { lead: part(first, 0, shared), tails }))
+    }
+}
+
+/// The total log-probability (nats) of each answer of each row, its end included: what the loss of a sample with that
+/// answer sums up. The rows are read in one pass, the question of each once.
 ///
 /// # Errors
-/// Those of encoding; a text longer than the model's context.
-pub fn label_scores(
-    model: &dyn Model,
-    tokenizer: &Tokenizer,
-    row: &Row,
-    labels: &[String],
-) -> Result<Option<Vec<f64>>> {
-    let Some(texts) = labels.iter().map(|label| answered(row, label)).collect::<Option<Vec<_>>>() else {
-        return Ok(None);
+/// A text longer than the model's context.
+pub fn label_scores(model: &dyn Model, rows: &[&Choices]) -> Result<Vec<Vec<f64>>> {
+    let (mut ids, mut pieces) = (Vec::new(), Vec::new());
+    // For each learnt token: the position whose state tells it, the token, and whose score it is part of.
+    let (mut before, mut tokens, mut whose) = (Vec::new(), Vec::new(), Vec::new());
+    let mut learn = |at: usize, token: i64, row: usize, label: Option<usize>| {
+        before.push(at as i64);
+        tokens.push(token);
+        whose.push((row, label));
     };
-    let texts = texts.iter().map(|row| encode(row, tokenizer)).collect::<Result<Vec<_>>>()?;
-    let Some(shortest) = texts.iter().map(|(ids, _)| ids.len()).min() else { return Ok(Some(Vec::new())) };
-    let (first, _) = &texts[0];
-    let alike = |&at: &usize| texts.iter().all(|(ids, _)| ids[at] == first[at]);
-    // A token is left to each: what follows is scored row by row.
-    let shared = (0..shortest.saturating_sub(1)).take_while(alike).count();
-    if shared == 0 {
-        return Err(Error::data("the answers leave no question to read").hint("give the row a prompt"));
+    for (row, Choices { lead, tails }) in rows.iter().enumerate() {
+        let (start, question) = (ids.len(), pieces.len());
+        for i in (1..lead.0.len()).filter(|&i| lead.1[i]) {
+            learn(start + i - 1, lead.0[i], row, None);
+        }
+        ids.extend(&lead.0);
+        pieces.push(Piece { len: lead.0.len() as i64, behind: None });
+        for (label, (tail, learnt)) in tails.iter().enumerate() {
+            let (last, own) = (start + lead.0.len() - 1, ids.len());
+            for i in (0..tail.len()).filter(|&i| learnt[i]) {
+                learn(if i == 0 { last } else { own + i - 1 }, tail[i], row, Some(label));
+            }
+            // Nothing is asked of the state behind its end.
+            let read = &tail[..tail.len() - 1];
+            ids.extend(read);
+            if !read.is_empty() {
+                pieces.push(Piece { len: read.len() as i64, behind: Some(question) });
+            }
+        }
     }
+    let mut scores: Vec<Vec<f64>> = rows.iter().map(|row| vec![0.0; row.tails.len()]).collect();
+    for ((row, label), score) in
+        whose.into_iter().zip(log_probabilities(model, (&ids, &pieces), &before, &tokens)?)
+    {
+        match label {
+            Some(label) => scores[row][label] += score,
+            None => scores[row].iter_mut().for_each(|total| *total += score),
+        }
+    }
+    Ok(scores)
+}
 
+/// Of these tokens, each after the state of a position of the packed texts.
+fn log_probabilities(
+    model: &dyn Model,
+    (ids, pieces): (&[i64], &[Piece]),
+    before: &[i64],
+    tokens: &[i64],
+) -> Result<Vec<f64>> {
+    if tokens.is_empty() {
+        return Ok(Vec::new());
+    }
     let _guard = tch::no_grad_guard();
-    let device = model.device();
-    let mut cache = Cache::new();
-    let prefix = Tensor::from_slice(&first[..shared]).unsqueeze(0).to_device(device);
-    let read = model.hidden(Texts::Rows(&prefix), Some(&mut cache), Mode::Eval)?;
-    let rows = texts.len() as i64;
-    let longest = texts.iter().map(|(ids, _)| ids.len() - shared).max().unwrap_or(0);
-    let tails: Vec<i64> = texts.iter().flat_map(|(ids, _)| padded(&ids[shared..], longest)).collect();
-    let tails = Tensor::from_slice(&tails).view([rows, longest as i64]).to_device(device);
-    // The state before each of the tail's tokens: the last that is shared, then the tail's own but the last.
-    let mut before = read.i((.., shared as i64 - 1.., ..)).expand([rows, -1, -1], false);
-    if longest > 1 {
-        let input = tails.narrow(1, 0, longest as i64 - 1);
-        let own = model.hidden(Texts::Rows(&input), Some(&mut cache.branch(rows)), Mode::Eval)?;
-        before = Tensor::cat(&[before, own], 1);
-    }
-    let scores = log_probabilities(model, &before, &tails);
-    let learnt: Vec<f64> = texts
-        .iter()
-        .flat_map(|(_, learnt)| padded(&learnt[shared..], longest))
-        .map(|l| f64::from(u8::from(l)))
-        .collect();
-    let learnt = Tensor::from_slice(&learnt).view([rows, longest as i64]).to_device(device);
-    let mut totals: Vec<f64> =
-        Vec::try_from((scores * learnt).sum_dim_intlist([1i64].as_slice(), false, Kind::Double))
-            .map_err(|e: tch::TchError| Error::internal(e.to_string()))?;
-    // Answers may begin alike: those tokens count for all of them.
-    let begun: Vec<i64> = (1..shared).filter(|&at| texts[0].1[at]).map(|at| at as i64).collect();
-    if !begun.is_empty() {
-        let at = Tensor::from_slice(&begun).to_device(device);
-        let (before, ids) = (read.index_select(1, &(&at - 1)), prefix.index_select(1, &at));
-        let common = log_probabilities(model, &before, &ids).sum(Kind::Double).double_value(&[]);
-        totals.iter_mut().for_each(|total| *total += common);
-    }
-    Ok(Some(totals))
+    let there = |numbers: &[i64]| Tensor::from_slice(numbers).to_device(model.device());
+    let states = model.hidden(Texts::Packed(&there(ids).unsqueeze(0), pieces), None, Mode::Eval)?;
+    let states = states.squeeze_dim(0).index_select(0, &there(before));
+    let each = states.split(ROWS, 0).into_iter().zip(there(tokens).split(ROWS, 0)).map(|(states, tokens)| {
+        let logits = model.head().forward(&states.unsqueeze(0), Mode::Eval).to_kind(Kind::Float);
+        logits.squeeze_dim(0).log_softmax(-1, Kind::Float).gather(1, &tokens.unsqueeze(1), false)
+    });
+    let all = Tensor::cat(&each.collect::<Vec<_>>(), 0).reshape([-1]).to_kind(Kind::Double);
+    Vec::try_from(all).map_err(|e: tch::TchError| Error::internal(e.to_string()))
 }
 
 /// What the row says its answer is.
@@ -104,18 +147,4 @@ fn answered(row: &Row, label: &str) -> Option<Row> {
             Some(Row::Chat(before.iter().cloned().chain([last]).collect()))
         }
     }
-}
-
-fn padded<T: Copy + Default>(values: &[T], len: usize) -> impl Iterator<Item = T> {
-    values.iter().copied().chain(std::iter::repeat_n(T::default(), len - values.len()))
-}
-
-/// `[B, T]` log-probabilities of `ids [B, T]` after the states `[B, T, hidden]`.
-fn log_probabilities(model: &dyn Model, states: &Tensor, ids: &Tensor) -> Tensor {
-    let logits = model.head().forward(states, Mode::Eval).to_kind(Kind::Float);
-    logits
-        .log_softmax(-1, Kind::Float)
-        .gather(-1, &ids.unsqueeze(-1), false)
-        .squeeze_dim(-1)
-        .to_kind(Kind::Double)
 }

@@ -8,7 +8,7 @@ use lora_model::{Model, Sampling, Tokenizer, generate};
 use serde::Serialize;
 
 pub use classes::{Classified, likeliest, macro_f1};
-pub use labels::{label_scores, labels_of, reference};
+pub use labels::{Choices, label_scores, labels_of, reference};
 
 use crate::batches::Batch;
 use crate::data::{Dataset, template};
