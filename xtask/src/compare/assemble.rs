@@ -5,7 +5,7 @@ use super::plan::{FULL, NONE, Plan};
 use super::results::{Cell, Comparison, Measure, Pair, Set, Tried, Values};
 use super::run::Settings;
 use super::split::Parts;
-use super::stats;
+use super::stats::{self, Difference};
 use crate::bench;
 use anyhow::Result;
 use serde_json::Value;
@@ -162,8 +162,11 @@ fn one_set(part: &Parts, groups: &[&Group]) -> (Set, Vec<Cell>) {
         .max_by(|&a, &b| score(&cells[a]).unwrap_or(0.0).total_cmp(&score(&cells[b]).unwrap_or(0.0)));
     if let Some(best) = best {
         cells[best].best = true;
-        for i in (0..cells.len()).filter(|&i| i != best) {
-            cells[i].behind = gather::behind(&groups[i].runs, &groups[best].runs);
+        let others = (0..cells.len()).filter(|&i| i != best);
+        let (at, differences): (Vec<_>, Vec<_>) =
+            others.filter_map(|i| Some((i, gather::behind(&groups[i].runs, &groups[best].runs)?))).unzip();
+        for (i, interval) in at.into_iter().zip(stats::together(&differences)) {
+            cells[i].behind = Some(interval);
         }
     }
     let labels = groups.iter().flat_map(|g| &g.runs).map(|run| run.labels.clone()).find(|l| !l.is_empty());
@@ -206,7 +209,8 @@ fn pairs(groups: &[&Group]) -> Vec<Pair> {
             rank: settings.rank.unwrap_or_default(),
             dtype: settings.dtype.clone(),
             seeds: both.iter().filter_map(|(a, _)| a.seed).collect(),
-            accuracy: stats::difference(&right(|(a, _)| a.right.clone()), &right(|(_, b)| b.right.clone())),
+            accuracy: Difference::of(&right(|(a, _)| a.right.clone()), &right(|(_, b)| b.right.clone()))
+                .map(|difference| difference.interval()),
             worst_loss_difference: worst.reduce(f64::max),
             speed_ratio: ratio(Measure::TokensPerSecond),
             memory_ratio: ratio(Measure::PeakBytes),

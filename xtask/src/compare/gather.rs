@@ -1,8 +1,8 @@
 //! From what the runs found to the cells of a comparison.
 
-use super::results::{Cell, Interval, Measure, Values};
+use super::results::{Cell, Measure, Values};
 use super::run::Settings;
-use super::stats;
+use super::stats::{self, Difference};
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -175,7 +175,7 @@ pub(crate) fn method(settings: &Settings) -> String {
 }
 
 /// The differences of right answers between two cells, seed by seed; a seed that one of them lacks does not count.
-pub(crate) fn behind(a: &[Read], b: &[Read]) -> Option<Interval> {
+pub(crate) fn behind(a: &[Read], b: &[Read]) -> Option<Difference> {
     let partner = |run: &Read| b.iter().find(|other| [run.seed, None].contains(&other.seed));
     let pairs = if a.iter().any(|run| run.seed.is_none()) {
         b.iter().filter_map(|other| Some((a.first()?, other))).collect::<Vec<_>>()
@@ -183,7 +183,7 @@ pub(crate) fn behind(a: &[Read], b: &[Read]) -> Option<Interval> {
         a.iter().filter_map(|run| Some((run, partner(run)?))).collect()
     };
     let (a, b): (Vec<_>, Vec<_>) = pairs.iter().map(|(a, b)| (a.right.clone(), b.right.clone())).unzip();
-    stats::difference(&a, &b)
+    Difference::of(&a, &b)
 }
 
 /// Seconds of training until the mean of five steps' losses was at most `target`.
@@ -219,12 +219,12 @@ mod tests {
         let all = [with(Some(1), 0.1), with(Some(2), 0.5), with(Some(3), 0.9)];
         let two = [with(Some(2), 0.4), with(Some(3), 0.8)];
         for (a, b, mean) in [(&all[..], &two[..], 0.1), (&two, &all, -0.1)] {
-            let found = behind(a, b).unwrap();
+            let found = behind(a, b).unwrap().interval();
             assert!((found.mean - mean).abs() < 1e-12 && (found.high - found.low) < 1e-12, "{found:?}");
         }
         let floor = [with(None, 0.2)];
-        assert!((behind(&floor, &all).unwrap().mean + 0.3).abs() < 1e-12);
-        assert!((behind(&all, &floor).unwrap().mean - 0.3).abs() < 1e-12);
+        assert!((behind(&floor, &all).unwrap().interval().mean + 0.3).abs() < 1e-12);
+        assert!((behind(&all, &floor).unwrap().interval().mean - 0.3).abs() < 1e-12);
         assert!(behind(&[with(Some(9), 0.2)], &all).is_none());
     }
 
