@@ -15,6 +15,8 @@ use super::super::records::{Record, Records};
 use super::super::values::{Value, Values};
 use super::RUN;
 use super::fake::{every_id, listen};
+use crate::engine::Server;
+use crate::engine::{Engine, Letter};
 use crate::hex::hex;
 use sha2::{Digest, Sha256};
 
@@ -23,8 +25,9 @@ const ALIVE: &str = "token";
 #[derive(Default)]
 struct State {
     calls: Vec<String>,
-    /// Messages that the app sent.
+    /// Messages that the app sent, and their ids.
     sent: Vec<Message>,
+    ids: Vec<String>,
     objects: Objects,
     /// Replies to be given, each once.
     replies: Vec<(Message, ObjectTree)>,
@@ -61,6 +64,7 @@ impl State {
                 every_id(&request.message_object_trees[0], &mut ids);
                 ids.retain(|id| !self.objects.contains_key(id));
                 self.sent.extend(request.messages_list);
+                self.ids.push(id.clone());
                 let answer = PushAppMessagesResponse {
                     message_ids: vec![id],
                     objects_to_push: ids,
@@ -260,6 +264,36 @@ fn a_reply_waits_for_its_objects() {
     // Or its session runs out.
     state.lock().unwrap().objects.shift_remove(&slow.tree.object_id);
     assert_eq!(refusal(&app.receive(&ids).unwrap()[0]).0, 4);
+}
+
+/// A round asks for the slow, not again for what is there.
+#[test]
+fn a_round_fetches_each_reply_once() {
+    let ((address, state), dir) = (superlink(), tempfile::tempdir().unwrap());
+    let app = ServerApp::acquire(&options(&address, dir.path())).unwrap();
+    let mut server = Server::new(app, Duration::from_secs(60));
+    let shared = Arc::clone(&state);
+    let nodes = std::thread::spawn(move || {
+        let until = |ready: fn(&State) -> bool| {
+            while !ready(&shared.lock().unwrap()) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        };
+        until(|state| state.ids.len() == 2);
+        let ids = shared.lock().unwrap().ids.clone();
+        let (quick, slow) = (answer(40, &ids[0], 5), answer(41, &ids[1], 6));
+        give(&shared, &quick, &quick.objects);
+        until(|state| state.asked.len() > 3);
+        give(&shared, &slow, &slow.objects);
+        quick.objects.len() + slow.objects.len()
+    });
+    let letter = || Letter { bytes: vec![1], task: None, noise: None };
+    let replies = server.exchange(vec![("40".into(), letter()), ("41".into(), letter())]).unwrap();
+    assert_eq!(replies.len(), 2);
+    let objects = nodes.join().unwrap();
+    let state = state.lock().unwrap();
+    assert_eq!(state.calls.iter().filter(|call| *call == "pull-object").count(), objects);
+    assert_eq!(state.asked.last(), Some(&state.ids[1..].to_vec()));
 }
 
 /// One node's reply that is too large is that node's fault.
