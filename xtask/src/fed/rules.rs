@@ -32,7 +32,7 @@ pub(super) struct Args {
     /// Seeds
     #[arg(long, value_delimiter = ',', default_value = "1")]
     seeds: Vec<u64>,
-    /// Also with these promises to every row
+    /// Also, of every method, with these promises to every row
     #[arg(long, value_delimiter = ',')]
     epsilons: Vec<f64>,
     /// Rounds, which share the passes
@@ -167,18 +167,19 @@ impl Args {
         let mut methods = Vec::new();
         let rate = |name: &str| chosen.get(name).copied().unwrap_or(self.lr);
         for &seed in &self.seeds {
-            let mut add = |name: String, lr, epsilon| {
-                methods.push(Method { name, lr, seed, epsilon, tuning: false });
+            let mut add = |name: String, lr| {
+                let promises = self.epsilons.iter().copied().map(Some);
+                let of = |epsilon| Method { name: name.clone(), lr, seed, epsilon, tuning: false };
+                methods.extend([None].into_iter().chain(promises).map(of));
             };
-            add("central".into(), rate("central"), None);
-            CLIENTS.iter().for_each(|client| add(format!("{client} alone"), rate("central"), None));
+            add("central".into(), rate("central"));
+            CLIENTS.iter().for_each(|client| add(format!("{client} alone"), rate("central")));
             for rule in &self.rule {
                 let (name, lr) = match rule.split_once(':') {
                     Some((name, lr)) => (name, lr.parse().with_context(|| format!("`{rule}` has no rate"))?),
                     None => (rule.as_str(), rate(rule)),
                 };
-                let promises = self.epsilons.iter().copied().map(Some);
-                [None].into_iter().chain(promises).for_each(|epsilon| add(name.to_owned(), lr, epsilon));
+                add(name.to_owned(), lr);
             }
         }
         Ok(methods)
@@ -322,10 +323,14 @@ impl Runner<'_> {
                 for part in &self.parts {
                     lora.arg("--client").arg(format!("{}={}", part.name, rows(part).display()));
                 }
-                if let Some(epsilon) = epsilon {
-                    lora.args(["--dp-epsilon", &epsilon.to_string()]);
-                    lora.args(["--accumulate", &(32 / batch).max(1).to_string()]);
-                }
+            }
+        }
+        if let Some(epsilon) = epsilon {
+            lora.args(["--dp-epsilon", &epsilon.to_string()]);
+            lora.args(["--accumulate", &(32 / batch).max(1).to_string()]);
+            // Each run makes its own promise, as if it were the only one.
+            if !method.is_rule() {
+                lora.arg("--dp-ledger").arg(dir.join("ledger.jsonl"));
             }
         }
         lora.arg("--model").arg(&self.model).arg("--out").arg(&out).args(&rest).args(&self.threads);
