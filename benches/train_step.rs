@@ -184,7 +184,7 @@ fn real(settings: &Settings, file: &str, count: usize) -> Result<Vec<Batch>> {
     let tokenizer = Tokenizer::open(Path::new(&settings.model))?;
     let data = Dataset::read(Path::new(file), &tokenizer, DataOptions { max_length: 2048, truncate: true })?;
     let mut rows = data.samples.iter().cycle();
-    let may = may_share(settings.device, false);
+    let may = may_share(settings.device, settings.kind, false);
     let mut batch =
         || Batch::sharing(&rows.by_ref().take(settings.batch).collect::<Vec<_>>(), may, settings.device);
     Ok((0..count).map(|_| batch()).collect())

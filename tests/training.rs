@@ -11,8 +11,8 @@ use lora::model::{IGNORE, Model, Piece, Texts};
 use lora::tch_ext::changed;
 use lora::tch_ext::cuda::{here, seed};
 use lora::train::{
-    AdamWConfig, Arena, Batch, Batches, Dataset, Event, Recorder, Sample, Schedule, TrainConfig, mean_loss,
-    train,
+    AdamWConfig, Arena, Batch, Batches, Dataset, Event, Recorder, Sample, Schedule, TrainConfig, may_share,
+    mean_loss, train,
 };
 use lora::{AdapterConfig, Mode, params};
 use steps::{RANDOM, model, model_in, recordable, samples};
@@ -40,6 +40,26 @@ fn an_epoch_is_every_sample_once() {
         for size in (1..=batch).filter(|size| batch % size == 0) {
             assert_eq!(steps(size, batch / size), whole, "{rows} rows, {batch} by {size}");
         }
+    }
+}
+
+/// Where one mask would be drawn for several texts, each is read whole.
+#[test]
+fn what_drops_out_shares_nothing() {
+    let _alone = RANDOM.lock();
+    let sample = |line: usize| {
+        let ids: Vec<i64> = (1..20).chain([20 + line as i64]).collect();
+        Sample { labels: ids.iter().map(|&id| if id < 19 { IGNORE } else { id }).collect(), ids, line }
+    };
+    let samples: Vec<Sample> = (0..6).map(sample).collect();
+    let data = Dataset { path: "none".into(), rows: vec![], samples, truncated: 0 };
+    for dropout in [0.0, 0.1] {
+        let model = model("lora", AdapterConfig { lora_dropout: dropout, ..AdapterConfig::default() });
+        let config = TrainConfig { batch_size: 6, epochs: 1.0, ..TrainConfig::default() };
+        let outcome = train(&model, params(&model, "a"), &data, None, &config, &mut |_| Ok(())).unwrap();
+        assert_eq!(outcome.work.tokens, 120.0);
+        let shares = dropout == 0.0 && may_share(here(), model.kind(), false);
+        assert_eq!(outcome.work.positions, if shares { 120.0 - 5.0 * 18.0 } else { 120.0 });
     }
 }
 

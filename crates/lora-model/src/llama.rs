@@ -12,7 +12,7 @@ use crate::checkpoint::{Checkpoint, Keep, check_skip};
 use crate::config::ModelConfig;
 use crate::model::{Model, Texts};
 use crate::ops::{Angles, Cache, attention, heads, rms_norm, rms_norm_beside, swiglu, tokens};
-use crate::pieces::Packing;
+use crate::pieces::Pieces;
 use crate::rope::Rope;
 use crate::shapes::EMBEDDING;
 use crate::slots::Slots;
@@ -123,7 +123,7 @@ impl Llama {
 /// What all blocks need to know of a pass.
 struct Around {
     angles: Angles,
-    texts: Option<Packing>,
+    texts: Option<Pieces>,
     mode: Mode,
 }
 
@@ -149,9 +149,9 @@ impl Llama {
             }
             Texts::Packed(_, pieces) => {
                 let ranges =
-                    || Packing::starts(pieces).zip(pieces).map(|(start, piece)| (start, start + piece.len));
+                    || Pieces::starts(pieces).zip(pieces).map(|(start, piece)| (start, start + piece.len));
                 let each: Vec<_> = ranges().map(|(a, b)| Tensor::arange_start(a, b, options)).collect();
-                (ranges().map(|r| r.1).max().unwrap_or(0), Tensor::cat(&each, 0), Some(Packing::of(pieces)?))
+                (ranges().map(|r| r.1).max().unwrap_or(0), Tensor::cat(&each, 0), Some(Pieces::of(pieces)?))
             }
         };
         if longest > self.config.max_positions {

@@ -18,16 +18,21 @@ impl Piece {
     pub fn texts(lengths: &[i64]) -> Vec<Self> {
         lengths.iter().map(|&len| Self { len, behind: None }).collect()
     }
+
+    /// How long it is together with what it goes on from, which is one of `pieces`.
+    pub fn end(&self, pieces: &[Self]) -> i64 {
+        self.len + self.behind.and_then(|at| pieces.get(at)).map_or(0, |lead| lead.len)
+    }
 }
 
 /// The pieces of a row, or what a device alone knows of them.
 #[derive(Debug)]
-pub struct Packing {
+pub struct Pieces {
     bounds: Bounds,
     pieces: Option<Vec<Piece>>,
 }
 
-impl Packing {
+impl Pieces {
     /// Of these pieces.
     ///
     /// # Errors
@@ -64,6 +69,6 @@ impl Packing {
 
     /// The position of each piece's first token.
     pub(crate) fn starts(pieces: &[Piece]) -> impl Iterator<Item = i64> {
-        pieces.iter().map(|piece| piece.behind.and_then(|at| pieces.get(at)).map_or(0, |lead| lead.len))
+        pieces.iter().map(|piece| piece.end(pieces) - piece.len)
     }
 }

@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor};
 use tch_ext::Bounds;
 
 use crate::ops::IGNORE;
-use crate::pieces::{Packing, Piece};
+use crate::pieces::{Piece, Pieces};
 
 /// Room on a device for packed texts, what of them is learnt, and a factor of the loss: filled anew for each batch, so
 /// that what a device is told of one batch serves the next ([`tch_ext::cuda::Graph`]). What a batch leaves free is one
@@ -97,12 +97,12 @@ impl Slots {
     }
 
     /// On a CUDA device it is the device that knows them.
-    pub(crate) fn packing(&self) -> Result<Packing> {
+    pub(crate) fn pieces(&self) -> Result<Pieces> {
         if self.numbers.device() == Device::Cpu {
-            return Packing::of(&Piece::texts(&self.lengths));
+            return Pieces::of(&Piece::texts(&self.lengths));
         }
         let bounds = self.part(2 * (self.tokens + self.supervised), self.texts + 2);
-        Ok(Packing::held(Bounds::held(bounds.to_kind(Kind::Int), self.tokens as i64)))
+        Ok(Pieces::held(Bounds::held(bounds.to_kind(Kind::Int), self.tokens as i64)))
     }
 
     /// f64, a scalar.

@@ -1,7 +1,7 @@
 //! The functions with a backward of their own, against their definitions: values, and gradients by differences.
 
 use lora_core::{Linear, Mode};
-use lora_model::{IGNORE, Packing, Piece, attention, cross_entropy, rms_norm, swiglu};
+use lora_model::{IGNORE, Piece, Pieces, attention, cross_entropy, rms_norm, swiglu};
 use tch::{Device, Kind, Reduction, Tensor};
 use tch_ext::check_gradients;
 use tch_ext::cuda::{here, seed};
@@ -167,7 +167,7 @@ fn packed_texts_do_not_see_each_other() {
                 &ours[1],
                 &ours[2],
                 window,
-                Some(&Packing::of(&Piece::texts(texts)).unwrap()),
+                Some(&Pieces::of(&Piece::texts(texts)).unwrap()),
             );
             let mut start = 0;
             let each = texts.iter().map(|&n| {
@@ -220,8 +220,8 @@ fn texts_behind_a_beginning_are_as_if_it_were_theirs() {
             let leaf = |heads| random(&[1, heads, n, 16]).to_kind(kind).set_requires_grad(true);
             let ours = [leaf(4), leaf(2), leaf(2)];
             let exact = ours.each_ref().map(|x| x.detach().to_kind(Kind::Double).set_requires_grad(true));
-            let packing = Packing::of(&pieces).unwrap();
-            let got = attention(&ours[0], &ours[1], &ours[2], window, Some(&packing));
+            let joined = Pieces::of(&pieces).unwrap();
+            let got = attention(&ours[0], &ours[1], &ours[2], window, Some(&joined));
             let each = pieces.iter().zip(&starts).map(|(piece, &start)| {
                 let own = |x: &Tensor| x.narrow(2, start, piece.len);
                 let seen = |x: &Tensor| match piece.behind {
@@ -252,7 +252,7 @@ fn texts_behind_a_beginning_are_as_if_it_were_theirs() {
         vec![alone(3), behind(2, 1), alone(1)],
         vec![alone(2), behind(0, 2), behind(1, 2)],
     ] {
-        assert!(Packing::of(&bad).is_err(), "{bad:?}");
+        assert!(Pieces::of(&bad).is_err(), "{bad:?}");
     }
 }
 

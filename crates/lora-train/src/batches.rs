@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 
 use lora_core::Result;
-use lora_model::{IGNORE, Piece, Slots, Texts};
+use lora_model::{IGNORE, Piece, Slots, StepSize, Texts};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -44,19 +44,15 @@ impl Batch {
     }
 
     fn of(samples: &[&Sample], groups: &[Shared], device: Device) -> Self {
+        let (pieces, begun) = pieces(samples, groups);
         let mut numbers = [Vec::new(), Vec::new()];
-        let mut begun = vec![(None, 0); samples.len()];
-        let mut pieces = Vec::new();
-        for (at, group) in groups.iter().enumerate() {
+        for group in groups {
             numbers[0].extend(group.texts.first().iter().flat_map(|&&i| &samples[i].ids[..group.tokens]));
             numbers[1].resize(numbers[0].len(), IGNORE);
-            pieces.push(Piece { len: group.tokens as i64, behind: None });
-            group.texts.iter().for_each(|&i| begun[i] = (Some(at), group.tokens));
         }
-        for (sample, (behind, from)) in samples.iter().zip(begun) {
+        for (sample, from) in samples.iter().zip(begun) {
             numbers[0].extend(&sample.ids[from..]);
             numbers[1].extend(&sample.labels[from..]);
-            pieces.push(Piece { len: (sample.ids.len() - from) as i64, behind });
         }
         Self {
             numbers,
@@ -71,13 +67,7 @@ impl Batch {
 
     /// What there is to do.
     pub fn work(&self) -> Work {
-        let square = |piece: &Piece| (piece.len * (piece.len + 2 * self.lead(piece))) as f64;
-        Work {
-            tokens: self.tokens as f64,
-            positions: self.positions() as f64,
-            supervised: self.supervised as f64,
-            squares: self.pieces.iter().map(square).sum(),
-        }
+        Work::of(&self.pieces, self.tokens, self.supervised)
     }
 
     /// What the model reads.
@@ -95,14 +85,14 @@ impl Batch {
         self.numbers[0].len()
     }
 
-    /// Tokens in front of a piece's own.
-    fn lead(&self, piece: &Piece) -> i64 {
-        piece.behind.map_or(0, |at| self.pieces[at].len)
-    }
-
     /// The longest of its texts.
     pub(crate) fn longest(&self) -> i64 {
-        self.pieces.iter().map(|piece| self.lead(piece) + piece.len).max().unwrap_or(0)
+        self.pieces.iter().map(|piece| piece.end(&self.pieces)).max().unwrap_or(0)
+    }
+
+    /// Whether each of its texts is by itself.
+    pub(crate) fn is_apart(&self) -> bool {
+        self.pieces.iter().all(|piece| piece.behind.is_none())
     }
 
     /// Whether there is room for it.
@@ -130,6 +120,29 @@ impl Batch {
         let send = || Tensor::from_slice(&self.numbers[which]).unsqueeze(0).to_device(self.device);
         self.sent[which].get_or_init(send)
     }
+}
+
+/// What lies in the row of these samples, the beginnings of groups first; and how many tokens each has in them.
+fn pieces(samples: &[&Sample], groups: &[Shared]) -> (Vec<Piece>, Vec<usize>) {
+    let mut begun = vec![(None, 0); samples.len()];
+    for (at, group) in groups.iter().enumerate() {
+        group.texts.iter().for_each(|&i| begun[i] = (Some(at), group.tokens));
+    }
+    let leads = groups.iter().map(|group| Piece { len: group.tokens as i64, behind: None });
+    let own = samples
+        .iter()
+        .zip(&begun)
+        .map(|(sample, &(behind, from))| Piece { len: (sample.ids.len() - from) as i64, behind });
+    (leads.chain(own).collect(), begun.iter().map(|(_, from)| *from).collect())
+}
+
+/// The size of the pass that [`Batch::sharing`] makes, and its work.
+pub(crate) fn size_of(samples: &[&Sample], may: bool) -> (StepSize, Work) {
+    let groups = if may { shared(samples) } else { Vec::new() };
+    let (pieces, _) = pieces(samples, &groups);
+    let supervised = samples.iter().map(|s| s.supervised()).sum();
+    let tokens = samples.iter().map(|s| s.ids.len()).sum();
+    (StepSize::of_pieces(&pieces, supervised as i64), Work::of(&pieces, tokens, supervised))
 }
 
 /// The order of the samples: epoch after epoch, each shuffled by the seed and its own number.

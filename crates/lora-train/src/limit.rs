@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::AddAssign;
 use std::time::{Duration, Instant};
 
-use lora_model::Model;
+use lora_model::{Model, Piece};
 use tch::{Cuda, Device, Kind, Tensor};
 use tch_ext::{Product, Sum, gemm};
 
@@ -22,6 +22,18 @@ pub struct Work {
 }
 
 impl Work {
+    /// Of these pieces, which are texts of so many tokens.
+    pub(crate) fn of(pieces: &[Piece], tokens: usize, supervised: usize) -> Self {
+        let positions: i64 = pieces.iter().map(|piece| piece.len).sum();
+        let square = |piece: &Piece| (piece.len * (2 * piece.end(pieces) - piece.len)) as f64;
+        Self {
+            tokens: tokens as f64,
+            positions: positions as f64,
+            supervised: supervised as f64,
+            squares: pieces.iter().map(square).sum(),
+        }
+    }
+
     /// A part of it, one of `n`.
     pub(crate) fn over(self, n: f64) -> Self {
         let Self { tokens, positions, supervised, squares } = self;

@@ -76,6 +76,7 @@ impl Recorder {
     fn suits(&self, model: &dyn Model, batch: &Batch, recompute: usize) -> bool {
         self.stream.is_some()
             && recompute == 0
+            && batch.is_apart()
             && batch.longest() <= model.config().max_positions
             && required_flops(model, &batch.work()) <= LARGEST
             && !profiling()

@@ -5,8 +5,8 @@
 //! shared, and nothing where dropout would draw one mask for several texts.
 
 use lora_core::Linears;
-use lora_model::IGNORE;
-use tch::Device;
+use lora_model::{IGNORE, joins};
+use tch::{Device, Kind};
 
 use crate::data::Sample;
 
@@ -22,9 +22,10 @@ pub(crate) struct Shared {
     pub(crate) tokens: usize,
 }
 
-/// Whether texts may share in training. CUDA's attention reads packed texts that are each by themselves.
-pub fn may_share(device: Device, dropout: bool) -> bool {
-    device == Device::Cpu && !dropout
+/// Whether texts may share in training that is not private. Elsewhere than on a CPU, and in other dtypes than bf16 and f32,
+/// attention reads texts that are each by themselves faster.
+pub fn may_share(device: Device, kind: Kind, dropout: bool) -> bool {
+    joins(device, kind) && !dropout
 }
 
 /// Whether a layer of the model drops out what it reads.
@@ -32,19 +33,19 @@ pub(crate) fn drops_out(model: &(impl Linears + ?Sized)) -> bool {
     model.linears().iter().any(|(_, layer)| layer.adapter().is_some_and(|a| a.dropout() > 0.0))
 }
 
-/// The groups that spare the most tokens; a text is in one at the most.
+/// Groups that spare many tokens; a text is in one at the most.
 pub(crate) fn shared(samples: &[&Sample]) -> Vec<Shared> {
-    let given = |i: usize| {
-        let sample = samples[i];
+    let given = |sample: &&Sample| {
         let n = sample.labels.iter().take_while(|&&label| label == IGNORE).count();
         // Something is left for the text itself.
-        &sample.ids[..n.min(sample.ids.len().saturating_sub(1))]
+        n.min(sample.ids.len().saturating_sub(1))
     };
+    let given: Vec<&[i64]> = samples.iter().map(|sample| &sample.ids[..given(sample)]).collect();
     let mut order: Vec<usize> = (0..samples.len()).collect();
-    order.sort_by_key(|&i| given(i));
-    let next: Vec<usize> = order.windows(2).map(|pair| alike(given(pair[0]), given(pair[1]))).collect();
-    // In this order texts that begin alike are neighbours, and any group is a run. `most[n]`: what the first n texts spare
-    // at best, where the last group begins, and how much it shares.
+    order.sort_by_key(|&i| given[i]);
+    let next: Vec<usize> = order.windows(2).map(|pair| alike(given[pair[0]], given[pair[1]])).collect();
+    // In this order texts that begin alike are neighbours. `most[n]`: what the first n texts spare at best in groups of
+    // neighbours, where the last group begins, and how much it shares.
     let mut most = vec![(0, 0, 0)];
     for n in 1..=order.len() {
         let mut best = (most[n - 1].0, n - 1, 0);

@@ -42,11 +42,6 @@ impl Bounds {
         Self { lengths: None, longest, sent: OnceCell::from(bounds) }
     }
 
-    /// The texts' lengths; `None` where only a device knows them.
-    pub fn lengths(&self) -> Option<&[i64]> {
-        self.lengths.as_deref()
-    }
-
     /// The first row of each text, and behind them the number of rows: `[texts + 1]`, i32, on `device`.
     fn on(&self, device: Device) -> Tensor {
         let make = || {

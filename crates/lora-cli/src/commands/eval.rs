@@ -147,6 +147,7 @@ impl Args {
     /// Answers and scores, row by row.
     fn look(&self, opened: &Opened, data: &Dataset, labels: &[String]) -> Result<Vec<Seen>> {
         let (model, tokenizer, mut shown) = (&opened.model, &opened.tokenizer, 0);
+        let context = usize::try_from(opened.checkpoint.config().max_positions).unwrap_or(usize::MAX);
         let mut look =
             |(row, sample): (_, &lora::train::Sample)| -> Result<(Seen, Option<(Choices, usize)>)> {
                 let at = |e: Error| e.at(format!("{}:{}", self.data.display(), sample.line));
@@ -161,6 +162,12 @@ impl Args {
                     say!("  question  {prompt}\n  answer    {text}\n  expected  {reference}  ({mark})\n");
                 }
                 let choices = Choices::of(tokenizer, row, labels).map_err(at)?;
+                if let Some(n) = choices.as_ref().map(Choices::longest).filter(|n| *n > context) {
+                    let what = format!(
+                        "{n} tokens with the longest answer do not fit the model's context of {context}"
+                    );
+                    return Err(at(Error::data(what).hint("shorten the text")).into());
+                }
                 let truth = choices.as_ref().map(|_| truth(row, labels).map_err(at)).transpose()?;
                 Ok((Seen { line: sample.line, answer, scores: None }, choices.zip(truth)))
             };
@@ -169,8 +176,7 @@ impl Args {
         for rows in rows.chunks(self.batch_size.max(1)) {
             let looked = rows.iter().map(|row| look(*row)).collect::<Result<Vec<_>>>()?;
             let choices: Vec<_> = looked.iter().filter_map(|(_, asked)| Some(&asked.as_ref()?.0)).collect();
-            let [first, last] = [0, rows.len() - 1].map(|i| rows[i].1.line);
-            let at = |e: Error| e.at(format!("{}, lines {first} to {last}", self.data.display()));
+            let at = |e: Error| e.at(self.data.display());
             let mut scores = label_scores(model, &choices).map_err(at)?.into_iter();
             seen.extend(looked.into_iter().map(|(row, asked)| Seen {
                 scores: asked.and_then(|(_, truth)| Some((truth, scores.next()?))),

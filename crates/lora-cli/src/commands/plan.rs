@@ -64,7 +64,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // The one that is asked for comes first.
     ways.sort_by_key(|way| way.name != asked.name);
     let planners = planning::planners(&ways, checkpoint.as_ref(), &args.model, &config, (device, program))?;
-    let share = may_share(device, config.lora_dropout > 0.0);
+    let share = may_share(device, args.model.kind(), config.lora_dropout > 0.0);
     let load = data
         .as_ref()
         .map_or_else(|| Load::even(length, &training), |data| Load::of_data(&data.samples, &training, share));

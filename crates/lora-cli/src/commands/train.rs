@@ -129,7 +129,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             // What is chosen is told with the adapter: not by the rows' lengths.
             Some(_) if args.auto => Load::even(args.training.step.text.longest(context) as i64, &training),
             _ => {
-                let share = promise.is_none() && may_share(device, config.lora_dropout > 0.0);
+                let share =
+                    promise.is_none() && may_share(device, args.model.kind(), config.lora_dropout > 0.0);
                 Load::of_data(&data.samples, &training, share)
             }
         };

@@ -4,13 +4,16 @@ use lora_core::{Held, LayerSize, master_kind};
 use tch::{Device, Kind};
 
 use crate::config::ModelConfig;
-use crate::ops::logits_bytes;
+use crate::ops::{joins, keys_worked_on, logits_bytes};
+use crate::pieces::Piece;
 
 /// A step, as far as memory goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepSize {
-    /// Tokens in one pass.
+    /// Positions in one pass.
     pub tokens: i64,
+    /// Keys that its texts see, in the blocks that attention works on.
+    pub keys: i64,
     /// Of them supervised.
     pub supervised: i64,
     /// Layers of which only the input is kept: see [`crate::Model::backward`].
@@ -20,7 +23,24 @@ pub struct StepSize {
 impl StepSize {
     /// So many tokens, all of them supervised.
     pub fn of(tokens: i64) -> Self {
-        Self { tokens, supervised: tokens, recompute: 0 }
+        Self { tokens, keys: tokens, supervised: tokens, recompute: 0 }
+    }
+
+    /// These pieces, so many of whose tokens are supervised.
+    pub fn of_pieces(pieces: &[Piece], supervised: i64) -> Self {
+        let tokens = pieces.iter().map(|piece| piece.len).sum();
+        Self { tokens, keys: keys_worked_on(pieces), supervised, recompute: 0 }
+    }
+
+    /// The larger of each.
+    #[must_use]
+    pub fn most(self, other: Self) -> Self {
+        Self {
+            tokens: self.tokens.max(other.tokens),
+            keys: self.keys.max(other.keys),
+            supervised: self.supervised.max(other.supervised),
+            recompute: self.recompute.max(other.recompute),
+        }
     }
 }
 
@@ -45,7 +65,9 @@ pub fn step_memory(
     step: StepSize,
 ) -> StepMemory {
     let (blocks, head) = layers.split_at(layers.len().saturating_sub(1));
-    let size = Size { config, tokens: step.tokens, kind, device };
+    // Where attention is not in blocks of our own, it holds none of them.
+    let keys = if joins(device, kind) { step.keys } else { step.tokens };
+    let size = Size { config, tokens: step.tokens, keys, kind, device };
     let blocks: Vec<InBlock> = blocks.as_chunks::<7>().0.iter().map(|seven| size.block(seven)).collect();
     let copies = blocks.iter().map(|b| b.copies).sum();
     // Below the first adapter there is no gradient: nothing is kept.
@@ -79,6 +101,7 @@ pub fn step_memory(
 struct Size<'a> {
     config: &'a ModelConfig,
     tokens: i64,
+    keys: i64,
     kind: Kind,
     device: Device,
 }
@@ -127,8 +150,8 @@ impl Size<'_> {
             attention += self.of(q);
         }
         let activation = self.of(2 * f).saturating_sub(gate_up.returned);
-        let sums = [qkv, o, gate_up, down].map(|h| h.kept).iter().sum::<u64>();
-        let kept = 2 * norm + heads + attention + activation + 2 * self.of(h) + sums;
+        let products = [qkv, o, gate_up, down].map(|h| h.kept).iter().sum::<u64>();
+        let kept = 2 * norm + heads + attention + activation + 2 * self.of(h) + products;
 
         // From the top down. `given`: what nobody needs any more.
         let (mut given, mut most) = (0, 0u64);
@@ -142,7 +165,8 @@ impl Size<'_> {
         moment(self.of(2 * f + 2 * h) + gate_up.backward, gate_up.kept);
         moment(2 * self.of(h), norm + self.of(h));
         moment(2 * self.of(q) + o.backward, o.kept);
-        moment(self.of(2 * q + 2 * kv) + 2 * self.wide(q), attention + heads);
+        let sums = (2 * self.keys * q).unsigned_abs() * master_kind(self.kind).elt_size_in_bytes() as u64;
+        moment(self.of(2 * q + 2 * kv) + sums, attention + heads);
         moment(self.of(q + 2 * kv + 2 * h) + qkv.backward, qkv.kept);
         InBlock {
             trains: layers.iter().any(|l| l.rank > 0),

@@ -63,7 +63,7 @@ pub(super) fn backward(
 /// See [`crate::Model::gradients`].
 pub(super) fn gradients(model: &Llama, slots: &Slots) -> Result<Tensor> {
     let angles = model.rope.angles(&slots.positions(), model.embedding.kind());
-    let around = Around { angles, texts: Some(slots.packing()?), mode: Mode::Train };
+    let around = Around { angles, texts: Some(slots.pieces()?), mode: Mode::Train };
     let (rows, targets) = slots.learnt();
     let x = model.embed(&slots.ids())?;
     let loss = loss(model, &model.blocks, x, &around, (&rows, &targets)) * slots.scale();

@@ -8,7 +8,8 @@ mod heads;
 mod rms_norm;
 mod swiglu;
 
-pub use attention::{Cache, attention};
+pub(crate) use attention::keys_worked_on;
+pub use attention::{Cache, attention, joins};
 pub use cross_entropy::{IGNORE, cross_entropy};
 pub(crate) use cross_entropy::{cross_entropy_of, logits_bytes};
 pub(crate) use cuda::SOURCES as CUDA_SOURCES;

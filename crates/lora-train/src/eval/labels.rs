@@ -45,6 +45,13 @@ impl Choices {
     }
 }
 
+impl Choices {
+    /// Tokens of the longest of its texts that a model must read.
+    pub fn longest(&self) -> usize {
+        self.lead.0.len() + self.tails.iter().map(|(ids, _)| ids.len()).max().unwrap_or(0).saturating_sub(1)
+    }
+}
+
 /// The total log-probability (nats) of each answer of each row, its end included: what the loss of a sample with that
 /// answer sums up. The rows are read in one pass, the question of each once.
 ///

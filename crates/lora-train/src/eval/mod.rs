@@ -56,7 +56,7 @@ pub fn mean_loss(model: &dyn Model, data: &Dataset, batch_size: usize) -> Result
     let (mut sum, mut count) = (0.0, 0);
     for samples in data.samples.chunks(batch_size.max(1)) {
         let samples: Vec<_> = samples.iter().collect();
-        let batch = Batch::sharing(&samples, may_share(model.device(), false), model.device());
+        let batch = Batch::sharing(&samples, may_share(model.device(), model.kind(), false), model.device());
         let (loss, n) = model.loss(batch.texts(), batch.labels(), Mode::Eval)?;
         sum += loss.double_value(&[]);
         count += n;

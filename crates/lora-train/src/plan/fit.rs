@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use lora_model::StepSize;
-use tch::Device;
+use lora_model::{Piece, StepSize};
 
 use super::{Plan, Planner};
-use crate::batches::{Batch, Batches};
+use crate::batches::{Batches, size_of};
 use crate::data::Sample;
 use crate::limit::Work;
 use crate::trainer::TrainConfig;
@@ -70,7 +69,8 @@ impl Load {
         let texts = (config.batch_size * config.accumulate) as f64;
         let tokens = texts * length as f64;
         let work = Work { tokens, positions: tokens, supervised: tokens, squares: tokens * length as f64 };
-        let pass = |n: usize| (n, Passes { largest: StepSize::of(n as i64 * length), work });
+        let size = |n: usize| StepSize::of_pieces(&Piece::texts(&vec![length; n]), n as i64 * length);
+        let pass = |n: usize| (n, Passes { largest: size(n), work });
         Self::new(divisors(config.batch_size).map(pass).collect(), config)
     }
 
@@ -87,15 +87,12 @@ fn divisors(n: usize) -> impl Iterator<Item = usize> {
 /// and what a step comes to.
 fn drawn((samples, size): (&[Sample], usize), seed: u64, (count, steps): (u64, u64), may: bool) -> Passes {
     let mut batches = Batches::new(samples, size, seed);
-    let (mut tokens, mut supervised) = (1, 0);
-    let mut work = Work::default();
+    let (mut largest, mut work) = (StepSize::of_pieces(&[], 0), Work::default());
     for _ in 0..count {
-        let batch = Batch::sharing(&batches.next_samples(), may, Device::Cpu);
-        tokens = tokens.max(batch.positions());
-        supervised = supervised.max(batch.supervised);
-        work += batch.work();
+        let (size, part) = size_of(&batches.next_samples(), may);
+        largest = largest.most(size);
+        work += part;
     }
-    let largest = StepSize { tokens: tokens as i64, supervised: supervised as i64, recompute: 0 };
     Passes { largest, work: work.over(steps.max(1) as f64) }
 }
 

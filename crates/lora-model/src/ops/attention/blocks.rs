@@ -8,15 +8,30 @@ use super::backward::backward;
 use super::layout::{BLOCK, Layout, Range, Units};
 use super::rows::{soften, store};
 use crate::ops::ATTENTION;
+use crate::pieces::{Piece, Pieces};
 
 /// Whether this is the way for such queries.
 pub(super) fn pay(q: &Tensor) -> bool {
-    let supported = match q.kind() {
+    are_there(q.device(), q.kind()) && q.size()[2] > 1 && q.size()[3] % 2 == 0
+}
+
+/// Whether there are such for this dtype there.
+pub(super) fn are_there(device: Device, kind: Kind) -> bool {
+    let supported = match kind {
         Kind::BFloat16 => bf16::supported(),
         Kind::Float => f32::supported(),
         _ => false,
     };
-    q.device() == Device::Cpu && supported && q.size()[2] > 1 && q.size()[3] % 2 == 0
+    device == Device::Cpu && supported
+}
+
+/// Of the keys that a text sees so many are worked on, whole blocks: the backward pass holds sums of them for each head.
+pub(crate) fn keys(pieces: &[Piece]) -> i64 {
+    let starts = Pieces::starts(pieces).zip(pieces);
+    starts
+        .map(|(start, piece)| (start + piece.len) as u64)
+        .map(|n| n.next_multiple_of(BLOCK as u64) as i64)
+        .sum()
 }
 
 /// Saves its inputs, its output and one number a row.

@@ -11,7 +11,8 @@ use tch::{Device, Kind, Tensor};
 use tch_ext::{Bounds, flash_attention};
 
 use super::ATTENTION;
-use crate::pieces::{Packing, Piece};
+use crate::pieces::{Piece, Pieces};
+pub(crate) use blocks::keys as keys_worked_on;
 pub use cache::Cache;
 use layout::Layout;
 
@@ -19,7 +20,7 @@ use layout::Layout;
 /// `k, v [B, kv_heads, S, head_dim]`; heads is a multiple of kv_heads. With a window, a position sees itself and
 /// the `window - 1` before it. With `texts`, which takes T = S, a row is these pieces one behind another, and none
 /// sees another but what it goes on from.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, texts: Option<&Packing>) -> Tensor {
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, texts: Option<&Pieces>) -> Tensor {
     let _inside = ATTENTION.enter();
     let s = k.size()[2];
     let windowed = window.filter(|&w| w < s);
@@ -35,40 +36,68 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, texts:
     let Some(texts) = texts.map(pieces).filter(|texts| texts.len() > 1) else {
         return definition(q, k, v, windowed);
     };
-    let ends = texts.iter().scan(0, |end, piece| {
+    by_piece(q, k, v, windowed, texts)
+}
+
+/// Each piece that goes on from none for itself, and all that go on from one at once.
+fn by_piece(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, pieces: &[Piece]) -> Tensor {
+    let ends = pieces.iter().scan(0, |end, piece| {
         *end += piece.len;
         Some(*end)
     });
-    let places: Vec<(i64, i64)> = ends.zip(texts).map(|(end, piece)| (end - piece.len, piece.len)).collect();
-    let each = texts.iter().zip(&places).map(|(piece, &(start, n))| {
-        let seen = |x: &Tensor| match piece.behind.map(|at| places[at]) {
-            Some((lead, len)) => Tensor::cat(&[x.narrow(2, lead, len), x.narrow(2, start, n)], 2),
-            None => x.narrow(2, start, n),
-        };
-        definition(&q.narrow(2, start, n), &seen(k), &seen(v), window)
-    });
-    Tensor::cat(&each.collect::<Vec<_>>(), 2)
+    let places: Vec<(i64, i64)> = ends.zip(pieces).map(|(end, piece)| (end - piece.len, piece.len)).collect();
+    let rows = |x: &Tensor, piece: usize| x.narrow(2, places[piece].0, places[piece].1);
+    let all = |x: &Tensor, of: &[usize]| Tensor::cat(&of.iter().map(|&i| rows(x, i)).collect::<Vec<_>>(), 2);
+    let mut each: Vec<Option<Tensor>> = pieces.iter().map(|_| None).collect();
+    for lead in (0..pieces.len()).filter(|&i| pieces[i].behind.is_none()) {
+        let [q_own, k_own, v_own] = [q, k, v].map(|x| rows(x, lead));
+        each[lead] = Some(definition(&q_own, &k_own, &v_own, window));
+        let behind: Vec<usize> = (0..pieces.len()).filter(|&i| pieces[i].behind == Some(lead)).collect();
+        if behind.is_empty() {
+            continue;
+        }
+        let seen: Vec<usize> = [lead].into_iter().chain(behind.iter().copied()).collect();
+        let lengths: Vec<i64> = behind.iter().map(|&i| places[i].1).collect();
+        let mask = joined(places[lead].1, &lengths, window, q);
+        let y = attend(&all(q, &behind), &all(k, &seen), &all(v, &seen), Some(mask), false);
+        let parts = y.split_with_sizes(&lengths[..], 2);
+        behind.into_iter().zip(parts).for_each(|(i, part)| each[i] = Some(part));
+    }
+    Tensor::cat(&each.into_iter().flatten().collect::<Vec<_>>(), 2)
+}
+
+/// Who sees whom of texts of these lengths behind a beginning of `lead` positions: `[positions of all, lead and those]`.
+fn joined(lead: i64, lengths: &[i64], window: Option<i64>, like: &Tensor) -> Tensor {
+    let number = |of: &dyn Fn(usize, i64) -> i64| -> Tensor {
+        let each = lengths.iter().enumerate().flat_map(|(text, &n)| (0..n).map(move |i| of(text, i)));
+        Tensor::from_slice(&each.collect::<Vec<i64>>()).to_device(like.device())
+    };
+    let (text, position) = (number(&|text, _| text as i64), number(&|_, i| lead + i));
+    let before = Tensor::arange(lead, (Kind::Int64, like.device()));
+    let own = text.unsqueeze(1).eq_tensor(&text.unsqueeze(0));
+    let same = Tensor::cat(&[own.narrow(1, 0, 1).ones_like().expand([-1, lead], false), own], 1);
+    let keys = Tensor::cat(&[before, position.shallow_clone()], 0).unsqueeze(0);
+    same.logical_and(&near(&position.unsqueeze(1), &keys, window))
+}
+
+/// Whether [`attention`] reads pieces that go on from others as fast as others.
+pub fn joins(device: Device, kind: Kind) -> bool {
+    blocks::are_there(device, kind)
 }
 
 /// What a device alone knows is for kernels that read it there.
-fn pieces(texts: &Packing) -> &[Piece] {
+fn pieces(texts: &Pieces) -> &[Piece] {
     texts.pieces().expect("texts of known lengths")
 }
 
 /// By one kernel for all texts, on CUDA.
-fn packed(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    window: Option<i64>,
-    texts: Option<&Packing>,
-) -> Option<Tensor> {
+fn packed(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, texts: Option<&Pieces>) -> Option<Tensor> {
     let (one_row, t) = (q.size()[0] == 1, q.size()[2]);
     if !one_row || t != k.size()[2] {
         return None;
     }
     let whole = Bounds::of(&[t]);
-    let texts = texts.map_or(Some(&whole), Packing::apart)?;
+    let texts = texts.map_or(Some(&whole), Pieces::apart)?;
     let flat = |x: &Tensor| x.squeeze_dim(0).transpose(0, 1);
     let [q, k, v] = [flat(q), flat(k), flat(v)];
     // An older GPU than the kernel's refuses it; what libtorch has else goes text by text.
@@ -80,15 +109,19 @@ fn packed(
 fn definition(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>) -> Tensor {
     let (t, s) = (q.size()[2], k.size()[2]);
     let window = window.filter(|&w| w < s);
+    // The kernels know "causal" and "everything"; a mask is built only for what is neither.
+    let mask = (window.is_some() || (t > 1 && t < s)).then(|| mask(t, s, window, q));
+    let causal = mask.is_none() && t > 1;
+    attend(q, k, v, mask, causal)
+}
+
+fn attend(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<Tensor>, causal: bool) -> Tensor {
     let mut grouped = q.size()[1] != k.size()[1];
     // On CUDA the kernel for wide numbers knows no groups, and torch would make all scores.
     let spread = |x: &Tensor| x.repeat_interleave_self_int(q.size()[1] / x.size()[1], 1, None);
     let wide = grouped && q.device() != Device::Cpu && !matches!(q.kind(), Kind::BFloat16 | Kind::Half);
     let (k, v) = if wide { (&spread(k), &spread(v)) } else { (k, v) };
     grouped &= !wide;
-    // The kernels know "causal" and "everything"; a mask is built only for what is neither.
-    let mask = (window.is_some() || (t > 1 && t < s)).then(|| mask(t, s, window, q));
-    let causal = mask.is_none() && t > 1;
     Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, causal, None, grouped)
 }
 
@@ -96,7 +129,12 @@ fn mask(t: i64, s: i64, window: Option<i64>, like: &Tensor) -> Tensor {
     let options = (Kind::Int64, like.device());
     let key = Tensor::arange(s, options).unsqueeze(0);
     let query = Tensor::arange_start(s - t, s, options).unsqueeze(1);
-    let seen = key.le_tensor(&query);
+    near(&query, &key, window)
+}
+
+/// Keys that are not behind the query, nor before its window.
+fn near(query: &Tensor, key: &Tensor, window: Option<i64>) -> Tensor {
+    let seen = key.le_tensor(query);
     match window {
         Some(w) => seen.logical_and(&key.gt_tensor(&(query - w))),
         None => seen,
