@@ -195,7 +195,7 @@ pub(crate) struct Values {
     pub(crate) each: Vec<f64>,
 }
 
-/// A difference with its 95 % bootstrap interval over seeds and examples, both paired.
+/// A difference with its bootstrap interval over seeds and examples, both paired: 95 %, alone or with all of its set at once.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Interval {
     pub(crate) mean: f64,

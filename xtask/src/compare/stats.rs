@@ -70,7 +70,8 @@ impl Difference {
     }
 }
 
-/// Intervals of differences to one and the same, which hold with all differences among them at once, 95 times of a hundred:
+/// Intervals of differences to one and the same, which hold with all differences among them at once, 95 times of a hundred as
+/// far as examples go (a handful of seeds is too few to promise it of them):
 /// so many deviations to either side as the largest of all is off in 95 % of the resamples (Tukey's range test by Romano and
 /// Wolf's resampling, 2005). So it may be the best of all, picked from the same data.
 pub(crate) fn together(all: &[Difference]) -> Vec<Interval> {

@@ -19,7 +19,8 @@ use crate::settings::{MethodArgs, TrainingArgs};
   lora plan --model models/Llama-3-8B --variant qlora --data train.jsonl --rank 16 --recompute all --memory 8GB
 
 It takes `lora train`'s options of model, method and training; `lora train` plans the same before it loads the model, and
-with --auto chooses the fastest setting that fits. Every number is counted from the configuration; the time is an estimate, to compare by.")]
+with --auto chooses the fastest setting that fits. Every number is counted from the configuration; the time is an estimate, to compare by. Rows that begin alike are
+counted as they are trained without --dp-epsilon: the beginning once.")]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,

@@ -18,9 +18,9 @@ pub(super) fn headline(section: &Section<'_>) -> String {
     let ties: Vec<String> = ties.into_iter().map(|entrant| entrant.name.clone()).collect();
     let others = section.ours().filter(|e| e.is_adapter() && e.cell.behind.is_some()).count();
     let intervals = if ties.len() == 1 {
-        "the 95 % interval of the difference includes 0"
+        "the interval of the difference includes 0"
     } else {
-        "the 95 % intervals of the differences include 0"
+        "the intervals of the differences include 0"
     };
     if !ties.is_empty() {
         said += &format!(" It ties with {}: {intervals}.", list(&ties, 6));

@@ -112,7 +112,7 @@ fn the_sentences_say_what_the_numbers_say() {
     let said = text(parsed(&html).root_element()).replace('\u{a0}', " ");
     for sentence in [
         "On fpb, of the adapters rslora r=256 has the highest accuracy, 83.3 % (± 0.8 over 3 seeds); without training it is \
-         34.0 % and with full training it is 78.1 %. It ties with qlora+dora+rslora r=256: the 95 % interval of the difference includes 0.",
+         34.0 % and with full training it is 78.1 %. It ties with qlora+dora+rslora r=256: the interval of the difference includes 0.",
         "Beside peft, the accuracies tie in 2 of 2 pairs, the training losses differ by 0.42 % at most, ours trains 1.31 \
          times as fast and ours takes 0.84 times the memory.",
         "1 run failed: see dora r=256.",
