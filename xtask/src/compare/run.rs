@@ -369,6 +369,12 @@ fn one(command: &mut Command, log: &File) -> Result<Value> {
     let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     use std::io::Write;
     write!(&mut &*log, "$ {shown}\n{out}{errors}\n")?;
+    if output.status.code().is_none() {
+        bail!(
+            "`{shown}`: it was killed ({}), maybe for want of memory: with fewer --jobs each has more",
+            output.status
+        );
+    }
     if !output.status.success() {
         let from = errors.find("error:").unwrap_or(errors.len().saturating_sub(2000));
         let why = errors.get(from..).unwrap_or(&errors).trim();

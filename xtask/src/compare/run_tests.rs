@@ -50,7 +50,8 @@ fn a_run_is_found_again_only_when_it_is_whole() {
     // Killed in each of its steps, it is not there; then it is, and all of it ran again.
     for step in ["train", "eval", "inspect", "merge"] {
         fs::write(dir.path().join(format!("kill-{step}")), "").unwrap();
-        assert!(runner.run(&settings, None).is_err());
+        let error = runner.run(&settings, None).unwrap_err().to_string();
+        assert!(error.contains(step) && error.contains("signal: 9"), "{error}");
         assert!(runner.found(&settings).is_none(), "killed in {step}");
     }
     let before = calls();
