@@ -176,24 +176,37 @@ fn packed_texts_do_not_see_each_other() {
                 attention_defined(&q, &k, &v, window)
             });
             let want = Tensor::cat(&each.collect::<Vec<_>>(), 2);
-            let weights = random(&got.size()).to_kind(kind);
-            (&got * &weights).sum(Kind::Double).backward();
-            (&want * weights.to_kind(Kind::Double)).sum(Kind::Double).backward();
-            let tolerance = match kind {
-                Kind::BFloat16 => 2e-2,
-                // libtorch's own kernel sums in f32.
-                Kind::Float if here() != Device::Cpu => 3e-6,
-                Kind::Float => 2e-6,
-                _ => 1e-10,
-            };
-            let pairs = ours.iter().zip(&exact).map(|(a, b)| (a.grad(), b.grad())).chain([(got, want)]);
-            for (i, (a, b)) in pairs.enumerate() {
-                // Of texts of one token the gradients of q and k are 0, but for what rounding leaves.
-                let size = b.norm().double_value(&[]).max(0.1 * weights.norm().double_value(&[]));
-                let error = (a.to_kind(Kind::Double) - &b).norm().double_value(&[]) / size;
-                assert!(error < tolerance, "{texts:?}, window {window:?}, {kind:?}, {i}: {error:e}");
-            }
+            // Of texts of one token the gradients of q and k are 0, but for what rounding leaves.
+            agree((&got, &ours), (&want, &exact), 0.1, &format!("{texts:?}, window {window:?}"));
         }
+    }
+}
+
+/// Outputs, and the gradients of inputs: as far apart as the dtype lets them. What is smaller than `least` of the outputs'
+/// gradient is measured by that.
+fn agree(
+    (got, ours): (&Tensor, &[Tensor; 3]),
+    (want, exact): (&Tensor, &[Tensor; 3]),
+    least: f64,
+    what: &str,
+) {
+    let kind = got.kind();
+    let weights = random(&got.size()).to_kind(kind);
+    (got * &weights).sum(Kind::Double).backward();
+    (want * weights.to_kind(Kind::Double)).sum(Kind::Double).backward();
+    let tolerance = match kind {
+        Kind::BFloat16 => 2e-2,
+        // libtorch's own kernel sums in f32.
+        Kind::Float if here() != Device::Cpu => 3e-6,
+        Kind::Float => 2e-6,
+        _ => 1e-10,
+    };
+    let gradients = ours.iter().zip(exact).map(|(a, b)| (a.grad(), b.grad()));
+    let pairs = gradients.chain([(got.shallow_clone(), want.shallow_clone())]);
+    for (i, (a, b)) in pairs.enumerate() {
+        let size = b.norm().double_value(&[]).max(least * weights.norm().double_value(&[]));
+        let error = (a.to_kind(Kind::Double) - &b).norm().double_value(&[]) / size;
+        assert!(error < tolerance, "{what}, {kind:?}, {i}: {error:e}");
     }
 }
 
@@ -231,20 +244,7 @@ fn texts_behind_a_beginning_are_as_if_it_were_theirs() {
                 attention_defined(&own(&exact[0]), &seen(&exact[1]), &seen(&exact[2]), window)
             });
             let want = Tensor::cat(&each.collect::<Vec<_>>(), 2);
-            let weights = random(&got.size()).to_kind(kind);
-            (&got * &weights).sum(Kind::Double).backward();
-            (&want * weights.to_kind(Kind::Double)).sum(Kind::Double).backward();
-            let tolerance = match kind {
-                Kind::BFloat16 => 2e-2,
-                Kind::Float if here() != Device::Cpu => 3e-6,
-                Kind::Float => 2e-6,
-                _ => 1e-10,
-            };
-            let pairs = ours.iter().zip(&exact).map(|(a, b)| (a.grad(), b.grad())).chain([(got, want)]);
-            for (i, (a, b)) in pairs.enumerate() {
-                let error = ((a.to_kind(Kind::Double) - &b).norm() / b.norm()).double_value(&[]);
-                assert!(error < tolerance, "{pieces:?}, window {window:?}, {kind:?}, {i}: {error:e}");
-            }
+            agree((&got, &ours), (&want, &exact), 0.0, &format!("{pieces:?}, window {window:?}"));
         }
     }
     for bad in [

@@ -18,6 +18,7 @@ use crate::data::{Dataset, Sample};
 use crate::limit::Work;
 use crate::optim::AdamW;
 use crate::recorder::backward;
+use crate::sharing::drops_out;
 use crate::trainer::{Event, Gradient, Outcome, Source, TrainConfig, lines, run};
 
 /// Trains as [`crate::train`] does, privately: `release` says how (its records are the data's samples). It ends early,
@@ -44,10 +45,8 @@ pub fn train_privately(
     config.check()?;
     [Some(data), held_out].into_iter().flatten().try_for_each(|d| d.check(model.config().vocab_size))?;
     // Texts of a pass share one draw: a text that leaves would change the others' gradients, and they are not bounded by that.
-    if let Some((name, _)) =
-        model.linears().iter().find(|(_, l)| l.adapter().is_some_and(|a| a.dropout() > 0.0))
-    {
-        return Err(no_dropout(name));
+    if let Some(name) = drops_out(model) {
+        return Err(no_dropout(&name));
     }
     run(&mut Drawn { model, data, release, config, one_by_one: false }, model, params, held_out, config, each)
 }

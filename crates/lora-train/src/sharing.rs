@@ -4,7 +4,7 @@
 //! goes on from them, and the gradients of all meet in them: the same sums, of fewer products. Only what is not learnt is
 //! shared, and nothing where dropout would draw one mask for several texts.
 
-use lora_core::Linears;
+use lora_core::{Linear, Linears};
 use lora_model::{IGNORE, joins};
 use tch::{Device, Kind};
 
@@ -28,9 +28,10 @@ pub fn may_share(device: Device, kind: Kind, dropout: bool) -> bool {
     joins(device, kind) && !dropout
 }
 
-/// Whether a layer of the model drops out what it reads.
-pub(crate) fn drops_out(model: &(impl Linears + ?Sized)) -> bool {
-    model.linears().iter().any(|(_, layer)| layer.adapter().is_some_and(|a| a.dropout() > 0.0))
+/// The first layer of the model that drops out what it reads.
+pub(crate) fn drops_out(model: &(impl Linears + ?Sized)) -> Option<String> {
+    let drops = |layer: &Linear| layer.adapter().is_some_and(|a| a.dropout() > 0.0);
+    model.linears().into_iter().find(|(_, layer)| drops(layer)).map(|(name, _)| name)
 }
 
 /// Groups that spare many tokens; a text is in one at the most.

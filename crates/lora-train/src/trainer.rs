@@ -156,7 +156,7 @@ pub fn train(
     [Some(data), held_out].into_iter().flatten().try_for_each(|d| d.check(model.config().vocab_size))?;
     let batches = Batches::new(&data.samples, config.batch_size, config.seed);
     let recorder = Recorder::new(model, config.record);
-    let share = may_share(model.device(), model.kind(), drops_out(model));
+    let share = may_share(model.device(), model.kind(), drops_out(model).is_some());
     let mut source = Shuffled { model, data, batches, config, recorder, share };
     let outcome = run(&mut source, model, params, held_out, config, each)?;
     Ok(Outcome { replayed: source.recorder.replayed(), ..outcome })
