@@ -1,11 +1,16 @@
 //! Models written in 4 bits, and opened again.
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use lora::model::{Export, Keep, Llama, Model, OnDisk, Pack, Texts};
 use lora::qlora::Options;
-use lora::{Linears, Mode, OutputFolder, Recipe, VARIANTS};
+use lora::train::{Dataset, Sample, TrainConfig, train};
+use lora::{Linears, Mode, OutputFolder, Recipe, VARIANTS, params};
 use tch::{Device, Kind, Tensor};
+
+/// libtorch's generator is one for the whole process.
+static RANDOM: Mutex<()> = Mutex::new(());
 
 fn source() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/llama2/model")
@@ -88,6 +93,7 @@ fn a_model_that_lost_its_packed_weights_is_refused() {
 fn a_model_on_disk_gives_the_weights_of_one_in_memory() {
     let recipe = Recipe::parse("dora", VARIANTS).unwrap();
     let config = lora::AdapterConfig { r: 4, ..Default::default() };
+    let _alone = RANDOM.lock();
     let attach = |model: &mut dyn Linears| {
         tch::manual_seed(3);
         lora::attach(model, "a", &recipe, &config).unwrap();
@@ -116,4 +122,39 @@ fn a_model_on_disk_gives_the_weights_of_one_in_memory() {
     assert_eq!(zero.abs().max().double_value(&[]), 0.0);
     assert!(broken.check().unwrap_err().to_string().contains("model-0000"));
     broken.check().unwrap();
+}
+
+/// Beside a GGUF file's own blocks an adapter learns what it learns beside what they say, to the bit: four bits cost nothing
+/// where the file has no more.
+#[test]
+fn an_adapter_beside_blocks_learns_the_same() {
+    let _alone = RANDOM.lock();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/lora-model/tests/data/k_quants.gguf");
+    let sample = |line: i64| Sample {
+        ids: (0..9).map(|i| (7 * line + i * i) % 11).collect(),
+        labels: (0..9).map(|i| (line + i) % 11).collect(),
+        line: line as usize,
+    };
+    let samples = (1..=6).map(sample).collect();
+    let data = Dataset { path: "none".into(), rows: vec![], samples, truncated: 0 };
+    let config = TrainConfig { batch_size: 2, epochs: 2.0, ..TrainConfig::default() };
+    for kind in [Kind::Float, Kind::BFloat16] {
+        for (variant, recompute) in [("lora", 0), ("dora", usize::MAX)] {
+            let [dense, native] = [Keep::DENSE, Keep::NATIVE].map(|keep| {
+                let checkpoint = lora::open(&path).unwrap();
+                let mut model = Llama::load(checkpoint.as_ref(), kind, Device::Cpu, keep).unwrap();
+                tch::manual_seed(3);
+                let recipe = Recipe::parse(variant, VARIANTS).unwrap();
+                lora::attach(&mut model, "a", &recipe, &lora::AdapterConfig::default()).unwrap();
+                let start: Vec<Tensor> = params(&model, "a").iter().map(|p| p.tensor.copy()).collect();
+                let config = TrainConfig { recompute, ..config.clone() };
+                train(&model, params(&model, "a"), &data, None, &config, &mut |_| Ok(())).unwrap();
+                let learnt: Vec<Tensor> =
+                    params(&model, "a").iter().map(|p| p.tensor.shallow_clone()).collect();
+                assert!(learnt.iter().zip(&start).any(|(a, b)| a != b));
+                learnt
+            });
+            assert!(dense == native, "{kind:?} {variant}");
+        }
+    }
 }

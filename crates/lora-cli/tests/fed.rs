@@ -121,10 +121,11 @@ fn identities_for_secure_sums() {
     assert!(!bench.path("out.state").exists());
 }
 
+/// The rule that is taken where none is named is a sum of what is sent: others are refused here.
 #[test]
 fn a_bound_on_clients_is_kept_in_a_ledger() {
     let bench = Bench::new();
-    let words = format!("{SIMULATE} --rule ffa --weights equal --rounds 2 --client-epsilon 5 --drawn 1");
+    let words = format!("{SIMULATE} --weights equal --rounds 2 --client-epsilon 5 --drawn 1");
     let out = bench.lora(&words).ok();
     assert!(out.contains("epsilon 5") && out.contains("a client"), "{out}");
     assert_eq!(json(&bench, "out.clients.privacy.jsonl").len(), 3);
@@ -178,9 +179,9 @@ fn what_makes_no_sense_leaves_no_trace() {
         ("--jobs 0", "no jobs"),
         ("--jobs 2 --dropout 0.1", "--jobs 1"),
         ("--client-epsilon 3", "--drawn"),
-        ("--secure", "is no sum"),
-        ("--secure --rule ffa", "a sum has no weights"),
-        ("--secure --rule ffa --weights equal --client-epsilon 3 --drawn 1", "cannot be used with"),
+        ("--secure --rule fedex", "is no sum"),
+        ("--secure", "a sum has no weights"),
+        ("--secure --weights equal --client-epsilon 3 --drawn 1", "cannot be used with"),
         ("--adapter nowhere", "nowhere"),
     ] {
         let run = bench.lora(

@@ -111,6 +111,6 @@ impl BaseWeight for Unread {
     }
 
     fn row_norms_sq(&self) -> Tensor {
-        self.norms_sq.get_or_init(|| row_norms_sq(&self.dense(Kind::Float))).shallow_clone()
+        self.norms_sq.get_or_init(|| row_norms_sq(&self.dense(self.kind))).shallow_clone()
     }
 }

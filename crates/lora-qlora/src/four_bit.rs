@@ -123,8 +123,7 @@ impl BaseWeight for FourBit {
     }
 
     fn row_norms_sq(&self) -> Tensor {
-        let exact = if self.kind == Kind::Double { Kind::Double } else { Kind::Float };
-        self.norms_sq.get_or_init(|| row_norms_sq(&self.dense(exact))).shallow_clone()
+        self.norms_sq.get_or_init(|| row_norms_sq(&self.dense(self.kind))).shallow_clone()
     }
 }
 

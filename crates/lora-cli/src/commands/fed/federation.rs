@@ -43,8 +43,8 @@ impl OutArgs {
 
 #[derive(clap::Args)]
 pub(super) struct FederationArgs {
-    /// fedit, ffa, rolora, fedex, flora, flexlora, fedsvd or fedsa (docs/federated.md)
-    #[arg(long, default_value = "fedex", help_heading = "Federation")]
+    /// fedsvd, fedit, ffa, rolora, fedex, flora, flexlora or fedsa (docs/federated.md)
+    #[arg(long, default_value = "fedsvd", help_heading = "Federation")]
     pub(super) rule: String,
     /// Rounds
     #[arg(long, default_value_t = 10, help_heading = "Federation")]

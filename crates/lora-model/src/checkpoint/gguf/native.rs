@@ -2,7 +2,7 @@
 
 use std::cell::OnceCell;
 
-use lora_core::{BaseWeight, master_kind, row_norms_sq};
+use lora_core::{BaseWeight, row_norms_sq};
 use tch::{Device, Kind, Tensor};
 use tch_ext::cuda::{Arg, Source};
 use tch_ext::{Number, Region, bf16, elements, elements_mut, f16};
@@ -91,7 +91,7 @@ impl BaseWeight for Blocks {
     }
 
     fn row_norms_sq(&self) -> Tensor {
-        self.norms_sq.get_or_init(|| row_norms_sq(&self.dense(master_kind(self.kind)))).shallow_clone()
+        self.norms_sq.get_or_init(|| row_norms_sq(&self.dense(self.kind))).shallow_clone()
     }
 }
 
