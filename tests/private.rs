@@ -279,16 +279,21 @@ fn a_frozen_factor_is_part_of_what_noise_is_bound_to() {
     assert_eq!(first.metrics.keys().collect::<Vec<_>>(), ["epsilon"]);
 }
 
-/// Which rows a step drew is secret, so an error that names them stays here.
+/// Rows are nobody else's affair, and which a private step drew is secret: an error that names them, or a file, stays here.
 #[test]
-fn what_a_private_step_failed_of_stays_here() {
+fn what_work_on_rows_failed_of_stays_here() {
     let _alone = RANDOM.lock();
     let folder = tempfile::tempdir().unwrap();
-    let mut local = client(folder.path(), 1e-3);
-    let mut task = task(&mut local, 1);
-    task.adapter.values_mut().for_each(|t| *t = t.full_like(1e30));
-    let e = local.train("me", &task).unwrap_err();
-    assert!(!e.to_string().contains("line") && !e.to_string().contains("made"), "{e}");
-    let cause = std::error::Error::source(&e).unwrap().to_string();
-    assert!(cause.contains("lines"), "{cause}");
+    for promising in [true, false] {
+        let mut local = client(folder.path(), 1e-3);
+        if !promising {
+            local = local.promising(BTreeMap::new(), Vec::new()).unwrap();
+        }
+        let mut task = task(&mut local, 1);
+        task.adapter.values_mut().for_each(|t| *t = t.full_like(1e30));
+        let e = local.train("me", &task).unwrap_err();
+        assert!(!e.to_string().contains("line") && !e.to_string().contains("made"), "{e}");
+        let cause = std::error::Error::source(&e).unwrap().to_string();
+        assert!(cause.contains("lines"), "{cause}");
+    }
 }

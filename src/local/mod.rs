@@ -283,15 +283,11 @@ impl Local {
         // What trains is bound by every step; what does not shapes its gradients as much.
         let settings = format!("{} {:?} {training:?} {:?}", self.recipe, self.config, self.model.kind());
         let configuration = [&self.configuration[..], settings.as_bytes(), &task.fingerprint()?].concat();
-        let mut release = promise.release(data, (batch, terms), dimension, &run, &configuration)?;
+        let release = promise.release(data, (batch, terms), dimension, &run, &configuration);
+        let mut release = release.map_err(failed)?;
         let model = self.model.as_ref();
         let done = train_privately(model, trained, data, None, training, &mut release, &mut |_| Ok(()));
-        done.map_err(|e| match e.kind() {
-            // A budget that is spent: nothing of the rows is in that.
-            ErrorKind::Usage => e,
-            // It names rows that were drawn. The reply goes to others; the cause stays here.
-            _ => Error::data("the private steps failed; why is told here alone").because(e),
-        })?;
+        done.map_err(failed)?;
         Ok(BTreeMap::from([("epsilon".to_owned(), release.ledger().spent()?)]))
     }
 
@@ -334,6 +330,15 @@ fn with(
     both.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
 }
 
+/// What others hear of work on rows that failed: it may name them, and a file. The cause stays here.
+fn failed(e: Error) -> Error {
+    match e.kind() {
+        // Settings; a budget that is spent: nothing of the rows is in that.
+        ErrorKind::Usage => e,
+        _ => Error::data("work on its rows failed; why is told here alone").because(e),
+    }
+}
+
 /// A module's path without what PEFT puts before it.
 fn path(module: &str) -> &str {
     module.strip_prefix("base_model.model.").unwrap_or(module)
@@ -365,7 +370,8 @@ impl Worker for Local {
         let learnt = copied(&trained);
         let metrics = match self.promises.get(client) {
             None => {
-                let outcome = train(self.model.as_ref(), trained, data, None, &training, &mut |_| Ok(()))?;
+                let done = train(self.model.as_ref(), trained, data, None, &training, &mut |_| Ok(()));
+                let outcome = done.map_err(failed)?;
                 let tell = [
                     ("loss", outcome.last_loss),
                     ("first_loss", outcome.first_loss),
@@ -380,7 +386,7 @@ impl Worker for Local {
         let (sent, kept): (BTreeMap<_, _>, BTreeMap<_, _>) =
             learnt.partition(|(name, _)| task.sends.holds(name));
         if !kept.is_empty() {
-            self.kept.put(client, &task.run, task.round, kept)?;
+            self.kept.put(client, &task.run, task.round, kept).map_err(failed)?;
         }
         Ok(Reply { adapter: sent, examples, metrics })
     }
@@ -389,7 +395,7 @@ impl Worker for Local {
         let adapter = self.own_adapter((client, &task.run), &task.adapter);
         self.put(&adapter, &task.beside)?;
         let rows = self.held_out.as_ref().ok_or_else(|| Error::unsupported("no rows are held out here"))?;
-        let loss = mean_loss(self.model.as_ref(), rows, self.training.batch_size)?;
+        let loss = mean_loss(self.model.as_ref(), rows, self.training.batch_size).map_err(failed)?;
         Ok((loss, rows.samples.len() as u64))
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use lora::Error;
-use lora::fed::engine::{Reply, Round, Told};
+use lora::fed::engine::{Round, Told};
 
 use super::course::beside;
 use crate::commands::say;
@@ -80,7 +80,7 @@ impl Log {
 }
 
 /// Says on this machine what a client's part failed of, where the error that travels keeps it back.
-pub(super) fn told_here(client: &str, result: &lora::Result<Reply>) {
+pub(super) fn told_here<T>(client: &str, result: &lora::Result<T>) {
     if let Some(cause) = result.as_ref().err().and_then(std::error::Error::source) {
         let _ = writeln!(std::io::stderr(), "{client}: {cause}");
     }

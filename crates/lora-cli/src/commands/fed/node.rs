@@ -146,7 +146,9 @@ impl Worker for Loud {
     }
 
     fn evaluate(&mut self, client: &str, task: &Task) -> lora::Result<(f64, u64)> {
-        self.0.evaluate(client, task)
+        let judged = self.0.evaluate(client, task);
+        told_here(client, &judged);
+        judged
     }
 }
 
