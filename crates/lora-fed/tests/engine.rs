@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use lora_fed::aggregate::{Robust, Rule, ServerRule};
-use lora_fed::engine::{InProcess, Settings, Trains, Weights, Worker};
+use lora_fed::engine::{Federation, InProcess, Settings, Trains, Weights, Worker};
 use tch::{Kind, Tensor};
 
 use learner::*;
@@ -35,6 +35,52 @@ fn exact_rules_lose_nothing() {
                 assert!(error < 1e-12, "{rule}, round {number}, {module}: {error:e}");
             }
         }
+    }
+}
+
+/// What lies beside grows at its end alone until it is made anew, and a client is told only what it lacks. Nothing is lost, however
+/// often.
+#[test]
+fn what_lies_beside_stays_as_it_is() {
+    for rule in [Rule::FedEx, Rule::Flora] {
+        let mut f = federation(Settings::new("long", rule, 20), 2);
+        let clients = ["a", "bb", "ccc"];
+        let bytes = |f: &Federation| {
+            f.model.beside.values().map(|(a, b)| 8 * (a.numel() + b.numel()) as u64).sum::<u64>()
+        };
+        let mut had = 0;
+        for number in 1..=20 {
+            let (before, made) = (f.model.beside.keys().cloned().collect::<Vec<_>>(), f.model.made);
+            let before: Vec<_> = before.iter().map(|name| f.model.beside[name].0.copy()).collect();
+            let sent = bytes(&f);
+            // One of them is away in every other round, and lacks more then.
+            let asked = if number % 2 == 0 { &clients[..2] } else { &clients };
+            let adapter: u64 = f.model.adapter.values().map(|t| 8 * t.numel() as u64).sum();
+            let mut learner = Learner::default();
+            let told = round(&mut f, asked, &mut learner).unwrap();
+            let last = told.clients.last().unwrap();
+            if asked.len() == 3 {
+                assert!(last.bytes_down >= told.clients[0].bytes_down, "{rule:?}, round {number}");
+            }
+            assert_eq!(told.clients[0].bytes_down, adapter + sent - had, "{rule:?}, round {number}");
+            if f.model.made == made {
+                for (old, (a, _)) in before.iter().zip(f.model.beside.values()) {
+                    assert_eq!(a.narrow(0, 0, old.size()[0]), *old, "{rule:?}, round {number}");
+                }
+                had = sent;
+            } else {
+                had = 0;
+            }
+            let now = dense(&f.model.adapter, &f.model.beside);
+            for module in MODULES {
+                let mean = learner.learnt.iter().map(|(_, all)| &all[module] / asked.len() as f64);
+                let error = error(&now[module], &mean.reduce(|a, b| a + b).unwrap());
+                assert!(error < 1e-12, "{rule:?}, round {number}, {module}: {error:e}");
+            }
+        }
+        // FLoRA adds more in a round than there is room for in these small weights.
+        let most = if rule == Rule::FedEx { 10 } else { 20 };
+        assert!((2..=most).contains(&f.model.made), "{rule:?}: {}", f.model.made);
     }
 }
 

@@ -68,7 +68,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         trial.deaths()?;
     } else {
         trial.fedavg()?;
-        trial.fedsvd()?;
+        // One whose factors go on, and one that lays beside the weights what a mean would lose.
+        trial.ours("fedsvd")?;
+        trial.ours("fedex")?;
         trial.secure()?;
     }
     println!("all as it should be");
@@ -259,15 +261,16 @@ impl Trial {
         serve
     }
 
-    /// Our coordinator by FedSVD, and two nodes of ours.
-    fn fedsvd(&self) -> Result<()> {
-        let simulated = self.simulate("fedsvd", ROUNDS, &CLIENTS, &[])?;
-        let mut flower = Deployment::start(&self.venv, &self.at("fedsvd"), Isolation::Process)?;
+    /// Our coordinator by a rule, and two nodes of ours.
+    fn ours(&self, rule: &str) -> Result<()> {
+        let simulated = self.simulate(rule, ROUNDS, &CLIENTS, &[])?;
+        let mut flower = Deployment::start(&self.venv, &self.at(rule), Isolation::Process)?;
         self.join(&mut flower, None)?;
         flower.submit("")?;
-        let out = self.at("served");
-        sh::run(&mut self.serve(&flower, flower.address(), &out, ("fedsvd", ROUNDS, CLIENTS.len())))?;
-        self.apart("our FedSVD over two nodes of ours", &out.join("adapter_model.safetensors"), &simulated)
+        let out = self.at(&format!("served-{rule}"));
+        sh::run(&mut self.serve(&flower, flower.address(), &out, (rule, ROUNDS, CLIENTS.len())))?;
+        let what = format!("our {rule} over two nodes of ours");
+        self.apart(&what, &out.join("adapter_model.safetensors"), &simulated)
     }
 
     /// Our coordinator by secure sums: it sees no client's part, and comes to the same. By a rule whose every number is

@@ -1,6 +1,6 @@
 //! The rules: from the clients' factors to what all of them go on with.
 
-use super::stack::{Decomposition, Stack};
+use super::stack::{Decomposition, Stack, rounding};
 use super::trains::Trains;
 use super::upload::{Layer, Upload, shares};
 use lora_core::{Error, Result};
@@ -134,9 +134,14 @@ impl Rule {
                 let mut missed = products;
                 missed.push((-scale, &sent.1, &sent.0));
                 let sum = Stack::new(&missed)?.decompose()?;
-                let (side_b, side_a) = sum.at_rank(sum.s.size()[0]);
-                let side = Layer { a: side_a.to_kind(kind), b: side_b.to_kind(kind), scale: 1.0 };
-                all.side.insert(module.to_owned(), side);
+                // Differences of K clients have rank (K - 1) r; what is more is the mean's own rounding.
+                let size = |t: &Tensor| t.norm().double_value(&[]);
+                let rank = sum.rank_above(rounding(kind) * scale.abs() * size(&a) * size(&b));
+                if rank > 0 {
+                    let (side_b, side_a) = sum.at_rank(rank);
+                    let side = Layer { a: side_a.to_kind(kind), b: side_b.to_kind(kind), scale: 1.0 };
+                    all.side.insert(module.to_owned(), side);
+                }
                 Shared { a: Some(a), b: Some(b), scale }
             }
             Self::Flora => {

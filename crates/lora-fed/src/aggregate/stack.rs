@@ -63,6 +63,11 @@ impl Stack {
     }
 }
 
+/// What share of two factors' size their product's rounding is, where they are kept in `kind`.
+pub(crate) fn rounding(kind: Kind) -> f64 {
+    if kind == Kind::Double { 1e-15 } else { f64::from(f32::EPSILON) }
+}
+
 impl Decomposition {
     /// The rank-`r` factors nearest to the sum (Eckart and Young 1936): `B = U S`, `A = Vᵀ`, cut off; padded with
     /// zeros where the sum has fewer dimensions.
@@ -72,6 +77,11 @@ impl Decomposition {
         let b = self.u.narrow(1, 0, n) * self.s.narrow(0, 0, n).unsqueeze(0);
         let a = self.vt.narrow(0, 0, n);
         (b.constant_pad_nd([0, r - n]), a.constant_pad_nd([0, 0, 0, r - n]))
+    }
+
+    /// How many singular values are larger.
+    pub(crate) fn rank_above(&self, least: f64) -> i64 {
+        self.s.gt(least).sum(Kind::Int64).int64_value(&[])
     }
 
     /// The least rank that keeps this share of the sum's squared norm, at least 1 (FLoRIST's threshold).

@@ -1,5 +1,6 @@
 //! The coordinator: one round after another.
 
+use super::had::Had;
 use super::model::{A, Model};
 use super::{Engine, Settings, Task};
 use crate::aggregate::{Rule, ServerOptimiser};
@@ -23,6 +24,7 @@ pub struct Federation {
     pub server: Option<ServerOptimiser>,
     /// How often this round's choice of clients was let go.
     pub(super) draw: u64,
+    pub(super) had: Had,
 }
 
 /// What came of a round.
@@ -49,7 +51,7 @@ pub struct Told {
     pub examples: u64,
     /// What else it says.
     pub metrics: BTreeMap<String, f64>,
-    /// Tensors sent to it.
+    /// Tensors sent to it. Of what lies beside that is what it lacks: the rest came to it in the rounds before.
     pub bytes_down: u64,
     /// And by it.
     pub bytes_up: u64,
@@ -87,7 +89,7 @@ impl Federation {
             );
         }
         let server = settings.server.map(ServerOptimiser::new);
-        Ok(Self { settings, scale: Box::new(scale), model, server, draw: 0 })
+        Ok(Self { settings, scale: Box::new(scale), model, server, draw: 0, had: Had::default() })
     }
 
     /// How it goes.
@@ -123,7 +125,12 @@ impl Federation {
             return Err(Error::faults(ErrorKind::Data, what, why.collect())
                 .hint("nothing was changed: the round can be tried again"));
         }
-        self.put_together(rule, uploads)?;
+        self.whole(|federation| {
+            for told in clients.iter().filter(|told| told.refused.is_none()) {
+                federation.had.has(&told.client, &federation.model);
+            }
+            federation.move_together(rule, uploads)
+        })?;
         Ok(Round { round: number, clients, lost: None })
     }
 

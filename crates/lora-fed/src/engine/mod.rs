@@ -8,6 +8,7 @@
 mod federation;
 #[cfg(feature = "flower")]
 mod flower;
+mod had;
 mod model;
 mod private;
 mod process;

@@ -1,6 +1,6 @@
 //! What a federation has learnt.
 
-use crate::aggregate::{Layer, Stack, Upload};
+use crate::aggregate::{Layer, Stack, Upload, rounding};
 use lora_core::{Error, Result};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
@@ -19,22 +19,28 @@ pub struct Model {
     pub rounds: u64,
     /// The adapter that the next one starts from, by its names in PEFT's file.
     pub adapter: BTreeMap<String, Tensor>,
-    /// What was learnt before and is frozen: `A [R, in]`, `B [out, R]` with scale 1, by module.
+    /// What was learnt before and is frozen: `A [R, in]`, `B [out, R]` with scale 1, by module. A round adds rows and columns
+    /// behind those that are there.
     pub beside: BTreeMap<String, (Tensor, Tensor)>,
+    /// How often that was made anew, of a lower rank.
+    pub made: u64,
 }
+
+/// What lies beside may have so many times the numbers that it needs.
+const SLACK: f64 = 1.5;
 
 impl Model {
     /// One that has learnt nothing yet. What is in half precision is kept in f32: a mean moves by less.
     pub fn new(mut adapter: BTreeMap<String, Tensor>) -> Self {
         let halves = [Kind::Half, Kind::BFloat16];
         adapter.values_mut().filter(|t| halves.contains(&t.kind())).for_each(|t| *t = t.to_kind(Kind::Float));
-        Self { rounds: 0, adapter, beside: BTreeMap::new() }
+        Self { rounds: 0, adapter, beside: BTreeMap::new(), made: 0 }
     }
 
     /// Another handle on the same tensors.
     pub(crate) fn share(&self) -> Self {
         let adapter = self.adapter.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
-        Self { rounds: self.rounds, adapter, beside: share(&self.beside) }
+        Self { adapter, beside: share(&self.beside), ..*self }
     }
 
     /// The modules that have factors.
@@ -42,23 +48,42 @@ impl Model {
         self.adapter.keys().filter_map(|name| name.strip_suffix(A))
     }
 
-    /// Adds `scale B A` to what lies beside. The rank grows no further than what is there to be told apart.
+    /// Adds `scale B A` to what lies beside, behind what is there: that stays as it is, so that whoever has it need not be
+    /// sent it again.
     ///
     /// # Errors
     /// For shapes that do not fit what lies there.
     pub(crate) fn lay_beside(&mut self, module: &str, layer: &Layer) -> Result<()> {
-        let before = self.beside.get(module);
-        let mut parts = vec![(layer.scale, &layer.b, &layer.a)];
-        parts.extend(before.map(|(a, b)| (1.0, b, a)));
-        let sum = Stack::new(&parts).and_then(|s| s.decompose()).map_err(|e| e.at(module))?;
-        let values: Vec<f64> = Vec::try_from(sum.s.to_kind(Kind::Double))?;
-        // Below this share of the largest, singular values are rounding.
-        let nothing = if layer.a.kind() == Kind::Double { 1e-15 } else { 1e-8 };
-        let least = values.first().copied().unwrap_or(0.0) * nothing;
-        let rank = values.iter().filter(|value| **value > least).count().max(1);
-        let (b, a) = sum.at_rank(rank as i64);
-        let kind = layer.a.kind();
-        self.beside.insert(module.to_owned(), (a.to_kind(kind), b.to_kind(kind)));
+        let sum = least((layer.scale, &layer.b, &layer.a)).map_err(|e| e.at(module))?;
+        let Some((mut a, mut b)) = sum else { return Ok(()) };
+        if let Some((old_a, old_b)) = self.beside.get(module) {
+            a = Tensor::f_cat(&[old_a, &a], 0)?;
+            b = Tensor::f_cat(&[old_b, &b], 1)?;
+        }
+        self.beside.insert(module.to_owned(), (a, b));
+        Ok(())
+    }
+
+    /// Makes what lies beside anew, of the least rank, once that has far fewer numbers: then all of it must be sent again.
+    ///
+    /// # Errors
+    /// If no decomposition is found.
+    pub(crate) fn make_anew(&mut self) -> Result<()> {
+        let (mut have, mut need) = (0.0, 0.0);
+        for (a, b) in self.beside.values() {
+            let (rank, inp, out) = (a.size()[0], a.size()[1], b.size()[0]);
+            have += (rank * (inp + out)) as f64;
+            need += (rank.min(inp).min(out) * (inp + out)) as f64;
+        }
+        if have <= SLACK * need {
+            return Ok(());
+        }
+        for (module, (a, b)) in &mut self.beside {
+            if let Some(pair) = least((1.0, b, a)).map_err(|e| e.at(module))? {
+                (*a, *b) = pair;
+            }
+        }
+        self.made += 1;
         Ok(())
     }
 
@@ -121,6 +146,15 @@ impl Model {
         let rows = uniform(a, more, seed, 1 << 63 | self.rounds << 32 | number);
         Tensor::cat(&[a, &rows], 0)
     }
+}
+
+/// A product as `A` and `B` of the rank that there is to be told apart; none of nothing.
+fn least((scale, b, a): (f64, &Tensor, &Tensor)) -> Result<Option<(Tensor, Tensor)>> {
+    let (kind, product) = (a.kind(), Stack::new(&[(scale, b, a)])?.decompose()?);
+    let largest = product.s.max().double_value(&[]);
+    let rank = product.rank_above(rounding(kind) * largest);
+    let (b, a) = product.at_rank(rank);
+    Ok((rank > 0).then(|| (a.to_kind(kind), b.to_kind(kind))))
 }
 
 /// Rows like those of `a`, uniform in `±1/√in` as PEFT's.

@@ -20,13 +20,12 @@ impl Federation {
     ) -> (Vec<Upload>, Vec<Told>) {
         let (mut uploads, mut told, mut seen) = (Vec::new(), Vec::new(), BTreeSet::new());
         for (task, (client, reply)) in sent.iter().zip(replies) {
-            let beside = task.beside.values().flat_map(|(a, b)| [a, b]);
             let mut this = Told {
                 client: client.clone(),
                 refused: None,
                 examples: 0,
                 metrics: BTreeMap::new(),
-                bytes_down: bytes(task.adapter.values().chain(beside)),
+                bytes_down: bytes(task.adapter.values()) + self.had.comes(&client, &self.model),
                 bytes_up: 0,
             };
             let twice = || Error::data("it is there twice");

@@ -4,6 +4,7 @@
 //! model, before the engine may forget the replies. So a round that is done again asks the same clients for the same, and
 //! no reply counts twice.
 
+use super::had::Had;
 use super::model::Model;
 use super::{Engine, Federation, Round, beside_of};
 use crate::privacy::Release;
@@ -36,6 +37,8 @@ struct Saved {
     rounds: u64,
     adapter: Vec<Flat>,
     beside: Vec<Flat>,
+    made: u64,
+    had: Had,
     /// The server optimiser's first and second moments.
     first: Vec<Flat>,
     second: Vec<Flat>,
@@ -162,6 +165,8 @@ impl Federation {
             rounds: self.model.rounds,
             adapter: flat(&self.model.adapter)?,
             beside: flat_pairs(&self.model.beside)?,
+            made: self.model.made,
+            had: self.had.clone(),
             first: flat(first)?,
             second: flat(second)?,
         })
@@ -172,7 +177,9 @@ impl Federation {
             flat.into_iter().map(|f| Ok((f.name.clone(), f.tensor()?))).collect()
         };
         let beside = beside_of(tensors(saved.beside)?)?;
-        self.model = Model { rounds: saved.rounds, adapter: tensors(saved.adapter)?, beside };
+        let (rounds, made) = (saved.rounds, saved.made);
+        self.model = Model { rounds, adapter: tensors(saved.adapter)?, beside, made };
+        self.had = saved.had;
         let (first, mut second) = (tensors(saved.first)?, tensors(saved.second)?);
         if let Some(server) = &mut self.server {
             let both =

@@ -28,9 +28,10 @@ impl Federation {
     /// Does it, or leaves the model and what the server remembers as they were.
     pub(super) fn whole<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         let (model, moments) = (self.model.share(), self.server.as_ref().map(ServerOptimiser::share));
+        let had = self.had.clone();
         let done = work(self);
         if done.is_err() {
-            self.model = model;
+            (self.model, self.had) = (model, had);
             if let (Some(server), Some(moments)) = (&mut self.server, moments) {
                 server.moments = moments;
             }
@@ -42,7 +43,7 @@ impl Federation {
         self.whole(|federation| federation.move_together(rule, uploads))
     }
 
-    fn move_together(&mut self, rule: Rule, uploads: Vec<Upload>) -> Result<()> {
+    pub(super) fn move_together(&mut self, rule: Rule, uploads: Vec<Upload>) -> Result<()> {
         let uploads = match self.settings.robust {
             Some(robust) => vec![robust.aggregate(&uploads)?],
             None => uploads,
@@ -76,6 +77,7 @@ impl Federation {
             }
             model.begin_anew(self.settings.seed);
         }
+        model.make_anew()?;
         self.model = model;
         Ok(())
     }

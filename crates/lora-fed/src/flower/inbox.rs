@@ -46,6 +46,11 @@ impl Entry {
 const OPEN: &str = "instruction";
 const ANSWERED: &str = "answered";
 const NODES: &str = "node";
+/// Large objects of the instruction that was answered last: the next one may hold them again.
+const KNOWN: &str = "known";
+
+/// Bytes of an object that is kept for the next instruction.
+const LARGE: usize = 1 << 20;
 
 fn objects_of(id: &str) -> String {
     format!("instruction {id}")
@@ -121,6 +126,11 @@ impl Inbox {
         })
     }
 
+    /// An object that came with the instruction before.
+    pub(crate) fn known(&self, object: &str) -> Result<Option<Vec<u8>>> {
+        self.0.get(KNOWN, object)
+    }
+
     pub(crate) fn objects(&self, id: &str) -> Result<Objects> {
         self.load(&objects_of(id))
     }
@@ -133,8 +143,18 @@ impl Inbox {
             seconds,
             ..self.entry(id)?
         };
+        let (space, known) = (objects_of(id), self.0.keys(KNOWN)?);
+        let here = self.0.keys(&space)?;
+        let mut new = Vec::new();
+        for object in here.iter().filter(|object| !known.contains(object)) {
+            new.extend(self.0.get(&space, object)?.filter(|b| b.len() >= LARGE).map(|bytes| (object, bytes)));
+        }
         self.0.write(|changes| {
-            changes.clear(&objects_of(id))?;
+            for object in known.iter().filter(|object| !here.contains(object)) {
+                changes.remove(KNOWN, object)?;
+            }
+            new.iter().try_for_each(|(object, bytes)| changes.put(KNOWN, object, bytes))?;
+            changes.clear(&space)?;
             for (object, bytes) in &parcel.objects {
                 changes.put(&reply_of(id), object, bytes)?;
             }

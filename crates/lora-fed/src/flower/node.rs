@@ -84,7 +84,7 @@ pub struct Incoming {
 pub enum Event {
     /// The node is online under this id.
     Joined(u64),
-    /// An instruction is here and on the disk; so many bytes.
+    /// An instruction is here and on the disk; so many bytes of it were fetched.
     Received(String, usize),
     /// Its reply is on the disk.
     Replied(String),

@@ -128,36 +128,52 @@ impl Worker<'_> {
             Ok(ids) => ids,
             Err(e) => return Ok(Err(reported(APP_FAILED, &e))),
         };
-        let (mut objects, mut bytes) = (Objects::new(), 0);
-        for object_id in wanted {
-            let request = PullObjectRequest {
-                node: Some(Node { node_id: self.node }),
-                run_id: metadata.run_id,
-                object_id: object_id.clone(),
+        let (mut objects, mut bytes, mut fetched) = (Objects::new(), 0, 0);
+        for object in wanted {
+            let known = self.inbox.known(&object)?;
+            let is_known = known.is_some();
+            let content = match known {
+                Some(content) => content,
+                None => match self.pull(metadata.run_id, &object)? {
+                    Ok(content) => content,
+                    Err(why) => return Ok(Err(why)),
+                },
             };
-            let answer = match self.fleet.pull_object(&request, self.limits.object + CONTROL) {
-                Err(Fault::Malformed(what)) => return Ok(Err(reported(APP_FAILED, &Error::data(what)))),
-                answer => answer?,
-            };
-            if !answer.object_found {
-                return Ok(Err(reported(UNAVAILABLE, &Error::data("an object of it is gone"))));
-            }
-            if !answer.object_available {
-                return Err(Trouble::Passing("an instruction is still being uploaded".into()).into());
-            }
-            bytes += answer.object_content.len();
+            bytes += content.len();
+            fetched += if is_known { 0 } else { content.len() };
             if bytes > self.limits.message {
                 let what = format!("a message of more than {} bytes", self.limits.message);
                 return Ok(Err(reported(APP_FAILED, &Error::data(what))));
             }
-            if let Err(e) = objects::parse(&object_id, &answer.object_content, self.limits) {
+            if let Err(e) = objects::parse(&object, &content, self.limits) {
                 return Ok(Err(reported(APP_FAILED, &e)));
             }
-            objects.insert(object_id, answer.object_content);
+            objects.insert(object, content);
         }
         self.inbox.receive(id, &objects)?;
-        app.notice(&Event::Received(id.to_owned(), bytes));
+        app.notice(&Event::Received(id.to_owned(), fetched));
         Ok(Ok(objects))
+    }
+
+    /// An object of an instruction, from the SuperLink.
+    fn pull(
+        &mut self,
+        run_id: u64,
+        object: &str,
+    ) -> std::result::Result<std::result::Result<Vec<u8>, Reported>, Stopped> {
+        let node = Some(Node { node_id: self.node });
+        let request = PullObjectRequest { node, run_id, object_id: object.to_owned() };
+        let answer = match self.fleet.pull_object(&request, self.limits.object + CONTROL) {
+            Err(Fault::Malformed(what)) => return Ok(Err(reported(APP_FAILED, &Error::data(what)))),
+            answer => answer?,
+        };
+        if !answer.object_found {
+            return Ok(Err(reported(UNAVAILABLE, &Error::data("an object of it is gone"))));
+        }
+        if !answer.object_available {
+            return Err(Trouble::Passing("an instruction is still being uploaded".into()).into());
+        }
+        Ok(Ok(answer.object_content))
     }
 
     /// Brings the stored reply to the SuperLink.

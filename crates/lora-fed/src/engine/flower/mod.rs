@@ -7,8 +7,10 @@
 mod letter;
 mod node;
 mod server;
+mod slices;
 
-use super::{Reply, Task, Trains, beside_of};
+use super::model::{A, B};
+use super::{Reply, Task, Trains};
 use crate::flower::tensors::{to_arrays, to_tensors};
 use crate::flower::{Record, Records, Value, Values, metric};
 use lora_core::{Error, Result};
@@ -19,7 +21,9 @@ pub use node::Joined;
 pub use server::Server;
 
 const ARRAYS: &str = "arrays";
+/// What lies beside, in slices, and the modules' ranks there.
 const BESIDE: &str = "lora.beside";
+const RANKS: &str = "lora.beside.ranks";
 const CONFIG: &str = "config";
 /// Its coordinator's name for the run.
 const RUN: &str = "lora.run";
@@ -32,10 +36,9 @@ fn of_task(task: &Task) -> Result<Records> {
     let mut records = Records::new();
     records.insert(ARRAYS.into(), Record::Arrays(to_arrays(&task.adapter)?));
     if !task.beside.is_empty() {
-        let flat = task.beside.iter().flat_map(|(module, (a, b))| {
-            [("A", a), ("B", b)].map(|(factor, t)| (format!("{module}.{factor}"), t.shallow_clone()))
-        });
-        records.insert(BESIDE.into(), Record::Arrays(to_arrays(&flat.collect())?));
+        let (ranks, slices) = slices::of_beside(&task.beside)?;
+        records.insert(BESIDE.into(), Record::Arrays(to_arrays(&slices)?));
+        records.insert(RANKS.into(), Record::Config(ranks));
     }
     let number = |n: u64| Value::Int(i64::try_from(n).unwrap_or(i64::MAX));
     let text = |trains: Trains| Value::Text(trains.name().to_owned());
@@ -67,9 +70,18 @@ fn to_task(records: &Records, run: &str) -> Result<Task> {
     };
     let adapter = arrays(ARRAYS)?.ok_or_else(|| Error::data("there is no adapter in the task").at(ARRAYS))?;
     let nothing = Values::new();
-    let config = match records.get(CONFIG) {
+    let settings = |name: &str| match records.get(name) {
         Some(Record::Config(config)) => config,
         _ => &nothing,
+    };
+    let config = settings(CONFIG);
+    let width = |module: &str, factor: &str, dim: usize| {
+        adapter.get(&format!("{module}{factor}")).and_then(|t| t.size().get(dim).copied())
+    };
+    let widths = |module: &str| width(module, A, 1).zip(width(module, B, 0));
+    let beside = match arrays(BESIDE)? {
+        Some(slices) => slices::to_beside(settings(RANKS), &slices, widths).map_err(|e| e.at(BESIDE))?,
+        None => BTreeMap::new(),
     };
     let count = |name: &str| -> Result<Option<u64>> {
         let Some(value) = config.get(name) else { return Ok(None) };
@@ -89,7 +101,7 @@ fn to_task(records: &Records, run: &str) -> Result<Task> {
         sends: which("lora.sends")?,
         scale: config.get("lora.scale").and_then(Value::number),
         adapter,
-        beside: beside_of(arrays(BESIDE)?.unwrap_or_default())?,
+        beside,
     })
 }
 
@@ -209,6 +221,7 @@ mod tests {
     fn a_task_of_flowers_own_is_understood() {
         let mut records = of_task(&task()).unwrap();
         records.shift_remove(BESIDE);
+        records.shift_remove(RANKS);
         records
             .insert(CONFIG.into(), Record::Config([(ROUND.to_owned(), Value::Int(2))].into_iter().collect()));
         let task = to_task(&records, "run 9").unwrap();
@@ -234,7 +247,7 @@ mod tests {
         assert!(to_task(&records, "").is_err());
         let mut records = of_task(&task()).unwrap();
         if let Some(Record::Arrays(arrays)) = records.get_mut(BESIDE) {
-            arrays.shift_remove("m.B");
+            arrays.clear();
         }
         assert!(to_task(&records, "").unwrap_err().to_string().contains('m'));
         let reply = Reply { adapter: task().adapter, examples: 1, metrics: BTreeMap::new() };

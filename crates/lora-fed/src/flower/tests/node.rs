@@ -307,3 +307,25 @@ fn an_instruction_that_comes_twice_is_answered_once() {
     let to = |i: usize| state.pushed[i].messages_list[0].metadata.clone().unwrap().reply_to_message_id;
     assert!(state.pushed.len() == 2 && to(0) == first.tree.object_id && to(1) != first.tree.object_id);
 }
+
+/// What lies beside the weights is named by every instruction, and stays what it was: it is fetched once.
+#[test]
+fn large_objects_of_the_instruction_before_are_not_fetched_again() {
+    let (fake, key, dir) = (Fake::start(), NodeKey::generate().unwrap(), tempfile::tempdir().unwrap());
+    let options = options(&fake, &dir.path().join("node"), &key);
+    let of = |number: f32| NdArray::of_f32(vec![300_000], &vec![number; 300_000]).unwrap();
+    let mut fetched = 0;
+    // Which large arrays, and how many objects are fetched: message, dictionary and record, two of `w`, one of each large array
+    // and another where its numbers are new.
+    for (w, large, new) in [(1.0, &[3.0][..], 7), (2.0, &[3.0, 4.0], 8), (5.0, &[4.0], 6), (6.0, &[3.0], 7)] {
+        let mut arrays = Arrays::from([("w".to_owned(), NdArray::of_f32(vec![1], &[w]).unwrap())]);
+        arrays.extend(large.iter().map(|number| (format!("large {number}"), of(*number))));
+        let records = Records::from([("arrays".to_owned(), Record::Arrays(arrays))]);
+        fake.instruct(&deflate(Metadata { created_at: now(), ..metadata() }, Ok(&records)).unwrap());
+        let tried = run(&options, None, false);
+        assert!(tried.events.iter().any(|event| event.contains("Answered")), "{:?}", tried.events);
+        assert_eq!(replied(&fake).unwrap(), [2.0 * f64::from(w)]);
+        assert_eq!(fake.count("pull-object") - fetched, new, "{large:?}");
+        fetched += new;
+    }
+}
