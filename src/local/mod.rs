@@ -65,8 +65,7 @@ impl Local {
     ) -> Self {
         let schedule = training.schedule;
         let training = TrainConfig { schedule: Schedule::Constant, warmup: 0.0, ..training };
-        let (own, laid, kept, promises) = Default::default();
-        let (configuration, held_out, rounds) = Default::default();
+        let (own, laid, kept, promises, configuration, held_out, rounds) = Default::default();
         Self {
             model,
             recipe,
@@ -332,11 +331,11 @@ fn with(
 
 /// What others hear of work on rows that failed: it may name them, and a file. The cause stays here.
 fn failed(e: Error) -> Error {
-    match e.kind() {
-        // Settings; a budget that is spent: nothing of the rows is in that.
-        ErrorKind::Usage => e,
-        _ => Error::data("work on its rows failed; why is told here alone").because(e),
+    // Settings; a budget that is spent: nothing of the rows is in that.
+    if e.kind() == ErrorKind::Usage {
+        return e;
     }
+    Error::data("work on its rows failed; why is told here alone").because(e)
 }
 
 /// A module's path without what PEFT puts before it.
