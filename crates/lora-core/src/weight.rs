@@ -35,7 +35,8 @@ pub trait BaseWeight: Debug + Send {
         None
     }
 
-    /// `‖Wᵢ‖²` of each row of the weight in its `kind`, which is what products see: f32 (f64 for an f64 weight) `[out]`; computed once.
+    /// `‖Wᵢ‖²` of each row of the weight in its `kind`, which is what products see: f32 (f64 for an f64 weight) `[out]`;
+    /// computed once.
     fn row_norms_sq(&self) -> Tensor;
 }
 

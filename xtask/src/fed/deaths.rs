@@ -3,7 +3,7 @@
 //! is what comes of an undisturbed run, in every bit.
 
 use super::deployment::{Deployment, Isolation};
-use super::{CLIENTS, ROUNDS, Trial};
+use super::{CLIENTS, DISTURBED, ROUNDS, Trial};
 use crate::sh;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
@@ -21,7 +21,7 @@ impl Trial {
             Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&shim).arg(source).arg("-ldl"),
         )
         .context("the coordinator is made to die by a small C library")?;
-        let simulated = self.simulate("fedsvd", ROUNDS, &CLIENTS, &[])?;
+        let simulated = self.simulate(DISTURBED, ROUNDS, &CLIENTS, &[])?;
         let mut flower = Deployment::start(&self.venv, &self.at("deaths"), Isolation::Process)?;
         self.join(&mut flower, None)?;
         flower.submit("")?;
@@ -30,7 +30,7 @@ impl Trial {
         let done = || out.join("adapter_model.safetensors").exists();
         let (mut starts, mut changes, mut after, mut held) = (0, 0, 1, self.held(&out)?);
         while !done() {
-            let mut serve = self.serve(&flower, flower.address(), &out, ("fedsvd", ROUNDS, CLIENTS.len()));
+            let mut serve = self.serve(&flower, flower.address(), &out, (DISTURBED, ROUNDS, CLIENTS.len()));
             serve.env("LD_PRELOAD", &shim).env("DIE_AFTER", after.to_string()).env("DIE_LOG", &died);
             let to = fs::OpenOptions::new().create(true).append(true).open(&log)?;
             let status = serve.stdin(Stdio::null()).stdout(to.try_clone()?).stderr(to).status()?;

@@ -3,7 +3,7 @@
 
 use super::deployment::{Deployment, Isolation};
 use super::network::Network;
-use super::{CLIENTS, Trial};
+use super::{CLIENTS, DISTURBED, Trial};
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -18,7 +18,7 @@ const SERVER: &str = "coordinator";
 
 impl Trial {
     pub(super) fn faults(&self, wanted: usize) -> Result<()> {
-        let simulated = self.simulate("fedsvd", ROUNDS, &CLIENTS, &[])?;
+        let simulated = self.simulate(DISTURBED, ROUNDS, &CLIENTS, &[])?;
         let mut random = Random(0x9e37_79b9_7f4a_7c15);
         let (mut deaths, mut run) = (BTreeMap::<&str, usize>::new(), 0);
         let mut met = BTreeMap::<&str, usize>::new();
@@ -31,7 +31,7 @@ impl Trial {
             self.join(&mut flower, Some(network.address()))?;
             flower.submit("")?;
             let serve = |flower: &Deployment| -> Command {
-                self.serve(flower, network.address(), &out, ("fedsvd", ROUNDS, CLIENTS.len()))
+                self.serve(flower, network.address(), &out, (DISTURBED, ROUNDS, CLIENTS.len()))
             };
             let command = serve(&flower);
             flower.spawn(SERVER, command)?;

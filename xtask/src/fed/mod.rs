@@ -90,6 +90,8 @@ const CLIENTS: [&str; 2] = ["bank", "clinic"];
 /// With one more, for sums of which nobody can take the others' parts off.
 const PARTIES: [&str; 3] = ["bank", "clinic", "mutual"];
 const ROUNDS: u64 = 3;
+/// The rule of runs that are disturbed: the one with most to keep, since what lies beside grows and nodes have it already.
+const DISTURBED: &str = "fedex";
 /// What the stock node claims to have.
 const IDLE: u64 = 30;
 /// How everybody trains. AdamW's first steps are as large where a gradient is nearly nothing as anywhere, so that the

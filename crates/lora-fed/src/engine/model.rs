@@ -54,8 +54,8 @@ impl Model {
     /// # Errors
     /// For shapes that do not fit what lies there.
     pub(crate) fn lay_beside(&mut self, module: &str, layer: &Layer) -> Result<()> {
-        let sum = least((layer.scale, &layer.b, &layer.a)).map_err(|e| e.at(module))?;
-        let Some((mut a, mut b)) = sum else { return Ok(()) };
+        let kind = layer.a.kind();
+        let (mut a, mut b) = (layer.a.shallow_clone(), (&layer.b * layer.scale).to_kind(kind));
         if let Some((old_a, old_b)) = self.beside.get(module) {
             a = Tensor::f_cat(&[old_a, &a], 0)?;
             b = Tensor::f_cat(&[old_b, &b], 1)?;
@@ -79,9 +79,11 @@ impl Model {
             return Ok(());
         }
         for (module, (a, b)) in &mut self.beside {
-            if let Some(pair) = least((1.0, b, a)).map_err(|e| e.at(module))? {
-                (*a, *b) = pair;
-            }
+            let (kind, sum) = (a.kind(), Stack::new(&[(1.0, b, a)]).and_then(|s| s.decompose()));
+            let sum = sum.map_err(|e| e.at(module))?;
+            let rank = sum.rank_above(rounding(kind) * sum.s.max().double_value(&[]));
+            let (new_b, new_a) = sum.at_rank(rank.max(1));
+            (*a, *b) = (new_a.to_kind(kind), new_b.to_kind(kind));
         }
         self.made += 1;
         Ok(())
@@ -146,15 +148,6 @@ impl Model {
         let rows = uniform(a, more, seed, 1 << 63 | self.rounds << 32 | number);
         Tensor::cat(&[a, &rows], 0)
     }
-}
-
-/// A product as `A` and `B` of the rank that there is to be told apart; none of nothing.
-fn least((scale, b, a): (f64, &Tensor, &Tensor)) -> Result<Option<(Tensor, Tensor)>> {
-    let (kind, product) = (a.kind(), Stack::new(&[(scale, b, a)])?.decompose()?);
-    let largest = product.s.max().double_value(&[]);
-    let rank = product.rank_above(rounding(kind) * largest);
-    let (b, a) = product.at_rank(rank);
-    Ok((rank > 0).then(|| (a.to_kind(kind), b.to_kind(kind))))
 }
 
 /// Rows like those of `a`, uniform in `±1/√in` as PEFT's.

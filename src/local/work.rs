@@ -1,0 +1,116 @@
+//! A task done on a client's rows.
+
+use std::collections::BTreeMap;
+
+use lora_core::{Error, ErrorKind, Param, Result};
+use lora_fed::engine::{Reply, Task, Worker};
+use lora_train::{Dataset, TrainConfig, mean_loss, train, train_privately};
+use tch::Tensor;
+
+use super::{A, Local, with};
+use crate::Promise;
+
+impl Worker for Local {
+    fn train(&mut self, client: &str, task: &Task) -> Result<Reply> {
+        let own = self.kept.of(client, &task.run, Some(task.round)).into_iter().flatten();
+        let own =
+            own.filter(|(name, _)| !task.sends.holds(name)).map(|(n, t)| (n.clone(), t.shallow_clone()));
+        let adapter = with(&task.adapter, Some(&own.collect()));
+        self.agrees(task)?;
+        let all = self.put(&adapter, &task.beside)?;
+        let (trained, frozen): (Vec<_>, Vec<_>) = all.into_iter().partition(|p| task.trains.holds(&p.key()));
+        for p in &frozen {
+            let _ = p.tensor.set_requires_grad(false);
+        }
+        let rounds = self.rounds.unwrap_or(task.rounds);
+        let data = self.data.get(client).ok_or_else(|| Error::usage("there is no data").at(client))?;
+        let rate = self.schedule.factor(task.round.saturating_sub(1), 0, rounds.max(task.round));
+        let training = TrainConfig {
+            learning_rate: self.training.learning_rate * rate,
+            seed: self.training.seed.wrapping_add(task.round.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
+            ..self.training.clone()
+        };
+        let copied = |all: &[Param]| -> Vec<(String, Tensor)> {
+            all.iter().map(|p| (p.key(), p.tensor.shallow_clone())).collect()
+        };
+        let learnt = copied(&trained);
+        let metrics = match self.promises.get(client) {
+            None => {
+                let done = train(self.model.as_ref(), trained, data, None, &training, &mut |_| Ok(()));
+                let outcome = done.map_err(failed)?;
+                let tell = [
+                    ("loss", outcome.last_loss),
+                    ("first_loss", outcome.first_loss),
+                    ("seconds", outcome.seconds),
+                ];
+                tell.map(|(name, value)| (name.to_owned(), value)).into()
+            }
+            Some(promise) => self.privately(promise, (client, data), task, trained, (rounds, &training))?,
+        };
+        let examples = data.samples.len() as u64;
+        let learnt = learnt.into_iter().map(|(name, t)| (name, t.detach().copy()));
+        let (sent, kept): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            learnt.partition(|(name, _)| task.sends.holds(name));
+        if !kept.is_empty() {
+            self.kept.put(client, &task.run, task.round, kept).map_err(failed)?;
+        }
+        Ok(Reply { adapter: sent, examples, metrics })
+    }
+
+    fn evaluate(&mut self, client: &str, task: &Task) -> Result<(f64, u64)> {
+        let adapter = self.own_adapter((client, &task.run), &task.adapter);
+        self.put(&adapter, &task.beside)?;
+        let rows = self.held_out.as_ref().ok_or_else(|| Error::unsupported("no rows are held out here"))?;
+        let loss = mean_loss(self.model.as_ref(), rows, self.training.batch_size).map_err(failed)?;
+        Ok((loss, rows.samples.len() as u64))
+    }
+}
+
+impl Local {
+    /// Whether the coordinator scales updates as this client does.
+    fn agrees(&self, task: &Task) -> Result<()> {
+        let first =
+            task.adapter.iter().find_map(|(name, a)| Some((name.strip_suffix(A)?, *a.size().first()?)));
+        let (Some(theirs), Some((module, rank))) = (task.scale, first) else { return Ok(()) };
+        let own = (self.scale()?)(module, rank);
+        if (theirs - own).abs() <= 1e-9 * own.abs() {
+            return Ok(());
+        }
+        let what = format!("the task's updates are scaled by {theirs}, here by {own}");
+        Err(Error::data(what).hint("use the coordinator's --variant and --alpha"))
+    }
+
+    /// Private steps on a client's rows, and what may be told of them.
+    fn privately(
+        &self,
+        promise: &Promise,
+        (client, data): (&str, &Dataset),
+        task: &Task,
+        trained: Vec<Param>,
+        (rounds, training): (u64, &TrainConfig),
+    ) -> Result<BTreeMap<String, f64>> {
+        let batch = training.batch_size * training.accumulate.max(1);
+        let steps = training.steps(data.samples.len()).saturating_mul(rounds);
+        let terms = promise.terms(data.samples.len(), batch, steps)?;
+        let dimension = trained.iter().map(|p| p.tensor.numel()).sum();
+        let run = format!("{}, {client}, round {}", task.run, task.round);
+        // What trains is bound by every step; what does not shapes its gradients as much.
+        let settings = format!("{} {:?} {training:?} {:?}", self.recipe, self.config, self.model.kind());
+        let configuration = [&self.configuration[..], settings.as_bytes(), &task.fingerprint()?].concat();
+        let release = promise.release(data, (batch, terms), dimension, &run, &configuration);
+        let mut release = release.map_err(failed)?;
+        let model = self.model.as_ref();
+        let done = train_privately(model, trained, data, None, training, &mut release, &mut |_| Ok(()));
+        done.map_err(failed)?;
+        Ok(BTreeMap::from([("epsilon".to_owned(), release.ledger().spent()?)]))
+    }
+}
+
+/// What others hear of work on rows that failed: it may name them, and a file. The cause stays here.
+fn failed(e: Error) -> Error {
+    // Settings; a budget that is spent: nothing of the rows is in that.
+    if e.kind() == ErrorKind::Usage {
+        return e;
+    }
+    Error::data("work on its rows failed; why is told here alone").because(e)
+}
