@@ -6,8 +6,9 @@ mod learner;
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
+use lora_core::Result;
 use lora_fed::aggregate::{Robust, Rule, ServerRule};
-use lora_fed::engine::{Federation, InProcess, Settings, Trains, Weights, Worker};
+use lora_fed::engine::{Federation, InProcess, Reply, Settings, Task, Trains, Weights, Worker};
 use tch::{Kind, Tensor};
 
 use learner::*;
@@ -114,6 +115,35 @@ fn side_by_side_is_one_after_another() {
     assert!(one.0.iter().any(|r| r.clients != one.0[0].clients), "the same five every time");
     assert_eq!(one, run(3, false));
     assert_eq!(one, run(2, true));
+}
+
+/// Under another's name.
+struct Called(Learner, BTreeMap<String, String>);
+
+impl Worker for Called {
+    fn train(&mut self, client: &str, task: &Task) -> Result<Reply> {
+        self.0.train(&self.1[client], task)
+    }
+}
+
+/// Whatever clients are called, and so in whatever order they come: the same bits.
+#[test]
+fn names_change_nothing() {
+    let own = ["a", "bb", "ccc", "dd"];
+    for rule in ["fedit", "ffa", "fedex", "flora", "flexlora", "fedsvd"] {
+        let run = |called: [&str; 4]| {
+            let mut f = federation(Settings::new("names", Rule::from_str(rule).unwrap(), 3), 2);
+            let names =
+                called.iter().zip(own).map(|(name, own)| (name.to_string(), own.to_owned())).collect();
+            let called = called.iter().map(|name| name.to_string()).collect();
+            let mut engine = InProcess::new(called, vec![Box::new(Called(Learner::default(), names))]);
+            (0..3).for_each(|_| drop(f.round(&mut engine).unwrap()));
+            (f.model.adapter, f.model.beside)
+        };
+        let first = run(["a", "bb", "ccc", "dd"]);
+        assert!(first == run(["4", "3", "2", "1"]), "{rule}");
+        assert!(first == run(["3", "1", "4", "2"]), "{rule}");
+    }
 }
 
 /// A fifth of the clients sends the opposite, tenfold: the mean follows them, robust rules do not.

@@ -2,6 +2,7 @@
 
 use super::federation::{Federation, Told};
 use super::model::upload;
+use super::state::fingerprint;
 use super::{Reply, Task, Weights, bytes};
 use crate::aggregate::{Rule, Upload};
 use lora_core::{Error, Result, all_finite};
@@ -11,7 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 const LARGEST: f64 = 1e12;
 
 impl Federation {
-    /// Replies as uploads, and what is to be said of each client.
+    /// Replies as uploads, and what is to be said of each client. The uploads come in an order of what they hold: a sum's last
+    /// bits hang on the order of its terms, and what comes of a round should not hang on what clients are called.
     pub(super) fn screen(
         &self,
         rule: Rule,
@@ -38,16 +40,17 @@ impl Federation {
                     self.accept(&client, rule, task, reply)
                 });
             match good {
-                Ok(upload) => uploads.push(upload),
+                Ok(held_and_upload) => uploads.push(held_and_upload),
                 Err(e) => this.refused = Some(e.to_string()),
             }
             told.push(this);
         }
-        (uploads, told)
+        uploads.sort_by_key(|(held, upload)| (*held, upload.weight.to_bits()));
+        (uploads.into_iter().map(|(_, upload)| upload).collect(), told)
     }
 
-    /// A reply as an upload: what it sent, and of the rest what the task gave.
-    fn accept(&self, client: &str, rule: Rule, task: &Task, mut reply: Reply) -> Result<Upload> {
+    /// A reply as an upload, behind a hash of what it holds: what it sent, and of the rest what the task gave.
+    fn accept(&self, client: &str, rule: Rule, task: &Task, mut reply: Reply) -> Result<([u8; 32], Upload)> {
         let (_, sends) = rule.trains();
         let mut whole = BTreeMap::new();
         for (name, before) in &task.adapter {
@@ -82,12 +85,13 @@ impl Federation {
             Weights::Examples { most } if reply.examples > 0 => reply.examples.min(most) as f64,
             Weights::Examples { .. } => return Err(Error::data("it learnt from no examples")),
         };
-        let sent = upload(client, weight, &whole, &self.scale)?;
-        let Some(bounds) = self.settings.bounds else { return Ok(sent) };
+        let (held, sent) =
+            (fingerprint(&whole, &BTreeMap::new())?, upload(client, weight, &whole, &self.scale)?);
+        let Some(bounds) = self.settings.bounds else { return Ok((held, sent)) };
         let before = upload("", 1.0, &task.adapter, &self.scale)?;
         let (mut kept, mut refused) = bounds.screen(vec![sent], &before);
         match (kept.pop(), refused.pop()) {
-            (Some(upload), _) => Ok(upload),
+            (Some(upload), _) => Ok((held, upload)),
             (None, refusal) => Err(Error::data(refusal.map_or_else(String::new, |r| r.why))),
         }
     }
