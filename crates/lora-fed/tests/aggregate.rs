@@ -98,6 +98,19 @@ proptest! {
         near("rolora, even", &taken(&got.layers["l"], &fixed_b[0].layers["l"]), &dense(&fixed_b));
     }
 
+    /// A last bit may turn a pair of vectors, so their sign is chosen: the largest number of each left one is positive.
+    #[test]
+    fn a_decomposition_has_one_sign(case in cases(true)) {
+        let some = uploads(&case, Kept::Nothing);
+        let parts: Vec<_> = some.iter().map(|u| (1.0, &u.layers["l"].b, &u.layers["l"].a)).collect();
+        let stack = Stack::new(&parts).unwrap();
+        let sum = stack.decompose().unwrap();
+        let (least, most) = (sum.u.amin([0i64].as_slice(), false), sum.u.amax([0i64].as_slice(), false));
+        prop_assert!((most + least).min().double_value(&[]) >= 0.0, "{}", sum.u);
+        let (b, a) = stack.into_factors();
+        near("the sum", &(&sum.u * &sum.s).matmul(&sum.vt), &b.matmul(&a));
+    }
+
     #[test]
     fn stacks_take_mixed_ranks_and_scales(case in cases(true)) {
         let some = uploads(&case, Kept::Nothing);

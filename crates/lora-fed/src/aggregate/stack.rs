@@ -50,8 +50,8 @@ impl Stack {
         (self.b, self.a)
     }
 
-    /// Singular values and vectors, `n = min(R, out, in)` of them: of `R_B R_Aᵀ [R, R]`, where `B = Q_B R_B` and
-    /// `Aᵀ = Q_A R_A`.
+    /// Singular values and vectors, `n = min(R, out, in)` of them, each `u` with its largest number positive: of
+    /// `R_B R_Aᵀ [R, R]`, where `B = Q_B R_B` and `Aᵀ = Q_A R_A`.
     ///
     /// # Errors
     /// If no decomposition is found: for numbers that are not finite.
@@ -59,7 +59,10 @@ impl Stack {
         let (q_b, r_b) = Tensor::f_linalg_qr(&self.b, "reduced")?;
         let (q_a, r_a) = Tensor::f_linalg_qr(&self.a.tr(), "reduced")?;
         let (u, s, v) = r_b.matmul(&r_a.tr()).f_svd(true, true)?;
-        Ok(Decomposition { u: q_b.matmul(&u), s, vt: q_a.matmul(&v).tr() })
+        let (u, v) = (q_b.matmul(&u), q_a.matmul(&v));
+        // A pair of vectors is told up to its sign, which a last bit may turn: the largest number of each u is positive.
+        let sign = u.gather(0, &u.abs().argmax(0, true), false).sign();
+        Ok(Decomposition { u: &u * &sign, s, vt: (&v * &sign).tr() })
     }
 }
 
