@@ -87,7 +87,7 @@ impl Local {
     /// that it computed from them. `configuration`: whatever else shapes a gradient, the base model above all.
     ///
     /// # Errors
-    /// [`Error::usage`] for dropout: see [`train_privately`].
+    /// [`Error::usage`] for dropout: see [`lora_train::train_privately`].
     pub fn promising(self, promises: BTreeMap<String, Promise>, configuration: Vec<u8>) -> Result<Self> {
         if !promises.is_empty() && self.config.lora_dropout > 0.0 {
             return Err(no_dropout("lora_dropout"));
