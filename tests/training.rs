@@ -100,6 +100,7 @@ fn f16_keeps_small_gradients() {
 /// A token that the model does not have is told of with its line.
 #[test]
 fn unknown_tokens_are_refused() {
+    let _alone = RANDOM.lock();
     let model = model("lora", AdapterConfig::default());
     let most = model.config().vocab_size;
     let of = |ids: [i64; 3], labels: [i64; 3]| {

@@ -19,6 +19,9 @@ pub(crate) struct Args {
 /// More than this would not pass where such bundles go.
 const MOST_MB: f64 = 64.0;
 
+/// The executables are much alike: a dictionary that holds several of them makes the archive less than half as large.
+const XZ: &str = "-T0 --lzma2=preset=3,dict=64MiB";
+
 /// Folder of the bundle, cargo's arguments, and the kinds of target to take.
 const BUILDS: [(&str, &[&str], &[&str]); 3] = [
     ("bin", &["build", "--release"], &["bin"]),
@@ -68,9 +71,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     script(&out)?;
     let archive = PathBuf::from(format!("{}.tar.xz", out.display()));
     let (parent, name) = (out.parent().context("--out names no folder")?, out.file_name().context("--out")?);
-    sh::run(
-        Command::new("tar").env("XZ_OPT", "-T0 -3").arg("-cJf").arg(&archive).arg("-C").arg(parent).arg(name),
-    )?;
+    let mut tar = Command::new("tar");
+    sh::run(tar.env("XZ_OPT", XZ).arg("-cJf").arg(&archive).arg("-C").arg(parent).arg(name))?;
     let mb = fs::metadata(&archive)?.len() as f64 / (1 << 20) as f64;
     println!("{} ({} executables, {mb:.1} MiB)", archive.display(), executables.len());
     if mb > MOST_MB {

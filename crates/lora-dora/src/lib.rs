@@ -71,14 +71,12 @@ impl Dora {
 
     /// `m / ‖V‖`, and its slope in m; a row of zeros, which has no direction, is left alone.
     fn gain(&self, norms: &Tensor) -> (Tensor, Tensor) {
-        if let Some(both) = self.gain_on_cuda(norms) {
-            return both;
-        }
         let zero = norms.eq(0.0);
         let norms = norms.masked_fill(&zero, f64::INFINITY);
         (&self.magnitude / &norms + zero, norms.reciprocal())
     }
 
+    /// The same in one kernel, through which no gradient flows.
     fn gain_on_cuda(&self, norms: &Tensor) -> Option<(Tensor, Tensor)> {
         const THREADS: usize = 256;
         let (ready, rows) = (SOURCE.on(&[norms], 1)?, norms.numel());
@@ -118,7 +116,10 @@ impl Adapter for Dora {
         let of = (versions, w.kind());
         let mut known = self.known.borrow_mut();
         let now = known.take().filter(|known| known.of == of).unwrap_or_else(|| {
-            let (value, slope) = tch::no_grad(|| self.gain(&self.direction.row_norms(base, w)));
+            let (value, slope) = tch::no_grad(|| {
+                let norms = self.direction.row_norms(base, w);
+                self.gain_on_cuda(&norms).unwrap_or_else(|| self.gain(&norms))
+            });
             Known { of, value, slope }
         });
         let (value, slope) = (now.value.shallow_clone(), now.slope.shallow_clone());

@@ -96,8 +96,9 @@ pub fn gemm(sums: &[Sum<'_>]) {
     }
 }
 
-/// The definition, by libtorch's products, each adding to what is there. The smallest comes first: rounded to half
-/// precision between the terms, it loses least.
+/// The definition, by libtorch's products, each adding to what is there. The smallest comes first and what is added last:
+/// in half precision a term of less than half a digit of what it is added to would be lost, and the steps of a training
+/// are such terms.
 fn plain(sum: &Sum<'_>) {
     if sum.add && (sum.scale != 1.0 || sum.gain.is_some()) {
         let own = sum.out.empty_like();
@@ -108,12 +109,8 @@ fn plain(sum: &Sum<'_>) {
     let mut products = sum.products.clone();
     products.sort_by_key(Product::depth);
     let mut out = sum.out.shallow_clone();
-    let onto = sum.onto.filter(|_| sum.gain.is_none() && sum.scale == 1.0 && !sum.add);
-    if let Some(onto) = onto {
-        out.copy_(onto);
-    }
     for (i, p) in products.iter().enumerate() {
-        into(&mut out, p, sum.add || onto.is_some() || i > 0);
+        into(&mut out, p, sum.add || i > 0);
     }
     if sum.scale != 1.0 {
         let _ = out.g_mul_scalar_(sum.scale);
@@ -122,7 +119,7 @@ fn plain(sum: &Sum<'_>) {
     if let Some(gain) = sum.gain {
         columns::scale(&mut out, gain);
     }
-    for addend in [sum.bias, sum.onto.filter(|_| onto.is_none())].into_iter().flatten() {
+    for addend in [sum.bias, sum.onto].into_iter().flatten() {
         let _ = out.g_add_(addend);
     }
 }

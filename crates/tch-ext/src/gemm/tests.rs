@@ -87,6 +87,28 @@ fn master(kind: Kind) -> Kind {
     if kind == Kind::Double { Kind::Double } else { Kind::Float }
 }
 
+/// A term below the last digit of the others moves their sum by itself on average, whichever way it is added up.
+#[test]
+fn small_terms_arrive() {
+    seed(4);
+    const SMALL: f64 = 1e-3;
+    for gemm in [gemm, by_libtorch] {
+        let kind = Kind::BFloat16;
+        let (x, w, onto) = (random(100, 64, kind), random(300, 64, kind), random(100, 300, kind) * 16.0);
+        let (h, b) = (random(100, 8, kind).zeros_like() + SMALL, random(300, 8, kind).ones_like() / 8.0);
+        for onto in [None, Some(&onto)] {
+            let mean = |products: Vec<Product<'_>>| {
+                let out = Tensor::zeros([100, 300], (kind, here()));
+                gemm(&[Sum { onto, ..Sum::new(products, &out) }]);
+                out.mean(Kind::Double).double_value(&[])
+            };
+            let (large, small) = (Product::transposed(&x, &w), Product::transposed(&h, &b));
+            let moved = mean(vec![large, small]) - mean(vec![large]);
+            assert!((moved / SMALL - 1.0).abs() < 0.4, "onto {}: {moved:e}", onto.is_some());
+        }
+    }
+}
+
 /// Views: rows that lie apart on either side and in the result.
 #[test]
 fn strided_matrices() {
