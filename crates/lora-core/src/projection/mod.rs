@@ -65,7 +65,7 @@ pub fn project(layers: &[&Linear], input: Input, mode: Mode) -> Vec<Tensor> {
     compute(layers, input, None, mode)
 }
 
-/// `residual + layer(input)`, rounded once if the layer has no gain.
+/// `residual + layer(input)`, rounded once if the layer has no gain, where [`gemm`] has a way of its own.
 pub fn project_onto(residual: &Tensor, layer: &Linear, input: Input, mode: Mode) -> Tensor {
     compute(&[layer], input, Some(residual), mode).swap_remove(0)
 }
