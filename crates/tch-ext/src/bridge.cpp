@@ -220,6 +220,12 @@ void tch_ext_set_allocator() {
   c10::SetCPUAllocator(&allocator, 1);
 }
 
+// cuBLAS adds up parts of a sum in f32, where libtorch lets it round them to half precision.
+void tch_ext_sum_wide() {
+  at::globalContext().setAllowBF16ReductionCuBLAS(false);
+  at::globalContext().setAllowFP16ReductionCuBLAS(false);
+}
+
 // Peak and current bytes allocated on the accelerator; false where there is none.
 bool tch_ext_device_bytes(int index, int64_t* peak, int64_t* current) {
   try {

@@ -4,6 +4,10 @@ use std::ffi::{CStr, CString, c_void};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+unsafe extern "C" {
+    fn tch_ext_sum_wide();
+}
+
 /// What [`load_cuda`] found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CudaState {
@@ -17,6 +21,9 @@ pub enum CudaState {
 
 /// Loads `libtorch_cuda.so` if it lies beside `libtorch_cpu.so` or in `../cuda/lib`, so that nothing needs to
 /// link it. Call it before the first use of tch: libtorch looks for CUDA once. Further calls cost nothing.
+///
+/// Products in half precision add up in f32 from then on. By libtorch's default cuBLAS may divide a sum and round its parts to
+/// half precision, where a small term that is added to them (an adapter's first steps) is lost.
 pub fn load_cuda() -> &'static CudaState {
     static STATE: OnceLock<CudaState> = OnceLock::new();
     STATE.get_or_init(|| {
@@ -24,7 +31,11 @@ pub fn load_cuda() -> &'static CudaState {
         let places = [lib.join("libtorch_cuda.so"), lib.join("../cuda/lib/libtorch_cuda.so")];
         let Some(path) = places.into_iter().find(|p| p.exists()) else { return CudaState::Absent };
         match open(&path) {
-            Ok(()) => CudaState::Loaded(path),
+            Ok(()) => {
+                // SAFETY: sets two flags of libtorch's.
+                unsafe { tch_ext_sum_wide() };
+                CudaState::Loaded(path)
+            }
             Err(why) => CudaState::Broken(why),
         }
     })
