@@ -66,9 +66,10 @@ impl Stack {
     }
 }
 
-/// What share of two factors' size their product's rounding is, where they are kept in `kind`.
+/// What share of two factors' size their product's rounding is, where they are kept in `kind`: in f64 that of all that is
+/// computed on the way, in f64 itself.
 pub(crate) fn rounding(kind: Kind) -> f64 {
-    if kind == Kind::Double { 1e-15 } else { f64::from(f32::EPSILON) }
+    if kind == Kind::Double { 64.0 * f64::EPSILON } else { f64::from(f32::EPSILON) }
 }
 
 impl Decomposition {
