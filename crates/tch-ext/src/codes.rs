@@ -8,12 +8,15 @@ use crate::Simd;
 /// If `out` is not twice as long as `bytes`.
 pub fn nibbles(out: &mut [f32], bytes: &[u8], book: &[f32; 16]) {
     assert_eq!(out.len(), 2 * bytes.len(), "two numbers a byte");
-    #[cfg(target_arch = "x86_64")]
-    if Simd::best() == Simd::Avx512 {
+    match Simd::best() {
         // SAFETY: the machine has it.
-        return unsafe { avx512(out, bytes, book) };
+        #[cfg(target_arch = "x86_64")]
+        Simd::Avx512 => unsafe { avx512(out, bytes, book) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Simd::Avx2 => unsafe { avx2(out, bytes, book) },
+        _ => plain(out, bytes, book),
     }
-    plain(out, bytes, book);
 }
 
 fn plain(out: &mut [f32], bytes: &[u8], book: &[f32; 16]) {
@@ -38,6 +41,27 @@ fn avx512(out: &mut [f32], bytes: &[u8], book: &[f32; 16]) {
             let index = _mm512_or_si512(_mm512_srli_epi64(x, 4), _mm512_slli_epi64(x, 32));
             _mm512_storeu_ps(out.as_mut_ptr(), _mm512_permutexvar_ps(index, book_now));
         }
+    }
+    plain(out_rest, rest, book);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn avx2(out: &mut [f32], bytes: &[u8], book: &[f32; 16]) {
+    use std::arch::x86_64::*;
+    // SAFETY: 16 floats.
+    let (low, high) = unsafe { (_mm256_loadu_ps(book.as_ptr()), _mm256_loadu_ps(book.as_ptr().add(8))) };
+    let (fours, rest) = bytes.as_chunks::<4>();
+    let (eights, out_rest) = out.as_chunks_mut::<8>();
+    for (out, four) in eights.iter_mut().zip(fours) {
+        // Each byte twice: its high half in the even lane, its low half in the odd one.
+        let x = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(i32::from_le_bytes(*four)));
+        let index = _mm256_or_si256(_mm256_srli_epi64(x, 4), _mm256_slli_epi64(x, 32));
+        // Of an index the lowest 3 bits count, and the fourth chooses the half of the book: as a sign.
+        let upper = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28));
+        let (l, h) = (_mm256_permutevar8x32_ps(low, index), _mm256_permutevar8x32_ps(high, index));
+        // SAFETY: 8 floats are written.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), _mm256_blendv_ps(l, h, upper)) };
     }
     plain(out_rest, rest, book);
 }

@@ -16,16 +16,21 @@ pub enum Simd {
 }
 
 impl Simd {
-    /// The best that the machine has.
+    /// The best that the machine has, and oneDNN's `ONEDNN_MAX_CPU_ISA` allows.
     pub fn best() -> Self {
         static BEST: OnceLock<Simd> = OnceLock::new();
         *BEST.get_or_init(|| {
             #[cfg(target_arch = "x86_64")]
             {
+                let most = std::env::var("ONEDNN_MAX_CPU_ISA").unwrap_or_default().to_uppercase();
+                if matches!(most.as_str(), "SSE41" | "AVX") {
+                    return Self::Plain;
+                }
                 let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
                 let avx512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
                 if avx2
                     && avx512
+                    && !most.starts_with("AVX2")
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
                 {

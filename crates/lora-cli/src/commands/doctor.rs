@@ -42,7 +42,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let features = features();
     if !features.contains(&"avx512_bf16") {
-        wrong.push("the processor has no bf16 products (avx512_bf16): --dtype f32 may be as fast".to_owned());
+        wrong.push(
+            "the processor has no bf16 products (avx512_bf16): they are computed in f32, at f32's speed"
+                .to_owned(),
+        );
     }
     if !works() {
         wrong.push(

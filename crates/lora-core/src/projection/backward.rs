@@ -81,7 +81,9 @@ impl Function for Backward {
         let dx = dx.map(|mut dx| {
             for ((low, _), dh) in lows().zip(&columns) {
                 if let Some(mask) = &low.mask {
-                    let _ = dx.g_add_(&(dh.matmul(&low.a) * mask));
+                    let own = dx.empty_like();
+                    gemm(&[Sum::new(vec![Product::plain(dh, &low.a)], &own)]);
+                    let _ = dx.g_add_(&(own * mask));
                 }
             }
             like(&dx, &shape)

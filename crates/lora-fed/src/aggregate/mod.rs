@@ -28,6 +28,7 @@ mod upload;
 pub use robust::{Bounds, Refusal, Robust};
 pub use rules::{Aggregate, Rule, Shared};
 pub use server::{ServerOptimiser, ServerRule};
+#[cfg(feature = "engine")]
 pub(crate) use stack::rounding;
 pub use stack::{Decomposition, Stack};
 pub use trains::Trains;

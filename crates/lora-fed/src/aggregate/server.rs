@@ -40,6 +40,7 @@ impl ServerOptimiser {
     }
 
     /// Other handles on what it remembers: what it does later leaves them alone.
+    #[cfg(feature = "engine")]
     pub(crate) fn share(&self) -> BTreeMap<String, (Tensor, Tensor)> {
         let both = |(m, v): &(Tensor, Tensor)| (m.shallow_clone(), v.shallow_clone());
         self.moments.iter().map(|(name, pair)| (name.clone(), both(pair))).collect()

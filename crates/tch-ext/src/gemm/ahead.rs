@@ -34,7 +34,7 @@ impl<T: Packed> Ahead<'_, T> {
 }
 
 #[inline(always)]
-fn ask(at: *const u8) {
+pub(super) fn ask(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a hint; it reads nothing that the program could see, wherever it points.
     unsafe {

@@ -1,16 +1,18 @@
 //! Sums of matrix products, rounded once.
 //!
-//! On a CPU with AVX-512, in f32 and bf16: panels of the right-hand matrices are packed into the cache, libtorch's
-//! small product (oneDNN's) adds up all terms of a tile in f32, and the tile is written once. Everywhere else the
+//! On a CPU with AVX-512 or AVX2, in f32 and bf16: panels of the right-hand matrices are packed into the cache, a small
+//! product (oneDNN's, or ours) adds up all terms of a tile in f32, and the tile is written once. Everywhere else the
 //! same sums are libtorch's ordinary products.
 
 mod ahead;
+mod avx2;
 mod columns;
 mod dots;
 mod few;
 mod flat;
 mod pack;
 mod panels;
+mod product;
 mod small;
 mod tile;
 mod turn;

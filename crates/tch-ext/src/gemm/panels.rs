@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::ffi::c_void;
-use std::sync::OnceLock;
 
 use tch::{Device, Kind, Tensor};
 
@@ -10,11 +9,12 @@ use super::Sum;
 use super::ahead::Ahead;
 use super::flat::{Flat, Flats};
 use super::pack::{Matrix, Packed, WIDTH};
-use super::tile::{block, tch_ext_brgemm};
+use super::product::supported;
+use super::tile::block;
 use crate::parallel::{parallel, threads};
 
-/// Rows of a tile: with its f32 sums it fits the first cache.
-pub(super) const ROWS: usize = 64;
+/// Rows of the last, small blocks.
+const LEAST: usize = 64;
 /// Rows that a thread takes at a time.
 const ITEM: usize = 256;
 /// Depth of a panel, in bytes a column: with 64 columns half a megabyte, for the second cache.
@@ -38,31 +38,6 @@ pub(super) fn fit(sums: &[Sum<'_>], flats: &[Flats], half: bool) -> bool {
         && flats.iter().all(fits)
         && sums.iter().all(deep)
         && sums.iter().all(|s| s.gain.is_none_or(gain))
-}
-
-/// Whether the small product runs here; tried once.
-pub(super) fn supported(half: bool) -> bool {
-    static TRIED: [OnceLock<bool>; 2] = [OnceLock::new(), OnceLock::new()];
-    *TRIED[usize::from(half)].get_or_init(|| {
-        let (a, b, mut c) = ([0u32; 32], [0u32; 32], [1f32; 16]);
-        // SAFETY: 1 x 2 (f32 or bf16) times 2 x 16; all three are large enough.
-        cfg!(target_arch = "x86_64")
-            && unsafe {
-                tch_ext_brgemm(
-                    half,
-                    1,
-                    16,
-                    2,
-                    2,
-                    16,
-                    16,
-                    false,
-                    a.as_ptr().cast(),
-                    b.as_ptr().cast(),
-                    c.as_mut_ptr(),
-                )
-            }
-    })
 }
 
 /// A part of a product's depth, as one panel.
@@ -165,8 +140,8 @@ fn items<T>(jobs: &[Job<'_, T>]) -> Vec<Item> {
     }
     let large = items.len().saturating_sub(threads());
     for item in items.split_off(large) {
-        let rows = (0..item.rows).step_by(ROWS);
-        items.extend(rows.map(|i| Item { row: item.row + i, rows: ROWS.min(item.rows - i), ..item }));
+        let rows = (0..item.rows).step_by(LEAST);
+        items.extend(rows.map(|i| Item { row: item.row + i, rows: LEAST.min(item.rows - i), ..item }));
     }
     items
 }

@@ -1,13 +1,11 @@
 //! Products of small blocks, for kernels that have many of them in a row: attention.
 
-use std::ffi::c_void;
 use std::marker::PhantomData;
 
 use half::bf16;
 
 use super::pack::{Matrix, Packed, WIDTH};
-use super::panels::supported;
-use super::tile::tch_ext_brgemm;
+use super::product::{Shape, product, supported};
 use super::turn;
 use crate::slice::Element;
 
@@ -123,24 +121,12 @@ impl<T: Small> Panels<T> {
         assert!(from + k <= self.depth && k <= a.stride, "a depth within the panel");
         assert!(a.rows > 0 && width <= stride && (a.rows - 1) * stride + width <= c.len(), "sums in bounds");
         assert!((a.rows - 1) * a.stride + k <= a.data.len(), "a padded row in bounds");
+        let shape = Shape { m: a.rows, n: width, k, lda: a.stride, ldc: stride, add };
         // SAFETY: all three were just checked.
-        let ok = unsafe {
+        unsafe {
             let b = self.words.as_ptr().cast::<T>().add(block * self.panel() + from * WIDTH);
-            tch_ext_brgemm(
-                T::HALF,
-                a.rows as i64,
-                width as i64,
-                k as i64,
-                a.stride as i64,
-                WIDTH as i64,
-                stride as i64,
-                add,
-                a.data.as_ptr().cast::<c_void>(),
-                b.cast(),
-                c.as_mut_ptr(),
-            )
-        };
-        assert!(ok, "the small product failed");
+            product(shape, a.data.as_ptr(), b, c.as_mut_ptr());
+        }
     }
 }
 

@@ -155,7 +155,7 @@ fn transposes_are_transposed() {
 /// A large term swallows the ones that are added up one by one with it: no more than a chain of them.
 #[test]
 fn sums_of_f32_are_cut_into_chains() {
-    if !panels::supported(false) {
+    if !product::supported(false) {
         return;
     }
     const DEPTH: i64 = 8192;
@@ -201,5 +201,19 @@ fn a_product_over_nothing_is_zero() {
         let out = random(70, 130, Kind::Float);
         gemm(&[Sum::new(vec![Product::plain(&a, &b)], &out)]);
         assert_eq!(out.count_nonzero(None).int64_value(&[]), 0, "{kind:?}");
+    }
+}
+
+/// All of this crate's tests again, with less than the machine has.
+#[test]
+fn with_fewer_instructions() {
+    const MOST: &str = "ONEDNN_MAX_CPU_ISA";
+    if std::env::var_os(MOST).is_some() {
+        return;
+    }
+    for isa in ["AVX2", "SSE41"] {
+        let program = std::env::current_exe().expect("this program");
+        let output = std::process::Command::new(program).env(MOST, isa).output().expect("it runs");
+        assert!(output.status.success(), "{isa}: {}", String::from_utf8_lossy(&output.stdout));
     }
 }

@@ -1,29 +1,12 @@
 //! One block of a sum: panels packed, tiles summed, rows written.
 
-use std::ffi::c_void;
-
 use half::bf16;
 
 use super::ahead::Ahead;
 use super::pack::{Packed, WIDTH};
-use super::panels::{DEPTH, Item, Job, ROWS, Slab};
+use super::panels::{DEPTH, Item, Job, Slab};
+use super::product::{self, Shape, product};
 use crate::round_bf16;
-
-unsafe extern "C" {
-    pub(super) fn tch_ext_brgemm(
-        half: bool,
-        m: i64,
-        n: i64,
-        k: i64,
-        lda: i64,
-        ldb: i64,
-        ldc: i64,
-        add: bool,
-        a: *const c_void,
-        b: *const c_void,
-        c: *mut f32,
-    ) -> bool;
-}
 
 /// Computes a block. `fresh`: the panels must be packed; `next`: what will be after it.
 ///
@@ -38,10 +21,10 @@ pub(super) unsafe fn block<T: Packed>(
     tile: &mut Vec<f32>,
 ) {
     let Item { column, row, rows, .. } = item;
-    let (width, direct) = (WIDTH.min(job.columns - column), job.direct());
+    let (width, direct, most) = (WIDTH.min(job.columns - column), job.direct(), product::rows(T::HALF));
     // A depth may be rounded up to a pair twice in a pass.
     panel.resize((DEPTH / 4 + job.passes[0].len()) * WIDTH, 0);
-    tile.resize(rows.next_multiple_of(ROWS).max(tile.len() / WIDTH) * WIDTH, 0.0);
+    tile.resize(rows.next_multiple_of(most).max(tile.len() / WIDTH) * WIDTH, 0.0);
     for (i, pass) in job.passes.iter().enumerate() {
         // SAFETY: words are larger than, or as large as, T, which has no invalid bits.
         let panel = unsafe {
@@ -53,11 +36,11 @@ pub(super) unsafe fn block<T: Packed>(
         }
         let mine = job.passes.get(i + 1).map(|pass| Ahead { pass, column, columns: job.columns });
         let ahead = mine.as_ref().or(next);
-        for start in (0..rows).step_by(ROWS) {
+        for start in (0..rows).step_by(most) {
             if let Some(ahead) = ahead {
-                ahead.fetch(start / ROWS, rows.div_ceil(ROWS));
+                ahead.fetch(start / most, rows.div_ceil(most));
             }
-            let count = ROWS.min(rows - start);
+            let count = most.min(rows - start);
             let sums = &mut tile[start * WIDTH..(start + count) * WIDTH];
             let (out, stride) = if direct {
                 // SAFETY: the block's own place in `out`.
@@ -72,20 +55,15 @@ pub(super) unsafe fn block<T: Packed>(
                 // SAFETY: `count` rows of a from k on, `padded` rows of the panel, `count` rows of `out`.
                 unsafe {
                     let a = slab.a.data.add((row + start) * slab.a.stride + slab.k);
-                    let ok = tch_ext_brgemm(
-                        T::HALF,
-                        count as i64,
-                        width as i64,
-                        slab.padded() as i64,
-                        slab.a.stride as i64,
-                        WIDTH as i64,
-                        stride as i64,
-                        i + j > 0 || direct && job.add,
-                        a.cast(),
-                        panel.as_ptr().add(slab.offset).cast(),
-                        out,
-                    );
-                    assert!(ok, "the small product failed");
+                    let shape = Shape {
+                        m: count,
+                        n: width,
+                        k: slab.padded(),
+                        lda: slab.a.stride,
+                        ldc: stride,
+                        add: i + j > 0 || direct && job.add,
+                    };
+                    product(shape, a, panel.as_ptr().add(slab.offset), out);
                 }
             }
             if i + 1 == job.passes.len() && !direct {
