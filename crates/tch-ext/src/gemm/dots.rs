@@ -23,10 +23,14 @@ pub(super) unsafe fn dots<T: Packed, const R: usize>(
     columns: Range<usize>,
     each: impl Fn(usize, [f32; R]),
 ) {
-    #[cfg(target_arch = "x86_64")]
-    if crate::Simd::best() == crate::Simd::Avx512 {
+    match crate::Simd::best() {
         // SAFETY: the caller's promise, and the machine has it.
-        return unsafe { avx512::dots(terms, columns, each) };
+        #[cfg(target_arch = "x86_64")]
+        crate::Simd::Avx512 => return unsafe { avx512::dots(terms, columns, each) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        crate::Simd::Avx2 => return unsafe { avx2::dots(terms, columns, each) },
+        _ => {}
     }
     for column in columns {
         let mut sums = [0f32; R];
@@ -139,6 +143,83 @@ mod avx512 {
                 _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16))
             } else {
                 _mm512_maskz_loadu_ps(mask, x.cast())
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use super::{Packed, Term};
+    use std::arch::x86_64::*;
+    use std::ops::Range;
+
+    /// Two vectors of a column a turn, each with sums of its own.
+    ///
+    /// # Safety
+    /// As [`super::dots`]; the machine has AVX2 and FMA.
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn dots<T: Packed, const R: usize>(
+        terms: &[Term<T>],
+        columns: Range<usize>,
+        each: impl Fn(usize, [f32; R]),
+    ) {
+        for column in columns {
+            let (mut even, mut odd) = ([_mm256_setzero_ps(); R], [_mm256_setzero_ps(); R]);
+            let mut sums = [0f32; R];
+            for term in terms {
+                let (depth, a, mut k) = (term.depth, term.a.as_ptr(), 0);
+                // SAFETY: the caller's promise: 16 elements, 8, or the rest of a row are there.
+                unsafe {
+                    let b = term.b.row(column, 0, depth);
+                    while k + 16 <= depth {
+                        let (b0, b1) = (wide(b.as_ptr().add(k)), wide(b.as_ptr().add(k + 8)));
+                        for r in 0..R {
+                            let a = a.add(r * depth + k);
+                            even[r] = _mm256_fmadd_ps(_mm256_loadu_ps(a), b0, even[r]);
+                            odd[r] = _mm256_fmadd_ps(_mm256_loadu_ps(a.add(8)), b1, odd[r]);
+                        }
+                        k += 16;
+                    }
+                    if k + 8 <= depth {
+                        let b0 = wide(b.as_ptr().add(k));
+                        for (r, even) in even.iter_mut().enumerate() {
+                            *even = _mm256_fmadd_ps(_mm256_loadu_ps(a.add(r * depth + k)), b0, *even);
+                        }
+                        k += 8;
+                    }
+                    for (i, b) in b.iter().enumerate().skip(k) {
+                        for (r, sum) in sums.iter_mut().enumerate() {
+                            *sum += *a.add(r * depth + i) * b.wide();
+                        }
+                    }
+                }
+            }
+            for r in 0..R {
+                sums[r] += total(_mm256_add_ps(even[r], odd[r]));
+            }
+            each(column, sums);
+        }
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    fn total(x: __m256) -> f32 {
+        let four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+    }
+
+    /// # Safety
+    /// 8 elements are there.
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn wide<T: Packed>(x: *const T) -> __m256 {
+        // SAFETY: the caller's promise; bf16 are the upper halves of f32.
+        unsafe {
+            if T::HALF {
+                let halves = _mm_loadu_si128(x.cast());
+                _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16))
+            } else {
+                _mm256_loadu_ps(x.cast())
             }
         }
     }

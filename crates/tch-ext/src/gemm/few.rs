@@ -9,27 +9,39 @@ use super::Sum;
 use super::dots::{Term, dots};
 use super::flat::{Flat, Flats};
 use super::pack::{Matrix, Packed};
+use crate::Simd;
 use crate::parallel::parallel;
 use half::bf16;
 
-/// So many rows are multiplied with a column while it is in registers; for more, panels are faster.
-const MOST: i64 = 4;
+/// So many rows are multiplied with a column while it is in registers.
+const TOGETHER: usize = 4;
 /// Columns that are worth a thread of their own.
 const GRAIN: usize = 32;
 
+/// For more rows panels are faster: they are packed sooner with AVX-512.
+fn most() -> i64 {
+    if Simd::best() == Simd::Avx512 { 4 } else { 16 }
+}
+
 /// Whether this is the way for all of them; their layout is one that panels would take.
 pub(super) fn fit(sums: &[Sum<'_>], flats: &[Flats]) -> bool {
-    flats.iter().all(|f| f.out.rows <= MOST) && sums.iter().all(|s| s.products.iter().all(|p| p.transposed))
+    flats.iter().all(|f| f.out.rows <= most()) && sums.iter().all(|s| s.products.iter().all(|p| p.transposed))
+}
+
+/// Rows that are multiplied together.
+struct Group<T> {
+    first: usize,
+    rows: usize,
+    terms: Vec<Term<T>>,
 }
 
 struct Job<'a, T> {
-    terms: Vec<Term<T>>,
+    groups: Vec<Group<T>>,
     out: (*mut c_void, usize),
     half: bool,
     onto: Option<(*const c_void, usize)>,
     bias: Option<Vec<f32>>,
     gain: Option<&'a [f32]>,
-    rows: usize,
     columns: usize,
     scale: f32,
     add: bool,
@@ -59,18 +71,22 @@ pub(super) fn run<T: Packed>(sums: &[Sum<'_>], flats: &[Flats]) {
     };
     let jobs = sums.iter().zip(flats).map(|(sum, flat)| {
         let (rows, columns) = (flat.out.rows as usize, flat.out.columns as usize);
-        let term = |(a, b): &(Flat, Flat)| {
-            let depth = a.columns as usize;
-            Term { a: left(matrix(a), rows, depth), b: matrix(b), depth }
-        };
+        let groups = (0..rows).step_by(TOGETHER).map(|first| {
+            let rows = TOGETHER.min(rows - first);
+            let terms = flat.products.iter().map(|(a, b)| {
+                let (depth, a) = (a.columns as usize, matrix(a));
+                let a = Matrix { data: a.data.wrapping_add(first * a.stride), ..a };
+                Term { a: left(a, rows, depth), b: matrix(b), depth }
+            });
+            Group { first, rows, terms: terms.collect() }
+        });
         Job {
-            terms: flat.products.iter().map(term).collect(),
+            groups: groups.collect(),
             out: (flat.out.data, flat.out.stride as usize),
             half: flat.out.is_half(),
             onto: flat.onto.map(|onto| (onto.data.cast_const(), onto.stride as usize)),
             bias: sum.bias.and_then(|b| Vec::try_from(b.to_kind(tch::Kind::Float)).ok()),
             gain: sum.gain.and_then(crate::elements),
-            rows,
             columns,
             scale: sum.scale as f32,
             add: sum.add,
@@ -96,23 +112,27 @@ crate::simd! {
     }
 }
 
-/// These columns of a job: this thread's.
+/// These columns of a job: this thread's. A few at a time, which all rows find in the cache.
 fn columns<T: Packed>(job: &Job<'_, T>, range: Range<usize>) {
-    match job.rows {
-        0 => {}
-        1 => numbers::<T, 1>(job, range),
-        2 => numbers::<T, 2>(job, range),
-        3 => numbers::<T, 3>(job, range),
-        _ => numbers::<T, { MOST as usize }>(job, range),
+    for start in range.clone().step_by(GRAIN) {
+        let few = start..range.end.min(start + GRAIN);
+        for group in &job.groups {
+            match group.rows {
+                1 => numbers::<T, 1>(job, group, few.clone()),
+                2 => numbers::<T, 2>(job, group, few.clone()),
+                3 => numbers::<T, 3>(job, group, few.clone()),
+                _ => numbers::<T, TOGETHER>(job, group, few.clone()),
+            }
+        }
     }
 }
 
-fn numbers<T: Packed, const R: usize>(job: &Job<'_, T>, range: Range<usize>) {
-    // SAFETY: the columns lie in the job's matrices, R are its rows, and the columns are this thread's.
+fn numbers<T: Packed, const R: usize>(job: &Job<'_, T>, group: &Group<T>, range: Range<usize>) {
+    // SAFETY: the columns lie in the job's matrices, R are the group's rows, and the columns are this thread's.
     unsafe {
-        dots::<T, R>(&job.terms, range, |column, sums| {
+        dots::<T, R>(&group.terms, range, |column, sums| {
             for (row, sum) in sums.into_iter().enumerate() {
-                finish(job, row, column, sum);
+                finish(job, group.first + row, column, sum);
             }
         });
     }

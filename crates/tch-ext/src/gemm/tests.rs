@@ -41,6 +41,8 @@ fn sums_are_those_of_f64() {
             (2, 70, 2),
             (4, 100, 640),
             (1, 3, 77),
+            (9, 70, 39),
+            (16, 33, 8),
             // More columns than a block of a kernel takes, and more rows.
             (70, 2600, 8),
         ] {
@@ -52,7 +54,7 @@ fn sums_are_those_of_f64() {
             let (onto, sum) = (random(m, n + 3, kind).narrow(1, 2, n), Tensor::zeros([m, n], (kind, here())));
             let bt = b.tr().contiguous();
             // Few rows have a way of their own, if all lies transposed.
-            let second = if m <= 4 { Product::transposed(&h, &bt) } else { Product::plain(&h, &b) };
+            let second = if m <= 16 { Product::transposed(&h, &bt) } else { Product::plain(&h, &b) };
             let products = || vec![Product::transposed(&x, &w), second];
             gemm(&[
                 Sum { gain: Some(&gain), ..Sum::new(products(), &out) },
