@@ -18,7 +18,7 @@ const TOGETHER: usize = 4;
 /// Columns that are worth a thread of their own.
 const GRAIN: usize = 32;
 
-/// For more rows panels are faster: they are packed sooner with AVX-512.
+/// For more rows panels are faster. AVX-512 packs and multiplies them sooner.
 fn most() -> i64 {
     if Simd::best() == Simd::Avx512 { 4 } else { 16 }
 }
