@@ -25,7 +25,7 @@ pub use checkpoint::fuzz;
 pub use checkpoint::{Checkpoint, Gguf, GgufKind, GgufOut, GgufValue, Keep, Kept, open, open_with};
 pub use config::{ModelConfig, RopeScaling};
 pub use export::{Export, Pack, is_model_file};
-pub use generate::{Sampling, generate};
+pub use generate::{Sampling, generate, generate_all};
 pub use llama::{Llama, StepMemory, StepSize, step_memory};
 pub use model::{Model, Texts};
 pub use on_disk::OnDisk;

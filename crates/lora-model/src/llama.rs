@@ -11,7 +11,7 @@ use tch_ext::Region;
 use crate::checkpoint::{Checkpoint, Keep, check_skip};
 use crate::config::ModelConfig;
 use crate::model::{Model, Texts};
-use crate::ops::{Angles, Cache, attention, heads, rms_norm, rms_norm_beside, swiglu, tokens};
+use crate::ops::{Angles, Cache, Step, attention, heads, rms_norm, rms_norm_beside, swiglu, tokens};
 use crate::pieces::Pieces;
 use crate::rope::Rope;
 use crate::shapes::EMBEDDING;
@@ -127,6 +127,9 @@ struct Around {
     mode: Mode,
 }
 
+/// A layer's place in a cache.
+type Kept<'a> = (usize, &'a mut Cache, &'a Step);
+
 impl Llama {
     fn embed(&self, ids: &Tensor) -> Result<Tensor> {
         // A GPU would have to be waited for.
@@ -140,18 +143,24 @@ impl Llama {
         Ok(Tensor::f_embedding(&self.embedding, ids, -1, false, false)?)
     }
 
-    fn around(&self, texts: Texts<'_>, start: i64, mode: Mode) -> Result<Around> {
+    /// `had`: positions that each text had before.
+    fn around(&self, texts: Texts<'_>, had: &[i64], mode: Mode) -> Result<Around> {
         let options = (Kind::Float, self.device());
+        let had = had.iter().copied().chain(std::iter::repeat(0));
         let (longest, positions, texts) = match texts {
             Texts::Rows(ids) => {
+                let start = had.take(1).sum();
                 let n = start + ids.size2()?.1;
                 (n, Tensor::arange_start(start, n, options), None)
             }
             Texts::Packed(_, pieces) => {
-                let ranges =
-                    || Pieces::starts(pieces).zip(pieces).map(|(start, piece)| (start, start + piece.len));
-                let each: Vec<_> = ranges().map(|(a, b)| Tensor::arange_start(a, b, options)).collect();
-                (ranges().map(|r| r.1).max().unwrap_or(0), Tensor::cat(&each, 0), Some(Pieces::of(pieces)?))
+                let starts = Pieces::starts(pieces).zip(had).map(|(start, had)| start + had);
+                let ranges: Vec<_> =
+                    starts.zip(pieces).map(|(start, piece)| start..start + piece.len).collect();
+                let all: Vec<i64> = ranges.iter().cloned().flatten().collect();
+                let positions = Tensor::from_slice(&all).to_device(self.device()).to_kind(Kind::Float);
+                let longest = ranges.iter().map(|range| range.end).max().unwrap_or(0);
+                (longest, positions, Some(Pieces::of(pieces)?))
             }
         };
         if longest > self.config.max_positions {
@@ -164,13 +173,7 @@ impl Llama {
 }
 
 impl Block {
-    fn forward(
-        &self,
-        x: &Tensor,
-        config: &ModelConfig,
-        around: &Around,
-        cache: Option<(usize, &mut Cache)>,
-    ) -> Tensor {
+    fn forward(&self, x: &Tensor, config: &ModelConfig, around: &Around, kept: Option<Kept<'_>>) -> Tensor {
         let &Around { ref angles, ref texts, mode } = around;
         let eps = config.rms_norm_eps;
         let (batch, t) = (x.size()[0], x.size()[1]);
@@ -186,11 +189,13 @@ impl Block {
         }
         let (q, k) = (heads(&q, config.heads, Some(angles)), heads(&k, config.kv_heads, Some(angles)));
         let v = heads(&qkv[2], config.kv_heads, None);
-        let (k, v) = match cache {
-            Some((layer, cache)) => cache.extend(layer, k, v),
-            None => (k, v),
+        let mixed = match kept {
+            Some((layer, cache, step)) => {
+                cache.attention(layer, step, (&q, &k, &v), self.window, texts.as_ref())
+            }
+            None => attention(&q, &k, &v, self.window, texts.as_ref()),
         };
-        let mixed = tokens(&attention(&q, &k, &v, self.window, texts.as_ref()));
+        let mixed = tokens(&mixed);
         let x = project_onto(&x, &self.o, mixed, mode);
         let (x, normed) = rms_norm_beside(&x, &self.post_norm, eps);
         let gate_up = project(&[&self.gate, &self.up], normed, mode);
@@ -222,10 +227,12 @@ impl Model for Llama {
     }
 
     fn hidden(&self, texts: Texts<'_>, mut cache: Option<&mut Cache>, mode: Mode) -> Result<Tensor> {
-        let around = self.around(texts, cache.as_ref().map_or(0, |c| c.len()), mode)?;
+        let around = self.around(texts, cache.as_ref().map_or(&[], |c| c.lengths()), mode)?;
         let mut x = self.embed(texts.ids())?;
+        let step = cache.as_mut().map(|c| c.step(texts, self.device())).transpose()?;
         for (i, block) in self.blocks.iter().enumerate() {
-            x = block.forward(&x, &self.config, &around, cache.as_deref_mut().map(|c| (i, c)));
+            let kept = cache.as_deref_mut().zip(step.as_ref()).map(|(cache, step)| (i, cache, step));
+            x = block.forward(&x, &self.config, &around, kept);
         }
         Ok(rms_norm(&x, &self.norm, self.config.rms_norm_eps).tensor())
     }

@@ -40,11 +40,12 @@ pub trait Model: Linears + Send {
     /// The dtype it computes in.
     fn kind(&self) -> Kind;
 
-    /// Token ids `[B, T]` to the last layer's normalised states `[B, T, hidden]`. With a cache, rows go on behind
-    /// what it has seen.
+    /// Token ids `[B, T]` to the last layer's normalised states `[B, T, hidden]`. With a cache each row, or each piece,
+    /// goes on behind what the cache has of it: they are as many as at first, and in the same order.
     ///
     /// # Errors
-    /// [`lora_core::Error::data`] if the positions exceed the model's context.
+    /// [`lora_core::Error::data`] if the positions exceed the model's context; [`lora_core::Error::usage`] for texts that
+    /// do not go on from the cache's: others, rows behind texts of unequal lengths, and pieces that go on from others.
     fn hidden(&self, texts: Texts<'_>, cache: Option<&mut Cache>, mode: Mode) -> Result<Tensor>;
 
     /// The layer from hidden states to logits.

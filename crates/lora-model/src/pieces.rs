@@ -1,6 +1,9 @@
 //! What lies one behind another in a packed row.
 
+use std::cell::OnceCell;
+
 use lora_core::{Error, Result};
+use tch::Tensor;
 use tch_ext::Bounds;
 
 /// A run of tokens in a packed row: a text, or a beginning that several texts share.
@@ -19,6 +22,11 @@ impl Piece {
         lengths.iter().map(|&len| Self { len, behind: None }).collect()
     }
 
+    /// Where each begins in the row.
+    pub(crate) fn places(pieces: &[Self]) -> impl Iterator<Item = i64> {
+        pieces.iter().scan(0, |next, piece| Some(std::mem::replace(next, *next + piece.len)))
+    }
+
     /// How long it is together with what it goes on from, which is one of `pieces`.
     pub fn end(&self, pieces: &[Self]) -> i64 {
         self.len + self.behind.and_then(|at| pieces.get(at)).map_or(0, |lead| lead.len)
@@ -30,6 +38,32 @@ impl Piece {
 pub struct Pieces {
     bounds: Bounds,
     pieces: Option<Vec<Piece>>,
+    seen: Option<Seen>,
+}
+
+/// What the pieces of a row see, one behind another: a beginning as often as a piece goes on from it.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    rows: Vec<i64>,
+    pub(crate) bounds: Bounds,
+    sent: OnceCell<Tensor>,
+}
+
+impl Seen {
+    fn of(pieces: &[Piece]) -> Self {
+        let starts: Vec<i64> = Piece::places(pieces).collect();
+        let own = |i: usize| starts[i]..starts[i] + pieces[i].len;
+        let rows = (0..pieces.len()).flat_map(|i| pieces[i].behind.into_iter().chain([i]).flat_map(own));
+        let ends: Vec<i64> = pieces.iter().map(|piece| piece.end(pieces)).collect();
+        Self { rows: rows.collect(), bounds: Bounds::of(&ends), sent: OnceCell::new() }
+    }
+
+    /// Of a row `x [heads, n, dim]`, as `[heads, m, dim]`.
+    pub(crate) fn of_row(&self, x: &Tensor) -> Tensor {
+        // A pass has one device.
+        let rows = self.sent.get_or_init(|| Tensor::from_slice(&self.rows).to_device(x.device()));
+        x.index_select(1, rows)
+    }
 }
 
 impl Pieces {
@@ -48,12 +82,14 @@ impl Pieces {
             )));
         }
         let lengths: Vec<i64> = pieces.iter().map(|piece| piece.len).collect();
-        Ok(Self { bounds: Bounds::of(&lengths), pieces: Some(pieces.to_vec()) })
+        let joined = pieces.iter().any(|piece| piece.behind.is_some());
+        let seen = joined.then(|| Seen::of(pieces));
+        Ok(Self { bounds: Bounds::of(&lengths), pieces: Some(pieces.to_vec()), seen })
     }
 
     /// Texts whose bounds a device holds.
     pub(crate) fn held(bounds: Bounds) -> Self {
-        Self { bounds, pieces: None }
+        Self { bounds, pieces: None, seen: None }
     }
 
     /// None if only a device knows them.
@@ -61,10 +97,14 @@ impl Pieces {
         self.pieces.as_deref()
     }
 
-    /// Where the texts lie, if each is by itself.
-    pub(crate) fn apart(&self) -> Option<&Bounds> {
-        let joined = self.pieces.iter().flatten().any(|piece| piece.behind.is_some());
-        (!joined).then_some(&self.bounds)
+    /// Where they lie in the row.
+    pub(crate) fn bounds(&self) -> &Bounds {
+        &self.bounds
+    }
+
+    /// What each sees, if that is not itself alone.
+    pub(crate) fn seen(&self) -> Option<&Seen> {
+        self.seen.as_ref()
     }
 
     /// The position of each piece's first token.

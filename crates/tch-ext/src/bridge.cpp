@@ -261,13 +261,15 @@ bool tch_ext_current_stream(int32_t index, void** stream) {
 
 // Causal attention over texts one behind another, by libtorch's kernels. out: the result, the logarithms of the sums,
 // and two states of the generator, which backward wants.
-char* tch_ext_flash(const at::Tensor* q, const at::Tensor* k, const at::Tensor* v, const at::Tensor* bounds,
-                    int64_t longest, int64_t before, at::Tensor** out) {
+char* tch_ext_flash(const at::Tensor* q, const at::Tensor* k, const at::Tensor* v, const at::Tensor* queries,
+                    const at::Tensor* keys, const at::Tensor* used, int64_t most_queries, int64_t most_keys,
+                    int64_t before, at::Tensor** out) {
   try {
     auto window = before < 0 ? std::optional<int64_t>() : std::optional<int64_t>(before);
     auto end = before < 0 ? std::optional<int64_t>() : std::optional<int64_t>(0);
-    auto made = at::_flash_attention_forward(*q, *k, *v, *bounds, *bounds, longest, longest, 0.0, true, false,
-                                             std::nullopt, window, end);
+    auto in_use = used ? std::optional<at::Tensor>(*used) : std::optional<at::Tensor>();
+    auto made = at::_flash_attention_forward(*q, *k, *v, *queries, *keys, most_queries, most_keys, 0.0, true, false,
+                                             std::nullopt, window, end, in_use);
     out[0] = new at::Tensor(std::get<0>(made));
     out[1] = new at::Tensor(std::get<1>(made));
     out[2] = new at::Tensor(std::get<2>(made));

@@ -13,8 +13,11 @@ unsafe extern "C" {
         q: *const c_void,
         k: *const c_void,
         v: *const c_void,
-        bounds: *const c_void,
-        longest: i64,
+        queries: *const c_void,
+        keys: *const c_void,
+        used: *const c_void,
+        most_queries: i64,
+        most_keys: i64,
         before: i64,
         out: *mut *mut c_void,
     ) -> *mut c_char;
@@ -25,36 +28,57 @@ unsafe extern "C" {
 #[derive(Debug)]
 pub struct Bounds {
     lengths: Option<Vec<i64>>,
+    /// Rows from the beginning of one to the next, where they are not the lengths.
+    room: Option<i64>,
     longest: i64,
-    sent: OnceCell<Tensor>,
+    sent: OnceCell<Sent>,
+}
+
+#[derive(Debug)]
+struct Sent {
+    /// The first row of each text, and behind them the number of rows: `[texts + 1]`, i32.
+    bounds: Tensor,
+    /// The rows of each that are in use, `[texts]`, i32, where that is not all of them.
+    used: Option<Tensor>,
 }
 
 impl Bounds {
     /// Those of texts of these lengths.
     pub fn of(lengths: &[i64]) -> Self {
         let longest = lengths.iter().copied().max().unwrap_or(0);
-        Self { lengths: Some(lengths.to_vec()), longest, sent: OnceCell::new() }
+        Self { lengths: Some(lengths.to_vec()), room: None, longest, sent: OnceCell::new() }
+    }
+
+    /// Those of texts of these lengths that have `room` rows each, the first of which are theirs.
+    pub fn padded(lengths: &[i64], room: i64) -> Self {
+        Self { room: Some(room), ..Self::of(lengths) }
     }
 
     /// Those that a device holds already, `[texts + 1]`, i32: the first row of each text, and the number of rows. No text
     /// is longer than `longest`.
     pub fn held(bounds: Tensor, longest: i64) -> Self {
-        Self { lengths: None, longest, sent: OnceCell::from(bounds) }
+        Self { lengths: None, room: None, longest, sent: OnceCell::from(Sent { bounds, used: None }) }
     }
 
-    /// The first row of each text, and behind them the number of rows: `[texts + 1]`, i32, on `device`.
-    fn on(&self, device: Device) -> Tensor {
+    fn on(&self, device: Device) -> Sent {
         let make = || {
-            let sums = self.lengths.iter().flatten().scan(0, |sum, n| {
-                *sum += *n as i32;
+            let lengths = self.lengths.as_deref().unwrap_or_default();
+            let sums = lengths.iter().scan(0, |sum, n| {
+                *sum += self.room.unwrap_or(*n) as i32;
                 Some(*sum)
             });
-            let bounds: Vec<i32> = [0].into_iter().chain(sums).collect();
-            Tensor::from_slice(&bounds).to_device(device)
+            let there = |numbers: Vec<i32>| Tensor::from_slice(&numbers).to_device(device);
+            let used = self.room.map(|_| there(lengths.iter().map(|n| *n as i32).collect()));
+            Sent { bounds: there([0].into_iter().chain(sums).collect()), used }
         };
         let sent = self.sent.get_or_init(make);
-        let here = sent.device() == device || self.lengths.is_none();
-        if here { sent.shallow_clone() } else { make() }
+        if sent.bounds.device() == device || self.lengths.is_none() { sent.share() } else { make() }
+    }
+}
+
+impl Sent {
+    fn share(&self) -> Self {
+        Self { bounds: self.bounds.shallow_clone(), used: self.used.as_ref().map(Tensor::shallow_clone) }
     }
 }
 
@@ -64,32 +88,41 @@ pub fn has_flash_attention(device: Device, kind: Kind, dim: i64) -> bool {
     fits && matches!(device, Device::Cuda(index) if crate::cuda::generation(index) >= 8)
 }
 
-/// `softmax(q kᵀ / √dim) v [n, heads, dim]`, causal within these texts, whose lengths add up to n; with a window, a position
-/// sees itself and the `window - 1` before it. `q [n, heads, dim]`, `k, v [n, kv_heads, dim]`, bf16 or f16;
-/// heads is a multiple of kv_heads. Nothing of size n² is made. `None` where libtorch has no such kernel: elsewhere than
-/// on CUDA, for other dtypes, for a dim that is no multiple of 8 or above 256.
+/// `softmax(q kᵀ / √dim) v [n, heads, dim]` of each text, whose queries are the last of its positions, causal: a position
+/// sees itself and those before it, with a window the `window - 1` before it. `q [n, heads, dim]`, `k, v [m, kv_heads,
+/// dim]`, bf16 or f16; heads is a multiple of kv_heads; the lengths of `queries` add up to n, those of `keys`, which has as
+/// many texts, or the room of all, to m. Nothing of size n m is made. `None` where libtorch has no such kernel: elsewhere
+/// than on CUDA, for other dtypes, for a dim that is no multiple of 8 or above 256. Through keys with room no gradient
+/// flows.
 ///
 /// # Errors
 /// What libtorch says.
 pub fn flash_attention(
     (q, k, v): (&Tensor, &Tensor, &Tensor),
-    texts: &Bounds,
+    (queries, keys): (&Bounds, &Bounds),
     window: Option<i64>,
 ) -> Result<Option<Tensor>, TchError> {
     let &[_, _, dim] = q.size().as_slice() else { return Ok(None) };
     if !has_flash_attention(q.device(), q.kind(), dim) {
         return Ok(None);
     }
-    let bounds = texts.on(q.device());
-    let longest = texts.longest;
+    let longest = [queries.longest, keys.longest];
+    let (Sent { bounds: queries, .. }, Sent { bounds: keys, used }) =
+        (queries.on(q.device()), keys.on(q.device()));
     let before = window.map(|w| w - 1);
     let guard = tch::no_grad_guard();
     let (q_now, k_now, v_now) = (q.detach(), k.detach(), v.detach());
     let mut out = [std::ptr::null_mut(); 4];
     // SAFETY: live tensors for the call; on success four tensors that we own.
     let [y, lse, state, unused] = unsafe {
-        let [q, k, v, bounds] = [&q_now, &k_now, &v_now, &bounds].map(|t| t.as_ptr() as *const c_void);
-        let error = tch_ext_flash(q, k, v, bounds, longest, before.unwrap_or(-1), out.as_mut_ptr());
+        let at = |t: &Tensor| t.as_ptr() as *const c_void;
+        let in_use = used.as_ref().map_or(std::ptr::null(), at);
+        let [q, k, v] = [&q_now, &k_now, &v_now].map(at);
+        let [most_queries, most_keys] = longest;
+        let before = before.unwrap_or(-1);
+        let (queries, keys) = (at(&queries), at(&keys));
+        let error =
+            tch_ext_flash(q, k, v, queries, keys, in_use, most_queries, most_keys, before, out.as_mut_ptr());
         if !error.is_null() {
             let text = CStr::from_ptr(error).to_string_lossy().into_owned();
             tch_ext_free_c_string(error);
@@ -98,11 +131,14 @@ pub fn flash_attention(
         out.map(|t| Tensor::from_ptr(t.cast()))
     };
     drop(guard);
+    if used.is_some() {
+        return Ok(Some(y));
+    }
     let kept = Flash {
         inputs: [q_now, k_now, v_now],
         y: y.shallow_clone(),
         lse,
-        bounds,
+        bounds: [queries, keys],
         states: [state, unused],
         longest,
         before,
@@ -114,9 +150,9 @@ struct Flash {
     inputs: [Tensor; 3],
     y: Tensor,
     lse: Tensor,
-    bounds: Tensor,
+    bounds: [Tensor; 2],
     states: [Tensor; 2],
-    longest: i64,
+    longest: [i64; 2],
     before: Option<i64>,
 }
 
@@ -124,6 +160,7 @@ impl Function for Flash {
     fn backward(&mut self, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
         let Some(dy) = &grads[0] else { return vec![None, None, None] };
         let ([q, k, v], [state, unused]) = (&self.inputs, &self.states);
+        let ([queries, keys], [most_queries, most_keys]) = (&self.bounds, self.longest);
         let (dq, dk, dv) = Tensor::internal_flash_attention_backward(
             &dy.contiguous(),
             q,
@@ -131,10 +168,10 @@ impl Function for Flash {
             v,
             &self.y,
             &self.lse,
-            &self.bounds,
-            &self.bounds,
-            self.longest,
-            self.longest,
+            queries,
+            keys,
+            most_queries,
+            most_keys,
             0.0,
             true,
             state,

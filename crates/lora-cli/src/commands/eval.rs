@@ -8,8 +8,8 @@ use anyhow::Result;
 use lora::Error;
 use lora::tch_ext::memory;
 use lora::train::{
-    Answer, Choices, Classified, DataOptions, Dataset, Evaluation, answer, label_scores, labels_of,
-    likeliest, macro_f1, mean_loss,
+    Answer, Choices, Classified, DataOptions, Dataset, Evaluation, Question, Row, Sample, answers,
+    label_scores, labels_of, likeliest, macro_f1, reference, summed_loss,
 };
 use serde_json::{Value, json};
 
@@ -53,7 +53,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "JSONL")]
     rows: Option<PathBuf>,
     /// Samples in one forward pass
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 16)]
     batch_size: usize,
     /// One JSON object
     #[arg(long)]
@@ -73,8 +73,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     data.keep_first(args.limit);
     let labels = args.labels(&data)?;
     let begin = Instant::now();
-    let loss = mean_loss(&opened.model, &data, args.batch_size)?;
+    data.check(opened.checkpoint.config().vocab_size)?;
     let seen = args.look(&opened, &data, &labels)?;
+    let loss = args.loss(&opened, &data, (&seen, &labels))?;
     let seconds = begin.elapsed().as_secs_f64();
 
     let answers: Vec<_> = seen.iter().filter_map(|s| s.answer.as_ref()).collect();
@@ -125,6 +126,13 @@ struct Seen {
     scores: Option<(usize, Vec<f64>)>,
 }
 
+/// What of a row is asked: an answer, and which label, with the right one's number.
+struct Asked {
+    line: usize,
+    question: Option<Question>,
+    choices: Option<(Choices, usize)>,
+}
+
 impl Args {
     fn labels(&self, data: &Dataset) -> Result<Vec<String>> {
         match self.labels.iter().map(String::as_str).collect::<Vec<_>>()[..] {
@@ -146,50 +154,69 @@ impl Args {
 
     /// Answers and scores, row by row.
     fn look(&self, opened: &Opened, data: &Dataset, labels: &[String]) -> Result<Vec<Seen>> {
-        let (model, tokenizer, mut shown) = (&opened.model, &opened.tokenizer, 0);
-        let context = usize::try_from(opened.checkpoint.config().max_positions).unwrap_or(usize::MAX);
-        let mut look =
-            |(row, sample): (_, &lora::train::Sample)| -> Result<(Seen, Option<(Choices, usize)>)> {
-                let at = |e: Error| e.at(format!("{}:{}", self.data.display(), sample.line));
-                let answer = match self.max_tokens {
-                    0 => None,
-                    most => answer(model, tokenizer, row, most).map_err(at)?,
-                };
+        let (model, tokenizer) = (&opened.model, &opened.tokenizer);
+        let rows: Vec<_> = data.rows.iter().zip(&data.samples).collect();
+        let (mut seen, mut shown) = (Vec::new(), 0);
+        for rows in rows.chunks(self.batch_size.max(1)) {
+            let asked = rows.iter().map(|row| self.ask(opened, *row, labels)).collect::<Result<Vec<_>>>()?;
+            let at = |e: Error| e.at(self.data.display());
+            let questions: Vec<_> = asked.iter().filter_map(|a| a.question.as_ref()).collect();
+            let mut answers = answers(model, tokenizer, &questions).map_err(at)?.into_iter();
+            let choices: Vec<_> = asked.iter().filter_map(|a| Some(&a.choices.as_ref()?.0)).collect();
+            let mut scores = label_scores(model, &choices).map_err(at)?.into_iter();
+            for asked in asked {
+                let answer = asked.question.and_then(|_| answers.next());
                 if let Some(a) = answer.as_ref().filter(|_| shown < self.samples) {
                     shown += 1;
                     let mark = if a.right { "right" } else { "wrong" };
                     let [prompt, text, reference] = [&a.prompt, &a.answer, &a.reference].map(|s| one_line(s));
                     say!("  question  {prompt}\n  answer    {text}\n  expected  {reference}  ({mark})\n");
                 }
-                let choices = Choices::of(tokenizer, row, labels).map_err(at)?;
-                if let Some(n) = choices.as_ref().map(Choices::longest).filter(|n| *n > context) {
-                    let what = format!(
-                        "{n} tokens with the longest answer do not fit the model's context of {context}"
-                    );
-                    return Err(at(Error::data(what).hint("shorten the text")).into());
-                }
-                let truth = choices.as_ref().map(|_| truth(row, labels).map_err(at)).transpose()?;
-                Ok((Seen { line: sample.line, answer, scores: None }, choices.zip(truth)))
-            };
-        let rows: Vec<_> = data.rows.iter().zip(&data.samples).collect();
-        let mut seen = Vec::new();
-        for rows in rows.chunks(self.batch_size.max(1)) {
-            let looked = rows.iter().map(|row| look(*row)).collect::<Result<Vec<_>>>()?;
-            let choices: Vec<_> = looked.iter().filter_map(|(_, asked)| Some(&asked.as_ref()?.0)).collect();
-            let at = |e: Error| e.at(self.data.display());
-            let mut scores = label_scores(model, &choices).map_err(at)?.into_iter();
-            seen.extend(looked.into_iter().map(|(row, asked)| Seen {
-                scores: asked.and_then(|(_, truth)| Some((truth, scores.next()?))),
-                ..row
-            }));
+                let scores = asked.choices.and_then(|(_, truth)| Some((truth, scores.next()?)));
+                seen.push(Seen { line: asked.line, answer, scores });
+            }
         }
         Ok(seen)
+    }
+
+    /// The mean over the supervised tokens. A row's answer that was scored as a label is not read again.
+    fn loss(&self, opened: &Opened, data: &Dataset, (seen, labels): (&[Seen], &[String])) -> Result<f64> {
+        let (mut sum, mut count, mut unread) = (0.0, 0, Vec::new());
+        for ((row, sample), seen) in data.rows.iter().zip(&data.samples).zip(seen) {
+            match &seen.scores {
+                Some((truth, scores)) if reference(row) == Some(&labels[*truth]) => {
+                    sum -= scores[*truth];
+                    count += sample.supervised() as i64;
+                }
+                _ => unread.push(sample),
+            }
+        }
+        let (rest, n) = summed_loss(&opened.model, &unread, self.batch_size)?;
+        Ok((sum + rest) / (count + n).max(1) as f64)
+    }
+
+    /// What is asked of the model about a row.
+    fn ask(&self, opened: &Opened, (row, sample): (&Row, &Sample), labels: &[String]) -> Result<Asked> {
+        let context = usize::try_from(opened.checkpoint.config().max_positions).unwrap_or(usize::MAX);
+        let at = |e: Error| e.at(format!("{}:{}", self.data.display(), sample.line));
+        let question = match self.max_tokens {
+            0 => None,
+            most => Question::of(&opened.tokenizer, row, most).map_err(at)?,
+        };
+        let choices = Choices::of(&opened.tokenizer, row, labels).map_err(at)?;
+        if let Some(n) = choices.as_ref().map(Choices::longest).filter(|n| *n > context) {
+            let what =
+                format!("{n} tokens with the longest answer do not fit the model's context of {context}");
+            return Err(at(Error::data(what).hint("shorten the text")).into());
+        }
+        let truth = choices.as_ref().map(|_| truth(row, labels).map_err(at)).transpose()?;
+        Ok(Asked { line: sample.line, question, choices: choices.zip(truth) })
     }
 }
 
 /// The number of the row's own answer among the labels.
-fn truth(row: &lora::train::Row, labels: &[String]) -> lora::Result<usize> {
-    let reference = lora::train::reference(row).unwrap_or_default();
+fn truth(row: &Row, labels: &[String]) -> lora::Result<usize> {
+    let reference = reference(row).unwrap_or_default();
     labels.iter().position(|label| label.trim() == reference.trim()).ok_or_else(|| {
         Error::data(format!("its answer `{}` is none of the labels", one_line(reference)))
             .hint("name all of them, or use --labels auto")

@@ -18,7 +18,7 @@ pub(super) fn backward(
     scale: f64,
     recompute: usize,
 ) -> Result<f64> {
-    let around = model.around(texts, 0, Mode::Train)?;
+    let around = model.around(texts, &[], Mode::Train)?;
     let (again, kept) = model.blocks.split_at(recompute.min(model.blocks.len()));
     let seed =
         (!again.is_empty()).then(|| Tensor::randint_low(0, i64::MAX, [1], (Kind::Int64, tch::Device::Cpu)));

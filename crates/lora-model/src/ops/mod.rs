@@ -8,6 +8,7 @@ mod heads;
 mod rms_norm;
 mod swiglu;
 
+pub(crate) use attention::Step;
 pub(crate) use attention::keys_worked_on;
 pub use attention::{Cache, attention, joins};
 pub use cross_entropy::{IGNORE, cross_entropy};

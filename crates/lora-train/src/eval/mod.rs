@@ -4,14 +4,14 @@ mod classes;
 mod labels;
 
 use lora_core::{Mode, Result};
-use lora_model::{Model, Sampling, Tokenizer, generate};
+use lora_model::{Model, Sampling, Tokenizer, generate_all};
 use serde::Serialize;
 
 pub use classes::{Classified, likeliest, macro_f1};
 pub use labels::{Choices, label_scores, labels_of, reference};
 
 use crate::batches::Batch;
-use crate::data::{Dataset, template};
+use crate::data::{Dataset, Sample, template};
 use crate::rows::Row;
 use crate::sharing::may_share;
 
@@ -52,36 +52,63 @@ pub struct Answer {
 /// A sample longer than the model's context.
 pub fn mean_loss(model: &dyn Model, data: &Dataset, batch_size: usize) -> Result<f64> {
     data.check(model.config().vocab_size)?;
+    let (sum, count) = summed_loss(model, &data.samples.iter().collect::<Vec<_>>(), batch_size)?;
+    Ok(sum / count.max(1) as f64)
+}
+
+/// The cross-entropy of these samples' supervised tokens, summed up, and how many those are.
+///
+/// # Errors
+/// A sample longer than the model's context.
+pub fn summed_loss(model: &dyn Model, samples: &[&Sample], batch_size: usize) -> Result<(f64, i64)> {
     let _guard = tch::no_grad_guard();
     let (mut sum, mut count) = (0.0, 0);
-    for samples in data.samples.chunks(batch_size.max(1)) {
-        let samples: Vec<_> = samples.iter().collect();
-        let batch = Batch::sharing(&samples, may_share(model.device(), model.kind(), false), model.device());
+    for samples in samples.chunks(batch_size.max(1)) {
+        let batch = Batch::sharing(samples, may_share(model.device(), model.kind(), false), model.device());
         let (loss, n) = model.loss(batch.texts(), batch.labels(), Mode::Eval)?;
         sum += loss.double_value(&[]);
         count += n;
     }
-    Ok(sum / count.max(1) as f64)
+    Ok((sum, count))
 }
 
-/// Generates, greedily, the answer to a row, of at most `max_tokens` but as many as the reference has; none for a row
-/// without an answer.
+/// A row without its answer, to be answered.
+#[derive(Debug, Clone)]
+pub struct Question {
+    prompt: String,
+    ids: Vec<i64>,
+    limit: usize,
+    reference: String,
+}
+
+impl Question {
+    /// The row's, to be answered by at most `max_tokens` tokens but as many as the reference has; none for a row without an
+    /// answer.
+    ///
+    /// # Errors
+    /// A template that fails.
+    pub fn of(tokenizer: &Tokenizer, row: &Row, max_tokens: usize) -> Result<Option<Self>> {
+        let Some((prompt, ids, reference)) = question(row, tokenizer)? else { return Ok(None) };
+        // A reference longer than the limit would be wrong by force.
+        let limit = max_tokens.max(tokenizer.encode(&reference, false)?.len() + 1);
+        Ok(Some(Self { prompt, ids, limit, reference }))
+    }
+}
+
+/// Generates the answers to these questions, greedily, all at once.
 ///
 /// # Errors
-/// A prompt longer than the model's context; a template that fails.
-pub fn answer(
-    model: &dyn Model,
-    tokenizer: &Tokenizer,
-    row: &Row,
-    max_tokens: usize,
-) -> Result<Option<Answer>> {
-    let Some((prompt, ids, reference)) = question(row, tokenizer)? else { return Ok(None) };
-    // A reference longer than the limit would be wrong by force.
-    let limit = max_tokens.max(tokenizer.encode(&reference, false)?.len() + 1);
-    let ids = generate(model, &ids, limit, tokenizer.eos_ids(), Sampling::Greedy, |_| true)?;
-    let answer = tokenizer.decode(&ids, true)?;
-    let right = answer.trim() == reference.trim();
-    Ok(Some(Answer { prompt, reference, answer, right }))
+/// A prompt longer than the model's context.
+pub fn answers(model: &dyn Model, tokenizer: &Tokenizer, questions: &[&Question]) -> Result<Vec<Answer>> {
+    let prompts: Vec<_> = questions.iter().map(|q| (&q.ids[..], q.limit)).collect();
+    let texts = generate_all(model, &prompts, tokenizer.eos_ids(), Sampling::Greedy)?;
+    let answered = |(question, ids): (&&Question, Vec<i64>)| {
+        let Question { prompt, reference, .. } = (*question).clone();
+        let answer = tokenizer.decode(&ids, true)?;
+        let right = answer.trim() == reference.trim();
+        Ok(Answer { prompt, reference, answer, right })
+    };
+    questions.iter().zip(texts).map(answered).collect()
 }
 
 /// What is shown as the prompt, its ids, and the reference.

@@ -1,20 +1,36 @@
 //! Keys and values of what was read.
 
-use tch::Tensor;
+use lora_core::{Error, Result};
+use tch::{Device, Tensor};
+use tch_ext::Bounds;
 
-/// Keys and values of the positions seen so far, a pair a layer. They lie in memory that grows ahead of them, so that
-/// a new token does not copy the old ones. Without gradient.
+use super::{attention, by_flash, pieces};
+use crate::model::Texts;
+use crate::ops::ATTENTION;
+use crate::pieces::{Piece, Pieces};
+
+/// Positions that a text has room for beyond its first ones; then room doubles.
+const ROOM: i64 = 64;
+
+/// Keys and values of the positions that texts have had so far. They lie in memory that grows ahead of them, so that a new
+/// token does not copy the old ones. Without gradient.
 #[derive(Debug, Default)]
 pub struct Cache {
-    layers: Vec<Layer>,
+    /// Of each layer, `[kv_heads, texts * room, head_dim]`, of which each text has its first positions in use.
+    layers: Vec<[Tensor; 2]>,
+    lengths: Vec<i64>,
+    room: i64,
 }
 
-/// `[B, kv_heads, room, head_dim]`, of which `len` positions are in use.
+/// What one pass reads: new positions, behind those that each text had.
 #[derive(Debug)]
-struct Layer {
-    k: Tensor,
-    v: Tensor,
-    len: i64,
+pub(crate) struct Step {
+    /// Where they go, i64, in the order of the pass.
+    at: Tensor,
+    /// Nothing was there before.
+    first: bool,
+    /// Of what is new, and of all that is there then.
+    bounds: (Bounds, Bounds),
 }
 
 impl Cache {
@@ -23,44 +39,119 @@ impl Cache {
         Self::default()
     }
 
-    /// Positions seen so far.
-    pub fn len(&self) -> i64 {
-        self.layers.first().map_or(0, |layer| layer.len)
+    /// Positions that each text has had so far; none if nothing was seen yet.
+    pub fn lengths(&self) -> &[i64] {
+        &self.lengths
     }
 
-    /// Whether nothing was seen yet.
-    pub fn is_empty(&self) -> bool {
-        self.layers.is_empty()
+    /// Forgets all texts but these, by their numbers, which they get anew in this order.
+    ///
+    /// # Panics
+    /// For the number of no text.
+    pub fn keep(&mut self, texts: &[usize]) {
+        let _guard = tch::no_grad_guard();
+        let numbers: Vec<i64> = texts.iter().map(|&text| text as i64).collect();
+        for store in self.layers.iter_mut().flatten() {
+            let each = by_text(store, self.lengths.len());
+            let numbers = Tensor::from_slice(&numbers).to_device(each.device());
+            *store = each.index_select(1, &numbers).flatten(1, 2);
+        }
+        self.lengths = texts.iter().map(|&text| self.lengths[text]).collect();
     }
 
-    /// What was seen, for `rows` continuations of it: one row becomes so many alike. This cache stays as it is.
-    #[must_use]
-    pub fn branch(&self, rows: i64) -> Self {
-        let of = |t: &Tensor, len| t.narrow(2, 0, len).expand([rows, -1, -1, -1], false);
-        let branch = |l: &Layer| Layer { k: of(&l.k, l.len), v: of(&l.v, l.len), len: l.len };
-        Self { layers: self.layers.iter().map(branch).collect() }
-    }
-
-    /// Appends `k` and `v`, `[B, kv_heads, T, head_dim]`, to a layer (layers come in order) and gives all of them.
-    pub(crate) fn extend(&mut self, layer: usize, k: Tensor, v: Tensor) -> (Tensor, Tensor) {
-        let Some(old) = self.layers.get_mut(layer) else {
-            let len = k.size()[2];
-            self.layers.push(Layer { k: k.detach(), v: v.detach(), len });
-            return (k, v);
+    /// Makes room for what `texts` have new: a row each, or a piece each.
+    ///
+    /// # Errors
+    /// [`Error::usage`] for other texts than before, and for pieces that go on from others.
+    pub(crate) fn step(&mut self, texts: Texts<'_>, device: Device) -> Result<Step> {
+        let new = match texts {
+            Texts::Rows(ids) => vec![ids.size2()?.1; ids.size2()?.0 as usize],
+            Texts::Packed(_, pieces) => pieces.iter().map(|piece| piece.len).collect(),
         };
-        let (start, new) = (old.len, k.size()[2]);
-        old.len += new;
-        let put = |old: &mut Tensor, new: &Tensor, len: i64| {
-            let mut size = old.size();
-            if size[2] < len {
-                size[2] = (2 * size[2]).max(len).max(64);
-                let larger = Tensor::empty(&size[..], (old.kind(), old.device()));
-                larger.narrow(2, 0, start).copy_(&old.narrow(2, 0, start));
-                *old = larger;
+        let joined = matches!(texts, Texts::Packed(_, pieces) if pieces.iter().any(|p| p.behind.is_some()));
+        let first = self.lengths.is_empty();
+        let ragged = matches!(texts, Texts::Rows(_)) && self.lengths.windows(2).any(|two| two[0] != two[1]);
+        if joined || ragged || !(first || new.len() == self.lengths.len()) {
+            let had = self.lengths.len();
+            return Err(Error::usage(format!("{} texts do not go on from the cache's {had}", new.len()))
+                .hint("as many as before; as pieces each by itself, if their lengths differ"));
+        }
+        let before = if first { vec![0; new.len()] } else { self.lengths.clone() };
+        self.lengths = before.iter().zip(&new).map(|(before, new)| before + new).collect();
+        let longest = self.lengths.iter().copied().max().unwrap_or(0);
+        if longest > self.room {
+            self.grow(if first { longest + ROOM } else { longest.max(2 * self.room) });
+        }
+        let starts = before.iter().enumerate().map(|(text, had)| text as i64 * self.room + had);
+        let places: Vec<i64> = starts.zip(&new).flat_map(|(start, n)| start..start + n).collect();
+        let at = Tensor::from_slice(&places).to_device(device);
+        let bounds = (Bounds::of(&new), Bounds::padded(&self.lengths, self.room));
+        Ok(Step { at, first, bounds })
+    }
+
+    fn grow(&mut self, room: i64) {
+        let _guard = tch::no_grad_guard();
+        let texts = self.lengths.len();
+        for store in self.layers.iter_mut().flatten() {
+            let old = by_text(store, texts);
+            let [heads, _, had, dim] = old.size()[..] else { continue };
+            let larger = Tensor::empty([heads, texts as i64 * room, dim], (old.kind(), old.device()));
+            by_text(&larger, texts).narrow(2, 0, had).copy_(&old);
+            *store = larger;
+        }
+        self.room = room;
+    }
+
+    /// [`attention`] of a layer (layers come in order) over what the texts had and this pass's `k` and `v`, which are kept;
+    /// `texts` are those of a packed pass.
+    pub(crate) fn attention(
+        &mut self,
+        layer: usize,
+        step: &Step,
+        (q, k, v): (&Tensor, &Tensor, &Tensor),
+        window: Option<i64>,
+        texts: Option<&Pieces>,
+    ) -> Tensor {
+        let (room, count) = (self.room, self.lengths.len());
+        let store = |new: &Tensor| {
+            let size = new.size();
+            Tensor::empty([size[1], count as i64 * room, size[3]], (new.kind(), new.device()))
+        };
+        if layer == self.layers.len() {
+            self.layers.push([store(k), store(v)]);
+        }
+        let stores = &mut self.layers[layer];
+        tch::no_grad(|| {
+            for (store, new) in stores.iter_mut().zip([k, v]) {
+                let _ = store.index_copy_(1, &step.at, &new.detach().transpose(0, 1).flatten(1, 2));
             }
-            old.narrow(2, start, len - start).copy_(&new.detach());
-            old.narrow(2, 0, len)
+        });
+        if step.first {
+            return attention(q, k, v, window, texts);
+        }
+        let [k, v] = &self.layers[layer];
+        let Some(texts) = texts else {
+            let all = |store| by_text(store, count).transpose(0, 1).narrow(2, 0, self.lengths[0]);
+            return attention(q, &all(k), &all(v), window, None);
         };
-        tch::no_grad(|| (put(&mut old.k, &k, old.len), put(&mut old.v, &v, old.len)))
+        let _inside = ATTENTION.enter();
+        let bounds = (&step.bounds.0, &step.bounds.1);
+        if let Some(y) = by_flash((&q.squeeze_dim(0), k, v), bounds, window) {
+            return y.unsqueeze(0);
+        }
+        let texts = pieces(texts);
+        let each = Piece::places(texts).zip(texts).enumerate().filter(|(_, (_, text))| text.len > 0);
+        let each = each.map(|(number, (at, text))| {
+            let own =
+                |store: &Tensor| store.narrow(1, number as i64 * room, self.lengths[number]).unsqueeze(0);
+            attention(&q.narrow(2, at, text.len), &own(k), &own(v), window, None)
+        });
+        Tensor::cat(&each.collect::<Vec<_>>(), 2)
     }
+}
+
+/// `[kv_heads, texts, room, head_dim]`.
+fn by_text(store: &Tensor, texts: usize) -> Tensor {
+    let size = store.size();
+    store.view([size[0], texts as i64, -1, size[2]])
 }

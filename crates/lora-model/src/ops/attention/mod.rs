@@ -8,12 +8,13 @@ mod one;
 mod rows;
 
 use tch::{Device, Kind, Tensor};
-use tch_ext::{Bounds, flash_attention};
+use tch_ext::{Bounds, flash_attention, has_flash_attention};
 
 use super::ATTENTION;
 use crate::pieces::{Piece, Pieces};
 pub(crate) use blocks::keys as keys_worked_on;
 pub use cache::Cache;
+pub(crate) use cache::Step;
 use layout::Layout;
 
 /// `softmax(q kᵀ / √head_dim) v`, causal: `q [B, heads, T, head_dim]` are the last T of the S positions of
@@ -41,11 +42,8 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, texts:
 
 /// Each piece that goes on from none for itself, and all that go on from one at once.
 fn by_piece(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, pieces: &[Piece]) -> Tensor {
-    let ends = pieces.iter().scan(0, |end, piece| {
-        *end += piece.len;
-        Some(*end)
-    });
-    let places: Vec<(i64, i64)> = ends.zip(pieces).map(|(end, piece)| (end - piece.len, piece.len)).collect();
+    let places: Vec<(i64, i64)> =
+        Piece::places(pieces).zip(pieces).map(|(at, piece)| (at, piece.len)).collect();
     let rows = |x: &Tensor, piece: usize| x.narrow(2, places[piece].0, places[piece].1);
     let all = |x: &Tensor, of: &[usize]| Tensor::cat(&of.iter().map(|&i| rows(x, i)).collect::<Vec<_>>(), 2);
     let mut each: Vec<Option<Tensor>> = pieces.iter().map(|_| None).collect();
@@ -96,13 +94,28 @@ fn packed(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, texts: Option
     if !one_row || t != k.size()[2] {
         return None;
     }
+    if !has_flash_attention(q.device(), q.kind(), q.size()[3]) {
+        return None;
+    }
     let whole = Bounds::of(&[t]);
-    let texts = texts.map_or(Some(&whole), Pieces::apart)?;
-    let flat = |x: &Tensor| x.squeeze_dim(0).transpose(0, 1);
-    let [q, k, v] = [flat(q), flat(k), flat(v)];
-    // An older GPU than the kernel's refuses it; what libtorch has else goes text by text.
-    let y = flash_attention((&q, &k, &v), texts, window).ok()??;
-    Some(y.transpose(0, 1).unsqueeze(0))
+    let queries = texts.map_or(&whole, Pieces::bounds);
+    let [q, k, v] = [q, k, v].map(|x| x.squeeze_dim(0));
+    let y = match texts.and_then(Pieces::seen) {
+        None => by_flash((&q, &k, &v), (queries, queries), window),
+        Some(seen) => by_flash((&q, &seen.of_row(&k), &seen.of_row(&v)), (queries, &seen.bounds), window),
+    }?;
+    Some(y.unsqueeze(0))
+}
+
+/// `q [heads, n, dim]`, `k, v [kv_heads, m, dim]`, as [`flash_attention`] has them but for the order.
+fn by_flash(
+    (q, k, v): (&Tensor, &Tensor, &Tensor),
+    bounds: (&Bounds, &Bounds),
+    window: Option<i64>,
+) -> Option<Tensor> {
+    let [q, k, v] = [q, k, v].map(|x| x.transpose(0, 1));
+    // What libtorch refuses goes text by text.
+    Some(flash_attention((&q, &k, &v), bounds, window).ok()??.transpose(0, 1))
 }
 
 /// By libtorch's kernels.
