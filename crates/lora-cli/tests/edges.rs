@@ -120,3 +120,40 @@ fn the_score_of_an_answer_is_its_loss() {
         }
     }
 }
+
+/// What an evaluation says does not depend on what is read with what: the loss of a row whose answer is a label, of one whose
+/// answer is a label but for white space, of one without an answer; and the answers.
+#[test]
+fn an_evaluation_is_that_of_its_rows() {
+    let bench = Bench::new();
+    bench
+        .lora("train --model model --data data.jsonl --out out --rank 4 --lr 3e-2 --max-steps 20 --dtype f32")
+        .ok();
+    let pair =
+        |prompt: &str, completion: &str| serde_json::json!({ "prompt": prompt, "completion": completion });
+    let text = serde_json::json!({ "text": "two and two is four" });
+    let rows = [
+        pair("two and two is ", "four"),
+        pair("two and three is ", " four "),
+        pair("x", "six"),
+        text,
+        pair("two and two is five, or ", "four"),
+    ];
+    bench.write("rows.jsonl", rows.iter().map(|row| format!("{row}\n")).collect::<String>());
+    let eval = |more: &str| -> Value {
+        let words = "eval --model model --adapter out --dtype f32 --data rows.jsonl --rows seen.jsonl --json";
+        serde_json::from_str(&bench.lora(&format!("{words} {more}")).ok()).unwrap()
+    };
+    let loss = eval("--max-tokens 0")["loss"].as_f64().unwrap();
+    let mut answers = Vec::new();
+    for batch in [1, 2, 16] {
+        let seen = eval(&format!("--max-tokens 12 --labels four,six --batch-size {batch}"));
+        let error = seen["loss"].as_f64().unwrap() / loss - 1.0;
+        assert!(error.abs() < 1e-5, "in batches of {batch}: {} for {loss}", seen["loss"]);
+        let text = fs::read_to_string(bench.path("seen.jsonl")).unwrap();
+        let rows: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        answers.push(rows.iter().map(|row| row["answer"].clone()).collect::<Vec<_>>());
+    }
+    assert_eq!(answers[0].iter().filter(|a| a.is_string()).count(), 4);
+    assert!(answers.iter().all(|of| *of == answers[0]), "{answers:?}");
+}
