@@ -153,7 +153,7 @@ fn several_texts_are_drawn_each_by_its_own_odds() {
         .collect();
     let draws = 1500;
     let asked: Vec<_> = (0..draws).flat_map(|_| prompts.iter().map(|p| (&p[..], 1))).collect();
-    for (top_k, top_p) in [(0, 1.0), (3, 1.0), (0, 0.4)] {
+    for (top_k, top_p) in [(0, 1.0), (3, 1.0), (40, 1.0), (0, 0.4)] {
         let sampling = Sampling::Random { temperature: 0.5, top_k, top_p };
         let got = generate_all(&model, &asked, &[], sampling).unwrap();
         for (text, odds) in odds.iter().enumerate() {
