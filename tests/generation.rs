@@ -167,8 +167,8 @@ fn several_texts_are_drawn_each_by_its_own_odds() {
             let most = if top_k > 0 { top_k as usize } else { odds.len() };
             let kept: Vec<usize> = order.into_iter().take(most).take_while(reached).collect();
             let whole: f64 = kept.iter().map(|&i| odds[i]).sum();
-            for token in 0..odds.len() {
-                let p = if kept.contains(&token) { odds[token] / whole } else { 0.0 };
+            for (token, odds) in odds.iter().enumerate() {
+                let p = if kept.contains(&token) { odds / whole } else { 0.0 };
                 let count = got.iter().skip(text).step_by(2).filter(|t| t[0] == token as i64).count();
                 let (mean, spread) = (p * draws as f64, (draws as f64 * p * (1.0 - p)).sqrt());
                 let off = (count as f64 - mean).abs();
