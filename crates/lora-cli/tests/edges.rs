@@ -132,13 +132,15 @@ fn an_evaluation_is_that_of_its_rows() {
     let pair =
         |prompt: &str, completion: &str| serde_json::json!({ "prompt": prompt, "completion": completion });
     let text = serde_json::json!({ "text": "two and two is four" });
-    let rows = [
+    let mut rows = vec![
         pair("two and two is ", "four"),
         pair("two and three is ", " four "),
         pair("x", "six"),
         text,
         pair("two and two is five, or ", "four"),
     ];
+    // More than fit a pass.
+    rows.extend((0..20).map(|i| pair(&format!("{i}{}", " and".repeat(57)), "six")));
     bench.write("rows.jsonl", rows.iter().map(|row| format!("{row}\n")).collect::<String>());
     let eval = |more: &str| -> Value {
         let words = "eval --model model --adapter out --dtype f32 --data rows.jsonl --rows seen.jsonl --json";
@@ -146,7 +148,7 @@ fn an_evaluation_is_that_of_its_rows() {
     };
     let loss = eval("--max-tokens 0")["loss"].as_f64().unwrap();
     let mut answers = Vec::new();
-    for batch in [1, 2, 16] {
+    for batch in [1, 2, 64] {
         let seen = eval(&format!("--max-tokens 12 --labels four,six --batch-size {batch}"));
         let error = seen["loss"].as_f64().unwrap() / loss - 1.0;
         assert!(error.abs() < 1e-5, "in batches of {batch}: {} for {loss}", seen["loss"]);
@@ -154,6 +156,6 @@ fn an_evaluation_is_that_of_its_rows() {
         let rows: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         answers.push(rows.iter().map(|row| row["answer"].clone()).collect::<Vec<_>>());
     }
-    assert_eq!(answers[0].iter().filter(|a| a.is_string()).count(), 4);
+    assert_eq!(answers[0].iter().filter(|a| a.is_string()).count(), 24);
     assert!(answers.iter().all(|of| *of == answers[0]), "{answers:?}");
 }

@@ -1,20 +1,17 @@
 //! `lora eval`
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
+mod rows;
+
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Result;
 use lora::Error;
 use lora::tch_ext::memory;
-use lora::train::{
-    Answer, Choices, Classified, DataOptions, Dataset, Evaluation, Question, Row, Sample, answers,
-    label_scores, labels_of, likeliest, macro_f1, reference, summed_loss,
-};
-use serde_json::{Value, json};
+use lora::train::{Classified, DataOptions, Dataset, Evaluation, labels_of, macro_f1};
 
 use super::say;
-use crate::open::{ModelArgs, Opened};
+use crate::open::ModelArgs;
 
 /// Measure a model, with or without an adapter, on held-out rows: loss, and right answers
 #[derive(clap::Args)]
@@ -52,7 +49,7 @@ pub(crate) struct Args {
     /// Write what came of each row, as JSON lines
     #[arg(long, value_name = "JSONL")]
     rows: Option<PathBuf>,
-    /// Samples in one forward pass
+    /// Rows in one pass; of long ones fewer, so that a pass has no more than 4096 tokens
     #[arg(long, default_value_t = 16)]
     batch_size: usize,
     /// One JSON object
@@ -93,7 +90,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         labels: (!scored.is_empty()).then(|| Classified::new(&scored)),
     };
     if let Some(path) = &args.rows {
-        write_rows(path, &seen, &labels)?;
+        rows::write(path, &seen, &labels)?;
     }
     if args.json {
         let mut object = serde_json::to_value(&evaluation)?;
@@ -118,21 +115,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// What came of a row.
-struct Seen {
-    line: usize,
-    answer: Option<Answer>,
-    /// The right label's number, and the labels' scores.
-    scores: Option<(usize, Vec<f64>)>,
-}
-
-/// What of a row is asked: an answer, and which label, with the right one's number.
-struct Asked {
-    line: usize,
-    question: Option<Question>,
-    choices: Option<(Choices, usize)>,
-}
-
 impl Args {
     fn labels(&self, data: &Dataset) -> Result<Vec<String>> {
         match self.labels.iter().map(String::as_str).collect::<Vec<_>>()[..] {
@@ -150,104 +132,5 @@ impl Args {
             return Err(e.hint("leave --labels out").into());
         }
         Ok(labels)
-    }
-
-    /// Answers and scores, row by row.
-    fn look(&self, opened: &Opened, data: &Dataset, labels: &[String]) -> Result<Vec<Seen>> {
-        let (model, tokenizer) = (&opened.model, &opened.tokenizer);
-        let rows: Vec<_> = data.rows.iter().zip(&data.samples).collect();
-        let (mut seen, mut shown) = (Vec::new(), 0);
-        for rows in rows.chunks(self.batch_size.max(1)) {
-            let asked = rows.iter().map(|row| self.ask(opened, *row, labels)).collect::<Result<Vec<_>>>()?;
-            let at = |e: Error| e.at(self.data.display());
-            let questions: Vec<_> = asked.iter().filter_map(|a| a.question.as_ref()).collect();
-            let mut answers = answers(model, tokenizer, &questions).map_err(at)?.into_iter();
-            let choices: Vec<_> = asked.iter().filter_map(|a| Some(&a.choices.as_ref()?.0)).collect();
-            let mut scores = label_scores(model, &choices).map_err(at)?.into_iter();
-            for asked in asked {
-                let answer = asked.question.and_then(|_| answers.next());
-                if let Some(a) = answer.as_ref().filter(|_| shown < self.samples) {
-                    shown += 1;
-                    let mark = if a.right { "right" } else { "wrong" };
-                    let [prompt, text, reference] = [&a.prompt, &a.answer, &a.reference].map(|s| one_line(s));
-                    say!("  question  {prompt}\n  answer    {text}\n  expected  {reference}  ({mark})\n");
-                }
-                let scores = asked.choices.and_then(|(_, truth)| Some((truth, scores.next()?)));
-                seen.push(Seen { line: asked.line, answer, scores });
-            }
-        }
-        Ok(seen)
-    }
-
-    /// The mean over the supervised tokens. A row's answer that was scored as a label is not read again.
-    fn loss(&self, opened: &Opened, data: &Dataset, (seen, labels): (&[Seen], &[String])) -> Result<f64> {
-        let (mut sum, mut count, mut unread) = (0.0, 0, Vec::new());
-        for ((row, sample), seen) in data.rows.iter().zip(&data.samples).zip(seen) {
-            match &seen.scores {
-                Some((truth, scores)) if reference(row) == Some(&labels[*truth]) => {
-                    sum -= scores[*truth];
-                    count += sample.supervised() as i64;
-                }
-                _ => unread.push(sample),
-            }
-        }
-        let (rest, n) = summed_loss(&opened.model, &unread, self.batch_size)?;
-        Ok((sum + rest) / (count + n).max(1) as f64)
-    }
-
-    /// What is asked of the model about a row.
-    fn ask(&self, opened: &Opened, (row, sample): (&Row, &Sample), labels: &[String]) -> Result<Asked> {
-        let context = usize::try_from(opened.checkpoint.config().max_positions).unwrap_or(usize::MAX);
-        let at = |e: Error| e.at(format!("{}:{}", self.data.display(), sample.line));
-        let question = match self.max_tokens {
-            0 => None,
-            most => Question::of(&opened.tokenizer, row, most).map_err(at)?,
-        };
-        let choices = Choices::of(&opened.tokenizer, row, labels).map_err(at)?;
-        if let Some(n) = choices.as_ref().map(Choices::longest).filter(|n| *n > context) {
-            let what =
-                format!("{n} tokens with the longest answer do not fit the model's context of {context}");
-            return Err(at(Error::data(what).hint("shorten the text")).into());
-        }
-        let truth = choices.as_ref().map(|_| truth(row, labels).map_err(at)).transpose()?;
-        Ok(Asked { line: sample.line, question, choices: choices.zip(truth) })
-    }
-}
-
-/// The number of the row's own answer among the labels.
-fn truth(row: &Row, labels: &[String]) -> lora::Result<usize> {
-    let reference = reference(row).unwrap_or_default();
-    labels.iter().position(|label| label.trim() == reference.trim()).ok_or_else(|| {
-        Error::data(format!("its answer `{}` is none of the labels", one_line(reference)))
-            .hint("name all of them, or use --labels auto")
-    })
-}
-
-fn write_rows(path: &Path, seen: &[Seen], labels: &[String]) -> Result<()> {
-    let mut text = Vec::new();
-    for row in seen {
-        let mut object = json!({ "line": row.line });
-        if let Some(a) = &row.answer {
-            object["reference"] = a.reference.clone().into();
-            object["answer"] = a.answer.clone().into();
-            object["right"] = a.right.into();
-        }
-        if let Some((truth, scores)) = &row.scores {
-            object["reference"] = labels[*truth].clone().into();
-            object["label"] = likeliest(scores).map_or(Value::Null, |best| labels[best].clone().into());
-            let scores = labels.iter().cloned().zip(scores.iter().map(|s| Value::from(*s)));
-            object["scores"] = Value::Object(scores.collect());
-        }
-        writeln!(text, "{object}")?;
-    }
-    lora::write_file(path, &text)?;
-    Ok(())
-}
-
-fn one_line(text: &str) -> String {
-    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    match text.char_indices().nth(160) {
-        Some((end, _)) => format!("{} ...", &text[..end]),
-        None => text,
     }
 }

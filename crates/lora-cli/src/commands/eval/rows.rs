@@ -1,0 +1,152 @@
+//! What is asked of a model about each row, and what came of it.
+
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::Result;
+use lora::Error;
+use lora::train::{
+    Answer, Choices, Dataset, Question, Row, Sample, answers, label_scores, likeliest, reference, summed_loss,
+};
+use serde_json::{Value, json};
+
+use super::Args;
+use crate::commands::say;
+use crate::open::Opened;
+
+/// What a pass keeps of its tokens (keys and values, for a model of 8 billion weights 0.13 MB each) stays small beside a model.
+const MOST_TOKENS: usize = 4096;
+
+/// What came of a row.
+pub(super) struct Seen {
+    line: usize,
+    pub(super) answer: Option<Answer>,
+    /// The right label's number, and the labels' scores.
+    pub(super) scores: Option<(usize, Vec<f64>)>,
+}
+
+/// What of a row is asked: an answer, and which label, with the right one's number.
+struct Asked {
+    line: usize,
+    question: Option<Question>,
+    choices: Option<(Choices, usize)>,
+}
+
+impl Args {
+    /// Answers and scores, row by row.
+    pub(super) fn look(&self, opened: &Opened, data: &Dataset, labels: &[String]) -> Result<Vec<Seen>> {
+        let (model, tokenizer) = (&opened.model, &opened.tokenizer);
+        let rows: Vec<_> = data.rows.iter().zip(&data.samples).collect();
+        let (mut seen, mut shown) = (Vec::new(), 0);
+        let mut rest = &rows[..];
+        while !rest.is_empty() {
+            let (rows, others) = rest.split_at(self.pass(rest));
+            rest = others;
+            let asked = rows.iter().map(|row| self.ask(opened, *row, labels)).collect::<Result<Vec<_>>>()?;
+            let at = |e: Error| e.at(self.data.display());
+            let questions: Vec<_> = asked.iter().filter_map(|a| a.question.as_ref()).collect();
+            let mut answers = answers(model, tokenizer, &questions).map_err(at)?.into_iter();
+            let choices: Vec<_> = asked.iter().filter_map(|a| Some(&a.choices.as_ref()?.0)).collect();
+            let mut scores = label_scores(model, &choices).map_err(at)?.into_iter();
+            for asked in asked {
+                let answer = asked.question.and_then(|_| answers.next());
+                if let Some(a) = answer.as_ref().filter(|_| shown < self.samples) {
+                    shown += 1;
+                    let mark = if a.right { "right" } else { "wrong" };
+                    let [prompt, text, reference] = [&a.prompt, &a.answer, &a.reference].map(|s| one_line(s));
+                    say!("  question  {prompt}\n  answer    {text}\n  expected  {reference}  ({mark})\n");
+                }
+                let scores = asked.choices.and_then(|(_, truth)| Some((truth, scores.next()?)));
+                seen.push(Seen { line: asked.line, answer, scores });
+            }
+        }
+        Ok(seen)
+    }
+
+    /// How many of `rows` are read at once.
+    fn pass(&self, rows: &[(&Row, &Sample)]) -> usize {
+        let tokens = rows.iter().scan(0, |sum, (_, sample)| {
+            *sum += sample.ids.len();
+            Some(*sum)
+        });
+        tokens.take(self.batch_size.max(1)).take_while(|sum| *sum <= MOST_TOKENS).count().max(1)
+    }
+
+    /// The mean over the supervised tokens. A row's answer that was scored as a label is not read again.
+    pub(super) fn loss(
+        &self,
+        opened: &Opened,
+        data: &Dataset,
+        (seen, labels): (&[Seen], &[String]),
+    ) -> Result<f64> {
+        let (mut sum, mut count, mut unread) = (0.0, 0, Vec::new());
+        for ((row, sample), seen) in data.rows.iter().zip(&data.samples).zip(seen) {
+            match &seen.scores {
+                Some((truth, scores)) if reference(row) == Some(&labels[*truth]) => {
+                    sum -= scores[*truth];
+                    count += sample.supervised() as i64;
+                }
+                _ => unread.push(sample),
+            }
+        }
+        let (rest, n) = summed_loss(&opened.model, &unread, self.batch_size)?;
+        Ok((sum + rest) / (count + n).max(1) as f64)
+    }
+
+    /// What is asked of the model about a row.
+    fn ask(&self, opened: &Opened, (row, sample): (&Row, &Sample), labels: &[String]) -> Result<Asked> {
+        let context = usize::try_from(opened.checkpoint.config().max_positions).unwrap_or(usize::MAX);
+        let at = |e: Error| e.at(format!("{}:{}", self.data.display(), sample.line));
+        let question = match self.max_tokens {
+            0 => None,
+            most => Question::of(&opened.tokenizer, row, most).map_err(at)?,
+        };
+        let choices = Choices::of(&opened.tokenizer, row, labels).map_err(at)?;
+        if let Some(n) = choices.as_ref().map(Choices::longest).filter(|n| *n > context) {
+            let what =
+                format!("{n} tokens with the longest answer do not fit the model's context of {context}");
+            return Err(at(Error::data(what).hint("shorten the text")).into());
+        }
+        let truth = choices.as_ref().map(|_| truth(row, labels).map_err(at)).transpose()?;
+        Ok(Asked { line: sample.line, question, choices: choices.zip(truth) })
+    }
+}
+
+/// The number of the row's own answer among the labels.
+fn truth(row: &Row, labels: &[String]) -> lora::Result<usize> {
+    let reference = reference(row).unwrap_or_default();
+    labels.iter().position(|label| label.trim() == reference.trim()).ok_or_else(|| {
+        Error::data(format!("its answer `{}` is none of the labels", one_line(reference)))
+            .hint("name all of them, or use --labels auto")
+    })
+}
+
+/// As JSON lines.
+pub(super) fn write(path: &Path, seen: &[Seen], labels: &[String]) -> Result<()> {
+    let mut text = Vec::new();
+    for row in seen {
+        let mut object = json!({ "line": row.line });
+        if let Some(a) = &row.answer {
+            object["reference"] = a.reference.clone().into();
+            object["answer"] = a.answer.clone().into();
+            object["right"] = a.right.into();
+        }
+        if let Some((truth, scores)) = &row.scores {
+            object["reference"] = labels[*truth].clone().into();
+            object["label"] = likeliest(scores).map_or(Value::Null, |best| labels[best].clone().into());
+            let scores = labels.iter().cloned().zip(scores.iter().map(|s| Value::from(*s)));
+            object["scores"] = Value::Object(scores.collect());
+        }
+        writeln!(text, "{object}")?;
+    }
+    lora::write_file(path, &text)?;
+    Ok(())
+}
+
+fn one_line(text: &str) -> String {
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match text.char_indices().nth(160) {
+        Some((end, _)) => format!("{} ...", &text[..end]),
+        None => text,
+    }
+}
