@@ -6,13 +6,13 @@ use lora_core::{Error, Result};
 use tch::Tensor;
 use tch_ext::Bounds;
 
-/// A run of tokens in a packed row: a text, or a beginning that several texts share.
+/// A run of tokens in a packed row: a text, or a beginning that several texts share, or what goes on from one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece {
     /// Its tokens.
     pub len: i64,
-    /// The number of the piece that it goes on from: an earlier one, which itself goes on from none. It sees that
-    /// piece's tokens before its own, and its positions follow theirs.
+    /// The number of the piece that it goes on from, an earlier one. It sees what that one sees before its own tokens, and
+    /// its positions follow theirs.
     pub behind: Option<usize>,
 }
 
@@ -27,9 +27,23 @@ impl Piece {
         pieces.iter().scan(0, |next, piece| Some(std::mem::replace(next, *next + piece.len)))
     }
 
-    /// How long it is together with what it goes on from, which is one of `pieces`.
-    pub fn end(&self, pieces: &[Self]) -> i64 {
-        self.len + self.behind.and_then(|at| pieces.get(at)).map_or(0, |lead| lead.len)
+    /// How long each is together with all that it goes on from.
+    pub fn ends(pieces: &[Self]) -> Vec<i64> {
+        let mut ends: Vec<i64> = Vec::new();
+        for piece in pieces {
+            ends.push(piece.len + piece.behind.and_then(|at| ends.get(at)).unwrap_or(&0));
+        }
+        ends
+    }
+
+    /// The pieces that each sees, itself the last.
+    pub(crate) fn chains(pieces: &[Self]) -> Vec<Vec<usize>> {
+        let mut chains: Vec<Vec<usize>> = Vec::new();
+        for (i, piece) in pieces.iter().enumerate() {
+            let before = piece.behind.map_or(&[][..], |at| &chains[at]);
+            chains.push([before, &[i]].concat());
+        }
+        chains
     }
 }
 
@@ -52,10 +66,9 @@ pub(crate) struct Seen {
 impl Seen {
     fn of(pieces: &[Piece]) -> Self {
         let starts: Vec<i64> = Piece::places(pieces).collect();
-        let own = |i: usize| starts[i]..starts[i] + pieces[i].len;
-        let rows = (0..pieces.len()).flat_map(|i| pieces[i].behind.into_iter().chain([i]).flat_map(own));
-        let ends: Vec<i64> = pieces.iter().map(|piece| piece.end(pieces)).collect();
-        Self { rows: rows.collect(), bounds: Bounds::of(&ends), sent: OnceCell::new() }
+        let rows =
+            Piece::chains(pieces).into_iter().flatten().flat_map(|i| starts[i]..starts[i] + pieces[i].len);
+        Self { rows: rows.collect(), bounds: Bounds::of(&Piece::ends(pieces)), sent: OnceCell::new() }
     }
 
     /// Of a row `x [heads, n, dim]`, as `[heads, m, dim]`.
@@ -72,14 +85,9 @@ impl Pieces {
     /// # Errors
     /// [`Error::usage`] if one goes on from what it cannot.
     pub fn of(pieces: &[Piece]) -> Result<Self> {
-        let wrong = pieces
-            .iter()
-            .enumerate()
-            .position(|(i, piece)| piece.behind.is_some_and(|at| at >= i || pieces[at].behind.is_some()));
+        let wrong = pieces.iter().enumerate().position(|(i, piece)| piece.behind.is_some_and(|at| at >= i));
         if let Some(i) = wrong {
-            return Err(Error::usage(format!(
-                "piece {i} goes on from one that is not before it, or goes on itself"
-            )));
+            return Err(Error::usage(format!("piece {i} goes on from one that is not before it")));
         }
         let lengths: Vec<i64> = pieces.iter().map(|piece| piece.len).collect();
         let joined = pieces.iter().any(|piece| piece.behind.is_some());
@@ -109,6 +117,6 @@ impl Pieces {
 
     /// The position of each piece's first token.
     pub(crate) fn starts(pieces: &[Piece]) -> impl Iterator<Item = i64> {
-        pieces.iter().map(|piece| piece.end(pieces) - piece.len)
+        Piece::ends(pieces).into_iter().zip(pieces).map(|(end, piece)| end - piece.len)
     }
 }

@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 
 use lora_core::Result;
-use lora_model::{IGNORE, Piece, Slots, StepSize, Texts};
+use lora_model::{Piece, Slots, StepSize, Texts};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -11,7 +11,7 @@ use tch::{Device, Tensor};
 
 use crate::data::Sample;
 use crate::limit::Work;
-use crate::sharing::{Shared, shared};
+use crate::sharing::Tree;
 
 /// Samples, one behind another in one row: nothing is spent on padding. What some of them begin with may stand in front of
 /// all, once.
@@ -34,29 +34,16 @@ pub struct Batch {
 impl Batch {
     /// Puts `samples` together, each by itself.
     pub fn new(samples: &[&Sample], device: Device) -> Self {
-        Self::of(samples, &[], device)
+        Self::sharing(samples, false, device)
     }
 
     /// Puts `samples` together; what several begin with and none learns is there once, if it `may` be.
     pub fn sharing(samples: &[&Sample], may: bool, device: Device) -> Self {
-        let groups = if may { shared(samples) } else { Vec::new() };
-        Self::of(samples, &groups, device)
-    }
-
-    fn of(samples: &[&Sample], groups: &[Shared], device: Device) -> Self {
-        let (pieces, begun) = pieces(samples, groups);
-        let mut numbers = [Vec::new(), Vec::new()];
-        for group in groups {
-            numbers[0].extend(group.texts.first().iter().flat_map(|&&i| &samples[i].ids[..group.tokens]));
-            numbers[1].resize(numbers[0].len(), IGNORE);
-        }
-        for (sample, from) in samples.iter().zip(begun) {
-            numbers[0].extend(&sample.ids[from..]);
-            numbers[1].extend(&sample.labels[from..]);
-        }
+        let tree = Tree::of_samples(samples, may);
+        let all = |of: fn(&Sample) -> &[i64]| tree.row(|text| of(samples[text]));
         Self {
-            numbers,
-            pieces,
+            numbers: [all(|sample| &sample.ids), all(|sample| &sample.labels)],
+            pieces: tree.pieces(),
             device,
             sent: Default::default(),
             supervised: samples.iter().map(|s| s.supervised()).sum(),
@@ -87,7 +74,7 @@ impl Batch {
 
     /// The longest of its texts.
     pub(crate) fn longest(&self) -> i64 {
-        self.pieces.iter().map(|piece| piece.end(&self.pieces)).max().unwrap_or(0)
+        Piece::ends(&self.pieces).into_iter().max().unwrap_or(0)
     }
 
     /// Whether each of its texts is by itself.
@@ -122,24 +109,9 @@ impl Batch {
     }
 }
 
-/// What lies in the row of these samples, the beginnings of groups first; and how many tokens each has in them.
-fn pieces(samples: &[&Sample], groups: &[Shared]) -> (Vec<Piece>, Vec<usize>) {
-    let mut begun = vec![(None, 0); samples.len()];
-    for (at, group) in groups.iter().enumerate() {
-        group.texts.iter().for_each(|&i| begun[i] = (Some(at), group.tokens));
-    }
-    let leads = groups.iter().map(|group| Piece { len: group.tokens as i64, behind: None });
-    let own = samples
-        .iter()
-        .zip(&begun)
-        .map(|(sample, &(behind, from))| Piece { len: (sample.ids.len() - from) as i64, behind });
-    (leads.chain(own).collect(), begun.iter().map(|(_, from)| *from).collect())
-}
-
 /// The size of the pass that [`Batch::sharing`] makes, and its work.
 pub(crate) fn size_of(samples: &[&Sample], may: bool) -> (StepSize, Work) {
-    let groups = if may { shared(samples) } else { Vec::new() };
-    let (pieces, _) = pieces(samples, &groups);
+    let pieces = Tree::of_samples(samples, may).pieces();
     let supervised = samples.iter().map(|s| s.supervised()).sum();
     let tokens = samples.iter().map(|s| s.ids.len()).sum();
     (StepSize::of_pieces(&pieces, supervised as i64), Work::of(&pieces, tokens, supervised))

@@ -25,12 +25,12 @@ impl Work {
     /// Of these pieces, which are texts of so many tokens.
     pub(crate) fn of(pieces: &[Piece], tokens: usize, supervised: usize) -> Self {
         let positions: i64 = pieces.iter().map(|piece| piece.len).sum();
-        let square = |piece: &Piece| (piece.len * (2 * piece.end(pieces) - piece.len)) as f64;
+        let square = |(piece, end): (&Piece, i64)| (piece.len * (2 * end - piece.len)) as f64;
         Self {
             tokens: tokens as f64,
             positions: positions as f64,
             supervised: supervised as f64,
-            squares: pieces.iter().map(square).sum(),
+            squares: pieces.iter().zip(Piece::ends(pieces)).map(square).sum(),
         }
     }
 

@@ -6,18 +6,17 @@ use tch::{Kind, Tensor};
 
 use crate::data::encode;
 use crate::rows::Row;
+use crate::sharing::Tree;
 
 /// Logits of so many positions exist at one time.
-const ROWS: i64 = 256;
+const ROWS: usize = 256;
 
-/// A row, and the answers to choose from.
+/// Fewer tokens spared are not worth a piece of their own.
+const LEAST: usize = 2;
+
+/// A row with each of the answers to choose from: tokens, and which of them are learnt.
 #[derive(Debug, Clone)]
-pub struct Choices {
-    /// What all texts begin with, the question above all, and which of it is learnt: answers may begin alike.
-    lead: (Vec<i64>, Vec<bool>),
-    /// What each has of its own.
-    tails: Vec<(Vec<i64>, Vec<bool>)>,
-}
+pub struct Choices(Vec<(Vec<i64>, Vec<bool>)>);
 
 impl Choices {
     /// The row with each of `labels` as its answer; none for a row that has no answer.
@@ -29,94 +28,77 @@ impl Choices {
             return Ok(None);
         };
         let texts = texts.iter().map(|row| encode(row, tokenizer)).collect::<Result<Vec<_>>>()?;
-        let Some((first, rest)) = texts.split_first() else { return Ok(None) };
-        let shortest = texts.iter().map(|(ids, _)| ids.len()).min().unwrap_or(0);
-        let alike = |&at: &usize| rest.iter().all(|(ids, _)| ids[at] == first.0[at]);
-        // A token is left to each.
-        let shared = (0..shortest.saturating_sub(1)).take_while(alike).count();
-        if shared == 0 {
+        // Nothing tells how likely a first token is.
+        if texts.windows(2).any(|two| two[0].0.first() != two[1].0.first()) {
             return Err(Error::data("the answers leave no question to read").hint("give the row a prompt"));
         }
-        let part = |(ids, learnt): &(Vec<i64>, Vec<bool>), from: usize, to: usize| {
-            (ids[from..to].to_vec(), learnt[from..to].to_vec())
-        };
-        let tails = texts.iter().map(|text| part(text, shared, text.0.len())).collect();
-        Ok(Some(Self { lead: part(first, 0, shared), tails }))
+        Ok((!texts.is_empty()).then_some(Self(texts)))
     }
-}
 
-impl Choices {
     /// Tokens of the longest of its texts that a model must read.
     pub fn longest(&self) -> usize {
-        self.lead.0.len() + self.tails.iter().map(|(ids, _)| ids.len()).max().unwrap_or(0).saturating_sub(1)
+        self.0.iter().map(|(ids, _)| ids.len()).max().unwrap_or(0).saturating_sub(1)
     }
 }
 
 /// The total log-probability (nats) of each answer of each row, its end included: what the loss of a sample with that
-/// answer sums up. The rows are read in one pass, the question of each once.
+/// answer sums up. The rows are read in one pass, and what some of its texts begin with alike is read once.
 ///
 /// # Errors
 /// A text longer than the model's context.
 pub fn label_scores(model: &dyn Model, rows: &[&Choices]) -> Result<Vec<Vec<f64>>> {
-    let (mut ids, mut pieces) = (Vec::new(), Vec::new());
-    // For each learnt token: the position whose state tells it, the token, and whose score it is part of.
-    let (mut before, mut tokens, mut whose) = (Vec::new(), Vec::new(), Vec::new());
-    let mut learn = |at: usize, token: i64, row: usize, label: Option<usize>| {
-        before.push(at as i64);
-        tokens.push(token);
-        whose.push((row, label));
-    };
-    for (row, Choices { lead, tails }) in rows.iter().enumerate() {
-        let (start, question) = (ids.len(), pieces.len());
-        for i in (1..lead.0.len()).filter(|&i| lead.1[i]) {
-            learn(start + i - 1, lead.0[i], row, None);
-        }
-        ids.extend(&lead.0);
-        pieces.push(Piece { len: lead.0.len() as i64, behind: None });
-        for (label, (tail, learnt)) in tails.iter().enumerate() {
-            let (last, own) = (start + lead.0.len() - 1, ids.len());
-            for i in (0..tail.len()).filter(|&i| learnt[i]) {
-                learn(if i == 0 { last } else { own + i - 1 }, tail[i], row, Some(label));
-            }
-            // Nothing is asked of the state behind its end.
-            let read = &tail[..tail.len() - 1];
-            ids.extend(read);
-            if !read.is_empty() {
-                pieces.push(Piece { len: read.len() as i64, behind: Some(question) });
-            }
+    let texts: Vec<_> = rows.iter().flat_map(|choices| &choices.0).collect();
+    // Nothing is asked of the state behind the end.
+    let read: Vec<&[i64]> = texts.iter().map(|(ids, _)| &ids[..ids.len().saturating_sub(1)]).collect();
+    let tree = Tree::of(&read, |text| read[text].len(), LEAST);
+    let mut asked = Vec::new();
+    for (text, (ids, learnt)) in texts.iter().enumerate() {
+        for i in (1..ids.len()).filter(|&i| learnt[i]) {
+            asked.extend(tree.place(text, i - 1).map(|place| Asked { place, token: ids[i], text }));
         }
     }
-    let mut scores: Vec<Vec<f64>> = rows.iter().map(|row| vec![0.0; row.tails.len()]).collect();
-    for ((row, label), score) in
-        whose.into_iter().zip(log_probabilities(model, (&ids, &pieces), &before, &tokens)?)
-    {
-        match label {
-            Some(label) => scores[row][label] += score,
-            None => scores[row].iter_mut().for_each(|total| *total += score),
-        }
-    }
-    Ok(scores)
+    asked.sort_by_key(|asked| asked.place);
+    let mut scores = vec![0.0; texts.len()];
+    let told = log_probabilities(model, (&tree.row(|text| read[text]), &tree.pieces()), &asked)?;
+    asked.iter().zip(told).for_each(|(asked, score)| scores[asked.text] += score);
+    let mut scores = scores.into_iter();
+    Ok(rows.iter().map(|choices| scores.by_ref().take(choices.0.len()).collect()).collect())
 }
 
-/// Of these tokens, each after the state of a position of the packed texts.
+/// How likely a token is after the state of a place in the row, and whose score that is part of.
+struct Asked {
+    place: usize,
+    token: i64,
+    text: usize,
+}
+
+/// Of these, in the order of their places.
 fn log_probabilities(
     model: &dyn Model,
     (ids, pieces): (&[i64], &[Piece]),
-    before: &[i64],
-    tokens: &[i64],
+    asked: &[Asked],
 ) -> Result<Vec<f64>> {
-    if tokens.is_empty() {
+    if asked.is_empty() {
         return Ok(Vec::new());
     }
     let _guard = tch::no_grad_guard();
     let there = |numbers: &[i64]| Tensor::from_slice(numbers).to_device(model.device());
     let states = model.hidden(Texts::Packed(&there(ids).unsqueeze(0), pieces), None, Mode::Eval)?;
-    let states = states.squeeze_dim(0).index_select(0, &there(before));
-    let each = states.split(ROWS, 0).into_iter().zip(there(tokens).split(ROWS, 0)).map(|(states, tokens)| {
-        let logits = model.head().forward(&states.unsqueeze(0), Mode::Eval).to_kind(Kind::Float);
-        logits.squeeze_dim(0).log_softmax(-1, Kind::Float).gather(1, &tokens.unsqueeze(1), false)
-    });
-    let all = Tensor::cat(&each.collect::<Vec<_>>(), 0).reshape([-1]).to_kind(Kind::Double);
+    let states = states.squeeze_dim(0);
+    let mut all = Vec::new();
+    // The logits of a place tell of all tokens that are asked of it.
+    let places: Vec<&[Asked]> = asked.chunk_by(|a, b| a.place == b.place).collect();
+    for places in places.chunks(ROWS) {
+        let rows: Vec<i64> = places.iter().map(|of| of[0].place as i64).collect();
+        let logits = model.head().forward(&states.index_select(0, &there(&rows)).unsqueeze(0), Mode::Eval);
+        let told = logits.to_kind(Kind::Float).squeeze_dim(0).log_softmax(-1, Kind::Float);
+        let width = told.size()[1];
+        let at =
+            places.iter().enumerate().flat_map(|(row, of)| of.iter().map(move |a| (row as i64, a.token)));
+        let at: Vec<i64> = at.map(|(row, token)| row * width + token).collect();
+        all.push(told.reshape([-1]).index_select(0, &there(&at)));
+    }
+    let all = Tensor::cat(&all, 0).to_kind(Kind::Double);
     Vec::try_from(all).map_err(|e: tch::TchError| Error::internal(e.to_string()))
 }
 

@@ -165,7 +165,8 @@ fn gathered<T: Number<Wide = f32>>(node: &Blocks, sums: &Tensor, bounds: &[usize
     let sums = read::<f32>(sums);
     let (count, key_rows) = (s.texts.len(), s.rows / s.group);
     // What is shared lies in front of this.
-    let leads = s.texts.iter().map(|text| text.lead.start + text.lead.len).max().unwrap_or(0);
+    let ends = s.texts.iter().flat_map(|text| &text.leads).map(|run| run.start + run.len);
+    let leads = ends.max().unwrap_or(0);
     parallel_rows(Rows { data: write::<T>(&mut out), width: s.s * s.dim }, key_rows, 1, |first, _, out| {
         let (mut total, mut turned, mut shared) = (Vec::new(), Vec::new(), vec![0f32; leads * s.dim]);
         for (i, out) in out.data.chunks_exact_mut(s.s * s.dim).enumerate() {
@@ -183,8 +184,12 @@ fn gathered<T: Number<Wide = f32>>(node: &Blocks, sums: &Tensor, bounds: &[usize
                 turned.resize(total.len(), 0.0);
                 transpose(View::new(&total, s.dim, padded(text), padded(text)), &mut turned, s.dim);
                 let place = |run: Run| run.start * s.dim..(run.start + run.len) * s.dim;
-                let (lead, own) = turned.split_at_mut(text.lead.len * s.dim);
-                add(&mut shared[place(text.lead)], lead);
+                let mut own = &mut turned[..];
+                for &lead in &text.leads {
+                    let (of_lead, rest) = own.split_at_mut(lead.len * s.dim);
+                    add(&mut shared[place(lead)], of_lead);
+                    own = rest;
+                }
                 if text.own.start < leads {
                     add(own, &shared[place(text.own)]);
                 }

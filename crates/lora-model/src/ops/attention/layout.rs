@@ -23,17 +23,17 @@ pub(super) struct Layout {
 }
 
 /// A text of a row: its keys, and its queries, which are the last of its positions.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Text {
     /// Keys that it shares with others, in front of its own.
-    pub(super) lead: Run,
+    pub(super) leads: Vec<Run>,
     pub(super) own: Run,
     pub(super) query: usize,
     pub(super) queries: usize,
 }
 
 /// Positions of a row, one behind another.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Run {
     pub(super) start: usize,
     pub(super) len: usize,
@@ -41,7 +41,12 @@ pub(super) struct Run {
 
 impl Text {
     pub(super) fn keys(&self) -> usize {
-        self.lead.len + self.own.len
+        self.runs().map(|run| run.len).sum()
+    }
+
+    /// All that it sees.
+    fn runs(&self) -> impl Iterator<Item = Run> + '_ {
+        self.leads.iter().copied().chain([self.own])
     }
 }
 
@@ -50,14 +55,14 @@ impl Layout {
         let (q, k) = (q.size(), k.size());
         let (t, s) = (q[2] as usize, k[2] as usize);
         let texts = match pieces {
-            None => vec![Text { lead: Run::default(), own: Run { start: 0, len: s }, query: 0, queries: t }],
+            None => vec![Text { leads: Vec::new(), own: Run { start: 0, len: s }, query: 0, queries: t }],
             Some(pieces) => {
                 let mut texts: Vec<Text> = Vec::new();
                 let mut start = 0;
                 for piece in pieces {
-                    let (lead, own) =
-                        (piece.behind.map(|at| texts[at].own), Run { start, len: piece.len as usize });
-                    texts.push(Text { lead: lead.unwrap_or_default(), own, query: start, queries: own.len });
+                    let leads = piece.behind.map_or(Vec::new(), |at| texts[at].runs().collect());
+                    let own = Run { start, len: piece.len as usize };
+                    texts.push(Text { leads, own, query: start, queries: own.len });
                     start += own.len;
                 }
                 assert!(start == s && t == s, "the texts' lengths are those of the row");
@@ -95,10 +100,11 @@ impl Layout {
         room: &'a mut Vec<T>,
     ) -> View<'a, T> {
         let of = |run: Run| &x[(key_row * self.s + run.start) * self.dim..][..run.len * self.dim];
-        let rows = if text.lead.len == 0 {
+        let rows = if text.leads.is_empty() {
             of(text.own)
         } else {
-            *room = [of(text.lead), of(text.own)].concat();
+            room.clear();
+            text.runs().for_each(|run| room.extend_from_slice(of(run)));
             room
         };
         View::new(rows, text.keys(), self.dim, self.dim)

@@ -40,42 +40,14 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, texts:
     by_piece(q, k, v, windowed, texts)
 }
 
-/// Each piece that goes on from none for itself, and all that go on from one at once.
 fn by_piece(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, pieces: &[Piece]) -> Tensor {
-    let places: Vec<(i64, i64)> =
-        Piece::places(pieces).zip(pieces).map(|(at, piece)| (at, piece.len)).collect();
-    let rows = |x: &Tensor, piece: usize| x.narrow(2, places[piece].0, places[piece].1);
-    let all = |x: &Tensor, of: &[usize]| Tensor::cat(&of.iter().map(|&i| rows(x, i)).collect::<Vec<_>>(), 2);
-    let mut each: Vec<Option<Tensor>> = pieces.iter().map(|_| None).collect();
-    for lead in (0..pieces.len()).filter(|&i| pieces[i].behind.is_none()) {
-        let [q_own, k_own, v_own] = [q, k, v].map(|x| rows(x, lead));
-        each[lead] = Some(definition(&q_own, &k_own, &v_own, window));
-        let behind: Vec<usize> = (0..pieces.len()).filter(|&i| pieces[i].behind == Some(lead)).collect();
-        if behind.is_empty() {
-            continue;
-        }
-        let seen: Vec<usize> = [lead].into_iter().chain(behind.iter().copied()).collect();
-        let lengths: Vec<i64> = behind.iter().map(|&i| places[i].1).collect();
-        let mask = joined(places[lead].1, &lengths, window, q);
-        let y = attend(&all(q, &behind), &all(k, &seen), &all(v, &seen), Some(mask), false);
-        let parts = y.split_with_sizes(&lengths[..], 2);
-        behind.into_iter().zip(parts).for_each(|(i, part)| each[i] = Some(part));
-    }
-    Tensor::cat(&each.into_iter().flatten().collect::<Vec<_>>(), 2)
-}
-
-/// Who sees whom of texts of these lengths behind a beginning of `lead` positions: `[positions of all, lead and those]`.
-fn joined(lead: i64, lengths: &[i64], window: Option<i64>, like: &Tensor) -> Tensor {
-    let number = |of: &dyn Fn(usize, i64) -> i64| -> Tensor {
-        let each = lengths.iter().enumerate().flat_map(|(text, &n)| (0..n).map(move |i| of(text, i)));
-        Tensor::from_slice(&each.collect::<Vec<i64>>()).to_device(like.device())
-    };
-    let (text, position) = (number(&|text, _| text as i64), number(&|_, i| lead + i));
-    let before = Tensor::arange(lead, (Kind::Int64, like.device()));
-    let own = text.unsqueeze(1).eq_tensor(&text.unsqueeze(0));
-    let same = Tensor::cat(&[own.narrow(1, 0, 1).ones_like().expand([-1, lead], false), own], 1);
-    let keys = Tensor::cat(&[before, position.shallow_clone()], 0).unsqueeze(0);
-    same.logical_and(&near(&position.unsqueeze(1), &keys, window))
+    let places: Vec<i64> = Piece::places(pieces).collect();
+    let rows = |x: &Tensor, piece: usize| x.narrow(2, places[piece], pieces[piece].len);
+    let each = Piece::chains(pieces).into_iter().enumerate().map(|(i, chain)| {
+        let seen = |x| Tensor::cat(&chain.iter().map(|&at| rows(x, at)).collect::<Vec<_>>(), 2);
+        definition(&rows(q, i), &seen(k), &seen(v), window)
+    });
+    Tensor::cat(&each.collect::<Vec<_>>(), 2)
 }
 
 /// Whether [`attention`] reads pieces that go on from others as fast as others.
