@@ -29,7 +29,7 @@ use std::process::Command;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to compare (docs/comparison.md); default: the methods at two ranks on the demo's data, 20 minutes on two cores
+    /// What to compare (docs/comparison.md); default: the methods at two ranks on the demo's data, 20 minutes on two cores with AVX512-BF16
     #[arg(long, value_name = "TOML")]
     plan: Option<PathBuf>,
     /// Also train lora, rslora and dora, as far as the plan has them, by this peer, from the same start on the same
