@@ -52,7 +52,8 @@ impl Piece {
 pub struct Pieces {
     bounds: Bounds,
     pieces: Option<Vec<Piece>>,
-    seen: Option<Seen>,
+    /// Made where a kernel asks for it.
+    seen: OnceCell<Seen>,
 }
 
 /// What the pieces of a row see, one behind another: a beginning as often as a piece goes on from it.
@@ -90,14 +91,12 @@ impl Pieces {
             return Err(Error::usage(format!("piece {i} goes on from one that is not before it")));
         }
         let lengths: Vec<i64> = pieces.iter().map(|piece| piece.len).collect();
-        let joined = pieces.iter().any(|piece| piece.behind.is_some());
-        let seen = joined.then(|| Seen::of(pieces));
-        Ok(Self { bounds: Bounds::of(&lengths), pieces: Some(pieces.to_vec()), seen })
+        Ok(Self { bounds: Bounds::of(&lengths), pieces: Some(pieces.to_vec()), seen: OnceCell::new() })
     }
 
     /// Texts whose bounds a device holds.
     pub(crate) fn held(bounds: Bounds) -> Self {
-        Self { bounds, pieces: None, seen: None }
+        Self { bounds, pieces: None, seen: OnceCell::new() }
     }
 
     /// None if only a device knows them.
@@ -112,7 +111,9 @@ impl Pieces {
 
     /// What each sees, if that is not itself alone.
     pub(crate) fn seen(&self) -> Option<&Seen> {
-        self.seen.as_ref()
+        let joined = |pieces: &&[Piece]| pieces.iter().any(|piece| piece.behind.is_some());
+        let pieces = self.pieces().filter(joined)?;
+        Some(self.seen.get_or_init(|| Seen::of(pieces)))
     }
 
     /// The position of each piece's first token.

@@ -27,6 +27,8 @@ struct Part {
 #[derive(Debug)]
 pub(crate) struct Tree {
     parts: Vec<Part>,
+    /// Where each begins in the row.
+    starts: Vec<usize>,
     /// The part in which each text ends; none of a text without tokens.
     ends: Vec<Option<usize>>,
 }
@@ -37,7 +39,7 @@ impl Tree {
         let alike: Vec<&[i64]> = texts.iter().enumerate().map(|(i, text)| &text[..may(i)]).collect();
         let mut order: Vec<usize> = (0..texts.len()).collect();
         order.sort_by_key(|&i| alike[i]);
-        let mut tree = Self { parts: Vec::new(), ends: Vec::new() };
+        let mut tree = Self { parts: Vec::new(), starts: Vec::new(), ends: Vec::new() };
         let mut begun = vec![(None, 0); texts.len()];
         tree.grow((&alike, least), &order, (None, 0), &mut begun);
         for (text, (ids, (behind, from))) in texts.iter().zip(begun).enumerate() {
@@ -45,6 +47,8 @@ impl Tree {
             tree.parts.extend(own.map(|_| Part { text, from, to: ids.len(), behind }));
             tree.ends.push(own.or(behind));
         }
+        let next = |at: &mut usize, part: &Part| Some(std::mem::replace(at, *at + part.to - part.from));
+        tree.starts = tree.parts.iter().scan(0, next).collect();
         tree
     }
 
@@ -101,8 +105,7 @@ impl Tree {
         while token < self.parts[at].from {
             at = self.parts[at].behind?;
         }
-        let before: usize = self.parts[..at].iter().map(|part| part.to - part.from).sum();
-        (token < self.parts[at].to).then(|| before + token - self.parts[at].from)
+        (token < self.parts[at].to).then(|| self.starts[at] + token - self.parts[at].from)
     }
 }
 

@@ -52,24 +52,24 @@ pub struct Answer {
 /// A sample longer than the model's context.
 pub fn mean_loss(model: &dyn Model, data: &Dataset, batch_size: usize) -> Result<f64> {
     data.check(model.config().vocab_size)?;
-    let (sum, count) = summed_loss(model, &data.samples.iter().collect::<Vec<_>>(), batch_size)?;
+    let (mut sum, mut count) = (0.0, 0);
+    for samples in data.samples.chunks(batch_size.max(1)) {
+        let (more, n) = summed_loss(model, &samples.iter().collect::<Vec<_>>())?;
+        sum += more;
+        count += n;
+    }
     Ok(sum / count.max(1) as f64)
 }
 
-/// The cross-entropy of these samples' supervised tokens, summed up, and how many those are.
+/// The cross-entropy of these samples' supervised tokens, summed up, and how many those are, in one pass.
 ///
 /// # Errors
 /// A sample longer than the model's context.
-pub fn summed_loss(model: &dyn Model, samples: &[&Sample], batch_size: usize) -> Result<(f64, i64)> {
+pub fn summed_loss(model: &dyn Model, samples: &[&Sample]) -> Result<(f64, i64)> {
     let _guard = tch::no_grad_guard();
-    let (mut sum, mut count) = (0.0, 0);
-    for samples in samples.chunks(batch_size.max(1)) {
-        let batch = Batch::sharing(samples, may_share(model.device(), model.kind(), false), model.device());
-        let (loss, n) = model.loss(batch.texts(), batch.labels(), Mode::Eval)?;
-        sum += loss.double_value(&[]);
-        count += n;
-    }
-    Ok((sum, count))
+    let batch = Batch::sharing(samples, may_share(model.device(), model.kind(), false), model.device());
+    let (loss, n) = model.loss(batch.texts(), batch.labels(), Mode::Eval)?;
+    Ok((loss.double_value(&[]), n))
 }
 
 /// A row without its answer, to be answered.

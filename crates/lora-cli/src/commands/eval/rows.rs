@@ -38,9 +38,13 @@ impl Args {
         let (model, tokenizer) = (&opened.model, &opened.tokenizer);
         let rows: Vec<_> = data.rows.iter().zip(&data.samples).collect();
         let (mut seen, mut shown) = (Vec::new(), 0);
+        // What the labels add to each row.
+        let encoded = labels.iter().map(|label| tokenizer.encode(label, false));
+        let added: usize = encoded.map(|ids| ids.map(|ids| ids.len() + 1)).sum::<lora::Result<_>>()?;
         let mut rest = &rows[..];
         while !rest.is_empty() {
-            let (rows, others) = rest.split_at(self.pass(rest));
+            let lengths = rest.iter().map(|(_, sample)| sample.ids.len() + added);
+            let (rows, others) = rest.split_at(pass(self.batch_size, lengths));
             rest = others;
             let asked = rows.iter().map(|row| self.ask(opened, *row, labels)).collect::<Result<Vec<_>>>()?;
             let at = |e: Error| e.at(self.data.display());
@@ -63,15 +67,6 @@ impl Args {
         Ok(seen)
     }
 
-    /// How many of `rows` are read at once.
-    fn pass(&self, rows: &[(&Row, &Sample)]) -> usize {
-        let tokens = rows.iter().scan(0, |sum, (_, sample)| {
-            *sum += sample.ids.len();
-            Some(*sum)
-        });
-        tokens.take(self.batch_size.max(1)).take_while(|sum| *sum <= MOST_TOKENS).count().max(1)
-    }
-
     /// The mean over the supervised tokens. A row's answer that was scored as a label is not read again.
     pub(super) fn loss(
         &self,
@@ -89,8 +84,16 @@ impl Args {
                 _ => unread.push(sample),
             }
         }
-        let (rest, n) = summed_loss(&opened.model, &unread, self.batch_size)?;
-        Ok((sum + rest) / (count + n).max(1) as f64)
+        let mut rest = &unread[..];
+        while !rest.is_empty() {
+            let (samples, others) =
+                rest.split_at(pass(self.batch_size, rest.iter().map(|sample| sample.ids.len())));
+            rest = others;
+            let (more, n) = summed_loss(&opened.model, samples)?;
+            sum += more;
+            count += n;
+        }
+        Ok(sum / count.max(1) as f64)
     }
 
     /// What is asked of the model about a row.
@@ -110,6 +113,15 @@ impl Args {
         let truth = choices.as_ref().map(|_| truth(row, labels).map_err(at)).transpose()?;
         Ok(Asked { line: sample.line, question, choices: choices.zip(truth) })
     }
+}
+
+/// How many of these rows, of so many tokens, are read at once.
+fn pass(most: usize, lengths: impl Iterator<Item = usize>) -> usize {
+    let tokens = lengths.scan(0, |sum, length| {
+        *sum += length;
+        Some(*sum)
+    });
+    tokens.take(most.max(1)).take_while(|sum| *sum <= MOST_TOKENS).count().max(1)
 }
 
 /// The number of the row's own answer among the labels.
@@ -148,5 +160,25 @@ fn one_line(text: &str) -> String {
     match text.char_indices().nth(160) {
         Some((end, _)) => format!("{} ...", &text[..end]),
         None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pass_is_of_so_many_rows_and_tokens() {
+        for (most, lengths, rows) in [
+            (16, vec![10; 40], 16),
+            (16, vec![1000; 40], 4),
+            (16, vec![4000, 96, 1], 2),
+            // However long, and in batches of none.
+            (16, vec![9000, 1], 1),
+            (0, vec![10; 3], 1),
+            (16, vec![10; 3], 3),
+        ] {
+            assert_eq!(pass(most, lengths.into_iter()), rows);
+        }
     }
 }

@@ -40,6 +40,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, texts:
     by_piece(q, k, v, windowed, texts)
 }
 
+/// Piece by piece, by libtorch's kernels.
 fn by_piece(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, pieces: &[Piece]) -> Tensor {
     let places: Vec<i64> = Piece::places(pieces).collect();
     let rows = |x: &Tensor, piece: usize| x.narrow(2, places[piece], pieces[piece].len);
@@ -63,10 +64,8 @@ fn pieces(texts: &Pieces) -> &[Piece] {
 /// By one kernel for all texts, on CUDA.
 fn packed(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>, texts: Option<&Pieces>) -> Option<Tensor> {
     let (one_row, t) = (q.size()[0] == 1, q.size()[2]);
-    if !one_row || t != k.size()[2] {
-        return None;
-    }
-    if !has_flash_attention(q.device(), q.kind(), q.size()[3]) {
+    let is_there = has_flash_attention(q.device(), q.kind(), q.size()[3]);
+    if !one_row || t != k.size()[2] || !is_there {
         return None;
     }
     let whole = Bounds::of(&[t]);
