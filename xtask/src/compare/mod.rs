@@ -26,10 +26,14 @@ use run::{Fingerprint, Runner};
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// What a try of the built-in plan may take; on two cores with AVX512-BF16 it takes 20.
+const BUILT_IN_MINUTES: u32 = 30;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to compare (docs/comparison.md); default: the methods at two ranks on the demo's data, 20 minutes on two cores with AVX512-BF16
+    /// What to compare (docs/comparison.md); default: the methods at two ranks on the demo's data
     #[arg(long, value_name = "TOML")]
     plan: Option<PathBuf>,
     /// Also train lora, rslora and dora, as far as the plan has them, by this peer, from the same start on the same
@@ -39,6 +43,10 @@ pub(crate) struct Args {
     /// Runs at once, each with its share of the processors: sooner done, but speeds are then those of a busy machine
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     jobs: u32,
+    /// Begin no run that would end later, as far as the longest one so far tells, and report those there are; the same
+    /// command goes on with the others [default: 30 for the built-in plan, else as long as it takes]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    minutes: Option<u32>,
     /// Only say what would run, with the time and memory that it would take
     #[arg(long)]
     dry_run: bool,
@@ -57,6 +65,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let begin = Instant::now();
     let (mut plan, text) = match &args.plan {
         Some(path) => Plan::read(path)?,
         None => {
@@ -100,9 +109,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let runner = Runner { lora, build, threads, runs, general, python };
 
     let (floors, tuning) = (grid.floors(), grid.tuning());
-    let left = floors.len() + tuning.len() + grid.grid(|_, _| 1.0).len();
-    let progress = Progress::new(&runner, args, left);
+    let runs = floors.len() + tuning.len() + grid.grid(|_, _| 1.0).len();
+    let minutes = args.minutes.or(args.plan.is_none().then_some(BUILT_IN_MINUTES));
+    // What was built or fetched on the way counts too.
+    let time = minutes.map(|m| Duration::from_secs(60 * u64::from(m)).saturating_sub(begin.elapsed()));
+    let progress = Progress::new(&runner, args.jobs, args.report, runs, time);
     let mut ended = progress.work(&floors);
+    let rates_to_try = tuning.len();
     let tuning = progress.work(&tuning);
     // A rate that was not tried for another reason than that it diverged would choose another table the next time.
     let untried: Vec<_> = tuning.iter().filter_map(|e| Some((e, e.outcome.as_ref().err()?))).collect();
@@ -113,6 +126,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "{} runs that choose a rate failed; the same command tries them again\n{}",
             untried.len(),
             untried.join("\n")
+        );
+    }
+    // Chosen from fewer it might be another rate, and all runs would be others.
+    if tuning.len() < rates_to_try && !args.report {
+        bail!(
+            "the time was up when {} of {rates_to_try} runs that choose the learning rates were there\nhint: the same \
+             command goes on with the others; there is nothing to report before",
+            tuning.len()
         );
     }
     let (rates, tried) = assemble::rates(&plan, &tuning);
@@ -130,7 +151,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(path) => format!("cargo xtask compare --plan {}", path.display()),
         None => "cargo xtask compare".to_owned(),
     };
-    let comparison = assemble::comparison(&plan, &text, command, &parts, &ended, tried)?;
+    let mut comparison = assemble::comparison(&plan, &text, command, &parts, &ended, tried)?;
+    comparison.runs = [ended.len() + tuning.len(), runs];
     report::write(&comparison, &home)?;
     if let Some(file) = &args.save {
         let all: Vec<_> = ended.iter().chain(&tuning).collect();

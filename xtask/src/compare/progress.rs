@@ -1,19 +1,20 @@
 //! Runs being done: those that are done already are found, the others are run, some at once, and told of.
 
-use super::Args;
 use super::gather::Ended;
 use super::jobs::Job;
 use super::run::Runner;
 use anyhow::Result;
 use serde_json::Value;
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What is shared by those who run.
 pub(crate) struct Progress<'a> {
     runner: &'a Runner,
     jobs: u32,
     only_found: bool,
+    /// By when all must have ended.
+    until: Option<Instant>,
     left: Mutex<Left>,
 }
 
@@ -21,12 +22,27 @@ struct Left {
     runs: usize,
     /// Seconds, and runs that took them.
     spent: (f64, u32),
+    longest: Duration,
 }
 
 impl<'a> Progress<'a> {
-    pub(crate) fn new(runner: &'a Runner, args: &Args, runs: usize) -> Self {
-        let left = Mutex::new(Left { runs, spent: (0.0, 0) });
-        Self { runner, jobs: args.jobs, only_found: args.report, left }
+    /// `runs` are all of the plan; `time`: what they may take from now on.
+    pub(crate) fn new(
+        runner: &'a Runner,
+        jobs: u32,
+        only_found: bool,
+        runs: usize,
+        time: Option<Duration>,
+    ) -> Self {
+        let left = Mutex::new(Left { runs, spent: (0.0, 0), longest: Duration::ZERO });
+        let until = time.and_then(|time| Instant::now().checked_add(time));
+        Self { runner, jobs, only_found, until, left }
+    }
+
+    /// Whether a run that begins now would end too late, if it takes as long as the longest so far.
+    fn too_late(&self) -> bool {
+        let longest = locked(&self.left).longest;
+        self.until.is_some_and(|until| Instant::now() + longest > until)
     }
 
     /// What came of each job, in their order: of an earlier time, or of now.
@@ -64,7 +80,7 @@ impl<'a> Progress<'a> {
         locked(&self.left).runs -= 1;
         let outcome = match found {
             Some(found) => Ok(found),
-            None if self.only_found => return None,
+            None if self.only_found || self.too_late() => return None,
             None => self.run(job).map_err(|e| format!("{e:#}")),
         };
         let dir = self.runner.dir(&job.settings);
@@ -74,13 +90,15 @@ impl<'a> Progress<'a> {
     fn run(&self, job: &Job) -> Result<Value> {
         let begin = Instant::now();
         let outcome = self.runner.run(&job.settings, job.ours.as_ref());
-        let seconds = begin.elapsed().as_secs_f64();
+        let took = begin.elapsed();
+        let seconds = took.as_secs_f64();
         let said = match &outcome {
             Ok(found) => score(found),
             Err(e) => format!("FAILED: {e:#}"),
         };
         let mut left = locked(&self.left);
         left.spent = (left.spent.0 + seconds, left.spent.1 + 1);
+        left.longest = left.longest.max(took);
         let minutes = left.runs as f64 * left.spent.0 / f64::from(left.spent.1) / f64::from(self.jobs) / 60.0;
         let title = job.settings.title();
         eprintln!("{title:60} {said}  ({seconds:.0} s; {} left, {minutes:.0} min)", left.runs);

@@ -16,6 +16,8 @@ pub(crate) struct Comparison {
     pub(crate) model: String,
     /// The plan, as a TOML file.
     pub(crate) plan: String,
+    /// Those that are there, failed ones too, and those of the plan.
+    pub(crate) runs: [usize; 2],
     pub(crate) sets: Vec<Set>,
     /// Set after set; in a set, method after method in the plan's order, by rank.
     pub(crate) cells: Vec<Cell>,

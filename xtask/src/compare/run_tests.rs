@@ -1,16 +1,19 @@
 //! Runs, by a stand-in for `lora` that can be told to fail or to be killed.
 
 use super::jobs::tests::{grid, plan};
+use super::progress::Progress;
 use super::run::{Runner, Settings};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 /// Does what `lora` leaves behind, unless a file beside it says otherwise.
 const STAND_IN: &str = r#"#!/bin/sh
 here=$(dirname "$0")
 echo "$1" >> "$here/calls"
+[ -e "$here/slow-$1" ] && sleep 1
 [ -e "$here/fail-$1" ] && { echo "error: told to fail" >&2; exit 1; }
 [ -e "$here/kill-$1" ] && { rm "$here/kill-$1"; kill -9 $$; }
 while [ $# -gt 0 ]; do
@@ -84,4 +87,26 @@ fn a_failure_says_why_and_is_tried_again() {
     fs::remove_file(dir.path().join("fail-eval")).unwrap();
     runner.run(&settings, None).unwrap();
     assert!(!runner.dir(&settings).join("error.txt").exists());
+}
+
+#[test]
+fn no_run_begins_that_would_end_too_late() {
+    let dir = tempfile::tempdir().unwrap();
+    let runner = runner(dir.path());
+    let plan = plan("variants = ['lora']\nranks = [8]\nlearning_rates = [1e-3]\nseeds = [1, 2, 3]");
+    let jobs = grid(&plan).grid(|_, _| 1e-3);
+    let work = |seconds: f64| {
+        let time = Some(Duration::from_secs_f64(seconds));
+        let ended = Progress::new(&runner, 1, false, jobs.len(), time).work(&jobs);
+        ended.iter().map(|e| e.settings.hash()).collect::<Vec<_>>()
+    };
+    assert_eq!(work(0.0), Vec::<String>::new(), "the time is up");
+    // Nothing tells how long the first will take; it took longer than what is left for a second.
+    fs::write(dir.path().join("slow-train"), "").unwrap();
+    let first = work(1.5);
+    assert_eq!(first, [jobs[0].settings.hash()]);
+    // What is there takes no time, so the next one begins.
+    fs::remove_file(dir.path().join("slow-train")).unwrap();
+    assert_eq!(work(0.0), first);
+    assert_eq!(work(600.0).len(), jobs.len());
 }

@@ -3,7 +3,13 @@
 use super::numbers::{at_most, number, of, spread, with_unit};
 use super::text::{count, list};
 use super::view::{Entrant, Section};
-use crate::compare::results::{Measure, Pair};
+use crate::compare::results::{Comparison, Measure, Pair};
+
+/// How far the plan has come; none if it is done.
+pub(super) fn runs_left(comparison: &Comparison) -> Option<String> {
+    let [there, all] = comparison.runs;
+    (there < all).then(|| format!("{there} of {all} so far; the same command goes on with the others"))
+}
 
 /// Who is best, and who ties with it: for the top of the page.
 pub(super) fn headline(section: &Section<'_>) -> String {

@@ -4,13 +4,14 @@ use super::table::Table;
 use super::view::{Section, sections};
 use super::{findings, tables};
 use crate::compare::results::Comparison;
+use std::borrow::Cow;
 
 pub(super) struct Page<'a> {
     pub(super) title: String,
     /// A few sentences a set.
     pub(super) headlines: Vec<String>,
     /// Name and value.
-    pub(super) facts: Vec<(&'static str, &'a str)>,
+    pub(super) facts: Vec<(&'static str, Cow<'a, str>)>,
     pub(super) command: &'a str,
     pub(super) plan: &'a str,
     pub(super) data: Table,
@@ -33,14 +34,12 @@ impl<'a> Page<'a> {
         let parts: Vec<_> = sections(comparison).into_iter().map(Part::new).collect();
         let facts =
             [("model", &comparison.model), ("machine", &comparison.machine), ("date", &comparison.date)];
+        let facts = facts.map(|(name, value)| (name, Cow::Borrowed(value.as_str())));
+        let runs = findings::runs_left(comparison).map(|left| ("runs", Cow::Owned(left)));
         Self {
             title: format!("Fine-tuning methods compared: {}", comparison.name),
             headlines: parts.iter().map(|part| findings::headline(&part.section)).collect(),
-            facts: facts
-                .into_iter()
-                .map(|(name, value)| (name, value.as_str()))
-                .filter(|f| !f.1.is_empty())
-                .collect(),
+            facts: facts.into_iter().filter(|f| !f.1.is_empty()).chain(runs).collect(),
             command: &comparison.command,
             plan: &comparison.plan,
             data: tables::sets(comparison),

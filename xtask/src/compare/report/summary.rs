@@ -1,13 +1,14 @@
 //! What the terminal shows when all is done: who is best, and a line a cell.
 
-use super::findings::headline;
+use super::findings::{self, headline};
 use super::numbers::{NOTHING, interval, of, spread};
 use super::view::{Entrant, Section, sections};
 use crate::compare::results::{Comparison, Measure};
 
 pub(super) fn summary(comparison: &Comparison) -> String {
     let parts = sections(comparison).into_iter().map(|section| part(&section));
-    parts.collect::<Vec<_>>().join("\n\n")
+    let left = findings::runs_left(comparison);
+    parts.chain(left.map(|left| format!("runs      {left}"))).collect::<Vec<_>>().join("\n\n")
 }
 
 fn part(section: &Section<'_>) -> String {
