@@ -1,5 +1,6 @@
 //! `bench --ops`: the operations' criterion benches, against what was kept. A time says little on another machine, or
-//! another day; what is kept is each operation's time over that of libtorch's own, in the same run.
+//! another day; what is kept is each operation's time over that of libtorch's own, in the same run, for each kind of
+//! processor.
 
 use crate::{setup, sh};
 use anyhow::{Context, Result, bail};
@@ -15,26 +16,56 @@ const SLACK: f64 = 1.3;
 
 /// Ratios by name.
 type Ratios = BTreeMap<String, f64>;
+/// By what the processor has.
+type Kept = BTreeMap<String, Ratios>;
+
+/// What the times hang on, in oneDNN's and our code.
+fn processor() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512bf16") {
+            return HALVES;
+        } else if is_x86_feature_detected!("avx512bw") {
+            return "AVX-512";
+        } else if is_x86_feature_detected!("avx2") {
+            return "AVX2";
+        }
+    }
+    std::env::consts::ARCH
+}
+
+/// Has products of bf16.
+const HALVES: &str = "AVX512-BF16";
+/// Elsewhere libtorch's bf16 takes minutes, and says nothing: ours is compared with its f32.
+const WITHOUT_HALVES: &str = "/(ours|.*Float.*/(libtorch|dense))$";
 
 pub(crate) fn run(keep: bool) -> Result<()> {
     setup::ensure(false)?;
     let kept_in = sh::root().join("benches/ratios.json");
     let folder = sh::root().join("target/criterion");
     crate::cache::remove(&folder)?;
-    measure("")?;
+    let processor = processor();
+    measure(if processor == HALVES { "" } else { WITHOUT_HALVES })?;
     let mut now = ratios(&medians(&folder)?);
+    let text = fs::read(&kept_in).with_context(|| kept_in.display().to_string())?;
+    let mut all: Kept = serde_json::from_slice(&text).with_context(|| kept_in.display().to_string())?;
     if keep {
-        let text = serde_json::to_string_pretty(&rounded(&now))? + "\n";
-        fs::write(&kept_in, text).with_context(|| format!("cannot write {}", kept_in.display()))?;
-        println!("{} ratios kept in {}", now.len(), kept_in.display());
-        return Ok(());
+        println!("{} ratios of a processor with {processor} kept in {}", now.len(), kept_in.display());
+        all.insert(processor.to_owned(), rounded(&now));
+        let text = serde_json::to_string_pretty(&all)? + "\n";
+        return fs::write(&kept_in, text).with_context(|| format!("cannot write {}", kept_in.display()));
     }
-    let kept: Ratios = serde_json::from_slice(&fs::read(&kept_in).context("nothing was kept: --keep")?)?;
+    let kept = all.remove(processor).unwrap_or_default();
+    if kept.is_empty() {
+        println!("nothing was kept for a processor with {processor}; --keep keeps these");
+    }
     // What seems slower is looked at once more, alone: machines have bad moments.
     let slow = now.iter().filter(|(name, ratio)| slower(**ratio, kept.get(*name)));
     let slow: Vec<String> = slow.map(|(name, _)| name.replace('+', "\\+")).collect();
     if !slow.is_empty() {
-        measure(&format!("^({})/", slow.join("|")))?;
+        let beside = |name: &String| if processor == HALVES { name.clone() } else { single(name) };
+        let beside: Vec<String> = slow.iter().map(beside).collect();
+        measure(&format!("^({})/ours$|^({})/", slow.join("|"), beside.join("|")))?;
         for (name, again) in ratios(&medians(&folder)?) {
             now.entry(name).and_modify(|ratio| *ratio = ratio.min(again));
         }
@@ -85,12 +116,17 @@ fn medians(folder: &Path) -> Result<Ratios> {
     Ok(all)
 }
 
-/// `NAME/ours` over `NAME/libtorch`, or whichever reference it has.
+/// The same in f32.
+fn single(name: &str) -> String {
+    name.replace("BFloat16", "Float")
+}
+
+/// `NAME/ours` over `NAME/libtorch`, or whichever reference it has; if it has none, over that of f32.
 fn ratios(medians: &Ratios) -> Ratios {
     let ours = medians.iter().filter_map(|(name, time)| Some((name.strip_suffix("/ours")?, time)));
     let over = ours.filter_map(|(name, time)| {
-        let reference = REFERENCES.iter().find_map(|r| medians.get(&format!("{name}/{r}")))?;
-        Some((name.to_owned(), time / reference))
+        let reference = |name: &str| REFERENCES.iter().find_map(|r| medians.get(&format!("{name}/{r}")));
+        Some((name.to_owned(), time / reference(name).or_else(|| reference(&single(name)))?))
     });
     over.collect()
 }
@@ -132,8 +168,10 @@ mod tests {
             ("b/g/ours", 2.0),
             ("b/g/dense", 1.0),
             ("c/ours", 1.0),
+            ("d Float/libtorch", 4.0),
+            ("d BFloat16/ours", 1.0),
         ]);
-        assert_eq!(ratios(&times), of(&[("a/f", 0.5), ("b/g", 2.0)]));
+        assert_eq!(ratios(&times), of(&[("a/f", 0.5), ("b/g", 2.0), ("d BFloat16", 0.25)]));
     }
 
     #[test]
