@@ -37,7 +37,7 @@ fn processor() -> &'static str {
 /// Has products of bf16.
 const HALVES: &str = "AVX512-BF16";
 /// Elsewhere libtorch's bf16 takes minutes, and says nothing: ours is compared with its f32.
-const WITHOUT_HALVES: &str = "/(ours|.*Float.*/(libtorch|dense))$";
+const WITHOUT_HALVES: &str = "/ours$|[ /]Float[ /].*/(libtorch|dense)$";
 
 pub(crate) fn run(keep: bool) -> Result<()> {
     setup::ensure(false)?;
