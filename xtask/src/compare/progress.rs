@@ -77,10 +77,12 @@ impl<'a> Progress<'a> {
 
     fn one(&self, job: &Job) -> Option<Ended> {
         let found = self.runner.found(&job.settings);
+        if found.is_none() && (self.only_found || self.too_late()) {
+            return None;
+        }
         locked(&self.left).runs -= 1;
         let outcome = match found {
             Some(found) => Ok(found),
-            None if self.only_found || self.too_late() => return None,
             None => self.run(job).map_err(|e| format!("{e:#}")),
         };
         let dir = self.runner.dir(&job.settings);
