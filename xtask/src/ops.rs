@@ -50,10 +50,11 @@ pub(crate) fn run(keep: bool) -> Result<()> {
     let text = fs::read(&kept_in).with_context(|| kept_in.display().to_string())?;
     let mut all: Kept = serde_json::from_slice(&text).with_context(|| kept_in.display().to_string())?;
     if keep {
-        println!("{} ratios of a processor with {processor} kept in {}", now.len(), kept_in.display());
         all.insert(processor.to_owned(), rounded(&now));
         let text = serde_json::to_string_pretty(&all)? + "\n";
-        return fs::write(&kept_in, text).with_context(|| format!("cannot write {}", kept_in.display()));
+        fs::write(&kept_in, text).with_context(|| format!("cannot write {}", kept_in.display()))?;
+        println!("{} ratios of a processor with {processor} kept in {}", now.len(), kept_in.display());
+        return Ok(());
     }
     let kept = all.remove(processor).unwrap_or_default();
     if kept.is_empty() {
