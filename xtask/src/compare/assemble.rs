@@ -1,8 +1,9 @@
 //! All that ended, put together.
 
 use super::gather::{self, Ended, Read};
+use super::judge;
 use super::plan::{FULL, NONE, Plan};
-use super::results::{Cell, Comparison, Measure, Pair, Set, Tried, Values};
+use super::results::{Cell, Comparison, Measure, Pair, Set, Tried};
 use super::run::Settings;
 use super::split::Parts;
 use super::stats::{self, Difference};
@@ -151,24 +152,8 @@ fn one_set(part: &Parts, groups: &[&Group]) -> (Set, Vec<Cell>) {
         }
         cells.push(cell);
     }
-    let score = |cell: &Cell| {
-        let of = |m: Measure| cell.measures.get(&m).map(|v: &Values| v.mean);
-        of(Measure::Accuracy).or(of(Measure::ExactMatch))
-    };
-    let candidate =
-        |g: &Group| g.settings.peer.is_none() && ![NONE, FULL].contains(&g.settings.variant.as_str());
-    let best = (0..cells.len())
-        .filter(|&i| candidate(groups[i]) && score(&cells[i]).is_some())
-        .max_by(|&a, &b| score(&cells[a]).unwrap_or(0.0).total_cmp(&score(&cells[b]).unwrap_or(0.0)));
-    if let Some(best) = best {
-        cells[best].best = true;
-        let others = (0..cells.len()).filter(|&i| i != best);
-        let (at, differences): (Vec<_>, Vec<_>) =
-            others.filter_map(|i| Some((i, gather::behind(&groups[i].runs, &groups[best].runs)?))).unzip();
-        for (i, interval) in at.into_iter().zip(stats::together(&differences)) {
-            cells[i].behind = Some(interval);
-        }
-    }
+    let runs: Vec<&[Read]> = groups.iter().map(|g| g.runs.as_slice()).collect();
+    judge::judge(&mut cells, &runs);
     let labels = groups.iter().flat_map(|g| &g.runs).map(|run| run.labels.clone()).find(|l| !l.is_empty());
     let set = Set {
         name: part.name.clone(),

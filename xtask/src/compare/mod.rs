@@ -7,6 +7,7 @@ mod carry_tests;
 mod foresee;
 mod gather;
 mod jobs;
+mod judge;
 pub(crate) mod plan;
 mod progress;
 mod report;

@@ -1,5 +1,6 @@
 //! What a comparison found: what the reports are made from, and `results.json`.
 
+use super::plan::{FULL, NONE};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -51,7 +52,7 @@ pub(crate) struct Cell {
     pub(crate) lr: Option<f64>,
     pub(crate) seeds: Vec<u64>,
     pub(crate) measures: BTreeMap<Measure, Values>,
-    /// Whether its score is the highest of its set, peers aside.
+    /// Whether its score is the highest of its set's adapters of as many seeds as any has, peers aside.
     pub(crate) best: bool,
     /// Its score less the best's. None for the best itself, and where there is no score.
     pub(crate) behind: Option<Interval>,
@@ -65,6 +66,22 @@ pub(crate) struct Cell {
     pub(crate) failures: Vec<String>,
     /// The command lines of the first seed.
     pub(crate) commands: Vec<String>,
+}
+
+impl Cell {
+    /// Not the floor, nor the ceiling.
+    pub(crate) fn is_adapter(&self) -> bool {
+        ![NONE, FULL].contains(&self.method.as_str())
+    }
+
+    pub(crate) fn is_peer(&self) -> bool {
+        peer(&self.method).is_some()
+    }
+}
+
+/// The method and the peer of `lora (peft)`.
+pub(crate) fn peer(method: &str) -> Option<(&str, &str)> {
+    method.strip_suffix(')')?.rsplit_once(" (")
 }
 
 /// What is measured. The order is the tables'.

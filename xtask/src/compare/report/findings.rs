@@ -39,6 +39,16 @@ pub(super) fn headline(section: &Section<'_>) -> String {
     said
 }
 
+/// Who scores more, but over fewer seeds.
+fn lucky(section: &Section<'_>, best: &Entrant<'_>, score: Measure) -> Vec<String> {
+    let better = f64::from(score.shown().better);
+    let more = |e: &Entrant<'_>| {
+        e.finite(score).zip(best.finite(score)).is_some_and(|(a, b)| a * better > b * better)
+    };
+    let fewer = |e: &Entrant<'_>| e.is_adapter() && e.cell.seeds.len() < best.cell.seeds.len();
+    section.ours().filter(|e| fewer(e) && more(e)).map(|e| e.name.clone()).collect()
+}
+
 /// The first of the adapters where no one was judged the best.
 fn lead<'a, 'b>(section: &'a Section<'b>, score: Measure) -> Option<&'a Entrant<'b>> {
     let better = f64::from(score.shown().better);
@@ -68,10 +78,20 @@ fn highest(section: &Section<'_>, best: &Entrant<'_>, score: Measure) -> String 
     let mean = with_unit(values.map_or(f64::NAN, |values| values.mean), &shown);
     let most = if shown.better < 0 { "lowest" } else { "highest" };
     let beside = not_adapters(section, score);
-    let of = if beside.is_empty() { "" } else { "of the adapters " };
+    let lucky = lucky(section, best, score);
+    let of = match best.cell.seeds.len() {
+        seeds if !lucky.is_empty() => format!("of the adapters with {} ", count(seeds, "seed")),
+        _ if beside.is_empty() => String::new(),
+        _ => "of the adapters ".into(),
+    };
     let beside = if beside.is_empty() { String::new() } else { format!("; {}", list(&beside, 2)) };
     let (set, name) = (section.name, &best.name);
-    format!("On {set}, {of}{name} has the {most} {}, {mean}{seeds}{beside}.", shown.name)
+    let rest = match lucky.len() {
+        0 => String::new(),
+        1 => format!(" {} scores more, but over fewer seeds.", lucky[0]),
+        _ => format!(" {} score more, but over fewer seeds.", list(&lucky, 6)),
+    };
+    format!("On {set}, {of}{name} has the {most} {}, {mean}{seeds}{beside}.{rest}", shown.name)
 }
 
 /// The rest: a sentence each.

@@ -78,7 +78,7 @@ pub(super) fn summary(section: &Section<'_>) -> Table {
         fields.extend([setting(cell.alpha), setting(cell.lr), seeds.into()]);
         fields
     });
-    let note = "★ has the best score of the adapters; ≈ ties with it: the interval of the difference (in brackets, over seeds and rows; \
+    let note = "★ has the best score of the adapters that have the most seeds; ≈ ties with it: the interval of the difference (in brackets, over seeds and rows; \
                 all of a set hold at once with 95 %) includes 0. ± is the standard deviation over the seeds. Bold: the best mean of its column.";
     Table { title: "Scores and costs".into(), note: note.into(), head, rows }
 }

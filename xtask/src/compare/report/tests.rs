@@ -135,6 +135,21 @@ fn a_plan_that_is_not_done_is_called_so() {
 }
 
 #[test]
+fn who_has_fewer_seeds_is_told_apart() {
+    let mut comparison = sample();
+    let short =
+        comparison.cells.iter_mut().find(|c| c.set == "fpb" && c.method == "dora" && c.rank == Some(256));
+    let score = short.expect("it is there").measures.get_mut(&Measure::Accuracy).unwrap();
+    score.mean = 0.9;
+    let told = summary(&comparison);
+    assert!(
+        told.starts_with("On fpb, of the adapters with 3 seeds rslora r=256 has the highest accuracy"),
+        "{told}"
+    );
+    assert!(told.contains(" 78.1 %. dora r=256 scores more, but over fewer seeds. It ties"), "{told}");
+}
+
+#[test]
 fn without_a_score_the_loss_is_told() {
     let mut comparison = sample();
     for cell in &mut comparison.cells {

@@ -153,11 +153,11 @@ impl Entrant<'_> {
 
     /// Not the floor, nor the ceiling.
     pub(super) fn is_adapter(&self) -> bool {
-        !["none", "full"].contains(&self.cell.method.as_str())
+        self.cell.is_adapter()
     }
 
     pub(super) fn is_peer(&self) -> bool {
-        peer(&self.cell.method).is_some()
+        self.cell.is_peer()
     }
 
     /// What stands beside its name.
@@ -180,14 +180,10 @@ impl Entrant<'_> {
     }
 }
 
-/// The method and the peer of `lora (peft)`.
-pub(super) fn peer(method: &str) -> Option<(&str, &str)> {
-    method.strip_suffix(')')?.rsplit_once(" (")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compare::results::peer;
 
     fn cell(method: &str, rank: u64, alpha: f64) -> Cell {
         Cell { method: method.into(), rank: Some(rank), alpha: Some(alpha), ..Cell::default() }

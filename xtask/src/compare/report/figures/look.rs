@@ -1,6 +1,6 @@
 //! What tells one line from another: colour, dashes and the shape of its marks, so that no one needs all three.
 
-use crate::compare::report::view::peer;
+use crate::compare::results::peer;
 
 /// How a method is drawn, the same in every figure.
 #[derive(Debug, Clone, Copy, PartialEq)]
