@@ -175,6 +175,23 @@ mod tests {
         assert_eq!(ratios(&times), of(&[("a/f", 0.5), ("b/g", 2.0), ("d BFloat16", 0.25)]));
     }
 
+    /// Of the names that were kept: all of ours are measured, and of the references those of f32 alone.
+    #[test]
+    fn without_halves_no_reference_of_them_is_measured() {
+        let kept = fs::read(sh::root().join("benches/ratios.json")).unwrap();
+        let kept: Kept = serde_json::from_slice(&kept).unwrap();
+        let filter = regex::Regex::new(WITHOUT_HALVES).unwrap();
+        for name in kept["AVX2"].keys() {
+            assert!(filter.is_match(&format!("{name}/ours")), "{name}");
+            for reference in REFERENCES {
+                let full = format!("{name}/{reference}");
+                assert_eq!(filter.is_match(&full), !name.contains("BFloat16"), "{full}");
+                assert!(filter.is_match(&single(&full)), "{full}");
+            }
+        }
+        assert!(kept["AVX2"].keys().any(|name| name.contains("BFloat16")));
+    }
+
     #[test]
     fn a_slip_is_seen_and_noise_is_not() {
         let kept = of(&[("a", 0.5), ("b", 0.5), ("c", 1.0)]);

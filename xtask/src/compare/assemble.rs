@@ -9,38 +9,7 @@ use super::split::Parts;
 use super::stats::{self, Difference};
 use crate::bench;
 use anyhow::Result;
-use serde_json::Value;
-use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet};
-
-/// The learning rate of each set and variant, and all that were tried.
-pub(crate) fn rates(plan: &Plan, ended: &[Ended]) -> (BTreeMap<(String, String), f64>, Vec<Tried>) {
-    let mut tried: Vec<Tried> = Vec::new();
-    for e in ended.iter().filter(|e| e.settings.lr.is_some()) {
-        let number =
-            |path: &str| e.outcome.as_ref().ok().and_then(|(v, _)| v.pointer(path)).and_then(Value::as_f64);
-        tried.push(Tried {
-            set: e.settings.set.clone(),
-            method: gather::method(&e.settings),
-            rank: e.settings.rank,
-            lr: e.settings.lr.unwrap_or_default(),
-            loss: number("/eval/loss").filter(|loss| loss.is_finite()),
-            accuracy: number("/eval/labels/accuracy"),
-            chosen: false,
-        });
-    }
-    let mut best: BTreeMap<(String, String), f64> = BTreeMap::new();
-    for set in plan.data.iter().map(super::plan::Data::name) {
-        for variant in &plan.variants {
-            let mine = tried.iter_mut().filter(|t| t.set == set && t.method == *variant && t.loss.is_some());
-            if let Some(chosen) = mine.min_by(|a, b| a.loss.partial_cmp(&b.loss).unwrap_or(Ordering::Equal)) {
-                chosen.chosen = true;
-                best.insert((set.clone(), variant.clone()), chosen.lr);
-            }
-        }
-    }
-    (best, tried)
-}
+use std::collections::BTreeSet;
 
 /// Runs of one cell.
 struct Group {

@@ -10,6 +10,7 @@ mod jobs;
 mod judge;
 pub(crate) mod plan;
 mod progress;
+mod rates;
 mod report;
 mod results;
 mod run;
@@ -118,26 +119,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut ended = progress.work(&floors);
     let rates_to_try = tuning.len();
     let tuning = progress.work(&tuning);
-    // A rate that was not tried for another reason than that it diverged would choose another table the next time.
-    let untried: Vec<_> = tuning.iter().filter_map(|e| Some((e, e.outcome.as_ref().err()?))).collect();
-    let untried = untried.iter().filter(|(_, why)| !why.contains("not finite"));
-    let untried: Vec<_> = untried.map(|(e, why)| format!("{}: {why}", e.settings.title())).collect();
-    if !untried.is_empty() {
-        bail!(
-            "{} runs that choose a rate failed; the same command tries them again\n{}",
-            untried.len(),
-            untried.join("\n")
-        );
-    }
-    // Chosen from fewer it might be another rate, and all runs would be others.
-    if tuning.len() < rates_to_try && !args.report {
-        bail!(
-            "the time was up when {} of {rates_to_try} runs that choose the learning rates were there\nhint: the same \
-             command goes on with the others; there is nothing to report before",
-            tuning.len()
-        );
-    }
-    let (rates, tried) = assemble::rates(&plan, &tuning);
+    let (rates, tried) = rates::choose(&plan, &tuning, rates_to_try, args.report)?;
     let rate = |set: &str, variant: &str| {
         rates.get(&(set.to_owned(), variant.to_owned())).copied().unwrap_or(plan.learning_rates[0])
     };

@@ -1,0 +1,111 @@
+//! The learning rates: which of those that were tried each variant goes on with.
+
+use super::gather::{self, Ended};
+use super::plan::{Data, Plan};
+use super::results::Tried;
+use anyhow::{Result, bail};
+use serde_json::Value;
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+/// By set and variant.
+type Rates = BTreeMap<(String, String), f64>;
+
+/// The rates, and all that were tried. `all` runs are to choose them: chosen from fewer, a rate might be another, and every run
+/// after it as well, so that it is an error unless all that is asked for is a `report` of what is there.
+pub(crate) fn choose(plan: &Plan, tuning: &[Ended], all: usize, report: bool) -> Result<(Rates, Vec<Tried>)> {
+    // A rate at which it diverged was tried.
+    let untried = tuning.iter().filter_map(|e| Some((e, e.outcome.as_ref().err()?)));
+    let untried = untried.filter(|(_, why)| !why.contains("not finite"));
+    let untried: Vec<_> = untried.map(|(e, why)| format!("{}: {why}", e.settings.title())).collect();
+    if !untried.is_empty() {
+        bail!(
+            "{} runs that choose a rate failed; the same command tries them again\n{}",
+            untried.len(),
+            untried.join("\n")
+        );
+    }
+    if tuning.len() < all && !report {
+        bail!(
+            "the time was up when {} of {all} runs that choose the learning rates were there\nhint: the same command goes on \
+             with the others; there is nothing to report before",
+            tuning.len()
+        );
+    }
+    Ok(rates(plan, tuning))
+}
+
+/// The learning rate of each set and variant, and all that were tried.
+fn rates(plan: &Plan, ended: &[Ended]) -> (BTreeMap<(String, String), f64>, Vec<Tried>) {
+    let mut tried: Vec<Tried> = Vec::new();
+    for e in ended.iter().filter(|e| e.settings.lr.is_some()) {
+        let number =
+            |path: &str| e.outcome.as_ref().ok().and_then(|(v, _)| v.pointer(path)).and_then(Value::as_f64);
+        tried.push(Tried {
+            set: e.settings.set.clone(),
+            method: gather::method(&e.settings),
+            rank: e.settings.rank,
+            lr: e.settings.lr.unwrap_or_default(),
+            loss: number("/eval/loss").filter(|loss| loss.is_finite()),
+            accuracy: number("/eval/labels/accuracy"),
+            chosen: false,
+        });
+    }
+    let mut best: BTreeMap<(String, String), f64> = BTreeMap::new();
+    for set in plan.data.iter().map(Data::name) {
+        for variant in &plan.variants {
+            let mine = tried.iter_mut().filter(|t| t.set == set && t.method == *variant && t.loss.is_some());
+            if let Some(chosen) = mine.min_by(|a, b| a.loss.partial_cmp(&b.loss).unwrap_or(Ordering::Equal)) {
+                chosen.chosen = true;
+                best.insert((set.clone(), variant.clone()), chosen.lr);
+            }
+        }
+    }
+    (best, tried)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::jobs::tests::{grid, plan};
+    use super::*;
+    use serde_json::json;
+
+    /// Losses of the two variants' two rates, in the plan's order.
+    fn tuned(plan: &Plan, outcomes: [Result<Value, &str>; 4]) -> Vec<Ended> {
+        let mut jobs = grid(plan).tuning();
+        let first = plan.data[0].name();
+        jobs.retain(|job| job.settings.set == first);
+        assert_eq!(jobs.len(), 4);
+        let ended = |(job, outcome): (super::super::jobs::Job, Result<Value, &str>)| Ended {
+            settings: job.settings,
+            outcome: outcome.map(|found| (found, "a folder".into())).map_err(str::to_owned),
+        };
+        jobs.into_iter().zip(outcomes).map(ended).collect()
+    }
+
+    #[test]
+    fn the_rate_of_the_lowest_loss_is_chosen_when_all_were_tried() {
+        let plan =
+            plan("variants = ['lora', 'dora']\nranks = [8]\nlearning_rates = [1e-3, 1e-4]\nseeds = [1]");
+        let loss = |loss: f64| Ok(json!({"eval": {"loss": loss, "labels": {"accuracy": 0.5}}}));
+        let diverged = || Err("the loss is not finite at step 3");
+        let mut all = tuned(&plan, [loss(0.3), loss(0.2), loss(0.4), diverged()]);
+        let (rates, tried) = choose(&plan, &all, 4, false).unwrap();
+        let chosen: Vec<f64> = rates.into_values().collect();
+        assert_eq!(chosen, [1e-3, 1e-4], "dora, lora");
+        assert_eq!(tried.iter().map(|t| t.chosen).collect::<Vec<_>>(), [false, true, true, false]);
+
+        // Without the last, dora's rate might be another.
+        let last = all.pop();
+        let error = choose(&plan, &all, 4, false).unwrap_err().to_string();
+        assert!(error.contains("the time was up when 3 of 4 runs") && error.contains("hint: "), "{error}");
+        assert_eq!(choose(&plan, &all, 4, true).unwrap().1.len(), 3);
+
+        all.extend(last);
+        all[0].outcome = Err("no space left".into());
+        for report in [false, true] {
+            let error = choose(&plan, &all, 4, report).unwrap_err().to_string();
+            assert!(error.starts_with("1 runs") && error.ends_with(": no space left"), "{error}");
+        }
+    }
+}
