@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-use lora_core::{Error, Result};
+use lora_core::{Error, Result, sibling};
 use lora_fed::privacy::{
     Accounting, Budget, Ledger, Mechanism, Release, ReleaseConfig, Secret, Unit, sigma_for,
 };
@@ -120,9 +120,7 @@ impl Promise {
 
     /// Where the noise comes from: whoever reads it can take the noise off.
     pub fn secret_file(&self) -> PathBuf {
-        let mut name = self.ledger.as_os_str().to_owned();
-        name.push(".secret");
-        name.into()
+        sibling(&self.ledger, "secret")
     }
 }
 

@@ -29,6 +29,15 @@ impl Way {
         Ok(Self { name: name.to_owned(), recipe, packed: model.packed() })
     }
 
+    /// As it is loaded where nothing says how: a checkpoint that is packed may want its blocks kept.
+    pub(crate) fn resolved(self, checkpoint: &dyn Checkpoint) -> Result<Self> {
+        let open = self.packed.is_none() && self.recipe.storage_name().is_none();
+        match open && checkpoint.prefers_packed() && is_packed(checkpoint)? {
+            true => Ok(Self { name: "native".to_owned(), packed: Some(true), ..self }),
+            false => Ok(self),
+        }
+    }
+
     /// All that lead to the same adapter: where the arguments leave it open, dense, every storage there is, and the
     /// blocks of the file, if it is packed.
     pub(crate) fn all(
@@ -40,9 +49,7 @@ impl Way {
         if asked.recipe.storage_name().is_some() || model.packed().is_some() {
             return Ok(vec![asked]);
         }
-        let shapes = linear_shapes(checkpoint)?;
-        let is_packed =
-            shapes.iter().any(|(path, _)| checkpoint.packed_bytes(&format!("{path}.weight")).is_some());
+        let is_packed = is_packed(checkpoint)?;
         let mut ways = Vec::new();
         for v in VARIANTS.iter().filter(|v| matches!(v.part, Part::Storage(..))) {
             let recipe = Recipe::parse(&format!("{}+{}", v.name, method.variant), VARIANTS)?;
@@ -60,6 +67,12 @@ impl Way {
     pub(crate) fn keep<'a>(&'a self, model: &'a ModelArgs) -> Keep<'a> {
         Keep { storage: self.recipe.storage(), packed: self.packed, skip: &model.skip }
     }
+}
+
+/// Whether its linear layers come in blocks.
+fn is_packed(checkpoint: &dyn Checkpoint) -> Result<bool> {
+    let shapes = linear_shapes(checkpoint)?;
+    Ok(shapes.iter().any(|(path, _)| checkpoint.packed_bytes(&format!("{path}.weight")).is_some()))
 }
 
 /// Planners for `ways`. `program`: bytes in the device's memory already.

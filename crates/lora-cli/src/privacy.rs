@@ -31,9 +31,7 @@ impl PrivacyArgs {
 
 /// Where the ledger of a data file lies: beside it, since it belongs to the rows and not to a run.
 pub(crate) fn ledger_of(data: &Path) -> PathBuf {
-    let mut name = data.as_os_str().to_owned();
-    name.push(".privacy.jsonl");
-    name.into()
+    lora::sibling(data, "privacy.jsonl")
 }
 
 /// A hash of the model's files: the same noise must never be added to the gradients of two models.

@@ -11,7 +11,8 @@ use lora::{Error, Result};
 /// The bar and the log.
 pub(crate) struct Progress {
     bar: Option<ProgressBar>,
-    log: (PathBuf, BufWriter<File>),
+    /// None after what it cannot write: training goes on.
+    log: Option<(PathBuf, BufWriter<File>)>,
     smooth: Option<f64>,
     tokens: usize,
     seconds: f64,
@@ -23,7 +24,7 @@ impl Progress {
         let file = File::create(log).map_err(|e| Error::io("write the metrics", log, e))?;
         Ok(Self {
             bar: None,
-            log: (log.to_owned(), BufWriter::new(file)),
+            log: Some((log.to_owned(), BufWriter::new(file))),
             smooth: None,
             tokens: 0,
             seconds: 0.0,
@@ -32,11 +33,17 @@ impl Progress {
 
     /// Shows and logs one event.
     pub(crate) fn event(&mut self, event: &Event) -> Result<()> {
-        let (path, log) = &mut self.log;
         let line = serde_json::to_string(event).map_err(|e| Error::internal(e.to_string()))?;
-        writeln!(log, "{line}")
-            .and_then(|()| log.flush())
-            .map_err(|e| Error::io("write the metrics", path, e))?;
+        if let Some((path, log)) = &mut self.log
+            && let Err(e) = writeln!(log, "{line}").and_then(|()| log.flush())
+        {
+            let warning = format!(
+                "warning   {}: cannot write the metrics: {e}; training goes on without",
+                path.display()
+            );
+            self.log = None;
+            self.line(&warning);
+        }
         match event {
             Event::Step(step) => self.step(step),
             Event::Eval { step, loss } => self.line(&format!("step {step}: held-out loss {loss:.4}")),

@@ -29,16 +29,30 @@ impl Rounding {
         self.count.set(self.count.get() + weight.numel() as u64);
         self.bytes.set(self.bytes.get() + kept.bytes());
     }
+
+    /// The error's norm over another.
+    fn share(&self, of: &Cell<f64>) -> f64 {
+        (self.errors.get() / of.get().max(f64::MIN_POSITIVE)).sqrt()
+    }
+
+    fn bits(&self) -> f64 {
+        8.0 * self.bytes.get() as f64 / self.count.get().max(1) as f64
+    }
+
+    /// The same as Display says, as shares.
+    pub(crate) fn json(&self) -> serde_json::Value {
+        let of_update = (self.updates.get() > 0.0).then(|| self.share(&self.updates));
+        serde_json::json!({ "weights": self.count.get(), "bits": self.bits(), "error": self.share(&self.weights),
+            "error_of_update": of_update })
+    }
 }
 
 impl fmt::Display for Rounding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let share = |of: &Cell<f64>| 100.0 * (self.errors.get() / of.get().max(f64::MIN_POSITIVE)).sqrt();
-        let bits = 8.0 * self.bytes.get() as f64 / self.count.get().max(1) as f64;
-        write!(f, "rounded   {} weights to {bits:.3} bits each: an error of ", self.count.get())?;
-        write!(f, "{:.1} % of their norm", share(&self.weights))?;
+        write!(f, "rounded   {} weights to {:.3} bits each: an error of ", self.count.get(), self.bits())?;
+        write!(f, "{:.1} % of their norm", 100.0 * self.share(&self.weights))?;
         if self.updates.get() > 0.0 {
-            write!(f, ", which is {:.0} % of what training had added", share(&self.updates))?;
+            write!(f, ", which is {:.0} % of what training had added", 100.0 * self.share(&self.updates))?;
         }
         Ok(())
     }

@@ -85,14 +85,20 @@ impl OutputFolder {
     /// Brings everything to disk and puts it in the target's place, in one step. What was there is deleted.
     ///
     /// # Errors
-    /// The disk is full or fails, or the target has become one that may not be overwritten; then the target is
-    /// what it was. Only when the last two steps fail (bringing the exchange itself to disk, deleting the old
-    /// folder) is the new one in place, and the error says so.
+    /// The disk is full or fails; the target is what it was. Or the target has become one that may not be overwritten, or
+    /// that cannot be replaced: then what is finished stays beside it, as `NAME.finished-PID-N`, and the error says so. Only
+    /// when the last two steps fail (bringing the exchange itself to disk, deleting the old folder) is the new one in place,
+    /// and the error says so.
     pub fn commit(mut self) -> Result<()> {
         sync_all(&self.staged.path)?;
-        check_target(&self.target, self.overwrite, self.is_ours)?;
-        let exchanged = put_in_place(&self.staged.path, &self.target, self.overwrite)
-            .map_err(|e| Error::io("put the finished folder in place", &self.target, e))?;
+        let placed = check_target(&self.target, self.overwrite, self.is_ours).and_then(|()| {
+            put_in_place(&self.staged.path, &self.target, self.overwrite)
+                .map_err(|e| Error::io("put the finished folder in place", &self.target, e))
+        });
+        let exchanged = match placed {
+            Ok(exchanged) => exchanged,
+            Err(e) => return Err(self.staged.keep(&self.target, e)),
+        };
         self.staged.armed = false;
         let done = |e: Error| e.at("the output is in place, but");
         sync(self.target.parent().unwrap_or(Path::new("."))).map_err(done)?;
@@ -109,7 +115,7 @@ impl OutputFolder {
 /// # Errors
 /// The target is a folder or a link, or the disk is full; the file is what it was.
 pub fn write_file(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
-    write_file_with(path, |file| file.write_all(bytes.as_ref()).map_err(|e| Error::io("write", path, e)))
+    OutputFile::create(path)?.commit(bytes)
 }
 
 /// As [`write_file`], with what `fill` writes.
@@ -117,20 +123,64 @@ pub fn write_file(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
 /// # Errors
 /// As [`write_file`], and what `fill` gives.
 pub fn write_file_with(path: &Path, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
-    let (parent, path) = locate(path)?;
-    match fs::symlink_metadata(&path) {
-        Ok(there) if !there.is_file() => return Err(Error::usage("not a plain file").at(path.display())),
-        Ok(_) => {}
-        Err(e) if e.kind() == io::ErrorKind::NotFound => make_folder(&parent)?,
-        Err(e) => return Err(Error::io("look at", &path, e)),
+    OutputFile::create(path)?.commit_with(fill)
+}
+
+/// A file that takes its target's place at [`commit`](Self::commit), in one step: begun early, it shows early that it can be
+/// written. Dropped before, it is deleted, and the target is what it was.
+#[derive(Debug)]
+pub struct OutputFile {
+    target: PathBuf,
+    staged: Staged,
+    file: File,
+}
+
+impl OutputFile {
+    /// Begins a file that is to be `target`, replacing a file that is there. A missing parent is made.
+    ///
+    /// # Errors
+    /// The target is a folder or a link; nothing can be written there.
+    pub fn create(target: &Path) -> Result<Self> {
+        let (parent, target) = locate(target)?;
+        match fs::symlink_metadata(&target) {
+            Ok(there) if !there.is_file() => {
+                return Err(Error::usage("not a plain file").at(target.display()).hint("name another file"));
+            }
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => make_folder(&parent)?,
+            Err(e) => return Err(Error::io("look at", &target, e)),
+        }
+        let create = |staged: &Path| OpenOptions::new().write(true).create_new(true).open(staged);
+        let (staged, file) = Staged::new(&target, create)?;
+        Ok(Self { target, staged, file })
     }
-    let create = |staged: &Path| OpenOptions::new().write(true).create_new(true).open(staged);
-    let (mut staged, mut file) = Staged::new(&path, create)?;
-    fill(&mut file)?;
-    file.sync_all().map_err(|e| Error::io("bring to disk", &path, e))?;
-    fs::rename(&staged.path, &path).map_err(|e| Error::io("put the finished file in place", &path, e))?;
-    staged.armed = false;
-    sync(&parent)
+
+    /// Writes these bytes, and puts them in the target's place.
+    ///
+    /// # Errors
+    /// The disk is full; the file is what it was.
+    pub fn commit(self, bytes: impl AsRef<[u8]>) -> Result<()> {
+        let path = self.target.clone();
+        self.commit_with(|file| file.write_all(bytes.as_ref()).map_err(|e| Error::io("write", &path, e)))
+    }
+
+    fn commit_with(mut self, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
+        let target = &self.target;
+        fill(&mut self.file)?;
+        self.file.sync_all().map_err(|e| Error::io("bring to disk", target, e))?;
+        fs::rename(&self.staged.path, target)
+            .map_err(|e| Error::io("put the finished file in place", target, e))?;
+        self.staged.armed = false;
+        sync(target.parent().unwrap_or(Path::new(".")))
+    }
+}
+
+/// `NAME.ending` beside `target`, which may end in a slash.
+pub fn sibling(target: &Path, ending: &str) -> PathBuf {
+    let mut name = target.file_name().unwrap_or_default().to_owned();
+    name.push(".");
+    name.push(ending);
+    target.with_file_name(name)
 }
 
 /// The parent folder, and the target in it without a trailing slash, which would follow a link.

@@ -123,6 +123,19 @@ impl Dataset {
     }
 }
 
+/// Token ids of the first `rows` rows of a JSONL file, each cut to `longest` of them: to read, whatever is learnt of it.
+///
+/// # Errors
+/// Those of [`read_rows`], and of encoding.
+pub fn read_ids(path: &Path, tokenizer: &Tokenizer, rows: usize, longest: usize) -> Result<Vec<Vec<i64>>> {
+    let ids = |(line, row): (usize, Row)| {
+        let (mut ids, _) = encode(&row, tokenizer).map_err(|e| e.at(format!("{}:{line}", path.display())))?;
+        ids.truncate(longest);
+        Ok(ids)
+    };
+    read_rows(path)?.into_iter().take(rows.max(1)).map(ids).collect()
+}
+
 /// Token ids, and which of them are learnt.
 pub(crate) fn encode(row: &Row, tokenizer: &Tokenizer) -> Result<(Vec<i64>, Vec<bool>)> {
     let end = || {

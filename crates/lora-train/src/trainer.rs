@@ -197,7 +197,8 @@ pub(crate) fn run(
     let mut arena = Arena::new(params)?;
     let begin = config.proximal.map(|mu| (mu, arena.values().detach().copy()));
     let steps = source.steps();
-    let warmup = (config.warmup * steps as f64).ceil() as u64;
+    // The first step of a warm-up has rate 0: of a single step nothing would be learnt.
+    let warmup = if steps > 1 { (config.warmup * steps as f64).ceil() as u64 } else { 0 };
     let mut optimiser = AdamW::new(&arena, config.adamw);
     let (mut losses, mut tokens, mut seconds, mut eval_loss) = (Vec::new(), 0, 0.0, None);
     let mut work = Work::default();

@@ -2,13 +2,13 @@
 
 mod rows;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
-use lora::Error;
 use lora::tch_ext::memory;
-use lora::train::{Classified, DataOptions, Dataset, Evaluation, labels_of, macro_f1};
+use lora::train::{Classified, DataOptions, Dataset, Evaluation, labels_of, macro_f1, reference};
+use lora::{Error, OutputFile};
 
 use super::say;
 use crate::open::ModelArgs;
@@ -69,10 +69,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut data = Dataset::read(&args.data, &opened.tokenizer, options)?;
     data.keep_first(args.limit);
     let labels = args.labels(&data)?;
-    let begin = Instant::now();
     data.check(opened.checkpoint.config().vocab_size)?;
+    let rows_file = args.rows_file()?;
+    let begin = Instant::now();
     let seen = args.look(&opened, &data, &labels)?;
-    let loss = args.loss(&opened, &data, (&seen, &labels))?;
+    let loss = args.loss(&opened, &data, &seen)?;
     let seconds = begin.elapsed().as_secs_f64();
 
     let answers: Vec<_> = seen.iter().filter_map(|s| s.answer.as_ref()).collect();
@@ -89,8 +90,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         macro_f1: (!pairs.is_empty()).then(|| macro_f1(&pairs)),
         labels: (!scored.is_empty()).then(|| Classified::new(&scored)),
     };
-    if let Some(path) = &args.rows {
-        rows::write(path, &seen, &labels)?;
+    if let Some(file) = rows_file {
+        rows::write(file, &seen, &labels)?;
     }
     if args.json {
         let mut object = serde_json::to_value(&evaluation)?;
@@ -116,11 +117,30 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 impl Args {
+    /// The file of `--rows`, begun: that it cannot be written is found now and not in the end.
+    fn rows_file(&self) -> Result<Option<OutputFile>> {
+        let Some(path) = &self.rows else { return Ok(None) };
+        let whole = |path: &Path| std::fs::canonicalize(path).ok();
+        if whole(path).is_some_and(|rows| whole(&self.data) == Some(rows)) {
+            return Err(Error::usage("--rows would replace the data").at(path.display()).into());
+        }
+        Ok(Some(OutputFile::create(path)?))
+    }
+
+    /// The labels, each row's own among them.
     fn labels(&self, data: &Dataset) -> Result<Vec<String>> {
         match self.labels.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["auto"] => {}
             ["few"] => return Ok(labels_of(&data.rows, MOST_LABELS).unwrap_or_default()),
-            _ => return Ok(self.labels.clone()),
+            [] => return Ok(Vec::new()),
+            _ => {
+                let answers = data.rows.iter().zip(&data.samples).filter(|(row, _)| reference(row).is_some());
+                for (row, sample) in answers {
+                    let at = format!("{}:{}", self.data.display(), sample.line);
+                    rows::truth(row, &self.labels).map_err(|e| e.at(at))?;
+                }
+                return Ok(self.labels.clone());
+            }
         }
         let labels = labels_of(&data.rows, MOST_LABELS).ok_or_else(|| {
             Error::data(format!("the rows have more than {MOST_LABELS} different answers"))

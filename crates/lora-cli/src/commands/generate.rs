@@ -26,10 +26,10 @@ pub(crate) struct Args {
     #[arg(long, default_value = "lora")]
     variant: String,
     /// The prompt; without it, standard input
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     prompt: Option<String>,
     /// A system message before it
-    #[arg(long, conflicts_with = "raw")]
+    #[arg(long, conflicts_with = "raw", allow_hyphen_values = true)]
     system: Option<String>,
     /// Continue the text as it is, without the model's chat template
     #[arg(long)]

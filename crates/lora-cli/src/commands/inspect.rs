@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use lora::{AdapterConfig, Error, Recipe, VARIANTS};
+use lora::model::linear_shapes;
+use lora::{AdapterConfig, Error, ErrorKind, Recipe, VARIANTS};
 use serde_json::json;
 use tch::{Kind, Tensor};
 
@@ -19,7 +20,7 @@ use crate::open::grouped;
 pub(crate) struct Args {
     /// The adapter folder (PEFT's format)
     adapter: PathBuf,
-    /// Its base model, for the share that trains
+    /// Its base model: for the share that trains, and to see whether the adapter fits
     #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
     /// Also the effective rank of each update: exp(entropy of its normalised singular values)
@@ -50,6 +51,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let base = match &args.model {
         Some(path) => {
             let checkpoint = lora::open(path)?;
+            check(&modules, &linear_shapes(checkpoint.as_ref())?.into_iter().collect())
+                .map_err(|e| e.at(args.adapter.display()))?;
             let shapes = checkpoint.names().into_iter().filter_map(|n| checkpoint.shape(&n));
             let all = shapes.map(|s| s.iter().product::<i64>()).sum::<i64>();
             Some((usize::try_from(all).unwrap_or(0), checkpoint.stored_bytes()))
@@ -115,6 +118,29 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Every module is a layer of the model, and its factors have the layer's shape.
+fn check(modules: &BTreeMap<String, Module>, layers: &BTreeMap<String, (i64, i64)>) -> lora::Result<()> {
+    let side = |module: &Module, factor: &str, dim: usize| module.get(factor)?.size().get(dim).copied();
+    let fault = |(name, module): (&String, &Module)| {
+        let Some((out, inp)) = layers.get(name) else {
+            return Some(format!("{name}: no linear layer of it"));
+        };
+        let other = |side: Option<i64>, size: &i64| side.is_some_and(|side| side != *size);
+        let (b, a) = (side(module, "lora_B.weight", 0), side(module, "lora_A.weight", 1));
+        (other(b, out) || other(a, inp))
+            .then(|| format!("{name}: made for another shape than its [{out}, {inp}]"))
+    };
+    let mut faults: Vec<String> = modules.iter().filter_map(fault).collect();
+    if faults.is_empty() {
+        return Ok(());
+    }
+    let more = faults.len().saturating_sub(8);
+    faults.truncate(8);
+    faults.extend((more > 0).then(|| format!("and {more} more")));
+    Err(Error::faults(ErrorKind::Data, "it does not fit this model", faults)
+        .hint("the model it was made for is named in its adapter_config.json"))
 }
 
 /// Whether A and B, where both are there, are factors of one matrix.

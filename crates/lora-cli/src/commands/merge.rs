@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use lora::model::{Export, Keep, Llama, Model, ModelConfig, OnDisk, Pack, Texts, Tokenizer, is_model_file};
 use lora::qlora::Options;
-use lora::train::{DataOptions, Dataset};
+use lora::train::read_ids;
 use lora::{Error, Linears, Mode, OutputFolder, VARIANTS};
 use tch::{Device, Kind, Tensor};
 
@@ -109,13 +109,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         model.check()?;
     }
     drop(model);
-    if packing.is_some() {
+    if packing.is_some() && !args.json {
         say!("{rounding}");
     }
     if let Some((texts, expected)) = expected {
         let difference = compare(&reopen(out.path(), args)?, &texts, &expected)?;
         if args.json {
-            say!("{}", difference.json());
+            let mut found = difference.json();
+            if packing.is_some() {
+                found["rounding"] = rounding.json();
+            }
+            say!("{found}");
         } else {
             say!("{difference}");
         }
@@ -150,9 +154,8 @@ fn texts(
     let Some(rows) = rows else {
         return Ok(TEXTS.iter().map(|t| tokenizer.encode(t, true)).collect::<lora::Result<_>>()?);
     };
-    let max_length = usize::try_from(config.max_positions).unwrap_or(usize::MAX).min(1024);
-    let data = Dataset::read(rows, tokenizer, DataOptions { max_length, truncate: true })?;
-    let mut texts: Vec<_> = data.samples.into_iter().take(limit.max(1)).map(|s| s.ids).collect();
+    let longest = usize::try_from(config.max_positions).unwrap_or(usize::MAX).min(1024);
+    let mut texts = read_ids(rows, tokenizer, limit, longest)?;
     // Logits of all of them are kept: at most so many.
     let mut tokens = 0;
     texts.retain(|ids| {

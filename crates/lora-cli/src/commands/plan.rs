@@ -59,6 +59,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         (None, None) => context.min(1024),
     };
+    let asked = asked.resolved(checkpoint.as_ref())?;
     let device = args.model.device()?;
     let program = planning::program(args.model.kind(), device)?;
     let mut ways = Way::all(checkpoint.as_ref(), &args.model, &args.method)?;

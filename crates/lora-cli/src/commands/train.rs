@@ -115,8 +115,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
     let device = args.model.device()?;
     let program = planning::program(args.model.kind(), device)?;
-    let mut ways =
-        if args.auto { Way::all(checkpoint.as_ref(), &args.model, &args.method)? } else { vec![asked] };
+    let mut ways = if args.auto {
+        Way::all(checkpoint.as_ref(), &args.model, &args.method)?
+    } else {
+        vec![asked.resolved(checkpoint.as_ref())?]
+    };
     if args.adapter.is_some() {
         let parts = Recipe::from_flags(&config.flags, VARIANTS)?;
         ways.iter_mut().for_each(|way| way.recipe = parts.clone().stored_as(&way.recipe));
@@ -209,7 +212,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
     let tokens = data.tokens() * batch_size / data.samples.len().max(1);
     let profile = args.profile.then(|| Profile::begin(&model, tokens as i64, program));
-    let mut progress = Progress::new(&metrics_path(&args.out))?;
+    let mut progress = Progress::new(&lora::sibling(&args.out, "metrics.jsonl"))?;
     let mut each = |event: &Event| progress.event(event);
     let train = || match &mut release {
         Some(release) => lora::train::train_privately(
@@ -299,12 +302,6 @@ fn batches(file: &mut File, data: &Dataset, config: &TrainConfig) -> lora::Resul
         file.flush()
     };
     write().map_err(|e| Error::io("write", Path::new(BATCHES), e))
-}
-
-fn metrics_path(out: &Path) -> PathBuf {
-    let mut name = out.as_os_str().to_owned();
-    name.push(".metrics.jsonl");
-    name.into()
 }
 
 impl Args {

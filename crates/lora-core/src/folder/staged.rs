@@ -38,6 +38,20 @@ impl Staged {
     }
 }
 
+impl Staged {
+    /// What is whole, and could not take its target's place, is not deleted: `error` says where it is.
+    pub(super) fn keep(&mut self, target: &Path, error: Error) -> Error {
+        let name = self.path.file_name().map(OsStr::to_string_lossy).unwrap_or_default();
+        // A name that no sweep deletes.
+        let kept = self.path.with_file_name(name.replacen(".partial-", ".finished-", 1));
+        if kept.exists() || fs::rename(&self.path, &kept).is_err() {
+            return error.at(target.display());
+        }
+        self.armed = false;
+        error.hint(format!("what is finished was kept as {}: move it to where it should be", kept.display()))
+    }
+}
+
 impl Drop for Staged {
     fn drop(&mut self) {
         if self.armed {

@@ -34,9 +34,8 @@ impl Journal {
     /// counts.
     pub(super) fn open(path: &Path) -> Result<(Self, Vec<String>)> {
         let disk = |action| move |source| PrivacyError::Disk { action, path: path.to_owned(), source };
-        let mut name = path.as_os_str().to_owned();
-        name.push(".lock");
-        let lock = OpenOptions::new().write(true).create(true).truncate(false).open(&name);
+        let lock = lora_core::sibling(path, "lock");
+        let lock = OpenOptions::new().write(true).create(true).truncate(false).open(lock);
         let lock = lock.map_err(disk("create the lock beside it"))?;
         match lock.try_lock() {
             Ok(()) => {}

@@ -19,7 +19,8 @@ const LEAST: usize = 2;
 pub struct Choices(Vec<(Vec<i64>, Vec<bool>)>);
 
 impl Choices {
-    /// The row with each of `labels` as its answer; none for a row that has no answer.
+    /// The row with each of `labels` as its answer, in the white space that surrounds the row's own, since it was trained so;
+    /// none for a row that has no answer.
     ///
     /// # Errors
     /// Those of encoding; [`Error::data`] for a row without a question.
@@ -111,10 +112,11 @@ pub fn reference(row: &Row) -> Option<&str> {
     }
 }
 
-/// The answers that `rows` hold, each once, in the order of the alphabet, if there are at most `most`.
+/// The answers that `rows` hold, each once and without surrounding white space, in the order of the alphabet, if there are at
+/// most `most`.
 pub fn labels_of(rows: &[Row], most: usize) -> Option<Vec<String>> {
     let mut labels = std::collections::BTreeSet::new();
-    for label in rows.iter().filter_map(reference) {
+    for label in rows.iter().filter_map(reference).map(str::trim) {
         if !labels.contains(label) {
             labels.insert(label.to_owned());
         }
@@ -127,12 +129,16 @@ pub fn labels_of(rows: &[Row], most: usize) -> Option<Vec<String>> {
 
 /// The row with another answer, of which nothing before is learnt.
 fn answered(row: &Row, label: &str) -> Option<Row> {
+    let own = reference(row)?;
+    let (rest, label) = (own.trim_start(), label.trim());
+    let (before, after) = (&own[..own.len() - rest.len()], &rest[rest.trim_end().len()..]);
+    let answer = format!("{before}{label}{after}");
     match row {
         Row::Text(_) => None,
-        Row::Pair { prompt, .. } => Some(Row::Pair { prompt: prompt.clone(), completion: label.to_owned() }),
+        Row::Pair { prompt, .. } => Some(Row::Pair { prompt: prompt.clone(), completion: answer }),
         Row::Chat(messages) => {
-            let (last, before) = messages.split_last().filter(|(last, _)| last.role == "assistant")?;
-            let last = Message { content: label.to_owned(), ..last.clone() };
+            let (last, before) = messages.split_last()?;
+            let last = Message { content: answer, ..last.clone() };
             Some(Row::Chat(before.iter().cloned().chain([last]).collect()))
         }
     }

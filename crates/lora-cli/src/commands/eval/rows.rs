@@ -1,13 +1,12 @@
 //! What is asked of a model about each row, and what came of it.
 
 use std::io::Write;
-use std::path::Path;
 
 use anyhow::Result;
-use lora::Error;
 use lora::train::{
     Answer, Choices, Dataset, Question, Row, Sample, answers, label_scores, likeliest, reference, summed_loss,
 };
+use lora::{Error, OutputFile};
 use serde_json::{Value, json};
 
 use super::Args;
@@ -56,9 +55,7 @@ impl Args {
                 let answer = asked.question.and_then(|_| answers.next());
                 if let Some(a) = answer.as_ref().filter(|_| shown < self.samples) {
                     shown += 1;
-                    let mark = if a.right { "right" } else { "wrong" };
-                    let [prompt, text, reference] = [&a.prompt, &a.answer, &a.reference].map(|s| one_line(s));
-                    say!("  question  {prompt}\n  answer    {text}\n  expected  {reference}  ({mark})\n");
+                    self.show(a);
                 }
                 let scores = asked.choices.and_then(|(_, truth)| Some((truth, scores.next()?)));
                 seen.push(Seen { line: asked.line, answer, scores });
@@ -67,21 +64,28 @@ impl Args {
         Ok(seen)
     }
 
+    /// Beside a JSON object samples go where messages go.
+    fn show(&self, a: &Answer) {
+        let mark = if a.right { "right" } else { "wrong" };
+        let [prompt, text, reference] = [&a.prompt, &a.answer, &a.reference].map(|s| one_line(s));
+        let shown = format!("  question  {prompt}\n  answer    {text}\n  expected  {reference}  ({mark})\n");
+        if self.json {
+            let _ = writeln!(std::io::stderr(), "{shown}");
+        } else {
+            say!("{shown}");
+        }
+    }
+
     /// The mean over the supervised tokens. A row's answer that was scored as a label is not read again.
-    pub(super) fn loss(
-        &self,
-        opened: &Opened,
-        data: &Dataset,
-        (seen, labels): (&[Seen], &[String]),
-    ) -> Result<f64> {
+    pub(super) fn loss(&self, opened: &Opened, data: &Dataset, seen: &[Seen]) -> Result<f64> {
         let (mut sum, mut count, mut unread) = (0.0, 0, Vec::new());
-        for ((row, sample), seen) in data.rows.iter().zip(&data.samples).zip(seen) {
+        for (sample, seen) in data.samples.iter().zip(seen) {
             match &seen.scores {
-                Some((truth, scores)) if reference(row) == Some(&labels[*truth]) => {
+                Some((truth, scores)) => {
                     sum -= scores[*truth];
                     count += sample.supervised() as i64;
                 }
-                _ => unread.push(sample),
+                None => unread.push(sample),
             }
         }
         let mut rest = &unread[..];
@@ -125,7 +129,7 @@ fn pass(most: usize, lengths: impl Iterator<Item = usize>) -> usize {
 }
 
 /// The number of the row's own answer among the labels.
-fn truth(row: &Row, labels: &[String]) -> lora::Result<usize> {
+pub(super) fn truth(row: &Row, labels: &[String]) -> lora::Result<usize> {
     let reference = reference(row).unwrap_or_default();
     labels.iter().position(|label| label.trim() == reference.trim()).ok_or_else(|| {
         Error::data(format!("its answer `{}` is none of the labels", one_line(reference)))
@@ -134,7 +138,7 @@ fn truth(row: &Row, labels: &[String]) -> lora::Result<usize> {
 }
 
 /// As JSON lines.
-pub(super) fn write(path: &Path, seen: &[Seen], labels: &[String]) -> Result<()> {
+pub(super) fn write(file: OutputFile, seen: &[Seen], labels: &[String]) -> Result<()> {
     let mut text = Vec::new();
     for row in seen {
         let mut object = json!({ "line": row.line });
@@ -151,8 +155,7 @@ pub(super) fn write(path: &Path, seen: &[Seen], labels: &[String]) -> Result<()>
         }
         writeln!(text, "{object}")?;
     }
-    lora::write_file(path, &text)?;
-    Ok(())
+    Ok(file.commit(text)?)
 }
 
 fn one_line(text: &str) -> String {

@@ -9,7 +9,7 @@ use lora::fed::engine::{Coordinator, Engine, Federation, Model, Settings, Trains
 use lora::fed::privacy::Release;
 use lora::fed::store::Store;
 use lora::train::Dataset;
-use lora::{Error, Local, OutputFolder};
+use lora::{Error, Local, OutputFolder, sibling};
 use tch::Tensor;
 
 use super::log::Log;
@@ -47,7 +47,7 @@ impl Course {
         drop(OutputFolder::create(out, overwrite, is_adapter_file)?);
         let rule = settings.rule;
         let mut federation = Federation::new(settings, Model::new(start), host.scale()?)?;
-        let state = beside(out, "state");
+        let state = sibling(out, "state");
         let mut store = Store::open(&state)?;
         let resumed = federation.resume(&mut store).map_err(|e| e.at(state.display()))?;
         let log = Log::open(out, &Federation::reports(&store)?)?;
@@ -111,7 +111,7 @@ impl Course {
 
     /// Writes a client's own adapter to OUT.clients, where there is no common one.
     pub(super) fn write_own(&self, host: &mut Local, client: &str, base: &Path, out: &Path) -> Result<()> {
-        let path = beside(out, "clients").join(client);
+        let path = sibling(out, "clients").join(client);
         let folder = OutputFolder::create(&path, true, is_adapter_file)?;
         let model = &self.federation.model;
         let adapter = host.own_adapter((client, &self.settings().run), &model.adapter);
@@ -128,9 +128,9 @@ impl Course {
         host.save(&self.federation.model, &base.display().to_string(), folder.path())?;
         folder.commit()?;
         drop(self.store);
-        match std::fs::remove_dir_all(beside(out, "kept")) {
+        match std::fs::remove_dir_all(sibling(out, "kept")) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::io("remove what clients kept", &beside(out, "kept"), e).into());
+                return Err(Error::io("remove what clients kept", &sibling(out, "kept"), e).into());
             }
             _ => {}
         }
@@ -153,12 +153,4 @@ impl Course {
 pub(super) struct Told {
     round: lora::fed::engine::Round,
     begin: Instant,
-}
-
-/// OUT.ending
-pub(super) fn beside(out: &Path, ending: &str) -> PathBuf {
-    let mut name = out.as_os_str().to_owned();
-    name.push(".");
-    name.push(ending);
-    name.into()
 }

@@ -16,7 +16,7 @@ use crate::settings::MethodArgs;
 #[derive(clap::Args)]
 pub(super) struct OutArgs {
     /// Begin with this adapter instead of a fresh one: of --variant only the storage counts then
-    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["rank", "alpha", "targets", "exclude", "layers", "init"])]
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["rank", "alpha", "dropout", "targets", "exclude", "layers", "rank_pattern", "alpha_pattern", "init"])]
     pub(super) adapter: Option<PathBuf>,
     /// Held-out rows, for the loss after each round
     #[arg(long, value_name = "JSONL")]

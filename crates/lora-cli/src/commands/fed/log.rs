@@ -5,10 +5,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use lora::Error;
 use lora::fed::engine::{Round, Told};
+use lora::{Error, sibling};
 
-use super::course::beside;
 use crate::commands::say;
 
 /// Rounds, for people and as JSON lines.
@@ -20,7 +19,7 @@ pub(super) struct Log {
 impl Log {
     /// Begins it anew; of rounds that are done already, it keeps what it said, or says what their `reports` hold.
     pub(super) fn open(out: &Path, reports: &[Vec<u8>]) -> Result<Self> {
-        let path = beside(out, "rounds.jsonl");
+        let path = sibling(out, "rounds.jsonl");
         let old = if reports.is_empty() {
             String::new()
         } else {

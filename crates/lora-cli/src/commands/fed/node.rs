@@ -7,13 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
-use lora::Local;
 use lora::fed::engine::{Claims, Joined, Parties, Reply, Task, Worker};
 use lora::fed::flower::{Event, Limits, NodeKey, NodeOptions, serve};
 use lora::model::Keep;
 use lora::train::TrainConfig;
+use lora::{Local, sibling};
 
-use super::course::beside;
 use super::federation::method;
 use super::link::LinkArgs;
 use super::log::told_here;
@@ -90,7 +89,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         self_register: args.self_register,
         heartbeat: args.heartbeat,
         poll: Duration::from_secs(1),
-        store: args.store.clone().unwrap_or_else(|| beside(&args.key, "store")),
+        store: args.store.clone().unwrap_or_else(|| sibling(&args.key, "store")),
         limits: Limits::default(),
     };
     let secure = args.secure.read()?;
@@ -106,7 +105,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut local = Local::new(Box::new(model), recipe, config, training, data)
         .promising(promise.map(|promise| (HERE.to_owned(), promise)).into_iter().collect(), bound)?
         .expecting(args.rounds)
-        .keeping(beside(&args.key, "kept"))?;
+        .keeping(sibling(&args.key, "kept"))?;
     if let Some(held_out) = held_out {
         local = local.judging(held_out);
     }
@@ -122,7 +121,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let mut worker: Box<dyn Worker> = match (secure, &args.secure.party_key) {
         (Some((directory, own)), Some(key)) => {
-            let claims = Claims::open(&beside(key, "rounds"))?;
+            let claims = Claims::open(&sibling(key, "rounds"))?;
             let party = Parties::new(Loud(local), directory).with(HERE, own, claims)?;
             Box::new(match args.secure.ledger()? {
                 Some(ledger) => party.promising(HERE, ledger)?,

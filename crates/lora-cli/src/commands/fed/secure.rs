@@ -3,12 +3,11 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use lora::Error;
 use lora::fed::engine::{Claims, Coordinator, FEWEST, Noise, Parties, Worker};
 use lora::fed::privacy::{Accounting, Budget, Ledger, Unit, sigma_for};
 use lora::fed::secagg::{Directory, Own, PartyId};
+use lora::{Error, sibling};
 
-use super::course::beside;
 use crate::commands::say;
 
 #[derive(clap::Args)]
@@ -57,7 +56,7 @@ impl SecureArgs {
         let (Some(epsilon), Some(key)) = (self.client_epsilon, &self.party_key) else { return Ok(None) };
         let budget =
             Budget { unit: Unit::Client, epsilon, delta: self.client_delta, accounting: Accounting::Pld };
-        Ok(Some(Ledger::open(&beside(key, "privacy.jsonl"), &budget).map_err(Error::from)?))
+        Ok(Some(Ledger::open(&sibling(key, "privacy.jsonl"), &budget).map_err(Error::from)?))
     }
 
     /// The directory, and who one is.

@@ -9,9 +9,9 @@ use lora::fed::engine::{Coordinator, Engine, Server};
 use lora::fed::flower::{AppOptions, Limits, ServerApp};
 use lora::model::Keep;
 use lora::train::TrainConfig;
-use lora::{Error, Local};
+use lora::{Error, Local, sibling};
 
-use super::course::{Course, Kind, beside};
+use super::course::{Course, Kind};
 use super::federation::{FederationArgs, OutArgs, method};
 use super::link::LinkArgs;
 use super::secure::SecureArgs;
@@ -87,7 +87,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         insecure: args.link.insecure,
         secret: secret.transpose()?,
         wait: patience,
-        store: beside(&args.out.out, "flower"),
+        store: sibling(&args.out.out, "flower"),
         limits: Limits::default(),
     };
     let keep = Keep { storage: recipe.storage(), packed: args.model.packed(), skip: &args.model.skip };

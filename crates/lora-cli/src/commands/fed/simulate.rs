@@ -9,9 +9,9 @@ use lora::fed::engine::{InProcess, Reply, Task, Worker};
 use lora::fed::privacy::Release;
 use lora::model::Keep;
 use lora::train::{Dataset, TrainConfig};
-use lora::{Error, Local, Promise};
+use lora::{Error, Local, Promise, sibling};
 
-use super::course::{Course, Kind, beside};
+use super::course::{Course, Kind};
 use super::federation::{FederationArgs, OutArgs, method, ranked};
 use super::log::told_here;
 use super::secure::{Cast, DELTA, noise};
@@ -98,7 +98,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let training = TrainConfig { proximal: args.proximal, ..args.training.train_config()? };
     training.check()?;
-    if args.jobs == 0 || (args.jobs > 1 && (args.method.dropout > 0.0 || settings.rule == Rule::FedSa)) {
+    if args.jobs == 0 || (args.jobs > 1 && (config.lora_dropout > 0.0 || settings.rule == Rule::FedSa)) {
         let what = format!("--jobs {} with dropout or fedsa, or no jobs at all", args.jobs);
         let hint = "dropout has one source of chance, and fedsa's clients keep things: use --jobs 1";
         return Err(Error::usage(what).hint(hint).into());
@@ -116,7 +116,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let model = args.model.load(checkpoint.as_ref(), keep)?;
         let local =
             Local::new(Box::new(model), recipe.clone(), config.clone(), training.clone(), data.clone());
-        Ok(local.promising(promises.clone(), bound.clone())?.keeping(beside(&args.out.out, "kept"))?)
+        Ok(local.promising(promises.clone(), bound.clone())?.keeping(sibling(&args.out.out, "kept"))?)
     });
     let mut workers = workers.collect::<Result<Vec<_>>>()?;
     let start = args.out.start(&mut workers[0])?;
@@ -173,7 +173,7 @@ impl Args {
     ) -> Result<Option<Release>> {
         let (Some(epsilon), Some(drawn)) = (self.client_epsilon, self.drawn) else { return Ok(None) };
         course.settings().check_private()?;
-        let ledger = beside(&self.out.out, "clients.privacy.jsonl");
+        let ledger = sibling(&self.out.out, "clients.privacy.jsonl");
         let promise = Promise { epsilon, delta: None, clip: self.client_clip, ledger };
         let terms = promise.terms(names.len(), drawn, course.settings().rounds)?;
         say!(
@@ -194,7 +194,7 @@ impl Args {
     }
 
     fn promises<'a>(&self, clients: impl Iterator<Item = &'a String>) -> Result<BTreeMap<String, Promise>> {
-        let folder = beside(&self.out.out, "privacy");
+        let folder = sibling(&self.out.out, "privacy");
         let promise =
             |name: &String| Some((name.clone(), self.privacy.promise(folder.join(format!("{name}.jsonl")))?));
         let promises: BTreeMap<_, _> = clients.filter_map(promise).collect();
