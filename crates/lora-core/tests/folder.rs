@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use lora_core::{Error, ErrorKind, OutputFolder, Result, write_file};
+use lora_core::{Error, ErrorKind, OutputFolder, Result, sibling, write_file};
 use proptest::prelude::*;
 
 fn ours(path: &Path) -> bool {
@@ -127,6 +127,9 @@ proptest! {
         }
         let beside: Vec<_> = fs::read_dir(root.path()).unwrap().chain(fs::read_dir(target.parent().unwrap()).into_iter().flatten())
             .map(|e| e.unwrap().file_name()).filter(|n| n != "out" && n != "made").collect();
+        let is_kept = |name: &&std::ffi::OsString| name.to_string_lossy().starts_with("out.finished-");
+        let (kept, beside): (Vec<_>, Vec<_>) = beside.iter().partition(is_kept);
+        prop_assert_eq!(kept.len(), usize::from(arrived), "what was finished");
         prop_assert!(beside.is_empty() || beside == ["on the way"], "{:?}", beside);
     }
 }
@@ -157,6 +160,36 @@ fn targets_that_must_not_be_replaced() {
     assert!(e.hint_text().unwrap().contains("--overwrite"));
     for bad in ["", ".", "link", "empty"].map(path) {
         assert!(write_file(&bad, b"x").is_err(), "{bad:?}");
+    }
+}
+
+/// A foreign file has come into the target in the meantime: what is finished stays beside it, and no later writer sweeps it.
+#[test]
+fn what_is_finished_and_has_no_place_is_kept() {
+    let root = tempfile::tempdir().unwrap();
+    let target = root.path().join("out");
+    let folder = OutputFolder::create(&target, true, ours).unwrap();
+    folder.write("a.ours", b"finished").unwrap();
+    fs::create_dir(&target).unwrap();
+    fs::write(target.join("notes.txt"), "x").unwrap();
+    let e = folder.commit().unwrap_err();
+    let kept: Vec<_> = fs::read_dir(root.path()).unwrap().map(|e| e.unwrap().path()).collect();
+    let kept = kept.into_iter().find(|path| *path != target).unwrap();
+    assert!(e.hint_text().unwrap().contains(&*kept.to_string_lossy()), "{e}");
+    assert_eq!(fs::read(kept.join("a.ours")).unwrap(), b"finished");
+    assert_eq!(fs::read(target.join("notes.txt")).unwrap(), b"x");
+
+    fs::remove_file(target.join("notes.txt")).unwrap();
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    fs::File::open(&kept).unwrap().set_modified(long_ago).unwrap();
+    OutputFolder::create(&target, true, ours).unwrap().commit().unwrap();
+    assert!(kept.is_dir());
+}
+
+#[test]
+fn a_sibling_is_beside_its_target() {
+    for target in ["a/b", "a/b/", "a/b/."] {
+        assert_eq!(sibling(Path::new(target), "metrics.jsonl"), Path::new("a/b.metrics.jsonl"));
     }
 }
 

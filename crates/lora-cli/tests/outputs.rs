@@ -1,0 +1,176 @@
+//! What a run writes, where, and what becomes of it when something is in the way.
+
+#[allow(dead_code)]
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::Bench;
+use serde_json::Value;
+
+const TRAIN: &str = "train --model model --data data.jsonl --rank 2 --max-steps 2 --dtype f32";
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"))
+}
+
+/// As the shell completes it.
+#[test]
+fn an_output_may_end_in_a_slash() {
+    let bench = Bench::new();
+    bench.lora(&format!("{TRAIN} --out out/")).ok();
+    assert!(bench.path("out.metrics.jsonl").is_file());
+    bench.lora(&format!("{TRAIN} --out out/ --overwrite")).ok();
+    assert_eq!(
+        fs::read_dir(bench.path("out")).unwrap().count(),
+        3,
+        "the adapter, its settings, training.json"
+    );
+
+    let simulate =
+        "fed simulate --model model --dtype f32 --data data.jsonl --split 2 --rule fedit --rank 2 --rounds 1";
+    for more in ["", " --overwrite"] {
+        bench.lora(&format!("{simulate} --out together/{more}")).ok();
+    }
+    assert!(bench.path("together.rounds.jsonl").is_file() && !bench.path("together.state").exists());
+}
+
+/// A file that is not ours comes into the folder while the run goes on.
+#[test]
+fn a_finished_adapter_is_not_thrown_away() {
+    let bench = Bench::new();
+    bench.lora(&format!("{TRAIN} --out out")).ok();
+    let run = bench.lora(&format!("{TRAIN} --out out --overwrite --trace out"));
+    assert_eq!(run.code, Some(2), "{}", run.err);
+    assert!(run.err.contains("batches.jsonl") && run.err.contains("out.finished-"), "{}", run.err);
+    let kept = bench.files().into_iter().find(|name| name.starts_with("out.finished-")).unwrap();
+    fs::rename(bench.path(&kept), bench.path("kept")).unwrap();
+    bench.lora("generate --model model --adapter kept --dtype f32 --prompt hi --max-tokens 2").ok();
+}
+
+#[test]
+fn metrics_that_cannot_be_written_stop_nothing() {
+    if !Path::new("/dev/full").exists() {
+        return;
+    }
+    let bench = Bench::new();
+    std::os::unix::fs::symlink("/dev/full", bench.path("out.metrics.jsonl")).unwrap();
+    let run = bench.lora(&format!("{TRAIN} --out out"));
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    assert_eq!(run.err.matches("cannot write the metrics").count(), 1, "{}", run.err);
+    assert!(bench.path("out/adapter_model.safetensors").is_file());
+}
+
+#[test]
+fn a_single_step_learns_something() {
+    let bench = Bench::new();
+    bench.lora("train --model model --data data.jsonl --rank 2 --max-steps 1 --dtype f32 --out out").ok();
+    let inspected = json(&bench.lora("inspect out --json").ok());
+    let norms: Vec<f64> = inspected["modules"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|module| module["norm_b"].as_f64().unwrap())
+        .collect();
+    assert!(norms.iter().any(|norm| *norm > 0.0), "{norms:?}");
+}
+
+#[test]
+fn an_adapter_of_another_model_does_not_fit() {
+    let bench = Bench::new();
+    bench.copy("qwen3/model", "other");
+    bench.lora(&format!("{TRAIN} --out out")).ok();
+    bench.lora("inspect out --model model --json").ok();
+    let run = bench.lora("inspect out --model other");
+    assert_eq!(run.code, Some(3), "{}{}", run.out, run.err);
+    assert!(run.err.contains("does not fit") && run.err.contains("self_attn.q_proj"), "{}", run.err);
+}
+
+#[test]
+fn a_json_object_stands_alone() {
+    let bench = Bench::new();
+    bench.lora(&format!("{TRAIN} --out out")).ok();
+    let eval =
+        "eval --model model --adapter out --dtype f32 --data data.jsonl --max-tokens 2 --samples 2 --json";
+    let run = bench.lora(eval);
+    json(&run.out);
+    assert_eq!(run.err.matches("question").count(), 2, "{}", run.err);
+    let merge = "merge --model model --adapter out --out merged --requantize --verify --tolerance 1e9 --json";
+    let found = json(&bench.lora(merge).ok());
+    assert!(found["rounding"]["bits"].as_f64().unwrap() > 4.0, "{found}");
+}
+
+/// Rows whose first 1024 tokens, or those of the context, are all prompt.
+#[test]
+fn a_merge_is_verified_on_rows_of_any_length() {
+    let bench = Bench::new();
+    bench.lora(&format!("{TRAIN} --out out")).ok();
+    let row = |prompt: &str| serde_json::json!({ "prompt": prompt, "completion": "four" });
+    bench.write("long.jsonl", format!("{}\n{}\n", row("two"), row(&"two ".repeat(200))));
+    let run = bench.lora("merge --model model --adapter out --out merged --dtype f32 --verify long.jsonl");
+    assert!(run.ok().contains("positions"));
+}
+
+#[test]
+fn what_an_evaluation_cannot_write_or_judge_is_said_first() {
+    let bench = Bench::new();
+    let eval = "eval --model model --dtype f32 --max-tokens 2 --data data.jsonl";
+    let before = fs::read(bench.path("data.jsonl")).unwrap();
+    fs::create_dir(bench.path("folder")).unwrap();
+    for (more, said) in [
+        ("--rows ./data.jsonl", "would replace the data"),
+        ("--rows folder", "not a plain file"),
+        ("--labels four,hello --rows seen.jsonl --samples 3", "is none of the labels"),
+    ] {
+        let run = bench.lora(&format!("{eval} {more}"));
+        assert!(run.code != Some(0) && run.err.contains(said), "{more}: {}", run.err);
+        assert!(run.out.is_empty(), "nothing was computed: {}", run.out);
+    }
+    assert_eq!(fs::read(bench.path("data.jsonl")).unwrap(), before);
+    assert!(!bench.path("seen.jsonl").exists());
+}
+
+/// A label is scored as the rows have it: trained with a blank before it, with one.
+#[test]
+fn a_label_is_scored_in_its_rows_white_space() {
+    let bench = Bench::new();
+    bench.lora(&format!("{TRAIN} --out out --lr 3e-2")).ok();
+    let row = |label: &str| {
+        serde_json::json!({ "prompt": "two and two is", "completion": label }).to_string() + "\n"
+    };
+    let loss = |label: &str| {
+        bench.write("one.jsonl", row(label));
+        let words = "eval --model model --adapter out --dtype f32 --max-tokens 0 --data one.jsonl --json";
+        json(&bench.lora(words).ok())["loss"].as_f64().unwrap() * (label.len() + 1) as f64
+    };
+    let wanted = [loss(" four"), loss(" six")];
+    bench.write("rows.jsonl", row(" four") + &row(" six"));
+    for labels in ["four,six", "auto"] {
+        let words =
+            "eval --model model --adapter out --dtype f32 --max-tokens 0 --data rows.jsonl --rows seen.jsonl";
+        bench.lora(&format!("{words} --labels {labels}")).ok();
+        let text = fs::read_to_string(bench.path("seen.jsonl")).unwrap();
+        for line in text.lines().map(json) {
+            for (label, loss) in ["four", "six"].iter().zip(wanted) {
+                let score = line["scores"][label].as_f64().unwrap();
+                assert!((score / -loss - 1.0).abs() < 1e-5, "{label}: {score} for {loss}");
+            }
+        }
+    }
+}
+
+/// What training keeps in its blocks is planned so.
+#[test]
+fn a_packed_checkpoint_is_planned_as_it_is_trained() {
+    let bench = Bench::new();
+    bench.lora("quantize model four").ok();
+    let plan = |more: &str| json(&bench.lora(&format!("plan --model four --length 32 --json{more}")).ok());
+    let asked = plan("");
+    let weights = |plan: &Value| plan["parts"]["weights"].as_u64().unwrap();
+    assert_eq!(weights(&asked), weights(&plan(" --base-storage native")));
+    assert!(weights(&asked) < weights(&plan(" --base-storage dense")));
+    assert_eq!(asked["settings"][0]["weights"], "native");
+    let run = bench.lora(&format!("{TRAIN} --out out").replace("--model model", "--model four"));
+    assert!(run.ok().contains("native weights"));
+}
