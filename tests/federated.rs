@@ -54,6 +54,7 @@ fn training() -> TrainConfig {
         record: true,
         seed: 3,
         eval_every: None,
+        save: None,
     }
 }
 

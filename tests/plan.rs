@@ -27,6 +27,7 @@ const STEPS: TrainConfig = TrainConfig {
     record: false,
     seed: 7,
     eval_every: None,
+    save: None,
 };
 
 /// Many texts of 60 tokens behind a thousand that they begin with, all in one step.

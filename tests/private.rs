@@ -64,6 +64,7 @@ fn training(batch_size: usize, accumulate: usize, steps: u64) -> TrainConfig {
         record: true,
         seed: 3,
         eval_every: None,
+        save: None,
     }
 }
 

@@ -11,10 +11,10 @@ use lora::model::{IGNORE, Model, Piece, Texts};
 use lora::tch_ext::changed;
 use lora::tch_ext::cuda::{here, seed};
 use lora::train::{
-    AdamWConfig, Arena, Batch, Batches, Dataset, Event, Recorder, Sample, Schedule, TrainConfig, may_share,
-    mean_loss, train,
+    AdamWConfig, Arena, Batch, Batches, Dataset, Event, Recorder, Sample, SavePoint, Schedule, TrainConfig,
+    may_share, mean_loss, train,
 };
-use lora::{AdapterConfig, Mode, params};
+use lora::{AdapterConfig, Error, ErrorKind, Mode, params};
 use steps::{RANDOM, model, model_in, recordable, samples};
 use tch::{Kind, Tensor};
 
@@ -158,6 +158,7 @@ fn recorded_passes_train_as_others_do() {
                 record,
                 seed: 3,
                 eval_every: Some(4),
+                save: None,
             };
             let mut seen = Vec::new();
             let outcome = train(&model, params(&model, "a"), &data, Some(&data), &config, &mut |event| {
@@ -201,4 +202,64 @@ fn what_is_told_again_draws_anew() {
     assert_eq!(losses[2], losses[3], "equal seeds");
     assert!(losses[2] != losses[4] && losses[1] != losses[2], "{losses:?}: other seeds");
     assert!((losses[0] / losses[1] - 1.0).abs() < 1e-2, "{losses:?}: the first is not recorded");
+}
+
+/// Killed at any step and taken up again, however often, a run comes to the same numbers, bit for bit.
+#[test]
+fn a_run_goes_on_where_it_was() {
+    let _alone = RANDOM.lock();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("saved");
+    let lengths: Vec<i64> = (0..10).map(|i| 6 + i * 7 % 23).collect();
+    let trained = |save: Option<SavePoint>, killed: Option<u64>| {
+        let config = AdapterConfig { lora_dropout: 0.1, ..AdapterConfig::default() };
+        let model = model_in(Kind::Float, "dora", config);
+        seed(5);
+        let data =
+            Dataset { path: "random".into(), rows: vec![], samples: samples(&model, &lengths), truncated: 0 };
+        let config = TrainConfig {
+            batch_size: 2,
+            accumulate: 2,
+            epochs: 4.0,
+            learning_rate: 1e-2,
+            proximal: Some(0.1),
+            save,
+            ..TrainConfig::default()
+        };
+        let mut steps = Vec::new();
+        let mut each = |event: &Event| {
+            if let Event::Step(step) = event {
+                steps.push(step.step);
+                if killed == Some(step.step) {
+                    return Err(Error::internal("killed"));
+                }
+            }
+            Ok(())
+        };
+        let outcome = train(&model, params(&model, "a"), &data, None, &config, &mut each);
+        let all: Vec<_> = params(&model, "a").iter().map(|p| p.tensor.detach().reshape([-1])).collect();
+        (outcome.map(|o| (o.steps, o.first_loss, o.last_loss, o.tokens, o.work)), Tensor::cat(&all, 0), steps)
+    };
+    let save = |every: u64, run: &str| Some(SavePoint { path: path.clone(), every, run: run.to_owned() });
+    let (whole, numbers, steps) = trained(None, None);
+    assert_eq!(steps, (1..=12).collect::<Vec<_>>());
+    // Before anything was saved, just after, and once more behind it.
+    for (killed, first) in [(1, 1), (5, 1), (4, 4), (11, 4)] {
+        let (outcome, _, steps) = trained(save(3, "a"), Some(killed));
+        assert!(outcome.is_err() && steps.first() == Some(&first), "{killed}: {steps:?}");
+    }
+    let (outcome, resumed, steps) = trained(save(3, "a"), None);
+    assert_eq!(steps, [10, 11, 12]);
+    assert_eq!(outcome.unwrap(), whole.unwrap());
+    assert!(resumed.equal(&numbers));
+
+    let error =
+        |of: (lora::Result<_>, Tensor, Vec<u64>)| of.0.map(|_: (u64, f64, f64, usize, _)| ()).unwrap_err();
+    let e = error(trained(save(3, "b"), None));
+    assert!(e.to_string().contains("another run") && e.hint_text().unwrap().contains("delete it"), "{e}");
+    let bytes = std::fs::read(&path).unwrap();
+    for cut in [bytes.len() - 1, 100, 0] {
+        std::fs::write(&path, &bytes[..cut]).unwrap();
+        assert_eq!(error(trained(save(3, "a"), None)).kind(), ErrorKind::Data, "{cut} bytes");
+    }
 }

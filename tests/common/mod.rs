@@ -90,6 +90,7 @@ pub(crate) fn curve(
         record: true,
         seed: 0,
         eval_every: None,
+        save: None,
     };
     let data = Dataset { path: PathBuf::from("golden"), rows: Vec::new(), samples, truncated: 0 };
     let (mut losses, mut norms) = (Vec::new(), Vec::new());

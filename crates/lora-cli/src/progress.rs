@@ -19,9 +19,14 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Writes events to `log`, which is begun anew.
-    pub(crate) fn new(log: &Path) -> Result<Self> {
-        let file = File::create(log).map_err(|e| Error::io("write the metrics", log, e))?;
+    /// Writes events to `log`, which is begun anew, or keeps what it tells of the first steps, which are `done`.
+    pub(crate) fn new(log: &Path, done: Option<u64>) -> Result<Self> {
+        let io = |e| Error::io("write the metrics", log, e);
+        let told = done.map(|_| std::fs::read_to_string(log).unwrap_or_default()).unwrap_or_default();
+        let mut file = File::create(log).map_err(io)?;
+        for line in told.lines().filter(|line| step_of(line).is_some_and(|step| Some(step) <= done)) {
+            writeln!(file, "{line}").map_err(io)?;
+        }
         Ok(Self {
             bar: None,
             log: Some((log.to_owned(), BufWriter::new(file))),
@@ -47,6 +52,10 @@ impl Progress {
         match event {
             Event::Step(step) => self.step(step),
             Event::Eval { step, loss } => self.line(&format!("step {step}: held-out loss {loss:.4}")),
+            Event::Saved { failed: None, .. } => {}
+            Event::Saved { step, failed: Some(why) } => {
+                self.line(&format!("warning   step {step} was not saved: {why}; training goes on"));
+            }
         }
         Ok(())
     }
@@ -88,6 +97,11 @@ impl Progress {
             }
         }
     }
+}
+
+/// Of a line of the log.
+fn step_of(line: &str) -> Option<u64> {
+    serde_json::from_str::<serde_json::Value>(line).ok()?["step"].as_u64()
 }
 
 fn bar(steps: u64) -> ProgressBar {

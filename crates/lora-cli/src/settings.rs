@@ -182,6 +182,7 @@ impl StepArgs {
             record: !self.eager,
             seed: self.seed,
             eval_every: None,
+            save: None,
         };
         Ok(config)
     }

@@ -174,3 +174,34 @@ fn a_packed_checkpoint_is_planned_as_it_is_trained() {
     let run = bench.lora(&format!("{TRAIN} --out out").replace("--model model", "--model four"));
     assert!(run.ok().contains("native weights"));
 }
+
+/// Killed twice on the way, a run comes to the adapter of one that nobody killed, and tells of each step once.
+#[test]
+fn a_killed_run_goes_on() {
+    let bench = Bench::new();
+    let train = "train --model model --data data.jsonl --rank 2 --max-steps 400 --epochs 400 --batch-size 2 --dtype f32";
+    bench.lora(&format!("{train} --out whole")).ok();
+    let saving = format!("{train} --out out --save-every 7");
+    let saved = bench.path("out.resume.safetensors");
+    let told = || fs::read_to_string(bench.path("out.metrics.jsonl")).unwrap_or_default();
+    let steps = |text: &str| -> Vec<u64> {
+        let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        events.filter(|e| e["event"] == "step").map(|e| e["step"].as_u64().unwrap()).collect()
+    };
+    for beyond in [20, 60] {
+        let mut run = bench.start(&saving);
+        while !saved.exists() || steps(&told()).last().is_none_or(|last| *last < beyond) {
+            assert_eq!(run.try_wait().unwrap(), None, "it should not have ended");
+        }
+        run.kill().unwrap();
+        run.wait().unwrap();
+    }
+    let other = bench.lora(&format!("{saving} --lr 1e-3"));
+    assert_eq!(other.code, Some(3), "{}", other.err);
+    assert!(other.err.contains("another run") && other.err.contains("delete it"), "{}", other.err);
+    assert!(bench.lora(&saving).ok().contains("resumed   after step "));
+    assert!(!saved.exists());
+    assert_eq!(steps(&told()), (1..=400).collect::<Vec<_>>());
+    let adapter = |out: &str| fs::read(bench.path(&format!("{out}/adapter_model.safetensors"))).unwrap();
+    assert!(adapter("out") == adapter("whole"));
+}

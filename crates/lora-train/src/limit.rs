@@ -5,11 +5,12 @@ use std::ops::AddAssign;
 use std::time::{Duration, Instant};
 
 use lora_model::{Model, Piece};
+use serde::{Deserialize, Serialize};
 use tch::{Cuda, Device, Kind, Tensor};
 use tch_ext::{Product, Sum, gemm};
 
 /// What a step has to work on.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Work {
     /// Tokens of the texts.
     pub tokens: f64,

@@ -46,6 +46,19 @@ impl AdamW {
         Self { config, step: 0, m: zeros(), v: zeros() }
     }
 
+    /// The first and the second.
+    pub(crate) fn moments(&self) -> (&Tensor, &Tensor) {
+        (&self.m, &self.v)
+    }
+
+    /// As it was after so many steps.
+    pub(crate) fn restore(&mut self, steps: u64, (m, v): (&Tensor, &Tensor)) {
+        let _guard = tch::no_grad_guard();
+        self.step = i32::try_from(steps).unwrap_or(i32::MAX);
+        self.m.copy_(m);
+        self.v.copy_(v);
+    }
+
     /// A SHA-256 of all that the next step starts from: the parameters' numbers and this state.
     pub(crate) fn fingerprint(&self, arena: &Arena) -> Result<[u8; 32]> {
         let mut hash = Sha256::new();

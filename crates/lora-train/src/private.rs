@@ -89,6 +89,14 @@ impl Source for Drawn<'_> {
         expected as f64 / self.data.samples.len() as f64
     }
 
+    /// The file of a run holds losses of rows, and what a ledger has seen is not done again.
+    fn skip(&mut self, _: u64) -> Result<()> {
+        match self.config.save {
+            Some(_) => Err(Error::usage("a private run is not written down on its way")),
+            None => Ok(()),
+        }
+    }
+
     fn gradients(&mut self, step: u64, arena: &mut Arena, optimiser: &AdamW) -> Result<Option<Gradient>> {
         let Self { model, data, config, .. } = *self;
         let state = optimiser.fingerprint(arena)?;

@@ -15,6 +15,7 @@ use crate::eval::mean_loss;
 use crate::limit::Work;
 use crate::optim::{AdamW, AdamWConfig};
 use crate::recorder::Recorder;
+use crate::save::{Done, SavePoint, Tally};
 use crate::schedule::Schedule;
 use crate::sharing::{drops_out, may_share};
 
@@ -52,6 +53,8 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Evaluate every so many steps (and at the end).
     pub eval_every: Option<u64>,
+    /// Where the run is written down, and taken up again.
+    pub save: Option<SavePoint>,
 }
 
 /// Those of `lora train`.
@@ -72,6 +75,7 @@ impl Default for TrainConfig {
             record: true,
             seed: 42,
             eval_every: None,
+            save: None,
         }
     }
 }
@@ -113,6 +117,13 @@ pub enum Event {
         step: u64,
         /// Mean cross-entropy over the supervised tokens.
         loss: f64,
+    },
+    /// The run was written down, or could not be; what was written before is still there then.
+    Saved {
+        /// After this step.
+        step: u64,
+        /// Why it could not.
+        failed: Option<String>,
     },
 }
 
@@ -170,6 +181,9 @@ pub(crate) trait Source {
     /// Passes over the data a step.
     fn epochs(&self) -> f64;
 
+    /// Leaves out the first so many steps, which are done.
+    fn skip(&mut self, steps: u64) -> Result<()>;
+
     /// Leaves the gradient of step `step`, from 0, in `arena`; none: there are to be no more steps.
     fn gradients(&mut self, step: u64, arena: &mut Arena, optimiser: &AdamW) -> Result<Option<Gradient>>;
 }
@@ -200,10 +214,11 @@ pub(crate) fn run(
     // The first step of a warm-up has rate 0: of a single step nothing would be learnt.
     let warmup = if steps > 1 { (config.warmup * steps as f64).ceil() as u64 } else { 0 };
     let mut optimiser = AdamW::new(&arena, config.adamw);
-    let (mut losses, mut tokens, mut seconds, mut eval_loss) = (Vec::new(), 0, 0.0, None);
-    let mut work = Work::default();
+    let saved = config.save.as_ref().map(|save| save.read(&mut arena, &mut optimiser)).transpose()?.flatten();
+    let mut done = saved.unwrap_or_default();
+    source.skip(done.losses.len() as u64)?;
 
-    for step in 0..steps {
+    for step in done.losses.len() as u64..steps {
         let start = Instant::now();
         tch::manual_seed(config.seed.wrapping_add(step) as i64);
         let lr = config.learning_rate * config.schedule.factor(step, warmup, steps);
@@ -225,19 +240,24 @@ pub(crate) fn run(
             supervised: gradient.work.supervised as usize,
             seconds: start.elapsed().as_secs_f64(),
         };
-        work += gradient.work;
-        losses.push(gradient.loss);
-        tokens += report.tokens;
-        seconds += report.seconds;
+        done.losses.push(gradient.loss);
+        done.tally.work += gradient.work;
+        done.tally.tokens += report.tokens;
+        done.tally.seconds += report.seconds;
         each(&Event::Step(report))?;
 
         let due = config.eval_every.is_some_and(|n| (step + 1) % n.max(1) == 0) || step + 1 == steps;
         if let (true, Some(held_out)) = (due, held_out) {
             let loss = mean_loss(model, held_out, config.batch_size)?;
-            eval_loss = Some(loss);
+            done.tally.eval_loss = Some(loss);
             each(&Event::Eval { step: step + 1, loss })?;
         }
+        if let Some(save) = config.save.as_ref().filter(|save| save.is_due(step + 1)) {
+            let failed = save.write(&arena, &optimiser, &done).err().map(|e| e.to_string());
+            each(&Event::Saved { step: step + 1, failed })?;
+        }
     }
+    let Done { losses, tally: Tally { tokens, seconds, eval_loss, work } } = done;
     let tail = &losses[losses.len() - losses.len().div_ceil(10)..];
     Ok(Outcome {
         steps: losses.len() as u64,
@@ -269,6 +289,11 @@ impl Source for Shuffled<'_> {
 
     fn epochs(&self) -> f64 {
         1.0 / self.config.steps_an_epoch(self.data.samples.len()) as f64
+    }
+
+    fn skip(&mut self, steps: u64) -> Result<()> {
+        (0..steps).for_each(|_| drop(self.batches.next_step(self.config.accumulate)));
+        Ok(())
     }
 
     fn gradients(&mut self, step: u64, arena: &mut Arena, _: &AdamW) -> Result<Option<Gradient>> {
@@ -350,6 +375,7 @@ impl TrainConfig {
         refuse(self.clip.is_some_and(|c| !(c > 0.0)), "the clipping norm must be positive");
         let mu = self.proximal.unwrap_or(0.0);
         refuse(!(mu >= 0.0 && mu.is_finite()), "the proximal term's factor must be 0 or more");
+        refuse(self.save.as_ref().is_some_and(|save| save.every == 0), "to save every 0 steps is never");
         if faults.is_empty() {
             return Ok(());
         }

@@ -6,9 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
-use lora::model::Keep;
-use lora::train::{Batches, Dataset, Event, Fit, Load, Outcome, Setting, TrainConfig, may_share};
+use lora::model::{Checkpoint, Keep};
+use lora::train::{
+    Batches, Dataset, Event, Fit, Load, Outcome, SavePoint, Setting, TrainConfig, fingerprint, may_share,
+};
 use lora::{AdapterConfig, Error, OutputFolder, Recipe, VARIANTS};
+use sha2::{Digest, Sha256};
 
 use super::say;
 use crate::open::{ADAPTER, ModelArgs, count, grouped};
@@ -26,6 +29,7 @@ use crate::settings::{MethodArgs, TrainingArgs};
       --variant qlora+dora+rslora --rank 16 --alpha 32 --out my-adapter
   lora train ... --recompute all --profile
   lora train ... --auto --memory 8GB
+  lora train ... --save-every 100                                a run that may be killed, and goes on
   lora train --model start/base --adapter start/adapter ...         after `lora init`, or to go on
   lora train ... --dp-epsilon 8 --batch-size 8 --accumulate 16    with differential privacy
   lora train ... --targets q_proj,v_proj --rank-pattern 'layers.0.self_attn.q_proj=4'")]
@@ -71,6 +75,10 @@ pub(crate) struct Args {
     /// Write the adapter as it starts and every step's texts as token ids and labels: to repeat the run elsewhere
     #[arg(long, value_name = "FOLDER", help_heading = "Training")]
     trace: Option<PathBuf>,
+    /// Write the run down to OUT.resume.safetensors every so many steps: killed, the same command goes on from there, to
+    /// the adapter that it would have come to
+    #[arg(long, value_name = "STEPS", help_heading = "Training", conflicts_with_all = ["dp_epsilon", "trace"])]
+    save_every: Option<u64>,
     /// Use only the first so many held-out rows
     #[arg(long, help_heading = "Training")]
     limit: Option<usize>,
@@ -112,6 +120,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return Err(Error::usage("--trace writes batches, and private ones are drawn in secret").into());
     }
     let out = OutputFolder::create(&args.out, args.overwrite, is_adapter_file)?;
+    let saved = lora::sibling(&args.out, "resume.safetensors");
+    if args.save_every.is_none() && saved.exists() {
+        say!("note      {} holds an interrupted run: with --save-every it goes on", saved.display());
+    }
 
     let device = args.model.device()?;
     let program = planning::program(args.model.kind(), device)?;
@@ -210,9 +222,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let room = vec![0u8; params.iter().map(|p| p.tensor.numel() * 4).sum::<usize>() + (64 << 10)];
     out.write(ROOM, &room)?;
 
+    training.save = args.save_every.map(|every| SavePoint {
+        path: saved.clone(),
+        every,
+        run: args.run(&recipe, &config, &training, (&data, checkpoint.as_ref())),
+    });
+    let done = training.save.as_ref().map(SavePoint::steps).transpose()?.flatten();
+    if let Some(done) = done {
+        say!("resumed   after step {done} of {}: {}", training.steps(rows), saved.display());
+    }
     let tokens = data.tokens() * batch_size / data.samples.len().max(1);
     let profile = args.profile.then(|| Profile::begin(&model, tokens as i64, program));
-    let mut progress = Progress::new(&lora::sibling(&args.out, "metrics.jsonl"))?;
+    let mut progress = Progress::new(&lora::sibling(&args.out, "metrics.jsonl"), done)?;
     let mut each = |event: &Event| progress.event(event);
     let train = || match &mut release {
         Some(release) => lora::train::train_privately(
@@ -249,6 +270,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let summary = args.summary(&recipe, packed, &training, (&outcome, trained, loaded), private.clone());
     out.write("training.json", summary)?;
     out.commit()?;
+    if training.save.is_some() && saved.exists() {
+        std::fs::remove_file(&saved).map_err(|e| Error::io("remove what the run was saved in", &saved, e))?;
+    }
     if let Some(private) = private {
         let planned = training.steps(rows);
         let early = if outcome.steps < planned { ", and the budget allows no more" } else { "" };
@@ -309,6 +333,30 @@ impl Args {
     fn bound_to(&self, recipe: &Recipe, config: &AdapterConfig, training: &TrainConfig) -> Vec<u8> {
         format!("{recipe} {config:?} {training:?} {} {:?}", self.model.dtype, self.model.device())
             .into_bytes()
+    }
+
+    /// A name for all that the adapter hangs on; how a step is cut into passes is nothing of that.
+    fn run(
+        &self,
+        recipe: &Recipe,
+        config: &AdapterConfig,
+        training: &TrainConfig,
+        (data, checkpoint): (&Dataset, &dyn Checkpoint),
+    ) -> String {
+        let training = TrainConfig {
+            batch_size: training.batch_size * training.accumulate.max(1),
+            accumulate: 1,
+            recompute: 0,
+            record: true,
+            eval_every: None,
+            save: None,
+            ..training.clone()
+        };
+        let (model, bytes) = (checkpoint.config(), checkpoint.stored_bytes());
+        let (start, dtype) = (&self.adapter, &self.model.dtype);
+        let settings = format!("{recipe} {config:?} {training:?} {model:?} {bytes} {start:?} {dtype}");
+        let hash = Sha256::new().chain_update(settings).chain_update(fingerprint(data)).finalize();
+        hash.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// What was done, for whoever finds the folder later.

@@ -23,6 +23,10 @@ fn goldens() -> PathBuf {
     root.join("tests/goldens")
 }
 
+/// One thread, and lines of one length.
+const QUIET: [(&str, &str); 3] =
+    [("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "passive"), ("COLUMNS", "100")];
+
 /// A temporary folder holding `model/` and `data.jsonl`.
 pub(crate) struct Bench(TempDir);
 
@@ -106,11 +110,17 @@ impl Bench {
         self.run(shell, words)
     }
 
+    /// Starts the program, as [`lora`](Self::lora) runs it, to be killed.
+    pub(crate) fn start(&self, words: &str) -> std::process::Child {
+        let mut command = std::process::Command::new(program());
+        command.current_dir(self.0.path()).args(words.split_whitespace()).envs(QUIET);
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap()
+    }
+
     fn run(&self, mut command: Command, words: &str) -> Run {
         let words = words.split_whitespace().map(|w| if w == "''" { "" } else { w });
         command.current_dir(self.0.path()).args(words);
-        let quiet = [("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "passive"), ("COLUMNS", "100")];
-        let output = command.envs(quiet).write_stdin("").output().unwrap();
+        let output = command.envs(QUIET).write_stdin("").output().unwrap();
         let text = |bytes: Vec<u8>| {
             let text = String::from_utf8(bytes).unwrap();
             text.replace(&*self.0.path().to_string_lossy(), "[TMP]")
