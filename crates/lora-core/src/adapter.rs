@@ -34,6 +34,9 @@ pub trait Adapter: Debug + Send {
         None
     }
 
+    /// Gives up what it has made from the weight that it lay beside: it comes to another.
+    fn forget(&mut self) {}
+
     /// The chance with which [`Mode::Train`] leaves out a number of the input.
     fn dropout(&self) -> f64 {
         0.0

@@ -158,6 +158,12 @@ impl From<tch::TchError> for Error {
     fn from(e: tch::TchError) -> Self {
         let text = e.to_string();
         let first = text.lines().next().unwrap_or("unknown libtorch error").to_owned();
+        if first.contains("modified by an inplace operation") {
+            return Self::usage(first).because(e).hint(
+                "what a layer read or gave was changed before backward: write `x = &x + y` in the place of `x += y`, \
+                 or change a copy",
+            );
+        }
         Self::internal(first).because(e)
     }
 }

@@ -60,12 +60,17 @@ impl Linear {
         self.base.as_ref()
     }
 
-    /// Puts another weight of the same shape in its place.
+    /// Puts another weight of the same shape in its place. Adapters, which may know things of the one that was there,
+    /// are attached afterwards.
     ///
     /// # Errors
-    /// [`Error::usage`] for another shape, or if the layer is merged.
+    /// [`Error::usage`] for another shape, or if the layer is merged or has an adapter, active or not.
     pub fn replace_base(&mut self, base: Box<dyn BaseWeight>) -> Result<()> {
         self.refuse_merged("replace the weight")?;
+        if let Some((name, _)) = self.adapters.first() {
+            let e = Error::usage(format!("cannot replace the weight beneath the adapter `{name}`"));
+            return Err(e.hint("detach it first"));
+        }
         if base.shape() != self.base.shape() {
             let what =
                 format!("a weight of {:?} in the place of one of {:?}", base.shape(), self.base.shape());
@@ -108,12 +113,13 @@ impl Linear {
     ///
     /// # Errors
     /// [`Error::usage`] if the name is taken, or the layer is merged.
-    pub fn attach(&mut self, name: &str, adapter: Box<dyn Adapter>) -> Result<()> {
+    pub fn attach(&mut self, name: &str, mut adapter: Box<dyn Adapter>) -> Result<()> {
         self.refuse_merged("attach an adapter")?;
         if self.adapter_named(name).is_some() {
             return Err(Error::usage(format!("an adapter named `{name}` is attached already"))
                 .hint("choose another name, or detach that one first"));
         }
+        adapter.forget();
         self.adapters.push((name.to_owned(), adapter));
         self.active = Some(self.adapters.len() - 1);
         Ok(())

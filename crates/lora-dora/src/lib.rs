@@ -52,7 +52,8 @@ pub struct Dora {
 /// A gain and its slope, for as long as nothing trains.
 #[derive(Debug)]
 struct Known {
-    /// The parameters' versions, and the dtype of the weight: what they were made from.
+    /// The parameters' versions, and the dtype of the weight: what they were made from. The weight stays, until
+    /// [`Adapter::forget`].
     of: (Vec<i64>, Kind),
     value: Tensor,
     slope: Tensor,
@@ -104,6 +105,11 @@ impl Adapter for Dora {
         let mut params = self.direction.params();
         params.push(("lora_magnitude_vector", &self.magnitude));
         params
+    }
+
+    fn forget(&mut self) {
+        *self.known.get_mut() = None;
+        self.direction.forget();
     }
 
     fn dropout(&self) -> f64 {

@@ -1,6 +1,6 @@
 //! A gain is made once for all uses, until something that it depends on changes.
 
-use lora_core::{DENSE, Init, LORA, Linear, Mode, Recipe};
+use lora_core::{DENSE, Dense, Init, LORA, Linear, Mode, Recipe};
 use lora_dora::DORA;
 use tch::{Device, Kind, Tensor};
 
@@ -33,4 +33,26 @@ fn it_changes_with_each_parameter_and_with_the_dtype() {
         });
         check(name);
     }
+}
+
+#[test]
+fn it_is_not_another_weights() {
+    let options = (Kind::Float, Device::Cpu);
+    let weight = |size: f64| Box::new(Dense::new(Tensor::randn([24, 16], options) * size));
+    let mut layer = Linear::new(weight(1.0), None);
+    let recipe = Recipe::parse("dora", &[DENSE, LORA, DORA]).unwrap();
+    layer.attach("mine", recipe.adapter(layer.base(), 4, 8.0, 0.0, Init::Kaiming).unwrap()).unwrap();
+    let x = Tensor::randn([5, 16], options);
+    let forward = |layer: &Linear| tch::no_grad(|| layer.forward(&x, Mode::Eval));
+    forward(&layer);
+    let error = layer.replace_base(weight(3.0)).unwrap_err();
+    assert!(error.to_string().contains("`mine`"), "{error}");
+    assert!(error.hint_text().is_some());
+
+    let adapter = layer.detach("mine").unwrap().unwrap();
+    layer.replace_base(weight(3.0)).unwrap();
+    layer.attach("mine", adapter).unwrap();
+    let want = x.matmul(&layer.effective(Kind::Float).tr());
+    let error = ((forward(&layer) - &want).norm() / want.norm()).double_value(&[]);
+    assert!(error < 1e-5, "{error:e}");
 }

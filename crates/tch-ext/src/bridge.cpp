@@ -39,6 +39,11 @@ struct RustNode : public Node {
   ~RustNode() override { drop(); }
 
   variable_list apply(variable_list&& grads) override {
+    // So it is where the gradients are to have gradients: what this node adds to them would be missing.
+    if (at::GradMode::is_enabled()) {
+      throw std::runtime_error(
+          "a function whose backward is Rust cannot be differentiated twice; do without create_graph");
+    }
     std::lock_guard<std::mutex> lock(mutex_);
     if (!state_) {
       throw std::runtime_error(
@@ -211,6 +216,15 @@ bool tch_ext_brgemm(bool half, int64_t m, int64_t n, int64_t k, int64_t lda, int
     return true;
   } catch (const std::exception&) {
     return false;
+  }
+}
+
+// Takes from this thread's part of the processor what `tch_ext_brgemm` set up in it. libtorch believes that it stays from
+// one product to the next; oneDNN's own products take it away.
+void tch_ext_brgemm_release() {
+  try {
+    at::native::cpublas::brgemm_release(true);
+  } catch (const std::exception&) {
   }
 }
 

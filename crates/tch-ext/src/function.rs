@@ -52,8 +52,8 @@ pub(crate) fn caught<R>(work: impl FnOnce() -> R) -> Result<R, String> {
 /// Puts `outputs`, computed from `inputs` without gradient tracking, into the autograd graph with `function`
 /// as their backward. Where no input wants a gradient, or gradient mode is off, `function` is dropped at once.
 ///
-/// Saved tensors must not be changed in place before backward: unlike libtorch's own, they are not
-/// version-checked.
+/// Saved tensors must not be changed in place before backward; as [`crate::Saved`] they are checked, as libtorch's own
+/// are. Gradients of gradients are refused.
 ///
 /// # Errors
 /// What libtorch says, for instance for an undefined input.

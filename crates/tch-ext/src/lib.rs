@@ -1,6 +1,6 @@
 //! What [`tch`] lacks and libtorch has.
 //!
-//! - [`attach`]: an autograd function whose backward is Rust ([`Function`]);
+//! - [`attach`]: an autograd function whose backward is Rust ([`Function`]), and what it keeps ([`Saved`]);
 //! - [`gemm`]: sums of matrix products, rounded once; on a CPU at oneDNN's speed in f32 as well as in bf16,
 //!   and with AVX2 alone in either at nearly MKL's of f32;
 //! - [`Panels`]: products of small blocks, for kernels that have many in a row;
@@ -29,6 +29,7 @@ pub mod memory;
 pub mod number;
 mod parallel;
 mod region;
+mod saved;
 mod simd;
 mod slice;
 
@@ -42,5 +43,6 @@ pub use half::{bf16, f16};
 pub use number::{Number, Wide};
 pub use parallel::{Rows, Split, parallel, parallel_rows, threads};
 pub use region::{Inside, Region, Spent, profile, profiling};
+pub use saved::Saved;
 pub use simd::{Simd, round_bf16};
 pub use slice::{Element, changed, elements, elements_mut, set_grad, span};

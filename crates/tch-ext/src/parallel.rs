@@ -6,6 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::gemm::InLoop;
+
 unsafe extern "C" {
     fn tch_ext_parallel(
         n: i64,
@@ -43,11 +45,12 @@ impl Call<'_> {
 }
 
 /// Runs `each` over ranges that make up `0..n`, at least `grain` long but for the last. A panic in a range goes on
-/// in the caller, once all have ended.
+/// in the caller, once all have ended. In a range no operator of libtorch's comes between the products of [`crate::Panels`].
 pub fn parallel(n: usize, grain: usize, each: impl Fn(Range<usize>) + Sync) {
     let (grain, threads) = (grain.max(1), threads());
     if threads == 1 || n <= grain {
         return if n > 0 {
+            let _here = InLoop::new();
             each(0..n)
         };
     }
@@ -63,6 +66,7 @@ unsafe extern "C" fn run(state: *mut c_void, begin: i64, end: i64) {
     // SAFETY: made by `parallel`; shared by the threads, `each` is Sync.
     let call = unsafe { &*state.cast::<Call<'_>>() };
     let work = || {
+        let _here = InLoop::new();
         for _ in begin..end {
             while let Some(range) = call.take() {
                 (call.each)(range);

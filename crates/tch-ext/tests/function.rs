@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tch::{Kind, Tensor};
 use tch_ext::cuda::here;
-use tch_ext::{Function, attach, check_gradients};
+use tch_ext::{Function, Saved, attach, check_gradients};
 
 /// `x ↦ x²`, counting how many of its states are alive.
 struct Square(Tensor, Arc<AtomicUsize>);
@@ -94,6 +94,55 @@ fn a_second_backward_and_faulty_functions_give_errors() {
         let y = attach(&[&x.detach()], &[&x], Faulty(fault)).unwrap().remove(0);
         let error = y.sum(Kind::Double).f_backward().unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
+    }
+}
+
+/// Gradients of gradients would lack what our nodes add to them.
+#[test]
+fn a_gradient_that_is_to_have_a_gradient_is_refused() {
+    let alive = Arc::default();
+    let x = leaf(4);
+    let y = square(&x, &alive).sum(Kind::Double);
+    let error = Tensor::f_run_backward(&[&y], &[&x], true, true).unwrap_err().to_string();
+    assert!(error.contains("differentiated twice"), "{error}");
+    let again = Tensor::f_run_backward(&[&y], &[&x], false, false).unwrap();
+    assert_eq!(again[0], x.detach() * 2.0);
+}
+
+/// A backward that runs a graph of its own does so whatever else happens.
+#[test]
+fn a_backward_may_run_another() {
+    struct Nested(Tensor, Arc<AtomicUsize>);
+    impl Function for Nested {
+        fn backward(&mut self, g: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
+            let x = self.0.detach().set_requires_grad(true);
+            tch::with_grad(|| square(&x, &self.1).sum(Kind::Double).backward());
+            vec![g[0].as_ref().map(|g| g * x.grad())]
+        }
+    }
+    let alive = Arc::<AtomicUsize>::default();
+    let x = leaf(4);
+    let y = tch::no_grad(|| &x * &x);
+    let y = attach(&[&y], &[&x], Nested(x.detach(), alive)).unwrap().remove(0);
+    y.sum(Kind::Double).backward();
+    assert_eq!(x.grad(), x.detach() * 2.0);
+}
+
+/// Through any handle, by libtorch or by us.
+#[test]
+fn a_saved_tensor_is_found_as_it_was_or_not_at_all() {
+    let changes: [fn(&mut Tensor); 3] = [
+        |t| drop(t.view(-1).narrow(0, 1, 2).fill_(0.0)),
+        |t| *t += 1.0f64,
+        |t| tch_ext::elements_mut::<f64>(t).unwrap()[0] = 5.0,
+    ];
+    for change in changes {
+        let mut x = Tensor::randn([4], (Kind::Double, tch::Device::Cpu));
+        let (saved, copy) = (Saved::new(x.detach()), Saved::new(x.copy()));
+        assert_eq!(saved.get(), &x);
+        change(&mut x);
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| saved.get().numel())).is_err());
+        assert_eq!(copy.get().numel(), 4);
     }
 }
 

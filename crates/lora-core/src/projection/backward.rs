@@ -56,14 +56,20 @@ impl Function for Backward {
         // Updates that see one x in one product, if they have one scale too.
         let one = summed().all(|(low, _)| low.mask.is_none()) && scales.iter().all(|s| *s == scales[0]);
         let mut sums: Vec<Sum<'_>> = if one && da.len() == self.lows() && !da.is_empty() {
-            vec![Sum { scale: scales[0], ..Sum::new(vec![Product::plain(&dht, &x)], &all_da) }]
+            vec![Sum { scale: scales[0], ..Sum::new(vec![Product::over_tokens(&dht, &x)], &all_da) }]
         } else {
             let each = dhts.iter().zip(&seen).zip(da.iter().zip(&scales));
-            each.map(|((dh, x), (da, &scale))| Sum { scale, ..Sum::new(vec![Product::plain(dh, x)], da) })
-                .collect()
+            each.map(|((dh, x), (da, &scale))| Sum {
+                scale,
+                ..Sum::new(vec![Product::over_tokens(dh, x)], da)
+            })
+            .collect()
         };
         sums.extend(
-            summed().zip(&hts).zip(&dbt).map(|(((_, dv), h), db)| Sum::new(vec![Product::plain(h, dv)], db)),
+            summed()
+                .zip(&hts)
+                .zip(&dbt)
+                .map(|(((_, dv), h), db)| Sum::new(vec![Product::over_tokens(h, dv)], db)),
         );
         let dx = self.wants_dx.then(|| x.empty_like());
         let weights: Vec<Tensor> =
@@ -122,7 +128,7 @@ impl Part {
         else {
             return (Some(dy), None);
         };
-        let (dv, dm) = gain::backward(&dy, &flat_of(y), gain);
+        let (dv, dm) = gain::backward(&dy, &flat_of(y.get()), gain);
         (Some(dv), Some(dm))
     }
 }

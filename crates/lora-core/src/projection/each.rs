@@ -118,7 +118,7 @@ impl Each {
         let sums = texts
             .iter()
             .zip(&targets)
-            .map(|((dh, x), to)| Sum { scale: low.scale, ..Sum::new(vec![Product::plain(dh, x)], to) });
+            .map(|((dh, x), to)| Sum { scale: low.scale, ..Sum::new(vec![Product::over_tokens(dh, x)], to) });
         gemm(&sums.collect::<Vec<_>>());
     }
 
@@ -127,7 +127,8 @@ impl Each {
         let sizes = [&[texts.len() as i64], &low.b.tr().size()[..]].concat();
         let all = Tensor::empty(sizes, (master_kind(dv.kind()), dv.device()));
         let targets: Vec<_> = (0..).map(|t| all.select(0, t)).take(texts.len()).collect();
-        let sums = texts.iter().zip(&targets).map(|((h, dv), to)| Sum::new(vec![Product::plain(h, dv)], to));
+        let sums =
+            texts.iter().zip(&targets).map(|((h, dv), to)| Sum::new(vec![Product::over_tokens(h, dv)], to));
         gemm(&sums.collect::<Vec<_>>());
         to.shallow_clone().copy_(&all.transpose(1, 2));
     }
@@ -136,7 +137,7 @@ impl Each {
         let Some((gain, y)) = low.gain.as_ref().and_then(|gain| Some((gain, gain.y.as_ref()?))) else {
             return;
         };
-        let all = dy.to_kind(gain.value.kind()) * flat_of(y);
+        let all = dy.to_kind(gain.value.kind()) * flat_of(y.get());
         let slope = if gain.before { gain.slope.shallow_clone() } else { &gain.slope / &gain.value };
         for (t, range) in self.ranges().enumerate() {
             let sum = cut(&all, range).sum_dim_intlist([0i64].as_slice(), false, None::<tch::Kind>);

@@ -12,7 +12,7 @@ mod held;
 mod part;
 
 use tch::Tensor;
-use tch_ext::{Product, Region, Sum, attach, gemm, grad_enabled};
+use tch_ext::{Product, Region, Saved, Sum, attach, gemm, grad_enabled};
 
 use crate::adapter::Mode;
 use crate::factors::Factors;
@@ -49,8 +49,8 @@ impl Input {
 
 impl From<&Tensor> for Input {
     fn from(x: &Tensor) -> Self {
-        let kept = x.detach();
-        Self::remade(x, move || kept.shallow_clone())
+        let kept = Saved::new(x.detach());
+        Self::remade(x, move || kept.get().shallow_clone())
     }
 }
 

@@ -1,7 +1,7 @@
 //! What backward keeps of each layer.
 
 use tch::{Kind, Tensor};
-use tch_ext::{Product, Sum, gemm};
+use tch_ext::{Product, Saved, Sum, gemm};
 
 use super::gain::floored;
 use crate::adapter::Mode;
@@ -31,8 +31,9 @@ pub(super) struct Low {
 pub(super) struct Kept {
     pub(super) value: Tensor,
     pub(super) slope: Tensor,
-    /// The layer's output after the gain, which the layer's reader often keeps anyway; or before it: see [`before`].
-    pub(super) y: Option<Tensor>,
+    /// The layer's output after the gain, which the layer's reader often keeps anyway and may change in place; or
+    /// before it: see [`before`].
+    pub(super) y: Option<Saved>,
     pub(super) before: bool,
 }
 
@@ -89,7 +90,7 @@ impl Low {
 
 impl Kept {
     pub(super) fn finish(&mut self, out: Tensor, bias: Option<&Tensor>, kind: Kind) -> Tensor {
-        self.y = Some(out.to_kind(kind));
+        self.y = Some(Saved::new(out.to_kind(kind)));
         if !self.before {
             return out;
         }

@@ -77,6 +77,16 @@ impl Flats {
             );
             (a, b)
         };
-        Self { products: sum.products.iter().map(both).collect(), out, onto: sum.onto.map(Flat::of) }
+        let onto = sum.onto.map(|t| {
+            let onto = Flat::of(t);
+            let same = (onto.rows, onto.columns) == (out.rows, out.columns);
+            assert!(same, "a sum of {:?} onto {:?}", sum.out.size(), t.size());
+            onto
+        });
+        for t in [sum.gain, sum.bias].into_iter().flatten() {
+            let (size, columns) = (t.size(), out.columns);
+            assert!(size == [columns], "a gain or a bias of {size:?} for {columns} columns");
+        }
+        Self { products: sum.products.iter().map(both).collect(), out, onto }
     }
 }

@@ -18,6 +18,7 @@ mod tile;
 mod turn;
 
 pub use columns::CUDA_SOURCES;
+pub(crate) use product::InLoop;
 pub use small::{Panels, Small, View, transpose};
 
 use tch::{Device, Kind, Tensor};
@@ -36,17 +37,25 @@ pub struct Product<'a> {
     pub b: &'a Tensor,
     /// Whether it lies transposed.
     pub transposed: bool,
+    /// Whether k is another in each step, as a batch's number of tokens is. The small product is compiled for each shape
+    /// and kept: it then gets few of them.
+    pub varies: bool,
 }
 
 impl<'a> Product<'a> {
     /// `a b`.
     pub fn plain(a: &'a Tensor, b: &'a Tensor) -> Self {
-        Self { a, b, transposed: false }
+        Self { a, b, transposed: false, varies: false }
+    }
+
+    /// `a b`, summed over the tokens of a batch or of a text.
+    pub fn over_tokens(a: &'a Tensor, b: &'a Tensor) -> Self {
+        Self { varies: true, ..Self::plain(a, b) }
     }
 
     /// `a bᵀ`.
     pub fn transposed(a: &'a Tensor, b: &'a Tensor) -> Self {
-        Self { a, b, transposed: true }
+        Self { transposed: true, ..Self::plain(a, b) }
     }
 
     fn depth(&self) -> i64 {

@@ -5,13 +5,13 @@ use std::ffi::c_void;
 
 use tch::{Device, Kind, Tensor};
 
-use super::Sum;
 use super::ahead::Ahead;
 use super::flat::{Flat, Flats};
 use super::pack::{Matrix, Packed, WIDTH};
-use super::product::supported;
+use super::product::{compiled, supported};
 use super::tile::block;
-use crate::parallel::{parallel, threads};
+use super::{Product, Sum};
+use crate::parallel::{Rows, parallel, parallel_rows, threads};
 
 /// Rows of the last, small blocks.
 const LEAST: usize = 64;
@@ -19,6 +19,9 @@ const LEAST: usize = 64;
 const ITEM: usize = 256;
 /// Depth of a panel, in bytes a column: with 64 columns half a megabyte, for the second cache.
 pub(super) const DEPTH: usize = 8192;
+/// Depth of a piece of a left-hand matrix whose depth varies; a whole number of [`STEP`]s, to which the last is filled.
+const PIECE: usize = 1024;
+const STEP: usize = 32;
 
 /// Whether all of this is work for panels.
 pub(super) fn fit(sums: &[Sum<'_>], flats: &[Flats], half: bool) -> bool {
@@ -42,19 +45,17 @@ pub(super) fn fit(sums: &[Sum<'_>], flats: &[Flats], half: bool) -> bool {
 
 /// A part of a product's depth, as one panel.
 pub(super) struct Slab<T> {
+    /// From this part's first column on.
     pub(super) a: Matrix<T>,
     pub(super) b: Matrix<T>,
     pub(super) transposed: bool,
+    /// The first row of b, and how many.
     pub(super) k: usize,
     pub(super) depth: usize,
+    /// Rows of the panel, with those of zeros.
+    pub(super) padded: usize,
     /// Elements into the panel buffer.
     pub(super) offset: usize,
-}
-
-impl<T: Packed> Slab<T> {
-    pub(super) fn padded(&self) -> usize {
-        self.depth.next_multiple_of(T::PAIR)
-    }
 }
 
 /// One sum, cut to passes of slabs that fit the cache together.
@@ -104,10 +105,8 @@ thread_local! {
 }
 
 pub(super) fn run<T: Packed>(sums: &[Sum<'_>]) {
-    // An odd depth of bf16 is read in pairs: the left-hand side needs the zero that the panel has.
-    let padded: Vec<Vec<Tensor>> =
-        sums.iter().map(|s| s.products.iter().map(|p| even::<T>(p.a)).collect()).collect();
-    let jobs: Vec<Job<'_, T>> = sums.iter().zip(&padded).map(|(sum, a)| job(sum, a)).collect();
+    let lefts: Vec<Vec<Left<T>>> = sums.iter().map(|s| s.products.iter().map(left).collect()).collect();
+    let jobs: Vec<Job<'_, T>> = sums.iter().zip(&lefts).map(|(sum, lefts)| job(sum, lefts)).collect();
     let items = items(&jobs);
     parallel(items.len(), 1, |range| {
         BUFFERS.with_borrow_mut(|(panel, tile)| {
@@ -146,33 +145,79 @@ fn items<T>(jobs: &[Job<'_, T>]) -> Vec<Item> {
     items
 }
 
-/// `a`, or a copy with a column of zeros behind it where its depth is odd and pairs are read.
-fn even<T: Packed>(a: &Tensor) -> Tensor {
-    if a.size()[1] % T::PAIR as i64 == 0 { a.shallow_clone() } else { a.constant_pad_nd([0, 1]) }
+/// A left-hand matrix, as the small product reads it.
+enum Left<T> {
+    Whole(Tensor),
+    /// `[pieces, rows, PIECE]`, zeros behind the last column.
+    Pieces(Vec<T>),
 }
 
-fn job<'a, T: Packed>(sum: &'a Sum<'_>, lefts: &[Tensor]) -> Job<'a, T> {
-    let matrix =
-        |t: &Tensor| Matrix { data: t.data_ptr().cast_const().cast::<T>(), stride: t.stride()[0] as usize };
+fn left<T: Packed>(p: &Product<'_>) -> Left<T> {
+    if p.varies && compiled(T::HALF) {
+        let (rows, depth) = (p.a.size()[0] as usize, p.a.size()[1] as usize);
+        return Left::Pieces(pieces(matrix(p.a), rows, depth));
+    }
+    // An odd depth of bf16 is read in pairs: the left-hand side needs the zero that the panel has.
+    let even = p.a.size()[1] % T::PAIR as i64 == 0;
+    Left::Whole(if even { p.a.shallow_clone() } else { p.a.constant_pad_nd([0, 1]) })
+}
+
+/// Of a matrix that has these rows and this depth.
+fn pieces<T: Packed>(a: Matrix<T>, rows: usize, depth: usize) -> Vec<T> {
+    let count = rows * depth.div_ceil(PIECE);
+    let mut all = vec![T::narrow(0.0); count * PIECE];
+    parallel_rows(Rows { data: &mut all[..], width: PIECE }, count, LEAST, |first, _, out| {
+        for (i, piece) in out.data.chunks_exact_mut(PIECE).enumerate() {
+            let (k, row) = ((first + i) / rows * PIECE, (first + i) % rows);
+            let len = PIECE.min(depth - k);
+            // SAFETY: so many numbers of that row are there.
+            piece[..len].copy_from_slice(unsafe { a.row(row, k, len) });
+        }
+    });
+    all
+}
+
+fn matrix<T>(t: &Tensor) -> Matrix<T> {
+    Matrix { data: t.data_ptr().cast_const().cast::<T>(), stride: t.stride()[0] as usize }
+}
+
+fn job<'a, T: Packed>(sum: &'a Sum<'_>, lefts: &[Left<T>]) -> Job<'a, T> {
+    let (rows, columns) = (sum.out.size()[0] as usize, sum.out.size()[1] as usize);
     let most = DEPTH / size_of::<T>();
     let (mut passes, mut pass, mut used) = (Vec::new(), Vec::new(), 0);
     for (p, left) in sum.products.iter().zip(lefts) {
-        let (a, b, depth) = (matrix(left), matrix(p.b), p.depth() as usize);
+        let (b, depth) = (matrix(p.b), p.depth() as usize);
+        let (longest, step) = match left {
+            Left::Whole(_) => (T::CHAIN, T::PAIR),
+            Left::Pieces(_) => (PIECE, STEP),
+        };
         let mut k = 0;
         while k < depth {
-            if used == most {
+            // A piece stays whole.
+            let least = match left {
+                Left::Whole(_) => 1,
+                Left::Pieces(_) => PIECE.min(depth - k).next_multiple_of(STEP),
+            };
+            if most - used < least {
                 passes.push(std::mem::take(&mut pass));
                 used = 0;
             }
-            let part = (depth - k).min(most - used).min(T::CHAIN);
-            let slab = Slab { a, b, transposed: p.transposed, k, depth: part, offset: used * WIDTH };
-            used += slab.padded();
-            pass.push(slab);
+            let part = (depth - k).min(most - used).min(longest);
+            let padded = part.next_multiple_of(step);
+            let a = match left {
+                Left::Whole(a) => {
+                    let a = matrix::<T>(a);
+                    Matrix { data: a.data.wrapping_add(k), ..a }
+                }
+                Left::Pieces(all) => Matrix { data: all[k * rows..].as_ptr(), stride: PIECE },
+            };
+            let offset = used * WIDTH;
+            pass.push(Slab { a, b, transposed: p.transposed, k, depth: part, padded, offset });
+            used += padded;
             k += part;
         }
     }
     passes.push(pass);
-    let (rows, columns) = (sum.out.size()[0] as usize, sum.out.size()[1] as usize);
     Job {
         passes,
         out: sum.out.data_ptr(),
@@ -185,5 +230,53 @@ fn job<'a, T: Packed>(sum: &'a Sum<'_>, lefts: &[Tensor]) -> Job<'a, T> {
         bias: sum.bias.and_then(|b| Vec::try_from(b.to_kind(Kind::Float)).ok()),
         onto: sum.onto.map(|t| (t.data_ptr().cast_const(), t.stride()[0] as usize)),
         add: sum.add,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use half::bf16;
+
+    use super::*;
+    use crate::number::Number;
+
+    /// What the small product is compiled for.
+    fn shapes<T: Packed>(kind: Kind, products: usize) -> usize {
+        let mut all = BTreeSet::new();
+        for depth in (1i64..6000).step_by(7) {
+            let [a, b] = [[3, depth], [depth, 2]].map(|size| Tensor::zeros(size, (kind, Device::Cpu)));
+            let out = Tensor::zeros([3, 2], (Kind::Float, Device::Cpu));
+            let sum = Sum::new(vec![Product::over_tokens(&a, &b); products], &out);
+            let lefts: Vec<Left<T>> = sum.products.iter().map(left).collect();
+            for pass in job(&sum, &lefts).passes {
+                assert!(!pass.is_empty());
+                let used: usize = pass.iter().map(|slab| slab.padded).sum();
+                assert!(used <= DEPTH / size_of::<T>(), "{used} rows of a panel");
+                all.extend(pass.iter().map(|slab| (slab.padded, slab.a.stride)));
+            }
+        }
+        all.len()
+    }
+
+    #[test]
+    fn depths_that_vary_make_few_shapes() {
+        for products in [1, 3] {
+            assert!(shapes::<f32>(Kind::Float, products) <= PIECE / STEP);
+            assert!(shapes::<bf16>(Kind::BFloat16, products) <= PIECE / STEP);
+        }
+    }
+
+    #[test]
+    fn pieces_lie_one_behind_another() {
+        let a: Vec<bf16> = (0..2 * 1300).map(|i| bf16::from_bits(i as u16)).collect();
+        let all = pieces(Matrix { data: a.as_ptr(), stride: 1300 }, 2, 1290);
+        assert_eq!(all.len(), 2 * 2 * PIECE);
+        for (row, k) in (0..2).flat_map(|row| (0..2 * PIECE).map(move |k| (row, k))) {
+            let want = if k < 1290 { a[row * 1300 + k] } else { bf16::narrow(0.0) };
+            let got = all[(k / PIECE * 2 + row) * PIECE + k % PIECE];
+            assert_eq!(got.to_bits(), want.to_bits(), "row {row}, {k}");
+        }
     }
 }

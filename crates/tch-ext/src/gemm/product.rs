@@ -1,5 +1,6 @@
 //! The small product that sums are made of: oneDNN's, or on a machine where it has none our own for AVX2.
 
+use std::cell::Cell;
 use std::ffi::c_void;
 use std::sync::OnceLock;
 
@@ -21,6 +22,39 @@ unsafe extern "C" {
         b: *const c_void,
         c: *mut f32,
     ) -> bool;
+    fn tch_ext_brgemm_release();
+}
+
+thread_local! {
+    /// Loops that this thread is in, and whether a product has set up the processor's tiles (AMX) for itself: they stay
+    /// for the next one.
+    static LOOPS: Cell<usize> = const { Cell::new(0) };
+    static TILES: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A thread's part of a loop. At its end the tiles are given back: an operator of libtorch's that comes next may use
+/// them. Within the loop there must be none beside products.
+pub(crate) struct InLoop;
+
+impl InLoop {
+    pub(crate) fn new() -> Self {
+        LOOPS.set(LOOPS.get() + 1);
+        Self
+    }
+}
+
+impl Drop for InLoop {
+    fn drop(&mut self) {
+        LOOPS.set(LOOPS.get() - 1);
+        release();
+    }
+}
+
+fn release() {
+    if TILES.take() {
+        // SAFETY: changes what products of this thread alone set up; the next one does so anew.
+        unsafe { tch_ext_brgemm_release() };
+    }
 }
 
 /// `c [m, n] (+)= a [m, k] b`, where b is a panel of `k` rows; n is at most its width.
@@ -67,6 +101,12 @@ pub(super) fn supported(half: bool) -> bool {
     way(half).is_some()
 }
 
+/// Whether it is compiled for each shape that it meets, and kept for ever.
+pub(super) fn compiled(half: bool) -> bool {
+    // Tests take the shapes of one that is, on any machine.
+    cfg!(test) || way(half) == Some(Way::OneDnn)
+}
+
 /// So many rows at a time are best: with their f32 sums they fit a cache.
 pub(super) fn rows(half: bool) -> usize {
     if way(half) == Some(Way::Avx2) { avx2::ROWS } else { 64 }
@@ -95,5 +135,57 @@ unsafe fn onednn(half: bool, shape: Shape, a: *const c_void, b: *const c_void, c
     let Shape { m, n, k, lda, ldc, add } = shape;
     let [m, n, k, lda, ldc] = [m, n, k, lda, ldc].map(|x| x as i64);
     // SAFETY: the caller's promise.
-    unsafe { tch_ext_brgemm(half, m, n, k, lda, WIDTH as i64, ldc, add, a, b, c) }
+    let done = unsafe { tch_ext_brgemm(half, m, n, k, lda, WIDTH as i64, ldc, add, a, b, c) };
+    // f32 has no tiles.
+    TILES.set(TILES.get() || half);
+    if LOOPS.get() == 0 {
+        release();
+    }
+    done
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::parallel;
+
+    thread_local! {
+        /// The last loop that this thread had a part in.
+        static LAST: Cell<usize> = const { Cell::new(0) };
+    }
+
+    #[test]
+    fn tiles_do_not_outlast_a_loop() {
+        let left = AtomicUsize::new(0);
+        // By this thread alone, and by all.
+        for (number, n) in [1, 1, 64, 64, 64].into_iter().enumerate() {
+            parallel(n, 1, |_| {
+                assert_eq!(LOOPS.get(), 1);
+                if LAST.replace(number + 1) != number + 1 {
+                    left.fetch_add(usize::from(TILES.get()), Ordering::Relaxed);
+                }
+                TILES.set(true);
+            });
+            assert!(!TILES.get(), "{n} parts");
+        }
+        assert_eq!(left.into_inner(), 0, "threads began a loop with another's tiles");
+    }
+
+    #[test]
+    fn tiles_are_given_back_at_once_outside_of_a_loop() {
+        let (a, b, mut c) = ([0u32; 2 * WIDTH], [0u32; 2 * WIDTH], [1f32; WIDTH]);
+        let shape = Shape { m: 1, n: WIDTH, k: 2, lda: 2, ldc: WIDTH, add: false };
+        let mut product = || {
+            // SAFETY: all three are large enough.
+            unsafe { onednn(true, shape, a.as_ptr().cast(), b.as_ptr().cast(), c.as_mut_ptr()) };
+            TILES.get()
+        };
+        assert!(!product());
+        let within = InLoop::new();
+        assert!(product());
+        drop(within);
+        assert!(!TILES.get());
+    }
 }

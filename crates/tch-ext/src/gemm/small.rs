@@ -105,7 +105,8 @@ impl<T: Small> Panels<T> {
     }
 
     /// `c [m, columns of the block] (+)= a [m, k] b[from..from + k]`, with c's rows `stride` apart. In bf16 `from` is
-    /// even, and where k is odd a must hold a zero behind each row.
+    /// even, and where k is odd a must hold a zero behind each row. In a loop of [`crate::parallel`] the processor is set
+    /// up once for all products: do not use libtorch's operators between them.
     pub fn multiply(
         &self,
         block: usize,
@@ -115,6 +116,7 @@ impl<T: Small> Panels<T> {
         stride: usize,
         add: bool,
     ) {
+        assert!(block < self.width.div_ceil(WIDTH), "a block of the panels");
         let width = WIDTH.min(self.width - block * WIDTH);
         let k = a.columns.next_multiple_of(T::PAIR);
         assert!(from.is_multiple_of(T::PAIR), "a depth from a pair on");

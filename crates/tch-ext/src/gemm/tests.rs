@@ -137,6 +137,55 @@ fn shapes_must_fit() {
     gemm(&[Sum::new(vec![Product::plain(&a, &b)], &random(2, 5, Kind::Float))]);
 }
 
+/// Else what lies behind them would be read.
+#[test]
+fn addends_and_gains_must_fit() {
+    let (a, b, out) = (random(2, 3, Kind::Float), random(3, 5, Kind::Float), random(2, 5, Kind::Float));
+    let (row, short) = (random(1, 5, Kind::Float), random(1, 4, Kind::Float).reshape(-1));
+    let sum = || Sum::new(vec![Product::plain(&a, &b)], &out);
+    for bad in [
+        Sum { onto: Some(&row), ..sum() },
+        Sum { gain: Some(&short), ..sum() },
+        Sum { bias: Some(&short), ..sum() },
+    ] {
+        let text = crate::function::caught(|| gemm(&[bad])).unwrap_err();
+        assert!(text.contains("[2, 5] onto [1, 5]") || text.contains("[4] for 5 columns"), "{text}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "a block of the panels")]
+fn a_block_must_be_there() {
+    let (mut panels, numbers) = (Panels::<f32>::default(), [1.0; 2 * 70]);
+    panels.pack(View::new(&numbers, 2, 70, 70));
+    panels.multiply(2, 0, View::new(&numbers, 1, 2, 2), &mut [0.0; 64], 64, false);
+}
+
+/// A depth that varies is filled up with zeros, whatever lay in the panel.
+#[test]
+fn sums_over_tokens_are_those_of_f64() {
+    seed(5);
+    for kind in [Kind::BFloat16, Kind::Float] {
+        // Few rows and columns: this thread's alone, which finds its panel as the sum before has left it.
+        let spoilt = (random(3, 4096, kind), random(4096, 64, kind) * f64::NAN);
+        let nothing = random(3, 64, Kind::Float);
+        for (m, n, k) in
+            [(3, 64, 1), (3, 64, 33), (3, 40, 1000), (3, 64, 1025), (70, 130, 4100), (8, 200, 96)]
+        {
+            gemm(&[Sum::new(vec![Product::plain(&spoilt.0, &spoilt.1)], &nothing)]);
+            let (a, x) = (random(m, k + 3, kind).narrow(1, 2, k), random(k, n, kind));
+            let (h, b) = (random(m, 5, kind), random(5, n, kind));
+            let out = Tensor::zeros([m, n], (Kind::Float, here()));
+            let products = vec![Product::plain(&h, &b), Product::over_tokens(&a, &x)];
+            gemm(&[Sum { scale: 0.5, ..Sum::new(products, &out) }]);
+            let wide = |t: &Tensor| t.to_kind(Kind::Double);
+            let want = (wide(&a).matmul(&wide(&x)) + wide(&h).matmul(&wide(&b))) * 0.5;
+            let error = (wide(&out) - want).abs().max().double_value(&[]) / (k as f64).sqrt();
+            assert!(error < 1e-4, "{kind:?} {m} {n} {k}: {error:e}");
+        }
+    }
+}
+
 /// Tiles and what is left beside them.
 #[test]
 fn transposes_are_transposed() {
@@ -168,7 +217,7 @@ fn sums_of_f32_are_cut_into_chains() {
             let a = ones(rows, DEPTH);
             let _ = a.narrow(1, 0, 1).fill_(large);
             let (b, out) = (if transposed { ones(64, DEPTH) } else { ones(DEPTH, 64) }, ones(rows, 64));
-            gemm(&[Sum::new(vec![Product { a: &a, b: &b, transposed }], &out)]);
+            gemm(&[Sum::new(vec![Product { a: &a, b: &b, transposed, varies: false }], &out)]);
             let least = out.min().double_value(&[]) - large;
             assert!(least >= (DEPTH - 1024) as f64, "{rows} rows: only {least} of {DEPTH} ones arrived");
         }

@@ -52,13 +52,13 @@ pub(super) unsafe fn block<T: Packed>(
                 (sums.as_mut_ptr(), WIDTH)
             };
             for (j, slab) in pass.iter().enumerate() {
-                // SAFETY: `count` rows of a from k on, `padded` rows of the panel, `count` rows of `out`.
+                // SAFETY: `count` rows of a, `padded` rows of the panel, `count` rows of `out`.
                 unsafe {
-                    let a = slab.a.data.add((row + start) * slab.a.stride + slab.k);
+                    let a = slab.a.data.add((row + start) * slab.a.stride);
                     let shape = Shape {
                         m: count,
                         n: width,
-                        k: slab.padded(),
+                        k: slab.padded,
                         lda: slab.a.stride,
                         ldc: stride,
                         add: i + j > 0 || direct && job.add,
@@ -80,7 +80,9 @@ pub(super) unsafe fn block<T: Packed>(
 /// They lie in every b of the pass.
 unsafe fn pack<T: Packed>(pass: &[Slab<T>], column: usize, width: usize, panel: &mut [T]) {
     for slab in pass {
-        let into = &mut panel[slab.offset..slab.offset + slab.padded() * WIDTH];
+        let into = &mut panel[slab.offset..slab.offset + slab.padded * WIDTH];
+        // What lay there may be no number.
+        into[slab.depth.next_multiple_of(T::PAIR) * WIDTH..].fill(T::narrow(0.0));
         // SAFETY: the caller's promise.
         unsafe {
             if slab.transposed {

@@ -1,7 +1,10 @@
 //! Memory: what is in use and was at the highest point, of the process, of CPU tensors and of a CUDA device.
 
 mod arena;
+mod groups;
 mod manage;
+
+use std::path::Path;
 
 pub use manage::{alive_at_peak, cpu, manage, most_alive, reset_peak};
 
@@ -38,23 +41,17 @@ pub fn process() -> Option<Usage> {
     Some(Usage { current: field("VmRSS:")?, peak: field("VmHWM:")? })
 }
 
-/// Bytes that this process can still take without pushing others out: of the machine, and of the control group that
-/// holds it (a container's limit), whichever is less (Linux); `None` elsewhere.
+/// Bytes that this process can still take without pushing others out: of the machine, and of the control groups that
+/// hold it (a container's limit), whichever is least (Linux); `None` elsewhere. Copies of files, which make room, count
+/// as free in both.
 pub fn available() -> Option<u64> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
     let machine = read("/proc/meminfo").and_then(|text| {
         let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?.to_owned();
         line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
     });
-    let group = |limit: &str, used: &str| {
-        let number = |path| read(path)?.trim().parse::<u64>().ok();
-        Some(number(limit)?.saturating_sub(number(used)?))
-    };
-    let groups = [
-        group("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        group("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ];
-    groups.into_iter().chain([machine]).flatten().min()
+    let mine = read("/proc/self/cgroup").unwrap_or_default();
+    groups::available(&mine, Path::new("/sys/fs/cgroup")).into_iter().chain(machine).min()
 }
 
 /// Bytes handed out by libtorch's allocator on CUDA device `index`; `None` without one.
