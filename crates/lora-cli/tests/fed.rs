@@ -66,6 +66,23 @@ fn secure_sums_come_to_the_same() {
     assert!(!bench.path("out.state").exists());
 }
 
+/// Of seven clients two may be on the coordinator's side: with two others they are four.
+#[test]
+fn secure_sums_of_few_of_many_are_asked_for() {
+    let bench = Bench::new();
+    let others = ["c", "d", "e", "f", "g"].map(|name| format!("--client {name}=data.jsonl")).join(" ");
+    let words = format!("{SIMULATE} {others} --rule ffa --weights equal --rounds 1 --secure --per-round");
+    let before = bench.files();
+    let run = bench.lora(&format!("{words} 3"));
+    assert!(run.code != Some(0) && run.err.contains("take part with 4 and more"), "{}", run.err);
+    assert!(run.err.contains("--parties-at-least"), "{}", run.err);
+    assert_eq!(bench.files(), before);
+    for more in ["4", "3 --parties-at-least 3"] {
+        let out = bench.lora(&format!("{words} {more} --overwrite")).ok();
+        assert!(out.contains(&format!("{0} of {0} clients", &more[..1])), "{out}");
+    }
+}
+
 /// With noise that clients add, which is all that there is for a small epsilon: as large as the clip.
 #[test]
 fn noised_sums() {
@@ -112,12 +129,19 @@ fn identities_for_secure_sums() {
     refused(&with("data.jsonl", "coordinator.party", ""), "line 1");
     refused(&with("directory", "directory", ""), "others may read this private key");
     refused(&format!("{serve} --secure directory"), "--party-key");
+    let few = with("directory", "coordinator.party", "--weights equal --parties-at-least 4");
+    refused(&few, "of 3 in the directory");
     bench.write("two", lines[..3].concat());
     refused(&with("two", "coordinator.party", "--weights equal"), "three and more");
     let node =
         "fed node --address 127.0.0.1:1 --insecure --model model --data data.jsonl --rank 2 --key bank.pem";
     bench.lora("fed keys --key bank.pem").ok();
     refused(&format!("{node} --secure directory --party-key coordinator.party"), "is no party's");
+    refused(
+        &format!("{node} --secure directory --party-key 1.party --parties-at-least 2"),
+        "in the directory",
+    );
+    refused(&format!("{node} --parties-at-least 3"), "--secure");
     assert!(!bench.path("out.state").exists());
 }
 
@@ -182,6 +206,8 @@ fn what_makes_no_sense_leaves_no_trace() {
         ("--secure --rule fedex", "is no sum"),
         ("--secure", "a sum has no weights"),
         ("--secure --weights equal --client-epsilon 3 --drawn 1", "cannot be used with"),
+        ("--secure --weights equal --parties-at-least 3", "of 2 in the directory"),
+        ("--parties-at-least 3", "--secure"),
         ("--adapter nowhere", "nowhere"),
     ] {
         let run = bench.lora(

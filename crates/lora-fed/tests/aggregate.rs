@@ -317,6 +317,46 @@ fn krum_asks_the_nearest_alone_and_bounds_count_the_scale() {
     assert_eq!((kept(3.01), kept(2.99)), (1, 0));
 }
 
+/// Krum takes the chosen upload whole. A liar with the others' factors and magnitudes of its own is not the nearest.
+#[test]
+fn krum_counts_all_that_it_takes() {
+    let mut some = numbers(&[0.0, 0.1, 0.15, 0.2, 0.3], 1.0);
+    for (i, upload) in some.iter_mut().enumerate() {
+        let magnitudes = Tensor::full([4], if i == 2 { 1e3 } else { 1.0 + 0.01 * i as f64 }, OPTIONS);
+        upload.others.insert("m".into(), magnitudes);
+    }
+    let magnitude = |some: &[Upload]| {
+        let chosen = Robust::Krum { lying: 1 }.aggregate(some).unwrap();
+        chosen.others["m"].double_value(&[0])
+    };
+    assert!(magnitude(&some) < 1.1, "{}", magnitude(&some));
+    // Without the lie it is the one in the middle.
+    some[2].others.insert("m".into(), Tensor::full([4], 1.02, OPTIONS));
+    assert_eq!(magnitude(&some), 1.02);
+    // What has another shape, or another name, cannot be compared.
+    for (name, size, said) in [("m", 5, "c2: m: another shape"), ("w", 4, "c2: has other modules")] {
+        some[2].others = BTreeMap::from([(name.to_owned(), Tensor::ones([size], OPTIONS))]);
+        let refused = Robust::Krum { lying: 1 }.aggregate(&some).unwrap_err().to_string();
+        assert!(refused.contains(said), "{refused}");
+    }
+}
+
+/// A fifth of four is nobody: the plain mean, which one liar moves anywhere.
+#[test]
+fn a_trimmed_mean_cuts_somebody_or_says_so() {
+    let of = |values: &[f64], share: f64| {
+        let got = Robust::TrimmedMean(share).aggregate(&numbers(values, 1.0));
+        got.map(|upload| upload.layers["l"].b.double_value(&[0, 0]))
+    };
+    let refused = of(&[0.0, 0.1, 0.2, 1e6], 0.2).unwrap_err();
+    assert!(refused.to_string().contains("of 4 uploads"), "{refused}");
+    assert!(refused.hint_text().unwrap().contains("takes 5 uploads"), "{refused:?}");
+    assert!((of(&[0.0, 0.1, 0.2, 0.3, 1e6], 0.2).unwrap() - 0.2).abs() < 1e-12);
+    assert!((of(&[0.0, 0.1, 0.3, 1e6], 0.25).unwrap() - 0.2).abs() < 1e-12);
+    // Who asks for none has the mean.
+    assert_eq!(of(&[0.0, 1.0, 2.0, 5.0], 0.0).unwrap(), 2.0);
+}
+
 /// Reddi et al. 2021, algorithm 2, by hand.
 #[test]
 fn server_optimisers_are_the_papers() {

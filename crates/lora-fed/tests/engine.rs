@@ -178,6 +178,22 @@ fn robust_rules_bear_liars() {
     assert!(settings.check().is_err());
 }
 
+/// A share that is somebody of five is nobody of the four whose replies are good: the round fails, and the model stays.
+#[test]
+fn a_robust_rule_needs_its_replies_in_every_round() {
+    let robust = Some(Robust::TrimmedMean(0.2));
+    let mut f = federation(Settings { robust, ..Settings::new("few", Rule::Ffa, 2) }, 2);
+    let clients = ["a", "b", "c", "d", "e"];
+    let mut learner = Learner::default();
+    round(&mut f, &clients, &mut learner).unwrap();
+    let before: Vec<Tensor> = f.model.adapter.values().map(Tensor::copy).collect();
+    learner.wrong.insert("e".into(), |r| r.adapter.clear());
+    let refused = round(&mut f, &clients, &mut learner).unwrap_err().to_string();
+    assert!(refused.contains("of 4 uploads"), "{refused}");
+    assert_eq!(f.model.rounds, 1);
+    assert!(f.model.adapter.values().zip(&before).all(|(now, then)| now == then));
+}
+
 #[test]
 fn fedsa_shares_a_alone() {
     let mut f = federation(Settings::new("own", Rule::FedSa, 2), 2);

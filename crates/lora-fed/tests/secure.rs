@@ -6,12 +6,14 @@ mod cast;
 
 use std::path::Path;
 
-use cast::{Cast, DOUBLE, Learner, NAMES, RULES, difference, federation, names, plain, settings};
+use cast::{Cast, DOUBLE, Learner, NAMES, RULES, TEN, difference, federation, names, plain, settings};
 use lora_core::Error;
 use lora_fed::aggregate::{Bounds, Robust};
-use lora_fed::engine::{Claims, Coordinator, InProcess, Parties, Settings, Task, Trains, Weights};
+use lora_fed::engine::{
+    Claims, Coordinator, InProcess, Letter, Parties, Settings, Task, Trains, Weights, Worker,
+};
 use lora_fed::secagg::wire::Kind;
-use lora_fed::secagg::{Own, PartyId};
+use lora_fed::secagg::{Directory, Own, PartyId, Plan, Ring, RoundId, Session};
 use lora_fed::store::Store;
 use tch::Tensor;
 
@@ -241,6 +243,63 @@ fn nothing_is_given_in_plain_and_not_to_two() {
     let mut engine = InProcess::new(names(&NAMES), vec![Box::new(Learner)]);
     let refused = cast.round(&mut f, &mut engine).unwrap_err().to_string();
     assert!(refused.contains("takes no part in secure rounds"), "{refused}");
+}
+
+/// Whom a plan names is the coordinator's choice: of ten three may be on its side, and all three of them in a plan of few.
+#[test]
+fn a_plan_of_few_of_many_is_refused() {
+    let server = Own::generate(None).unwrap();
+    let own: Vec<Own> = (1..=10).map(|i| Own::generate(Some(PartyId(i))).unwrap()).collect();
+    let parties = own.iter().map(|own| (own.party.unwrap(), own.key.public())).collect();
+    let directory = Directory { server: server.key.public(), parties };
+    let asked = |least: Option<usize>, parties: u32, threshold: usize| {
+        let party = Parties::new(Learner, directory.clone());
+        let party = least.into_iter().try_fold(party, Parties::at_least).unwrap();
+        let mut party = party.with("a", own[0].clone(), Claims::default()).unwrap();
+        let round = RoundId { run: [7; 16], number: 1 };
+        let plan = Plan::new(round, (1..=parties).map(PartyId).collect(), Ring::U64, 1);
+        let session = Session::new(Plan { threshold, ..plan }, &directory).unwrap();
+        let letter = Letter { bytes: session.propose(&server.key).unwrap(), task: None, noise: None };
+        party.answer("a", &letter).map(drop).map_err(|e| e.to_string())
+    };
+    // Two of three stay: the party, and one that tells the coordinator its vector.
+    for (parties, threshold) in [(3, 2), (3, 3), (4, 4)] {
+        let refused = asked(None, parties, threshold).unwrap_err();
+        assert!(refused.contains("takes part with 5 and more"), "{parties}, {threshold}: {refused}");
+    }
+    for (parties, threshold, need) in [(5, 4, 5), (6, 4, 5), (7, 5, 6), (9, 6, 7)] {
+        let refused = asked(None, parties, threshold).unwrap_err();
+        assert!(refused.contains(&format!("of so many {need} must stay")), "{refused}");
+        asked(None, parties, need).unwrap();
+    }
+    asked(None, 10, 7).unwrap();
+    // More and fewer, if the party says so.
+    assert!(asked(Some(10), 9, 9).is_err() && asked(Some(10), 10, 7).is_ok());
+    assert!(asked(Some(3), 3, 2).is_err() && asked(Some(3), 3, 3).is_ok());
+    assert!(Parties::new(Learner, directory.clone()).at_least(2).is_err());
+    let refused = Parties::new(Learner, directory.clone()).at_least(11).map(drop).unwrap_err();
+    assert!(refused.to_string().contains("of 10 in the directory"), "{refused}");
+}
+
+/// Too few a round are refused before anybody is asked. If the coordinator would, the parties do not, but by their own will.
+#[test]
+fn rounds_draw_no_fewer_than_take_part() {
+    let round = |asked: usize, coordinator: Option<usize>, parties: Option<usize>| {
+        let mut cast = Cast::new(&TEN);
+        cast.least = parties;
+        cast.coordinator = coordinator.into_iter().try_fold(cast.coordinator, Coordinator::at_least).unwrap();
+        let mut f = federation(Settings { per_round: Some(asked), ..settings("ffa") });
+        let mut engine = cast.between(|_, _, _| Ok(()));
+        let round = cast.round(&mut f, &mut engine);
+        (round.map(|round| round.lost).map_err(|e| e.to_string()), engine.asked.len())
+    };
+    let (refused, letters) = round(3, None, None);
+    assert!(refused.unwrap_err().contains("3 clients a round") && letters == 0);
+    let (refused, letters) = round(3, Some(3), None);
+    assert!(refused.unwrap_err().contains("takes part with 5 and more") && letters == 6);
+    assert_eq!(round(3, Some(3), Some(3)).0, Ok(None));
+    assert_eq!(round(5, None, None).0, Ok(None));
+    assert!(round(5, None, Some(6)).0.unwrap_err().contains("takes part with 6 and more"));
 }
 
 #[test]

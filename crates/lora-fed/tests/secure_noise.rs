@@ -4,19 +4,24 @@
 #[path = "common/cast.rs"]
 mod cast;
 
-use cast::{Cast, DOUBLE, NAMES, settings};
+use cast::{Cast, DOUBLE, NAMES, TEN, settings};
 use lora_core::Error;
-use lora_fed::engine::{Federation, Model, Noise};
+use lora_fed::engine::{Federation, Model, Noise, Settings};
 use lora_fed::privacy::{Accounting, sigma_for};
 use lora_fed::secagg::wire::Kind;
+use lora_fed::secagg::{Own, PartyId};
 use tch::{Kind as Dtype, Tensor};
 
 /// A larger model, so that moments can be told.
 fn wide() -> Federation {
+    wide_of(settings("ffa"))
+}
+
+fn wide_of(settings: Settings) -> Federation {
     let b = Tensor::zeros([5000, 2], DOUBLE);
     let a = Tensor::arange(12, DOUBLE).view([2, 6]) / 12.0;
     let model = Model::new([("m.lora_A.weight".to_owned(), a), ("m.lora_B.weight".to_owned(), b)].into());
-    Federation::new(settings("ffa"), model, |_, r| 4.0 / r as f64).unwrap()
+    Federation::new(settings, model, |_, r| 4.0 / r as f64).unwrap()
 }
 
 fn b_of(f: &Federation) -> &Tensor {
@@ -24,7 +29,7 @@ fn b_of(f: &Federation) -> &Tensor {
 }
 
 /// What each learnt, clipped, and noise of the size that was asked for: more with all five there than with the four that
-/// must stay, of whom two may be curious.
+/// must stay, of whom one may be on the coordinator's side.
 #[test]
 fn noise_is_as_large_as_it_must_be() {
     let noise = Noise { clip: 3.0, sigma: 0.7 };
@@ -38,7 +43,7 @@ fn noise_is_as_large_as_it_must_be() {
     let each = noise.clip / 10_000f64.sqrt();
     let mean = NAMES.iter().map(|c| step(c) * each).sum::<f64>() / 5.0;
     let off = b_of(&f) - mean;
-    let deviation = 0.7 * 3.0 * (5f64 / 2.0).sqrt() / 5.0;
+    let deviation = 0.7 * 3.0 * (5f64 / 3.0).sqrt() / 5.0;
     let found = off.square().mean(Dtype::Double).double_value(&[]).sqrt();
     assert!((found / deviation - 1.0).abs() < 0.05, "{found} {deviation}");
     let centre = off.mean(Dtype::Double).double_value(&[]) / deviation * 100.0;
@@ -49,6 +54,37 @@ fn noise_is_as_large_as_it_must_be() {
     let twice = b_of(&f) - &before;
     let product = (&twice * &off).mean(Dtype::Double).double_value(&[]) / deviation.powi(2);
     assert!(product.abs() < 0.06, "{product}");
+}
+
+/// Of ten three may tell the coordinator their shares, and all three may be among six that it asks, of whom five must stay:
+/// the shares of two make the whole.
+#[test]
+fn a_few_of_many_bring_larger_shares() {
+    let mut cast = Cast::noised(&TEN, Noise { clip: 3.0, sigma: 0.7 }, 1e6);
+    let mut f = wide_of(Settings { per_round: Some(6), ..settings("ffa") });
+    let mut engine = cast.between(|_, _, _| Ok(()));
+    let round = cast.round(&mut f, &mut engine).unwrap();
+    assert!(round.clients.len() == 6 && round.clients.iter().all(|told| told.refused.is_none()), "{round:?}");
+    // Every number learnt is the same, so what differs is noise.
+    let off = b_of(&f) - b_of(&f).mean(Dtype::Double);
+    let found = off.square().mean(Dtype::Double).double_value(&[]).sqrt();
+    let deviation = 0.7 * 3.0 * (6f64 / 2.0).sqrt() / 6.0;
+    assert!((found / deviation - 1.0).abs() < 0.05, "{found} {deviation}");
+}
+
+/// How large a share is hangs on the directory. Parties of a larger one than the coordinator's bring none.
+#[test]
+fn shares_are_of_one_directory() {
+    let mut cast = Cast::noised(&NAMES, Noise { clip: 1.0, sigma: 2.0 }, 100.0);
+    for party in [8, 9].map(PartyId) {
+        cast.directory.parties.insert(party, Own::generate(Some(party)).unwrap().key.public());
+    }
+    let mut engine = cast.between(|_, _, _| Ok(()));
+    let round = cast.round(&mut wide(), &mut engine).unwrap();
+    let refused = round.clients[0].refused.clone().unwrap();
+    assert!(round.lost.is_some() && refused.contains("not the one that the plan names"), "{refused}");
+    drop(engine);
+    assert!(NAMES.iter().all(|client| cast.ledger(client).charges() == 0));
 }
 
 /// Of a client that would take over, no more than the clip is in the mean.

@@ -71,10 +71,11 @@ impl Bounds {
 pub enum Robust {
     /// The median of each number of A and of B (Yin et al. 2018): right with fewer than half of the clients lying.
     Median,
-    /// The mean of each number without this share of the lowest and of the highest (Yin et al. 2018): below one half.
+    /// The mean of each number without this share of the lowest and of the highest (Yin et al. 2018), in whole numbers of
+    /// uploads, rounded down: below one half, and above 0 one upload at least.
     TrimmedMean(f64),
-    /// The one upload whose `s B A` is nearest to its `n - f - 2` nearest ones (Krum; Blanchard et al. 2017), with up to
-    /// f of n clients lying, `n >= 2 f + 3`.
+    /// The one upload that is nearest to its `n - f - 2` nearest ones (Krum; Blanchard et al. 2017), by `s B A` and all
+    /// other tensors, with up to f of n clients lying, `n >= 2 f + 3`.
     Krum {
         /// How many may lie.
         lying: usize,
@@ -93,7 +94,7 @@ impl Robust {
         let of = |stack: &Tensor| match self {
             Self::Median => median(stack),
             Self::TrimmedMean(share) => {
-                let cut = (share * n as f64).floor() as i64;
+                let cut = cut(share, n);
                 let (sorted, _) = stack.sort(0, false);
                 sorted.narrow(0, cut, n as i64 - 2 * cut).mean_dim([0i64].as_slice(), false, Kind::Double)
             }
@@ -104,6 +105,13 @@ impl Robust {
                 return Err(
                     Error::usage(format!("{share} of each side cannot be cut")).hint("below one half")
                 );
+            }
+            // It would be the plain mean, which one liar moves anywhere.
+            Self::TrimmedMean(share) if share > 0.0 && cut(share, n) == 0 => {
+                let what = format!("{share} of each side of {n} uploads is not one of them: nothing is cut");
+                let need = (1.0 / share).ceil();
+                return Err(Error::usage(what)
+                    .hint(format!("it takes {need} uploads in every round, a larger share, or the median")));
             }
             Self::Krum { lying } if n < 2 * lying + 3 => {
                 let what =
@@ -149,7 +157,12 @@ fn median(stack: &Tensor) -> Tensor {
     (sorted.select(0, (n - 1) / 2) + sorted.select(0, n / 2)) / 2.0
 }
 
-/// The number of the upload that Krum chooses.
+/// How many of n a trimmed mean leaves out at each side.
+fn cut(share: f64, n: usize) -> i64 {
+    (share * n as f64).floor() as i64
+}
+
+/// The number of the upload that Krum chooses. It is taken whole, so all of it counts.
 fn krum(uploads: &[Upload], lying: usize) -> usize {
     let n = uploads.len();
     let inner = |i: usize, j: usize| -> f64 {
@@ -157,9 +170,13 @@ fn krum(uploads: &[Upload], lying: usize) -> usize {
         pairs.map(|(a, b)| product(a, b)).sum()
     };
     let own: Vec<f64> = (0..n).map(|i| inner(i, i)).collect();
+    let apart = |i: usize, j: usize| -> f64 {
+        let pairs = uploads[i].others.values().zip(uploads[j].others.values());
+        pairs.map(|(a, b)| norm(&(a.to_kind(Kind::Double) - b.to_kind(Kind::Double))).powi(2)).sum()
+    };
     let score = |i: usize| -> f64 {
-        let mut distances: Vec<f64> =
-            (0..n).filter(|&j| j != i).map(|j| (own[i] + own[j] - 2.0 * inner(i, j)).max(0.0)).collect();
+        let distance = |j: usize| (own[i] + own[j] - 2.0 * inner(i, j)).max(0.0) + apart(i, j);
+        let mut distances: Vec<f64> = (0..n).filter(|&j| j != i).map(distance).collect();
         distances.sort_by(f64::total_cmp);
         distances[..n - lying - 2].iter().sum()
     };

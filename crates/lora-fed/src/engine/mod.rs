@@ -30,7 +30,7 @@ pub use flower::{Joined, Server};
 pub use model::Model;
 pub use process::{InProcess, Worker};
 #[cfg(feature = "secagg")]
-pub use secure::{Claims, Coordinator, FEWEST, Parties};
+pub use secure::{Claims, Coordinator, FEWEST, Parties, Quorum};
 pub use settings::{Settings, Weights};
 
 /// What a client is asked for.

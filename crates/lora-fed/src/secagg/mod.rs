@@ -68,7 +68,9 @@
 //! # What it protects from
 //!
 //! - A server that reads all it is sent, together with fewer than `2t − n` parties (a third of them, at the usual
-//!   threshold of two thirds): it learns the sum over the survivors, who are at least `t`, and nothing else.
+//!   threshold of two thirds): it learns the sum over the survivors, who are at least `t`, and nothing else. It picks the
+//!   `n` from the directory, and may pick those that collude: which plans to take part in is for the caller to judge
+//!   (`lora_fed::engine::Quorum`).
 //! - Parties that drop out at any stage, as long as `t` remain; below that the round ends and nothing is revealed.
 //! - A server that swaps keys or vectors, shows parties different lists, replays messages or rounds, or asks twice:
 //!   every message is signed by an identity pinned beforehand, every derivation and signature is bound to the plan,

@@ -17,6 +17,7 @@ use tch::{Device, Kind as Dtype, Tensor};
 
 pub(crate) const DOUBLE: (Dtype, Device) = (Dtype::Double, Device::Cpu);
 pub(crate) const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+pub(crate) const TEN: [&str; 10] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
 pub(crate) const RULES: [&str; 5] = ["fedit", "ffa", "rolora", "fedsvd", "fedsa"];
 
 pub(crate) fn start() -> BTreeMap<String, Tensor> {
@@ -101,6 +102,8 @@ pub(crate) struct Cast {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) store: Store,
     pub(crate) budget: Option<Budget>,
+    /// With how many parties take part, if they say so.
+    pub(crate) least: Option<usize>,
 }
 
 impl Cast {
@@ -114,7 +117,7 @@ impl Cast {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("state")).unwrap();
         let coordinator = Coordinator::new(server, directory.clone()).unwrap();
-        Self { coordinator, directory, own, dir, store, budget: None }
+        Self { coordinator, directory, own, dir, store, budget: None, least: None }
     }
 
     /// The same with noise, and a ledger each.
@@ -143,6 +146,7 @@ impl Cast {
     /// The clients, as they are after a start: with nothing but what is on the disk.
     pub(crate) fn worker(&self) -> Box<dyn Worker> {
         let all = Parties::new(Learner, self.directory.clone());
+        let all = self.least.into_iter().try_fold(all, Parties::at_least).unwrap();
         let claims = |c: &str| Claims::open(&self.dir.path().join(format!("claims of {c}"))).unwrap();
         let all = self.own.iter().fold(all, |all, (c, own)| all.with(c, own.clone(), claims(c)).unwrap());
         let promising = |all: Parties<Learner>, c: &String| all.promising(c, self.ledger(c)).unwrap();

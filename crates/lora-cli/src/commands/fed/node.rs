@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
-use lora::fed::engine::{Claims, Joined, Parties, Reply, Task, Worker};
+use lora::fed::engine::{Claims, Joined, Reply, Task, Worker};
 use lora::fed::flower::{Event, Limits, NodeKey, NodeOptions, serve};
 use lora::model::Keep;
 use lora::train::TrainConfig;
@@ -122,7 +122,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut worker: Box<dyn Worker> = match (secure, &args.secure.party_key) {
         (Some((directory, own)), Some(key)) => {
             let claims = Claims::open(&sibling(key, "rounds"))?;
-            let party = Parties::new(Loud(local), directory).with(HERE, own, claims)?;
+            let party = args.secure.parties(Loud(local), directory)?.with(HERE, own, claims)?;
             Box::new(match args.secure.ledger()? {
                 Some(ledger) => party.promising(HERE, ledger)?,
                 None => party,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use lora::fed::engine::{Claims, Coordinator, FEWEST, Noise, Parties, Worker};
+use lora::fed::engine::{Claims, Coordinator, FEWEST, Noise, Parties, Quorum, Worker};
 use lora::fed::privacy::{Accounting, Budget, Ledger, Unit, sigma_for};
 use lora::fed::secagg::{Directory, Own, PartyId};
 use lora::{Error, sibling};
@@ -19,6 +19,10 @@ pub(super) struct SecureArgs {
     /// One's own key among them
     #[arg(long, value_name = "FILE", requires = "secure", help_heading = "Secure sums")]
     pub(super) party_key: Option<PathBuf>,
+    /// Take part in rounds of so many parties and more [default: two more than may be on the coordinator's side, who are
+    /// fewer than a third of the directory; 3 at least]. With a smaller N that is a promise that N - 2 are the most
+    #[arg(long, value_name = "N", requires = "secure", help_heading = "Secure sums")]
+    parties_at_least: Option<usize>,
     /// Noised sums: over all rounds they give away at most this of any one client with all its rows. A coordinator has
     /// clients add so much noise; a node takes part as long as no more is spent
     #[arg(long, value_name = "EPSILON", requires = "secure", help_heading = "Secure sums")]
@@ -59,6 +63,18 @@ impl SecureArgs {
         Ok(Some(Ledger::open(&sibling(key, "privacy.jsonl"), &budget).map_err(Error::from)?))
     }
 
+    /// A worker who takes part with as many as were asked for.
+    pub(super) fn parties<W: Worker>(&self, worker: W, directory: Directory) -> Result<Parties<W>> {
+        let all = Parties::new(worker, directory);
+        Ok(self.parties_at_least.into_iter().try_fold(all, Parties::at_least)?)
+    }
+
+    /// A coordinator who plans with as many.
+    pub(super) fn coordinator(&self, own: Own, directory: Directory) -> Result<Coordinator> {
+        let one = Coordinator::new(own, directory)?;
+        Ok(self.parties_at_least.into_iter().try_fold(one, Coordinator::at_least)?)
+    }
+
     /// The directory, and who one is.
     pub(super) fn read(&self) -> Result<Option<(Directory, Own)>> {
         let (Some(directory), Some(key)) = (&self.secure, &self.party_key) else { return Ok(None) };
@@ -69,6 +85,8 @@ impl SecureArgs {
                 .hint("of two parties each would know the other's part from the sum: three and more")
                 .into());
         }
+        // Before anything else is read.
+        self.parties_at_least.map(|n| Quorum::of(&directory).at_least(n)).transpose()?;
         Ok(Some((directory, own)))
     }
 }
@@ -78,11 +96,12 @@ pub(super) struct Cast {
     coordinator: Coordinator,
     directory: Directory,
     parties: Vec<(String, Own)>,
+    at_least: Option<usize>,
     noised: bool,
 }
 
 impl Cast {
-    pub(super) fn new(names: &[String], noise: Option<Noise>) -> Result<Self> {
+    pub(super) fn new(names: &[String], noise: Option<Noise>, at_least: Option<usize>) -> Result<Self> {
         let own = Own::generate(None)?;
         let parties: Vec<(String, Own)> = (1..)
             .zip(names)
@@ -90,9 +109,10 @@ impl Cast {
             .collect::<Result<_>>()?;
         let pins = parties.iter().filter_map(|(_, own)| Some((own.party?, own.key.public()))).collect();
         let directory = Directory { server: own.key.public(), parties: pins };
-        let coordinator =
-            noise.into_iter().fold(Coordinator::new(own, directory.clone())?, Coordinator::with);
-        Ok(Self { coordinator, directory, parties, noised: noise.is_some() })
+        let plain = Coordinator::new(own, directory.clone())?;
+        let plain = at_least.into_iter().try_fold(plain, Coordinator::at_least)?;
+        let coordinator = noise.into_iter().fold(plain, Coordinator::with);
+        Ok(Self { coordinator, directory, parties, at_least, noised: noise.is_some() })
     }
 
     pub(super) fn coordinator(&self) -> &Coordinator {
@@ -102,6 +122,7 @@ impl Cast {
     /// A worker who plays any of them.
     pub(super) fn boxed<'a>(&self, worker: impl Worker + 'a) -> Result<Box<dyn Worker + 'a>> {
         let all = Parties::new(worker, self.directory.clone());
+        let all = self.at_least.into_iter().try_fold(all, Parties::at_least)?;
         // Of rounds that were planned to keep their promise, by clients that nobody has to protect.
         let endless = Budget { unit: Unit::Client, epsilon: 1e9, delta: DELTA, accounting: Accounting::Rdp };
         let with = |all: Parties<_>, (name, own): &(String, Own)| {

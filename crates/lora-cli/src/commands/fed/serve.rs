@@ -64,10 +64,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let settings =
         args.federation.settings(format!("{} {}", args.out.out.display(), args.seed), args.seed)?;
     settings.check()?;
-    let secure = args.secure.read()?.map(|(directory, own)| Coordinator::new(own, directory)).transpose()?;
-    let secure = match secure {
-        Some(plain) => {
-            settings.check_secure()?;
+    let secure = match args.secure.read()? {
+        Some((directory, own)) => {
+            let plain = args.secure.coordinator(own, directory)?;
+            plain.check(&settings)?;
             let noise = args.secure.noise(args.client_clip, settings.rounds)?;
             Some(noise.into_iter().fold(plain, Coordinator::with))
         }
@@ -124,6 +124,7 @@ fn rounds(
     mut tell: impl FnMut(&mut Course, super::course::Told) -> Result<()>,
 ) -> Result<()> {
     let wanted = course.settings().per_round.unwrap_or(0).max(course.settings().minimum);
+    let wanted = wanted.max(secure.map_or(0, Coordinator::least));
     while course.goes_on() {
         let until = Instant::now() + Duration::from_secs(args.patience);
         while engine.clients()?.len() < wanted && Instant::now() < until {

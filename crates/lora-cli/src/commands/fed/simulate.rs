@@ -64,6 +64,9 @@ pub(crate) struct Args {
     /// The coordinator sees sums alone, by the protocol that `serve --secure` speaks; with --weights equal
     #[arg(long, help_heading = "Federation", conflicts_with = "drawn")]
     secure: bool,
+    /// Rounds of so many clients and more, as `node --parties-at-least` has it
+    #[arg(long, value_name = "N", requires = "secure", help_heading = "Federation")]
+    parties_at_least: Option<usize>,
     /// Bound what is learnt of any one client with all its rows, clipped and noised: by the coordinator, of --drawn clients a
     /// round; or with --secure by the clients, a share each. With --weights equal
     #[arg(long, value_name = "EPSILON", help_heading = "Privacy")]
@@ -107,6 +110,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let read = |path: &Path| args.training.text.read(path, &tokenizer, checkpoint.config().max_positions);
     let data = args.clients(read)?;
     let held_out = args.out.eval.as_deref().map(read).transpose()?;
+    let idle: BTreeMap<_, _> = args.idle.iter().map(|(name, n)| (name.clone(), n.unsigned_abs())).collect();
+    let names: Vec<String> = data.keys().chain(idle.keys()).cloned().collect();
+    let cast = args.secure.then(|| Cast::new(&names, shares, args.parties_at_least)).transpose()?;
+    if let Some(cast) = &cast {
+        cast.coordinator().check(&settings)?;
+    }
 
     tch::manual_seed(training.seed as i64);
     let promises = args.promises(data.keys())?;
@@ -121,10 +130,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut workers = workers.collect::<Result<Vec<_>>>()?;
     let start = args.out.start(&mut workers[0])?;
     let mut course = Course::begin(settings, start, &workers[0], (&args.out.out, args.out.overwrite))?;
-    let idle: BTreeMap<_, _> = args.idle.iter().map(|(name, n)| (name.clone(), n.unsigned_abs())).collect();
-    let names: Vec<String> = data.keys().chain(idle.keys()).cloned().collect();
     let mut release = args.release(&course, &names, &data)?;
-    let cast = if args.secure { Some(Cast::new(&names, shares)?) } else { None };
     while course.goes_on() {
         let players = workers.iter_mut().map(|w| Player(w, &idle));
         let told = match (&cast, &mut release) {

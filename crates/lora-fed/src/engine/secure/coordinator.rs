@@ -1,7 +1,7 @@
 //! The coordinator's side.
 
 use super::talk::Talk;
-use super::{FEWEST, RING, TRIES, context, lattice, round_id};
+use super::{FEWEST, Quorum, RING, TRIES, context, lattice, round_id};
 use crate::engine::state::{decode, encode, settle};
 use crate::engine::{Engine, Federation, Noise, Round, Settings, Weights};
 use crate::secagg::{Directory, IdentityKey, Own, Plan, Server, Session, Sum};
@@ -17,6 +17,7 @@ const TRY: &str = "try";
 pub struct Coordinator {
     key: IdentityKey,
     directory: Directory,
+    quorum: Quorum,
     noise: Option<Noise>,
 }
 
@@ -39,12 +40,36 @@ impl Coordinator {
             return Err(Error::usage("the directory has another key for the coordinator")
                 .hint("all parties need one directory, with this key's line in it"));
         }
-        Ok(Self { key: own.key, directory, noise: None })
+        let quorum = Quorum::of(&directory);
+        Ok(Self { key: own.key, directory, quorum, noise: None })
     }
 
     /// Has clients add noise to the sums.
     pub fn with(self, noise: Noise) -> Self {
         Self { noise: Some(noise), ..self }
+    }
+
+    /// Plans with so many parties and more, as parties must be told too: see
+    /// [`Parties::at_least`](super::Parties::at_least).
+    ///
+    /// # Errors
+    /// Those of [`Quorum::at_least`].
+    pub fn at_least(self, parties: usize) -> Result<Self> {
+        Ok(Self { quorum: self.quorum.at_least(parties)?, ..self })
+    }
+
+    /// How many parties a round takes.
+    pub fn least(&self) -> usize {
+        self.quorum.least()
+    }
+
+    /// Whether rounds can go so with the parties of the directory.
+    ///
+    /// # Errors
+    /// Those of [`Settings::check_secure`]; [`Error::usage`] for fewer clients a round than parties take part with.
+    pub fn check(&self, settings: &Settings) -> Result<()> {
+        settings.check_secure()?;
+        settings.per_round.map_or(Ok(()), |asked| self.quorum.allows(asked))
     }
 }
 
@@ -75,7 +100,7 @@ impl Federation {
     /// engine forgets. A round that breaks after vectors were sent is lost, and is told of as such.
     ///
     /// # Errors
-    /// Those of [`Settings::check_secure`], of the engine and the store; [`Error::data`] if too few parties are there. The
+    /// Those of [`Coordinator::check`], of the engine and the store; [`Error::data`] if too few parties are there. The
     /// model is then as before: the round can be tried again, here or by another process.
     pub fn secure_round_in(
         &mut self,
@@ -83,7 +108,7 @@ impl Federation {
         by: &Coordinator,
         engine: &mut dyn Engine,
     ) -> Result<Round> {
-        self.settings().check_secure()?;
+        by.check(self.settings())?;
         let number = self.model.rounds + 1;
         let known = store.get(SPACE, TRY)?.map(|bytes| decode::<Try>(&bytes)).transpose()?;
         let last = known.filter(|last| last.round == number).unwrap_or_default();
@@ -126,18 +151,18 @@ impl Federation {
         let sent = task.adapter.iter().filter(|(name, _)| task.sends.holds(name));
         let parties = talk.parties();
         let mut plan = Plan::new(id, parties, RING, sent.map(|(_, t)| t.numel()).sum());
-        plan.context = context(&task, by.noise)?;
-        plan.threshold = plan.threshold.max(self.settings().minimum);
+        plan.context = context(&task, by.noise, by.quorum)?;
         let count = plan.parties.len();
+        plan.threshold = by.quorum.threshold(count).max(self.settings().minimum);
         let few = |talk: Talk<'_>, why: String| {
             let said =
                 talk.end(&[]).into_iter().filter_map(|t| Some(format!("{}: {}", t.client, t.refused?)));
             Error::faults(ErrorKind::Data, format!("round {}: {why}", now.round), said.collect())
                 .hint("no vector was sent: the round can be tried again")
         };
-        if count < FEWEST.max(plan.threshold) {
-            let why = format!("{count} parties are there, and {} are needed", FEWEST.max(plan.threshold));
-            return Err(few(talk, why));
+        let needed = by.least().max(plan.threshold);
+        if count < needed {
+            return Err(few(talk, format!("{count} parties are there, and {needed} are needed")));
         }
         let session = Session::new(plan.clone(), &by.directory)?;
         let proposal = session.propose(&by.key)?;

@@ -6,7 +6,8 @@
 //! the clients' in every bit, and finer than f32 is.
 //!
 //! Before its vector leaves, a [party](Parties) sees to it that
-//! - it has the pinned keys of all the others, that there are enough of them, and that two thirds must stay;
+//! - it has the pinned keys of all the others, that there are enough of them, and that enough must stay, for all that the
+//!   coordinator chooses whom it asks ([`Quorum`]);
 //! - the model it starts from is the one that the signed plan names. So no two parties of a round start from different
 //!   models, by which a server could single out one's part of the sum (Pasquini et al. 2022, arXiv 2111.07380);
 //! - it has sent no vector in this round of the run before: two sums that differ in one vector would show it. What it has
@@ -27,11 +28,13 @@ mod claims;
 mod coordinator;
 mod noise;
 mod party;
+mod quorum;
 mod talk;
 
 pub use claims::Claims;
 pub use coordinator::Coordinator;
 pub use party::Parties;
+pub use quorum::Quorum;
 
 use super::{Noise, Task};
 use crate::secagg::{Lattice, Ring, RoundId, SecAggError};
@@ -61,16 +64,18 @@ fn round_id(run: &str, round: u64, tries: u64) -> RoundId {
 }
 
 /// All that parties must agree on, and the plan itself does not say.
-fn context(task: &Task, noise: Option<Noise>) -> Result<[u8; 32]> {
+fn context(task: &Task, noise: Option<Noise>, quorum: Quorum) -> Result<[u8; 32]> {
     let mut hash = Sha256::new();
-    hash.update(b"lora-fed secure round 1\0");
+    hash.update(b"lora-fed secure round 2\0");
     hash.update(task.fingerprint()?);
     hash.update((task.run.len() as u64).to_le_bytes());
     hash.update(&task.run);
     for number in [task.round, task.rounds, LIMIT.to_bits(), task.scale.map_or(u64::MAX, f64::to_bits)] {
         hash.update(number.to_le_bytes());
     }
-    for number in noise.map_or([0; 2], |noise| [noise.clip, noise.sigma].map(f64::to_bits)) {
+    // How large a share of the noise is hangs on the directory.
+    let shared = |noise: Noise| [noise.clip.to_bits(), noise.sigma.to_bits(), quorum.third() as u64];
+    for number in noise.map_or([0; 3], shared) {
         hash.update(number.to_le_bytes());
     }
     for trains in [task.trains, task.sends] {

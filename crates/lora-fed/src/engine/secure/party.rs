@@ -1,6 +1,6 @@
 //! A client's side.
 
-use super::{Claims, FEWEST, LIMIT, RING, TRIES, WHO, context, lattice, round_id};
+use super::{Claims, LIMIT, Quorum, RING, TRIES, WHO, context, lattice, round_id};
 use crate::engine::{Letter, Reply, Task, Worker};
 use crate::privacy::{Ledger, Secret, StepInputs, StepKey};
 use crate::secagg::wire::{Envelope, Kind};
@@ -13,6 +13,7 @@ use tch::{Device, Kind as Dtype, Tensor};
 pub struct Parties<W> {
     worker: W,
     directory: Directory,
+    quorum: Quorum,
     members: BTreeMap<String, Member>,
 }
 
@@ -26,9 +27,18 @@ struct Member {
 }
 
 impl<W: Worker> Parties<W> {
-    /// `directory` pins everybody's identity.
+    /// `directory` pins everybody's identity, and says how many must take part: [`Quorum::of`] it.
     pub fn new(worker: W, directory: Directory) -> Self {
-        Self { worker, directory, members: BTreeMap::new() }
+        let quorum = Quorum::of(&directory);
+        Self { worker, directory, quorum, members: BTreeMap::new() }
+    }
+
+    /// Takes part with so many parties and more.
+    ///
+    /// # Errors
+    /// Those of [`Quorum::at_least`].
+    pub fn at_least(self, parties: usize) -> Result<Self> {
+        Ok(Self { quorum: self.quorum.at_least(parties)?, ..self })
     }
 
     /// Plays `client` as the party whose key that is.
@@ -76,14 +86,14 @@ impl<W: Worker> Worker for Parties<W> {
     }
 
     fn answer(&mut self, client: &str, letter: &Letter) -> Result<Vec<u8>> {
-        let Self { worker, directory, members } = self;
+        let Self { worker, directory, quorum, members } = self;
         let member = members.get_mut(client).ok_or_else(|| Error::usage(format!("{client} is no party")))?;
         if letter.bytes.starts_with(WHO) {
             return Ok(member.id.0.to_le_bytes().to_vec());
         }
         let kind = Envelope::parse(&letter.bytes)?.kind;
         if kind == Kind::Plan {
-            return member.join(&letter.bytes, directory);
+            return member.join(&letter.bytes, directory, *quorum);
         }
         let restarted = || {
             Error::data("this party knows nothing of such a round")
@@ -93,7 +103,7 @@ impl<W: Worker> Worker for Parties<W> {
         Ok(match kind {
             Kind::KeyList => round.deal(&letter.bytes)?,
             Kind::Bundle => {
-                let residues = member.vector(client, letter, worker)?;
+                let residues = member.vector(client, letter, *quorum, worker)?;
                 let round = member.round.as_mut().ok_or_else(restarted)?;
                 round.mask(&letter.bytes, &residues)?
             }
@@ -109,14 +119,11 @@ impl<W: Worker> Worker for Parties<W> {
 }
 
 impl Member {
-    fn join(&mut self, message: &[u8], directory: &Directory) -> Result<Vec<u8>> {
+    fn join(&mut self, message: &[u8], directory: &Directory, quorum: Quorum) -> Result<Vec<u8>> {
         let session = Session::accept(message, directory)?;
-        let plan = session.plan();
-        let (count, need) = (plan.parties.len(), Plan::usual_threshold(plan.parties.len()));
-        if count < FEWEST || plan.threshold < need || plan.ring != RING {
-            let what = format!("a plan of {count} parties, {} of whom must stay", plan.threshold);
-            return Err(Error::data(what)
-                .hint(format!("this party takes part with {FEWEST} and more, two thirds of whom stay")));
+        quorum.check(session.plan())?;
+        if session.plan().ring != RING {
+            return Err(Error::data("a plan for sums of fewer bits than vectors have here"));
         }
         self.round = None;
         let mut client = Client::join(self.own.key.clone(), self.id, session, &mut self.claims)?;
@@ -131,13 +138,19 @@ impl Member {
     }
 
     /// Trains, if the task is what the plan says it is, and writes down that what was learnt leaves.
-    fn vector(&mut self, client: &str, letter: &Letter, worker: &mut dyn Worker) -> Result<Vec<u64>> {
+    fn vector(
+        &mut self,
+        client: &str,
+        letter: &Letter,
+        quorum: Quorum,
+        worker: &mut dyn Worker,
+    ) -> Result<Vec<u64>> {
         let task = letter.task.as_ref().ok_or_else(|| Error::data("a bundle without a task"))?;
         let plan = self.plan()?;
-        let (context, tries) = (context(task, letter.noise)?, plan.round.number % TRIES);
+        let (context, tries) = (context(task, letter.noise, quorum)?, plan.round.number % TRIES);
         if plan.context != context || plan.round != round_id(&task.run, task.round, tries) {
             return Err(Error::data("the task is not the one that the plan names")
-                .hint("somebody gives parties different models: tell them, over another channel"));
+                .hint("somebody gives parties different models, or directories: tell them by another way"));
         }
         let (run, round) = (plan.round.run, task.round);
         match (letter.noise, &mut self.ledger) {
@@ -159,7 +172,7 @@ impl Member {
                 let (key, mechanism) = (StepKey::new(&inputs), noise.mechanism()?);
                 ledger.allow(&key, mechanism)?;
                 let random = |purpose| Ok::<_, Error>(key.randomness(&Secret::generate()?, purpose));
-                let share = noise.share(&plan, &random("noise")?)?;
+                let share = noise.share(&plan, quorum, &random("noise")?)?;
                 // What is large is clipped, and not told of.
                 let learnt = learn(client, task, worker, f64::MAX)?;
                 let residues = noise.hide(&plan, &learnt, &share, &random("rounding")?)?;
