@@ -1,8 +1,6 @@
 //! A promise of privacy about some rows, and the files that keep it.
 
-use std::fs::OpenOptions;
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use lora_core::{Error, Result, sibling};
 use lora_fed::privacy::{
@@ -115,44 +113,11 @@ impl Promise {
             configuration: Sha256::digest(configuration).into(),
         };
         let ledger = Ledger::open(&self.ledger, &budget)?;
-        Ok(Release::new(config, secret(&self.secret_file())?, ledger)?)
+        Ok(Release::new(config, Secret::kept_in(&self.secret_file())?, ledger)?)
     }
 
     /// Where the noise comes from: whoever reads it can take the noise off.
     pub fn secret_file(&self) -> PathBuf {
         sibling(&self.ledger, "secret")
-    }
-}
-
-/// The secret in a file, or a new one.
-fn secret(path: &Path) -> Result<Secret> {
-    match OpenOptions::new().read(true).open(path) {
-        Ok(mut file) => {
-            let mut bytes = Vec::new();
-            let read = file.read_to_end(&mut bytes);
-            read.map_err(|e| Error::io("read the secret", path, e))?;
-            let bytes = <[u8; 32]>::try_from(bytes).map_err(|_| {
-                Error::data("it is no secret of 32 bytes")
-                    .at(path.display())
-                    .hint("put back the one that was there")
-            })?;
-            Ok(Secret::from_bytes(bytes))
-        }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            let secret = Secret::generate()?;
-            let partial = path.with_extension("secret-partial");
-            let mut options = OpenOptions::new();
-            options.write(true).create(true).truncate(true);
-            #[cfg(unix)]
-            std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-            let written = options.open(&partial).and_then(|mut file| {
-                file.write_all(secret.as_bytes())?;
-                file.sync_all()?;
-                std::fs::rename(&partial, path)
-            });
-            written.map_err(|e| Error::io("write the secret", path, e))?;
-            Ok(secret)
-        }
-        Err(e) => Err(Error::io("open the secret", path, e)),
     }
 }

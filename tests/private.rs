@@ -1,5 +1,7 @@
 //! Private training of a real model: plain training with nothing to hide, and otherwise what it promises.
 
+#[path = "private/client.rs"]
+mod client;
 #[allow(dead_code)]
 mod common;
 
@@ -7,15 +9,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use common::{llama, relative};
-use lora::fed::aggregate::Rule;
-use lora::fed::engine::{Task, Worker};
 use lora::fed::privacy::{Mechanism, Release, ReleaseConfig, Secret};
-use lora::model::{Llama, Model};
+use lora::model::{Cache, Llama, Model, ModelConfig, Slots, Texts};
 use lora::train::{
     AdamWConfig, Dataset, Event, Sample, Schedule, TrainConfig, fingerprint, train, train_privately,
 };
-use lora::{AdapterConfig, Local, Promise, Targets, attach, params, recipe};
-use tch::Tensor;
+use lora::{AdapterConfig, Error, Linear, Linears, Local, Mode, Promise, Targets, attach, params, recipe};
+use tch::{Device, Kind, Tensor};
 
 /// libtorch's generator is one for the whole process.
 static RANDOM: std::sync::Mutex<()> = std::sync::Mutex::new(());
@@ -207,22 +207,119 @@ fn promises_that_make_no_sense_are_refused() {
     assert_eq!((terms.rate, terms.delta), (0.1, 1e-3));
 }
 
-/// A client's part of a round, with a promise to its rows.
-fn client(folder: &Path, rate: f64) -> Local {
-    let model = bare();
-    let rows = data(&model, 40);
-    let training = TrainConfig { learning_rate: rate, ..training(4, 1, 2) };
-    let promise = Promise { epsilon: 4.0, delta: Some(1e-5), clip: 1.0, ledger: folder.join("ledger") };
-    let config = AdapterConfig::default();
-    Local::new(
-        Box::new(model),
-        recipe("lora").unwrap(),
-        config,
-        training,
-        BTreeMap::from([("me".into(), rows)]),
-    )
-    .promising(BTreeMap::from([("me".into(), promise)]), b"the model".to_vec())
-    .unwrap()
+/// A model that has no finite loss for a text with some token.
+struct Overflowing(Llama, i64);
+
+impl Linears for Overflowing {
+    fn linears(&self) -> Vec<(String, &Linear)> {
+        self.0.linears()
+    }
+
+    fn linears_mut(&mut self) -> Vec<(String, &mut Linear)> {
+        self.0.linears_mut()
+    }
+}
+
+impl Model for Overflowing {
+    fn config(&self) -> &ModelConfig {
+        self.0.config()
+    }
+
+    fn device(&self) -> Device {
+        self.0.device()
+    }
+
+    fn kind(&self) -> Kind {
+        self.0.kind()
+    }
+
+    fn hidden(&self, texts: Texts<'_>, cache: Option<&mut Cache>, mode: Mode) -> lora::Result<Tensor> {
+        self.0.hidden(texts, cache, mode)
+    }
+
+    fn head(&self) -> &Linear {
+        self.0.head()
+    }
+
+    fn backward(&self, texts: Texts<'_>, labels: &Tensor, scale: f64, recompute: usize) -> lora::Result<f64> {
+        let ids: Vec<i64> = Vec::try_from(texts.ids().reshape([-1])).unwrap();
+        if ids.contains(&self.1) {
+            return Err(Error::non_finite("the loss is inf"));
+        }
+        self.0.backward(texts, labels, scale, recompute)
+    }
+
+    fn gradients(&self, slots: &Slots) -> lora::Result<Tensor> {
+        self.0.gradients(slots)
+    }
+}
+
+/// Its step is what it is without that text, and no error: an error would tell of the text.
+#[test]
+fn a_text_without_a_finite_loss_adds_zeros() {
+    let _alone = RANDOM.lock();
+    let adapter = AdapterConfig::default();
+    let trained = |odd_one: bool| {
+        let model = model("lora", &adapter);
+        let mut rows = data(&model, 6);
+        let known: Vec<i64> = rows.samples.iter().flat_map(|s| s.ids.clone()).collect();
+        let odd = (0..model.config().vocab_size).find(|id| !known.contains(id)).unwrap();
+        rows.samples[2].ids[0] = odd;
+        if !odd_one {
+            rows.samples.remove(2);
+        }
+        let config = config(&rows, leaves(&model).numel(), 1e9, 1.0, 6.0);
+        let mut release = Release::unprotected(config, Secret::from_bytes([7; 32])).unwrap();
+        let model = Overflowing(model, odd);
+        let mut left_out = Vec::new();
+        let mut each = |event: &Event| {
+            if let Event::Step(step) = event {
+                assert!(step.loss.is_finite() && step.grad_norm.is_finite(), "{step:?}");
+                left_out.push(step.left_out);
+            }
+            Ok(())
+        };
+        let (params, training) = (params(&model, "a"), training(3, 2, 2));
+        train_privately(&model, params, &rows, None, &training, &mut release, &mut each).unwrap();
+        (leaves(&model.0), left_out)
+    };
+    let ((with, left_out), (without, none)) = (trained(true), trained(false));
+    assert_eq!((left_out, none), (vec![1, 1], vec![0, 0]));
+    let moved = relative(&leaves(&model("lora", &adapter)), &without);
+    let error = relative(&with, &without);
+    assert!(error < 1e-5 && moved > 1e3 * error, "{error:e} of {moved:e}");
+}
+
+/// Nor one whose loss is finite and whose gradient is not. Parameters that are not are whoever's who gave them.
+#[test]
+fn a_text_without_a_finite_gradient_adds_zeros() {
+    let _alone = RANDOM.lock();
+    let run = |factor: f64| {
+        let model = model("lora", &AdapterConfig { lora_alpha: 1e20, ..AdapterConfig::default() });
+        let all = params(&model, "a");
+        tch::no_grad(|| {
+            for p in all.iter().filter(|p| p.name == "lora_A.weight") {
+                let _ = p.tensor.shallow_clone().fill_(factor);
+            }
+        });
+        let (rows, start) = (data(&model, 6), leaves(&model));
+        let config = config(&rows, start.numel(), 1.0, 1.0, 6.0);
+        let mut release = Release::unprotected(config, Secret::from_bytes([7; 32])).unwrap();
+        let mut left_out = 0;
+        let mut each = |event: &Event| {
+            if let Event::Step(step) = event {
+                left_out = step.left_out;
+            }
+            Ok(())
+        };
+        let (params, training) = (params(&model, "a"), training(3, 2, 1));
+        train_privately(&model, params, &rows, None, &training, &mut release, &mut each)?;
+        assert_eq!(leaves(&model), start);
+        Ok::<_, Error>(left_out)
+    };
+    assert_eq!(run(1e30).unwrap(), 6);
+    let e = run(f64::INFINITY).unwrap_err();
+    assert!(e.to_string().contains("the parameter is not finite"), "{e}");
 }
 
 /// Texts of a pass share one draw of what is left out: without one of them the others' gradients are others.
@@ -250,51 +347,4 @@ fn dropout_is_refused() {
     );
     let e = local.promising(BTreeMap::from([("me".into(), promise)]), Vec::new()).unwrap_err();
     assert!(e.to_string().contains("dropout"), "{e}");
-}
-
-fn task(local: &mut Local, round: u64) -> Task {
-    tch::manual_seed(11);
-    let adapter = local.start().unwrap();
-    let (trains, sends) = Rule::FedSvd.trains();
-    let (run, beside) = ("a run".into(), BTreeMap::new());
-    Task { run, round, rounds: 3, trains, sends, scale: None, adapter, beside }
-}
-
-/// What does not train shapes gradients as much: another A is another release, with noise of its own and a charge.
-#[test]
-fn a_frozen_factor_is_part_of_what_noise_is_bound_to() {
-    let _alone = RANDOM.lock();
-    let folder = tempfile::tempdir().unwrap();
-    let mut local = client(folder.path(), 1e-3);
-    let charges = || std::fs::read_to_string(folder.path().join("ledger")).unwrap().lines().count() - 1;
-    let one = task(&mut local, 1);
-    let first = local.train("me", &one).unwrap();
-    assert_eq!(charges(), 2);
-    let again = local.train("me", &one).unwrap();
-    assert_eq!((&first.adapter, charges()), (&again.adapter, 2));
-    let mut other = task(&mut local, 1);
-    other.adapter.iter_mut().filter(|(name, _)| name.contains("lora_A")).for_each(|(_, a)| *a = &*a * 1.5);
-    local.train("me", &other).unwrap();
-    assert_eq!(charges(), 4);
-    // Nothing that was computed from the rows goes out but the adapter.
-    assert_eq!(first.metrics.keys().collect::<Vec<_>>(), ["epsilon"]);
-}
-
-/// Rows are nobody else's affair, and which a private step drew is secret: an error that names them, or a file, stays here.
-#[test]
-fn what_work_on_rows_failed_of_stays_here() {
-    let _alone = RANDOM.lock();
-    let folder = tempfile::tempdir().unwrap();
-    for promising in [true, false] {
-        let mut local = client(folder.path(), 1e-3);
-        if !promising {
-            local = local.promising(BTreeMap::new(), Vec::new()).unwrap();
-        }
-        let mut task = task(&mut local, 1);
-        task.adapter.values_mut().for_each(|t| *t = t.full_like(1e30));
-        let e = local.train("me", &task).unwrap_err();
-        assert!(!e.to_string().contains("line") && !e.to_string().contains("made"), "{e}");
-        let cause = std::error::Error::source(&e).unwrap().to_string();
-        assert!(cause.contains("lines"), "{cause}");
-    }
 }

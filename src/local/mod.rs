@@ -45,6 +45,8 @@ pub struct Local {
     held_out: Option<Dataset>,
     /// How the learning rate goes from round to round; within one it stays.
     schedule: Schedule,
+    /// Texts that counted as zeros.
+    left_out: usize,
 }
 
 impl fmt::Debug for Local {
@@ -65,7 +67,7 @@ impl Local {
     ) -> Self {
         let schedule = training.schedule;
         let training = TrainConfig { schedule: Schedule::Constant, warmup: 0.0, ..training };
-        let (own, laid, kept, promises, configuration, held_out, rounds) = Default::default();
+        let (own, laid, kept, promises, configuration, held_out, rounds, left_out) = Default::default();
         Self {
             model,
             recipe,
@@ -80,18 +82,23 @@ impl Local {
             configuration,
             held_out,
             schedule,
+            left_out,
         }
     }
 
-    /// The same with a promise to the rows of each client named: its steps are private ones, and it sends nothing else
-    /// that it computed from them. `configuration`: whatever else shapes a gradient, the base model above all.
+    /// The same with a promise to the rows of each client named: its steps are private ones, it sends nothing else that it
+    /// computed from them, and judges no model. It lasts for the rounds of [`Local::expecting`]. `configuration`: whatever
+    /// else shapes a gradient, the base model above all.
     ///
     /// # Errors
-    /// [`Error::usage`] for dropout: see [`lora_train::train_privately`].
+    /// [`Error::usage`] for dropout: see [`lora_train::train_privately`]; those of [`Dataset::check`], which nobody else is to
+    /// hear.
     pub fn promising(self, promises: BTreeMap<String, Promise>, configuration: Vec<u8>) -> Result<Self> {
         if !promises.is_empty() && self.config.lora_dropout > 0.0 {
             return Err(no_dropout("lora_dropout"));
         }
+        let vocabulary = self.model.config().vocab_size;
+        promises.keys().filter_map(|client| self.data.get(client)).try_for_each(|d| d.check(vocabulary))?;
         Ok(Self { promises, configuration, ..self })
     }
 
@@ -99,6 +106,12 @@ impl Local {
     #[must_use]
     pub fn judging(self, held_out: Dataset) -> Self {
         Self { held_out: Some(held_out), ..self }
+    }
+
+    /// How many texts of private steps counted as zeros, for want of a finite gradient, since this was last asked. That is of
+    /// the rows: for whoever holds them alone.
+    pub fn left_out(&mut self) -> usize {
+        std::mem::take(&mut self.left_out)
     }
 
     /// The model, with the adapter of the last task on it.
@@ -123,7 +136,8 @@ impl Local {
         Ok(all.into_iter().map(|p| (p.key(), p.tensor.detach().copy())).collect())
     }
 
-    /// The same that plans noise and rates for so many rounds, whatever a task says.
+    /// The same that plans noise and rates for so many rounds, whatever a task says. Where something is promised, a task that
+    /// says another number is refused: whoever chose it would choose the noise.
     #[must_use]
     pub fn expecting(self, rounds: Option<u64>) -> Self {
         Self { rounds, ..self }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lora_core::{Error, ErrorKind, Param, Result};
 use lora_fed::engine::{Reply, Task, Worker};
-use lora_train::{Dataset, TrainConfig, mean_loss, train, train_privately};
+use lora_train::{Dataset, Event, TrainConfig, mean_loss, train, train_privately};
 use tch::Tensor;
 
 use super::{A, Local, with};
@@ -17,12 +17,12 @@ impl Worker for Local {
             own.filter(|(name, _)| !task.sends.holds(name)).map(|(n, t)| (n.clone(), t.shallow_clone()));
         let adapter = with(&task.adapter, Some(&own.collect()));
         self.agrees(task)?;
+        let rounds = self.planned(client, task)?;
         let all = self.put(&adapter, &task.beside)?;
         let (trained, frozen): (Vec<_>, Vec<_>) = all.into_iter().partition(|p| task.trains.holds(&p.key()));
         for p in &frozen {
             let _ = p.tensor.set_requires_grad(false);
         }
-        let rounds = self.rounds.unwrap_or(task.rounds);
         let data = self.data.get(client).ok_or_else(|| Error::usage("there is no data").at(client))?;
         let rate = self.schedule.factor(task.round.saturating_sub(1), 0, rounds.max(task.round));
         let training = TrainConfig {
@@ -34,7 +34,7 @@ impl Worker for Local {
             all.iter().map(|p| (p.key(), p.tensor.shallow_clone())).collect()
         };
         let learnt = copied(&trained);
-        let metrics = match self.promises.get(client) {
+        let (metrics, left_out) = match self.promises.get(client) {
             None => {
                 let done = train(self.model.as_ref(), trained, data, None, &training, &mut |_| Ok(()));
                 let outcome = done.map_err(failed)?;
@@ -43,11 +43,12 @@ impl Worker for Local {
                     ("first_loss", outcome.first_loss),
                     ("seconds", outcome.seconds),
                 ];
-                tell.map(|(name, value)| (name.to_owned(), value)).into()
+                (tell.map(|(name, value)| (name.to_owned(), value)).into(), 0)
             }
             Some(promise) => self.privately(promise, (client, data), task, trained, (rounds, &training))?,
         };
         let examples = data.samples.len() as u64;
+        self.left_out += left_out;
         let learnt = learnt.into_iter().map(|(name, t)| (name, t.detach().copy()));
         let (sent, kept): (BTreeMap<_, _>, BTreeMap<_, _>) =
             learnt.partition(|(name, _)| task.sends.holds(name));
@@ -58,6 +59,10 @@ impl Worker for Local {
     }
 
     fn evaluate(&mut self, client: &str, task: &Task) -> Result<(f64, u64)> {
+        // A loss has no noise; before anything that could tell of the rows.
+        if self.promises.contains_key(client) {
+            return Err(Error::unsupported("with a promise to its rows it judges no models"));
+        }
         let adapter = self.own_adapter((client, &task.run), &task.adapter);
         self.put(&adapter, &task.beside)?;
         let rows = self.held_out.as_ref().ok_or_else(|| Error::unsupported("no rows are held out here"))?;
@@ -80,7 +85,25 @@ impl Local {
         Err(Error::data(what).hint("use the coordinator's --variant and --alpha"))
     }
 
-    /// Private steps on a client's rows, and what may be told of them.
+    /// The rounds that noise and rates are planned for. With a promise they are the client's own affair: by few a coordinator
+    /// would have all of the budget spent at once.
+    fn planned(&self, client: &str, task: &Task) -> Result<u64> {
+        if !self.promises.contains_key(client) {
+            return Ok(self.rounds.unwrap_or(task.rounds));
+        }
+        let Some(own) = self.rounds else {
+            let what = "a promise to rows, and nobody here said for how many rounds";
+            return Err(Error::usage(what).hint("say how many it is to last for: --rounds"));
+        };
+        // Flower's own strategies do not say.
+        if task.rounds != 0 && task.rounds != own {
+            let what = format!("a task of {} rounds, and the noise here is for {own}", task.rounds);
+            return Err(Error::usage(what).hint("coordinator and node are to be given the same --rounds"));
+        }
+        Ok(own)
+    }
+
+    /// Private steps on a client's rows, and what may be told of them; and how many texts counted as zeros, which may not.
     fn privately(
         &self,
         promise: &Promise,
@@ -88,7 +111,7 @@ impl Local {
         task: &Task,
         trained: Vec<Param>,
         (rounds, training): (u64, &TrainConfig),
-    ) -> Result<BTreeMap<String, f64>> {
+    ) -> Result<(BTreeMap<String, f64>, usize)> {
         let batch = training.batch_size * training.accumulate.max(1);
         let steps = training.steps(data.samples.len()).saturating_mul(rounds);
         let terms = promise.terms(data.samples.len(), batch, steps)?;
@@ -100,9 +123,16 @@ impl Local {
         let release = promise.release(data, (batch, terms), dimension, &run, &configuration);
         let mut release = release.map_err(failed)?;
         let model = self.model.as_ref();
-        let done = train_privately(model, trained, data, None, training, &mut release, &mut |_| Ok(()));
+        let mut left_out = 0;
+        let mut each = |event: &Event| {
+            if let Event::Step(step) = event {
+                left_out += step.left_out;
+            }
+            Ok(())
+        };
+        let done = train_privately(model, trained, data, None, training, &mut release, &mut each);
         done.map_err(failed)?;
-        Ok(BTreeMap::from([("epsilon".to_owned(), release.ledger().spent()?)]))
+        Ok((BTreeMap::from([("epsilon".to_owned(), release.ledger().spent()?)]), left_out))
     }
 }
 

@@ -98,8 +98,8 @@ fn report(error: &anyhow::Error) -> ExitCode {
     let ours = error.downcast_ref::<lora::Error>();
     let _ = match ours {
         // It tells its cause in its own words.
-        Some(ours) => writeln!(err, "error: {ours}"),
-        None => writeln!(err, "error: {error:#}"),
+        Some(ours) => writeln!(err, "error: {}", shown(&ours.to_string())),
+        None => writeln!(err, "error: {}", shown(&format!("{error:#}"))),
     };
     if let Some(hint) = ours.and_then(lora::Error::hint_text) {
         let _ = writeln!(err, "hint: {hint}");
@@ -112,4 +112,10 @@ fn report(error: &anyhow::Error) -> ExitCode {
         Some(ErrorKind::NonFinite) => 6,
         _ => 1,
     })
+}
+
+/// An error may quote others' words: nothing in it moves the terminal's cursor.
+fn shown(text: &str) -> String {
+    let moves = |c: char| c.is_control() && c != '\n' && c != '\t';
+    text.chars().map(|c| if moves(c) { '\u{fffd}' } else { c }).collect()
 }

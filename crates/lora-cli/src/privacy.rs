@@ -29,9 +29,11 @@ impl PrivacyArgs {
     }
 }
 
-/// Where the ledger of a data file lies: beside it, since it belongs to the rows and not to a run.
+/// Where the ledger of a data file lies: beside it, since it belongs to the rows and not to a run. A link is followed: by
+/// another name they are the same rows.
 pub(crate) fn ledger_of(data: &Path) -> PathBuf {
-    lora::sibling(data, "privacy.jsonl")
+    let file = if data.is_symlink() { std::fs::canonicalize(data).ok() } else { None };
+    lora::sibling(file.as_deref().unwrap_or(data), "privacy.jsonl")
 }
 
 /// A hash of the model's files: the same noise must never be added to the gradients of two models.

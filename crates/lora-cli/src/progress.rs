@@ -16,6 +16,8 @@ pub(crate) struct Progress {
     smooth: Option<f64>,
     tokens: usize,
     seconds: f64,
+    /// It was said that texts count for nothing.
+    warned: bool,
 }
 
 impl Progress {
@@ -33,6 +35,7 @@ impl Progress {
             smooth: None,
             tokens: 0,
             seconds: 0.0,
+            warned: false,
         })
     }
 
@@ -70,6 +73,14 @@ impl Progress {
     fn step(&mut self, step: &StepReport) {
         self.tokens += step.tokens;
         self.seconds += step.seconds;
+        if step.left_out > 0 && !self.warned {
+            self.warned = true;
+            self.line(&format!(
+                "warning   step {}: {} texts have no finite loss or gradient and count for nothing; try a lower learning \
+                 rate, or with bf16 --dtype f32",
+                step.step, step.left_out
+            ));
+        }
         let smooth = self.smooth.map_or(step.loss, |old| 0.9 * old + 0.1 * step.loss);
         self.smooth = Some(smooth);
         let rate = self.tokens as f64 / self.seconds.max(1e-9);

@@ -181,6 +181,66 @@ fn private_training_keeps_its_promise() {
     assert!(run.err.contains("in secret"), "{}", run.err);
 }
 
+/// The rows are the same by whatever name: what was given away of them is in one ledger.
+#[cfg(unix)]
+#[test]
+fn a_link_to_rows_has_their_ledger() {
+    let bench = Bench::new();
+    std::os::unix::fs::symlink("data.jsonl", bench.path("link.jsonl")).unwrap();
+    let train = |data: &str, out: &str| {
+        let words = "train --model model --dtype f32 --batch-size 1 --max-steps 3 --dp-epsilon 4 --rank 2";
+        bench.lora(&format!("{words} --data {data} --out {out}"))
+    };
+    train("data.jsonl", "out").ok();
+    let run = train("link.jsonl", "other");
+    assert!(run.code == Some(2) && run.err.contains("the budget is 4"), "{}", run.err);
+    assert!(!bench.path("link.jsonl.privacy.jsonl").exists());
+}
+
+/// It is its own coordinator, and says of how many rounds.
+#[test]
+fn a_simulation_keeps_its_clients_promises() {
+    let bench = Bench::new();
+    let words = format!("{SIMULATE} --rounds 2 --max-steps 1 --dp-epsilon 4");
+    let out = bench.lora(&words).ok();
+    assert!(out.contains("round 2/2  2 of 2 clients"), "{out}");
+    for client in ["a", "b"] {
+        let ledger = json(&bench, &format!("out.privacy/{client}.jsonl"));
+        assert_eq!(ledger.len(), 3);
+        // The noise of two steps, and no more than they need.
+        assert_eq!(ledger[1]["sigma"], ledger[2]["sigma"]);
+    }
+    let rounds = json(&bench, "out.rounds.jsonl");
+    let spent = rounds[1]["clients"][0]["metrics"]["epsilon"].as_f64().unwrap();
+    assert!(spent > 3.0 && spent <= 4.0, "{rounds:?}");
+}
+
+/// What a promise to rows asks of a node, said before a key is read.
+#[test]
+fn a_node_with_a_promise_chooses_its_rounds_and_judges_nothing() {
+    let bench = Bench::new();
+    let node =
+        "fed node --address 127.0.0.1:1 --insecure --model model --data data.jsonl --rank 2 --key bank.pem";
+    for (more, said) in [
+        ("--dp-epsilon 4", "--dp-epsilon without --rounds"),
+        ("--dp-epsilon 4 --rounds 3 --eval data.jsonl", "--eval with --dp-epsilon"),
+        ("--dp-epsilon 4 --rounds 3", "bank.pem"),
+        ("--eval data.jsonl", "bank.pem"),
+    ] {
+        let run = bench.lora(&format!("{node} {more}"));
+        assert!(run.code != Some(0) && run.err.contains(said), "{more}: {}", run.err);
+        assert!(said == "bank.pem" || run.err.contains("hint: "), "{more}: {}", run.err);
+    }
+}
+
+/// An error quotes what it is about; a terminal obeys nothing of that.
+#[test]
+fn an_error_has_no_control_characters() {
+    let run = Bench::new().lora("train --model no\u{1b}[2Jsuch --data data.jsonl --rank 2 --out out");
+    assert!(run.code != Some(0) && run.err.contains("[2Jsuch"), "{}", run.err);
+    assert!(!run.err.contains('\u{1b}'), "{:?}", run.err);
+}
+
 /// Refused before anything is written.
 #[test]
 fn what_makes_no_sense_leaves_no_trace() {

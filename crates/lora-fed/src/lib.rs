@@ -18,7 +18,6 @@ pub mod engine;
 pub mod flower;
 mod hex;
 pub mod privacy;
-#[cfg(any(feature = "flower", feature = "secagg"))]
 mod private_file;
 #[cfg(feature = "secagg")]
 pub mod secagg;

@@ -103,6 +103,13 @@ pub struct StepReport {
     pub supervised: usize,
     /// Wall time of the step.
     pub seconds: f64,
+    /// Texts of a private step that counted as zeros, since their loss or gradient is not finite.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub left_out: usize,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// What the loop tells while it runs.
@@ -197,6 +204,8 @@ pub(crate) struct Gradient {
     pub(crate) norms: Norms,
     /// What was to be done.
     pub(crate) work: Work,
+    /// Texts that counted as zeros.
+    pub(crate) left_out: usize,
 }
 
 /// The loop: gradients, optimiser, reports.
@@ -239,6 +248,7 @@ pub(crate) fn run(
             tokens: gradient.work.tokens as usize,
             supervised: gradient.work.supervised as usize,
             seconds: start.elapsed().as_secs_f64(),
+            left_out: gradient.left_out,
         };
         done.losses.push(gradient.loss);
         done.tally.work += gradient.work;
@@ -306,7 +316,7 @@ impl Source for Shuffled<'_> {
         batches.iter().for_each(|batch| work += batch.work());
         let (loss, norms) = gradients(self.model, &mut self.recorder, arena, &batches, self.config)
             .map_err(|e| e.at(format!("step {} ({})", step + 1, lines(self.data, &batches))))?;
-        Ok(Some(Gradient { loss, norms, work }))
+        Ok(Some(Gradient { loss, norms, work, left_out: 0 }))
     }
 }
 
@@ -338,7 +348,7 @@ fn gradients(
     result
 }
 
-pub(crate) fn lines(data: &Dataset, batches: &[Batch]) -> String {
+fn lines(data: &Dataset, batches: &[Batch]) -> String {
     let lines: Vec<_> = batches.iter().flat_map(|b| &b.lines).map(usize::to_string).collect();
     format!("{}, lines {}", data.path.display(), lines.join(", "))
 }

@@ -40,7 +40,7 @@ pub struct Task {
     pub run: String,
     /// Its round, from 1.
     pub round: u64,
-    /// Of so many.
+    /// Of so many; 0 where the coordinator does not say.
     pub rounds: u64,
     /// What to train.
     pub trains: Trains,

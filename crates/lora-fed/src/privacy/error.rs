@@ -136,7 +136,9 @@ impl PrivacyError {
             Self::Unreachable { .. } => {
                 "allow a larger epsilon or delta, fewer steps, or a lower sampling rate"
             }
-            Self::NonFinite { .. } => "drop the step or the client; clipping does not make NaN finite",
+            Self::NonFinite { .. } => {
+                "add zeros in its place: no clip makes NaN finite, and a step that fails of it tells of it"
+            }
             Self::Exceeded { .. } => {
                 "what was released before is within the budget; more noise, or a lower rate, allows more steps"
             }

@@ -6,8 +6,10 @@
 //! weights: equal if they all are, and otherwise unrelated.
 
 use std::fmt;
+use std::path::Path;
 
 use hkdf::Hkdf;
+use lora_core::Error;
 use rand::rngs::SysRng;
 use rand::{SeedableRng, TryRng};
 use rand_chacha::ChaCha20Rng;
@@ -16,6 +18,7 @@ use zeroize::Zeroizing;
 
 use super::error::{PrivacyError, Result};
 use crate::hex::hex;
+use crate::private_file;
 
 const SALT: &[u8] = b"lora-fed privacy 1";
 
@@ -35,6 +38,20 @@ impl Secret {
     /// One that was kept. It must have come from [`Secret::generate`], or be as hard to guess.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(Zeroizing::new(bytes))
+    }
+
+    /// The one in a file that only its owner may read; a new one is put there if there is none.
+    ///
+    /// # Errors
+    /// If others may read it, or it is no secret; those of the file.
+    pub fn kept_in(path: &Path) -> lora_core::Result<Self> {
+        let bytes = private_file::secret(path, || Ok(Zeroizing::new(Self::generate()?.as_bytes().to_vec())))?;
+        let bytes = <[u8; 32]>::try_from(&bytes[..]).map_err(|_| {
+            Error::data("it is no secret of 32 bytes")
+                .at(path.display())
+                .hint("put back the one that was there")
+        })?;
+        Ok(Self::from_bytes(bytes))
     }
 
     /// To be kept.

@@ -234,8 +234,8 @@ impl Ledger {
         steps_for(&self.spent, epsilon, delta, mechanism.sigma(), mechanism.q(), most)
     }
 
-    /// The hash of the last line. Kept in a checkpoint, it later tells whether the ledger was put back to a state
-    /// before it.
+    /// The hash of the last line. Kept elsewhere, it later tells whether the ledger was put back to a state before it; by itself
+    /// a ledger does not notice that.
     pub fn head(&self) -> &str {
         self.hashes().last().map_or("", String::as_str)
     }

@@ -11,11 +11,11 @@ use lora::fed::engine::{Claims, Joined, Reply, Task, Worker};
 use lora::fed::flower::{Event, Limits, NodeKey, NodeOptions, serve};
 use lora::model::Keep;
 use lora::train::TrainConfig;
-use lora::{Local, sibling};
+use lora::{Error, Local, sibling};
 
 use super::federation::method;
 use super::link::LinkArgs;
-use super::log::told_here;
+use super::log::{left_out_here, plain, told_here};
 use super::secure::SecureArgs;
 use crate::open::ModelArgs;
 use crate::privacy::{PrivacyArgs, hash_of, ledger_of};
@@ -26,7 +26,7 @@ use crate::settings::{MethodArgs, StepArgs};
 #[command(after_help = "Example (docs/federated.md walks through it):
   lora fed keys --key bank.pem --name bank         its line goes to whoever runs the SuperLink
   lora fed node --address fed.example:8000 --roots ca.pem --key bank.pem \\
-      --model SmolLM2.gguf --data bank.jsonl --epochs 1 --dp-epsilon 8
+      --model SmolLM2.gguf --data bank.jsonl --epochs 1 --dp-epsilon 8 --rounds 10
 
 --epochs and --max-steps are those of one round. In a round the rate stays the same; --schedule is its course from round
 to round.")]
@@ -46,7 +46,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 30.0, help_heading = "Flower")]
     heartbeat: f64,
     /// Rounds that noise and rates are planned for [default: as many as the coordinator says; Flower's own strategies do
-    /// not say]
+    /// not say]. With --dp-epsilon it must be given, and a coordinator that says another number is refused
     #[arg(long, value_name = "N", help_heading = "Flower")]
     rounds: Option<u64>,
     /// Stop after so many answers
@@ -58,7 +58,7 @@ pub(crate) struct Args {
     /// Training rows
     #[arg(long, value_name = "JSONL")]
     data: PathBuf,
-    /// Held-out rows, for those who ask how good the model is here
+    /// Held-out rows, for those who ask how good the model is here; not with --dp-epsilon
     #[arg(long, value_name = "JSONL")]
     eval: Option<PathBuf>,
     #[command(flatten)]
@@ -78,6 +78,7 @@ pub(crate) struct Args {
 const HERE: &str = "here";
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    args.check_privacy()?;
     let (recipe, config) = method(&args.method, None)?;
     let training = TrainConfig { proximal: args.proximal, ..args.training.train_config()? };
     training.check()?;
@@ -134,6 +135,26 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+impl Args {
+    /// What a promise to rows asks of the other arguments.
+    fn check_privacy(&self) -> Result<()> {
+        if self.privacy.dp_epsilon.is_none() {
+            return Ok(());
+        }
+        if self.eval.is_some() {
+            let e = Error::usage("--eval with --dp-epsilon: whoever asks is told a loss without noise");
+            return Err(e.hint("leave --eval away; `lora eval` judges the adapter here").into());
+        }
+        if self.rounds.is_none() {
+            let e = Error::usage("--dp-epsilon without --rounds: the coordinator would choose the noise");
+            return Err(e
+                .hint("say how many rounds epsilon is to last for, as the coordinator plans them")
+                .into());
+        }
+        Ok(())
+    }
+}
+
 /// Says here why a part failed.
 struct Loud(Local);
 
@@ -141,6 +162,7 @@ impl Worker for Loud {
     fn train(&mut self, client: &str, task: &Task) -> lora::Result<Reply> {
         let reply = self.0.train(client, task);
         told_here(client, &reply);
+        left_out_here(client, self.0.left_out());
         reply
     }
 
@@ -158,9 +180,11 @@ fn say_event(event: &Event) {
         Event::Received(id, bytes) => format!("task {}: {:.2} MB, training", short(id), *bytes as f64 / 1e6),
         Event::Replied(id) => format!("task {}: done, kept", short(id)),
         Event::Answered(id) => format!("task {}: answered", short(id)),
-        Event::Refused(id, why) => format!("task {}: refused: {why}", short(id)),
-        Event::Dropped(id, why) => format!("task {}: nobody waits for it any more: {why}", short(id)),
-        Event::Offline(why) => format!("the SuperLink does not answer: {why}"),
+        Event::Refused(id, why) => format!("task {}: refused: {}", short(id), plain(why)),
+        Event::Dropped(id, why) => {
+            format!("task {}: nobody waits for it any more: {}", short(id), plain(why))
+        }
+        Event::Offline(why) => format!("the SuperLink does not answer: {}", plain(why)),
         Event::Uploading(..) | Event::Uploaded(_) => return,
     };
     let _ = writeln!(std::io::stderr(), "{text}");

@@ -13,7 +13,7 @@ use lora::{Error, Local, Promise, sibling};
 
 use super::course::{Course, Kind};
 use super::federation::{FederationArgs, OutArgs, method, ranked};
-use super::log::told_here;
+use super::log::{left_out_here, told_here};
 use super::secure::{Cast, DELTA, noise};
 use crate::commands::say;
 use crate::open::ModelArgs;
@@ -119,13 +119,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
     tch::manual_seed(training.seed as i64);
     let promises = args.promises(data.keys())?;
+    // It is its own coordinator.
+    let rounds = Some(settings.rounds);
     let bound = if promises.is_empty() { Vec::new() } else { hash_of(&args.model.model)? };
     let workers = (0..args.jobs).map(|_| {
         let keep = Keep { storage: recipe.storage(), packed: args.model.packed(), skip: &args.model.skip };
         let model = args.model.load(checkpoint.as_ref(), keep)?;
         let local =
             Local::new(Box::new(model), recipe.clone(), config.clone(), training.clone(), data.clone());
-        Ok(local.promising(promises.clone(), bound.clone())?.keeping(sibling(&args.out.out, "kept"))?)
+        let local = local.promising(promises.clone(), bound.clone())?.expecting(rounds);
+        Ok(local.keeping(sibling(&args.out.out, "kept"))?)
     });
     let mut workers = workers.collect::<Result<Vec<_>>>()?;
     let start = args.out.start(&mut workers[0])?;
@@ -161,6 +164,7 @@ impl Worker for Player<'_> {
         let Some(&examples) = self.1.get(client) else {
             let reply = self.0.train(client, task);
             told_here(client, &reply);
+            left_out_here(client, self.0.left_out());
             return reply;
         };
         let sent = task.adapter.iter().filter(|(name, _)| task.sends.holds(name));

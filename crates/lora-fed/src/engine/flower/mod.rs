@@ -96,7 +96,7 @@ fn to_task(records: &Records, run: &str) -> Result<Task> {
     Ok(Task {
         run: config.get(RUN).and_then(Value::text).unwrap_or(run).to_owned(),
         round,
-        rounds: count("lora.rounds")?.unwrap_or(round),
+        rounds: count("lora.rounds")?.unwrap_or(0),
         trains: which("lora.trains")?,
         sends: which("lora.sends")?,
         scale: config.get("lora.scale").and_then(Value::number),
@@ -227,6 +227,8 @@ mod tests {
         let task = to_task(&records, "run 9").unwrap();
         assert_eq!((&*task.run, task.round, task.trains, task.sends), ("run 9", 2, Trains::All, Trains::All));
         assert!(task.beside.is_empty());
+        // It does not say of how many rounds.
+        assert_eq!(task.rounds, 0);
     }
 
     #[test]

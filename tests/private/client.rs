@@ -1,0 +1,165 @@
+//! A client's part of a federation, with a promise to its rows.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use lora::fed::aggregate::Rule;
+use lora::fed::engine::{Task, Worker};
+use lora::train::TrainConfig;
+use lora::{AdapterConfig, Local, Promise, recipe};
+
+use super::{RANDOM, bare, data, training};
+
+/// A client's part of a round, with a promise to its rows.
+fn client(folder: &Path, rate: f64) -> Local {
+    let model = bare();
+    let rows = data(&model, 40);
+    let training = TrainConfig { learning_rate: rate, ..training(4, 1, 2) };
+    let promise = Promise { epsilon: 4.0, delta: Some(1e-5), clip: 1.0, ledger: folder.join("ledger") };
+    let config = AdapterConfig::default();
+    Local::new(
+        Box::new(model),
+        recipe("lora").unwrap(),
+        config,
+        training,
+        BTreeMap::from([("me".into(), rows)]),
+    )
+    .promising(BTreeMap::from([("me".into(), promise)]), b"the model".to_vec())
+    .unwrap()
+    .expecting(Some(3))
+}
+
+fn charges(folder: &Path) -> usize {
+    std::fs::read_to_string(folder.join("ledger")).unwrap().lines().count() - 1
+}
+
+fn task(local: &mut Local, round: u64) -> Task {
+    tch::manual_seed(11);
+    let adapter = local.start().unwrap();
+    let (trains, sends) = Rule::FedSvd.trains();
+    let (run, beside) = ("a run".into(), BTreeMap::new());
+    Task { run, round, rounds: 3, trains, sends, scale: None, adapter, beside }
+}
+
+/// What does not train shapes gradients as much: another A is another release, with noise of its own and a charge.
+#[test]
+fn a_frozen_factor_is_part_of_what_noise_is_bound_to() {
+    let _alone = RANDOM.lock();
+    let folder = tempfile::tempdir().unwrap();
+    let mut local = client(folder.path(), 1e-3);
+    let charges = || charges(folder.path());
+    let one = task(&mut local, 1);
+    let first = local.train("me", &one).unwrap();
+    assert_eq!(charges(), 2);
+    let again = local.train("me", &one).unwrap();
+    assert_eq!((&first.adapter, charges()), (&again.adapter, 2));
+    let mut other = task(&mut local, 1);
+    other.adapter.iter_mut().filter(|(name, _)| name.contains("lora_A")).for_each(|(_, a)| *a = &*a * 1.5);
+    local.train("me", &other).unwrap();
+    assert_eq!(charges(), 4);
+    // Nothing that was computed from the rows goes out but the adapter.
+    assert_eq!(first.metrics.keys().collect::<Vec<_>>(), ["epsilon"]);
+}
+
+/// Rows are nobody else's affair: an error that names them, or a file, stays here.
+#[test]
+fn what_work_on_rows_failed_of_stays_here() {
+    let _alone = RANDOM.lock();
+    let folder = tempfile::tempdir().unwrap();
+    let mut local = client(folder.path(), 1e-3).promising(BTreeMap::new(), Vec::new()).unwrap();
+    let mut task = task(&mut local, 1);
+    task.adapter.values_mut().for_each(|t| *t = t.full_like(1e30));
+    let e = local.train("me", &task).unwrap_err();
+    assert!(!e.to_string().contains("line") && !e.to_string().contains("made"), "{e}");
+    let cause = std::error::Error::source(&e).unwrap().to_string();
+    assert!(cause.contains("lines"), "{cause}");
+}
+
+/// Whether work on rows fails is of the rows too: with a promise to them it does not, it is charged, and it is noised.
+#[test]
+fn an_adapter_that_overflows_learns_nothing_for_nothing() {
+    let _alone = RANDOM.lock();
+    let folder = tempfile::tempdir().unwrap();
+    let mut local = client(folder.path(), 1e-3);
+    let mut task = task(&mut local, 1);
+    task.adapter.values_mut().for_each(|t| *t = t.full_like(1e30));
+    let reply = local.train("me", &task).unwrap();
+    assert_eq!(charges(folder.path()), 2);
+    assert_eq!(reply.metrics.keys().collect::<Vec<_>>(), ["epsilon"]);
+    assert!(reply.adapter.values().all(lora::all_finite));
+    // A token that the model does not have would fail in one step and not in the other: it is found before all.
+    let promise = Promise { epsilon: 4.0, delta: None, clip: 1.0, ledger: folder.path().join("other") };
+    let mut rows = data(&bare(), 40);
+    rows.samples[7].ids[0] = 1 << 40;
+    let rows = BTreeMap::from([("me".into(), rows)]);
+    let config = AdapterConfig::default();
+    let local = Local::new(Box::new(bare()), recipe("lora").unwrap(), config, training(4, 1, 2), rows);
+    let e = local.promising(BTreeMap::from([("me".into(), promise)]), Vec::new()).unwrap_err();
+    assert!(e.to_string().contains("made:8"), "{e}");
+}
+
+/// A loss has no noise.
+#[test]
+fn a_client_with_a_promise_judges_no_models() {
+    let _alone = RANDOM.lock();
+    let folder = tempfile::tempdir().unwrap();
+    let mut local = client(folder.path(), 1e-3).judging(data(&bare(), 4));
+    let task = task(&mut local, 1);
+    let e = local.evaluate("me", &task).unwrap_err();
+    assert!(e.to_string().contains("judges no models"), "{e}");
+    let mut local = local.promising(BTreeMap::new(), Vec::new()).unwrap();
+    assert_eq!(local.evaluate("me", &task).unwrap().1, 4);
+}
+
+/// By few rounds a coordinator would have the budget spent at once, and by many choose the noise.
+#[test]
+fn a_promise_lasts_for_rounds_that_are_the_clients_to_say() {
+    let _alone = RANDOM.lock();
+    let folder = tempfile::tempdir().unwrap();
+    let mut local = client(folder.path(), 1e-3);
+    let mut task = task(&mut local, 1);
+    for rounds in [1, 2, 4, 1000] {
+        task.rounds = rounds;
+        let e = local.train("me", &task).unwrap_err();
+        assert!(e.to_string().contains("the noise here is for 3"), "{e}");
+        assert!(e.hint_text().unwrap().contains("--rounds") && !folder.path().join("ledger").exists());
+    }
+    // Flower's own strategies say none.
+    task.rounds = 0;
+    local.train("me", &task).unwrap();
+    let ledger = std::fs::read_to_string(folder.path().join("ledger")).unwrap();
+    let charge: serde_json::Value = serde_json::from_str(ledger.lines().nth(1).unwrap()).unwrap();
+    let promise = Promise { epsilon: 4.0, delta: Some(1e-5), clip: 1.0, ledger: "nowhere".into() };
+    let terms = promise.terms(40, 4, 6).unwrap();
+    assert_eq!(charge["sigma"].as_f64(), Some(terms.noise));
+    let e = client(folder.path(), 1e-3).expecting(None).train("me", &task).unwrap_err();
+    assert!(e.hint_text().unwrap().contains("--rounds"), "{e}");
+}
+
+/// Whoever reads the secret takes the noise off.
+#[cfg(unix)]
+#[test]
+fn a_secret_that_others_may_read_is_not_used() {
+    use std::fs::{Permissions, metadata, read, set_permissions, write};
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let promise =
+        Promise { epsilon: 2.0, delta: Some(1e-5), clip: 1.0, ledger: folder.path().join("ledger") };
+    let (rows, terms) = (data(&bare(), 40), promise.terms(40, 4, 5).unwrap());
+    let open = || promise.release(&rows, (4, terms), 10, "a run", b"").map(drop);
+    let secret = promise.secret_file();
+    // What a killed process left, open to all.
+    let partial = lora::sibling(&secret, "partial");
+    write(&partial, "old").unwrap();
+    set_permissions(&partial, Permissions::from_mode(0o666)).unwrap();
+    open().unwrap();
+    assert_eq!(metadata(&secret).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(read(&secret).unwrap().len() == 32 && !partial.exists());
+    open().unwrap();
+    for mode in [0o640, 0o604] {
+        set_permissions(&secret, Permissions::from_mode(mode)).unwrap();
+        let e = open().unwrap_err();
+        assert!(e.to_string().contains("others may read this secret"), "{e}");
+        assert!(e.hint_text().unwrap().contains("chmod 600"));
+    }
+}
