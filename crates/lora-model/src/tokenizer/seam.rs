@@ -19,6 +19,9 @@ const MARKS: [char; 6] = ['\n', '\t', '|', '~', '^', '\u{3}'];
 impl Seam {
     /// None for a tokenizer that puts nothing before a text, and where no character is sure.
     pub(super) fn find(inner: &Inner, vocab: &HashMap<String, u32>) -> Option<Self> {
+        if !vocab.keys().any(|token| token.starts_with('▁')) {
+            return None;
+        }
         let encode = |text: &str| inner.encode_fast(text, false).ok();
         if !encode("a")?.get_tokens().first()?.starts_with('▁') {
             return None;
