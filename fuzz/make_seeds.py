@@ -119,7 +119,7 @@ def tokenizers():
     yield "pieces", gguf(model("llama") | PIECES, one)
     yield "flags", gguf(PIECES | flags | {"tokenizer.ggml.merges": (STR, ["a b", "▁ ab"])}, one)
     template = {"tokenizer.chat_template": (STR, "{% for m in messages %}{{ m['content'] }}{% endfor %}")}
-    for pre in ("default", "smollm", "llama-bpe", "qwen2", "tekken"):
+    for pre in ("gpt-2", "smollm", "llama-bpe", "qwen2", "tekken"):
         yield pre, gguf(bpe(pre, bos_token_id=(U32, 5), eot_token_id=(U32, 5)) | template, one)
 
 

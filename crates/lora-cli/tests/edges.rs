@@ -64,6 +64,31 @@ fn the_rotary_base_is_written_in_both_spellings() {
     assert_eq!(config["rope_parameters"], scaled);
 }
 
+/// The default is narrower than many a base.
+#[test]
+fn a_merge_says_what_it_rounds() {
+    let bench = Bench::new();
+    bench.lora("train --model model --data data.jsonl --out out --rank 2 --max-steps 1 --dtype f32").ok();
+    let merge = |words: &str| {
+        let run = bench.lora(&format!("merge --overwrite --out merged --adapter out {words}"));
+        assert_eq!(run.code, Some(0), "{}", run.err);
+        run.err
+    };
+    let said = merge("--model model");
+    assert!(said.contains("stored as f32, and --dtype bf16 rounds"), "{said}");
+    assert!(said.contains("--dtype f32 keeps it"), "{said}");
+    assert_eq!(merge("--model model --verify --tolerance 9 --json"), "");
+    assert_eq!(merge("--model model --dtype f32"), "");
+    // A base in each of the narrow types.
+    for (dtype, into, note) in [("f16", "bf16", "--dtype f16 keeps it"), ("bf16", "f32", "")] {
+        merge(&format!("--model model --dtype {dtype}"));
+        let _ = fs::remove_dir_all(bench.path("base"));
+        fs::rename(bench.path("merged"), bench.path("base")).unwrap();
+        let said = merge(&format!("--model base --dtype {into}"));
+        assert_eq!((said.is_empty(), said.contains(note)), (note.is_empty(), true), "{said}");
+    }
+}
+
 /// Convolutions, and factors of two ranks.
 #[test]
 fn factors_that_do_not_fit_are_not_inspected() {

@@ -23,26 +23,75 @@ use self::generation::Markers;
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Written", into = "Written")]
 pub struct Message {
     /// Who speaks: `system`, `user`, `assistant`, `tool`.
     pub role: String,
     /// What is said. A missing or null content reads as empty.
-    #[serde(default, deserialize_with = "null_is_empty")]
     pub content: String,
+    /// Why the content is empty, if no text was given: templates ask for it, above all beside tool calls.
+    pub unsaid: Option<Unsaid>,
     /// Every other field (`reasoning_content`, `tool_calls`, ...), passed to the template as it is.
-    #[serde(flatten)]
     pub other: Map<String, Json>,
+}
+
+/// What stands in place of a content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unsaid {
+    /// null: `none` to the template.
+    Null,
+    /// Nothing: undefined.
+    Missing,
 }
 
 impl Message {
     /// A turn with nothing but a role and a content.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into(), other: Map::new() }
+        Self { role: role.into(), content: content.into(), unsaid: None, other: Map::new() }
+    }
+
+    /// The content as templates see it. A message that was given a text since has one.
+    fn said(&self) -> Option<Option<&str>> {
+        match self.unsaid.filter(|_| self.content.is_empty()) {
+            None => Some(Some(self.content.as_str())),
+            Some(Unsaid::Null) => Some(None),
+            Some(Unsaid::Missing) => None,
+        }
     }
 }
 
-fn null_is_empty<'de, D: Deserializer<'de>>(d: D) -> std::result::Result<String, D::Error> {
-    Ok(Option::deserialize(d)?.unwrap_or_default())
+/// A message as JSON has it.
+#[derive(Serialize, Deserialize)]
+#[serde(rename = "Message")]
+struct Written {
+    role: String,
+    #[serde(default, deserialize_with = "there", skip_serializing_if = "Option::is_none")]
+    content: Option<Option<String>>,
+    #[serde(flatten)]
+    other: Map<String, Json>,
+}
+
+/// What is there, be it null.
+fn there<'de, D: Deserializer<'de>>(d: D) -> std::result::Result<Option<Option<String>>, D::Error> {
+    Option::deserialize(d).map(Some)
+}
+
+impl From<Written> for Message {
+    fn from(Written { role, content, other }: Written) -> Self {
+        let unsaid = match &content {
+            Some(Some(_)) => None,
+            Some(None) => Some(Unsaid::Null),
+            None => Some(Unsaid::Missing),
+        };
+        Self { role, content: content.flatten().unwrap_or_default(), unsaid, other }
+    }
+}
+
+impl From<Message> for Written {
+    fn from(message: Message) -> Self {
+        let content = message.said().map(|said| said.map(str::to_owned));
+        Self { role: message.role, content, other: message.other }
+    }
 }
 
 /// A compiled chat template.
@@ -144,7 +193,9 @@ impl ChatTemplate {
 fn to_value(message: &Message) -> Value {
     let mut fields = Map::new();
     fields.insert("role".into(), message.role.clone().into());
-    fields.insert("content".into(), message.content.clone().into());
+    if let Some(said) = message.said() {
+        fields.insert("content".into(), said.into());
+    }
     let reasoning = ["reasoning_content", "thinking", "reasoning"]
         .iter()
         .find_map(|name| message.other.get(*name).filter(|value| !value.is_null()));

@@ -34,7 +34,8 @@ pub struct ModelConfig {
     pub head_dim: i64,
     pub rms_norm_eps: f64,
     pub max_positions: i64,
-    /// The output layer is the embedding; the checkpoint then has no `lm_head.weight`.
+    /// The output layer is the embedding; the checkpoint then has no `lm_head.weight`, or the same once more. Where it
+    /// has another one, opening it makes this false.
     pub tie_word_embeddings: bool,
     pub qkv_bias: bool,
     pub o_bias: bool,

@@ -25,6 +25,10 @@ pub(crate) const USER_DEFINED: i64 = 4;
 pub(crate) const UNUSED: i64 = 5;
 pub(crate) const BYTE: i64 = 6;
 
+/// What llama.cpp ends a text at, too, whatever the keys say: files of chat models often name the end of a text alone.
+const ENDS: [&str; 7] =
+    ["<|eot_id|>", "<|im_end|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<end_of_turn>", "</s>"];
+
 /// Trying every cut of a token takes time with the square of its length. Real ones have up to 50 bytes.
 pub(crate) const LONGEST: usize = 512;
 
@@ -62,13 +66,31 @@ pub(crate) fn of(gguf: &Gguf) -> Result<Parts> {
     vocabulary.parts().map_err(place)
 }
 
+/// Ids beside EOS that end a turn or a text, by their keys and by their texts.
+pub(crate) fn more_ends(gguf: &Gguf) -> Result<Vec<i64>> {
+    let mut ids = Vec::new();
+    for name in ["eot_token_id", "eom_token_id"] {
+        ids.extend(gguf.opt(Gguf::i64, &format!("tokenizer.ggml.{name}"))?);
+    }
+    let tokens = gguf.opt(Gguf::strs, "tokenizer.ggml.tokens")?.unwrap_or_default();
+    let types = gguf.opt(Gguf::i64s, "tokenizer.ggml.token_type")?.unwrap_or_default();
+    for (id, (token, &kind)) in (0..).zip(tokens.iter().zip(types)) {
+        if kind == CONTROL && ENDS.contains(&token.as_str()) && !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+    Ok(ids)
+}
+
 impl Vocabulary<'_> {
     fn parts(&self) -> Result<Parts> {
         let model = self.gguf.str("tokenizer.ggml.model")?;
         let default = |id: i64| if model == "llama" { Some(id) } else { None };
         let bos = self.special("bos_token_id", default(1))?;
         let eos = self.special("eos_token_id", default(2))?;
-        let pad = self.special("padding_token_id", None)?;
+        // Some files have a number here that is no token: of a text alone nothing is padded.
+        let pad = self.gguf.opt(Gguf::i64, "tokenizer.ggml.padding_token_id")?;
+        let pad = pad.and_then(|id| self.tokens.get(usize::try_from(id).ok()?)).cloned();
         let unk = self.special("unknown_token_id", default(0))?;
         let kind = match model {
             "gpt2" => self.byte_level()?,
@@ -85,10 +107,7 @@ impl Vocabulary<'_> {
         let add_bos = flag("add_bos_token")?.unwrap_or(kind.add_bos);
         let add_eos = flag("add_eos_token")?.unwrap_or(false);
         surround(&mut inner, bos.as_deref().filter(|_| add_bos), eos.as_deref().filter(|_| add_eos))?;
-        let more_eos = ["eot_token_id", "eom_token_id"]
-            .iter()
-            .filter_map(|name| self.gguf.opt(Gguf::i64, &format!("tokenizer.ggml.{name}")).transpose())
-            .collect::<Result<_>>()?;
+        let more_eos = more_ends(self.gguf)?;
         let config = self.config([("bos", &bos), ("eos", &eos), ("unk", &unk), ("pad", &pad)]);
         let template = self.gguf.opt(Gguf::str, "tokenizer.chat_template")?.map(str::to_owned);
         Ok(Parts { inner, bos, pad, eos, more_eos, template, config })
@@ -149,7 +168,10 @@ impl Vocabulary<'_> {
 
     /// `gpt2`: BPE over bytes.
     fn byte_level(&self) -> Result<Kind> {
-        let pre = self.gguf.opt(Gguf::str, "tokenizer.ggml.pre")?.unwrap_or("default");
+        let pre = match self.gguf.opt(Gguf::str, "tokenizer.ggml.pre")? {
+            None | Some("default") => return Err(unsaid()),
+            Some(pre) => pre,
+        };
         let split = Split::named(pre).ok_or_else(|| unsupported("pre", pre, &Split::known()))?;
         let merges = self.merges()?.ok_or_else(|| Error::data("missing").at("`tokenizer.ggml.merges`"))?;
         Ok(Kind {
@@ -247,6 +269,13 @@ fn merges_from_scores(tokens: &[String], scores: &[f64]) -> Result<Vec<Json>> {
     }
     merges.sort_by(|a, b| b.2.total_cmp(&a.2).then(b.3.cmp(&a.3)));
     Ok(merges.into_iter().map(|cut| json!([cut.4, cut.5])).collect())
+}
+
+/// Converters wrote no name, or `default`, before they knew one: of Llama 3 and Qwen as of others.
+fn unsaid() -> Error {
+    Error::unsupported("the file does not say how text is split before merging, and a guess would give other ids")
+        .at("`tokenizer.ggml.pre`")
+        .hint("it was made by an old converter: use a newer file of the model, or its folder in Hugging Face's layout")
 }
 
 fn unsupported(key: &str, value: &str, known: &str) -> Error {

@@ -4,6 +4,7 @@
 //! whose vocabulary is first brought into the form of a `tokenizer.json` (see `gguf_tokenizer.rs`).
 
 mod folder;
+mod seam;
 mod stream;
 mod to_gguf;
 
@@ -17,6 +18,7 @@ use tokenizers::{AddedToken, PostProcessorWrapper, Tokenizer as Inner};
 use crate::chat::ChatTemplate;
 use crate::gguf_tokenizer;
 
+use self::seam::Seam;
 pub use self::stream::TextStream;
 
 /// The tokenizer of a model, with its special tokens and chat template.
@@ -28,6 +30,8 @@ pub struct Tokenizer {
     eos: Vec<i64>,
     vocab_size: usize,
     chat: Option<ChatTemplate>,
+    /// Of a tokenizer that puts a blank before every text.
+    seam: Option<Seam>,
     /// The contents of `tokenizer_config.json`, for [`Tokenizer::save`].
     config: Map<String, Json>,
 }
@@ -100,7 +104,9 @@ impl Tokenizer {
                 eos.push(id);
             }
         }
-        let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&max| max as usize + 1);
+        let vocab = inner.get_vocab(true);
+        let vocab_size = vocab.values().max().map_or(0, |&max| max as usize + 1);
+        let seam = Seam::find(inner, &vocab);
         let text = |token: &Option<String>| token.clone().unwrap_or_default();
         let chat = parts.template.as_deref().map(|source| {
             let template = ChatTemplate::new(source, &text(&parts.bos), &text(&parts.eos))?;
@@ -115,6 +121,7 @@ impl Tokenizer {
             eos,
             vocab_size,
             chat: chat.transpose()?,
+            seam,
             config: parts.config,
             inner: parts.inner,
         })
@@ -130,6 +137,22 @@ impl Tokenizer {
         Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
     }
 
+    /// The ids of `text` where it goes on another: without special tokens, and without the blank that some tokenizers put
+    /// before a text.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_after(&self, text: &str) -> Result<Vec<i64>> {
+        if let Some(seam) = &self.seam {
+            let ids = self.encode(&seam.before(text), false)?;
+            // Not so where the text begins with a token that takes white space before it along: then no blank is put.
+            if let Some(ids) = ids.strip_prefix(seam.ids.as_slice()) {
+                return Ok(ids.to_vec());
+            }
+        }
+        self.encode(text, false)
+    }
+
     /// As [`encode`](Self::encode), with the byte range of each token.
     ///
     /// # Errors
@@ -142,12 +165,13 @@ impl Tokenizer {
         })
     }
 
-    /// The text of `ids`; bytes that are not UTF-8 become U+FFFD. `skip_special` leaves special tokens out.
+    /// The text of `ids`; bytes that are not UTF-8 become U+FFFD. `skip_special` leaves special tokens out. An id without
+    /// a token has no text: a model whose embedding has more rows may generate it.
     ///
     /// # Errors
-    /// Data, when an id has no token.
+    /// Data, for what cannot be an id.
     pub fn decode(&self, ids: &[i64], skip_special: bool) -> Result<String> {
-        let ids = ids.iter().map(|&id| self.known(id)).collect::<Result<Vec<_>>>()?;
+        let ids = ids.iter().map(|&id| checked(id)).collect::<Result<Vec<_>>>()?;
         self.inner.decode(&ids, skip_special).map_err(|e| Error::data(e.to_string()).at("decoding"))
     }
 
@@ -156,17 +180,10 @@ impl Tokenizer {
         TextStream::new(self, skip_special)
     }
 
-    fn known(&self, id: i64) -> Result<u32> {
-        let known = u32::try_from(id).ok().filter(|&id| self.inner.id_to_token(id).is_some());
-        known.ok_or_else(|| {
-            Error::data(format!("token id {id} is not in the vocabulary (size {})", self.vocab_size))
-                .hint("the tokenizer may belong to another model")
-        })
-    }
-
-    pub(crate) fn is_special(&self, id: i64) -> bool {
-        let token = u32::try_from(id).ok().and_then(|id| self.inner.id_to_token(id));
-        token.is_some_and(|token| self.inner.get_added_vocabulary().is_special_token(&token))
+    /// Whether an id is decoded to nothing, whatever stands around it.
+    fn is_silent(&self, id: u32, skip_special: bool) -> bool {
+        let special = |token: &str| self.inner.get_added_vocabulary().is_special_token(token);
+        self.inner.id_to_token(id).is_none_or(|token| skip_special && special(&token))
     }
 
     /// Ids that end a generation: the tokenizer's own first, then those of the model's generation settings.
@@ -213,6 +230,10 @@ impl Tokenizer {
         }
         Ok(())
     }
+}
+
+fn checked(id: i64) -> Result<u32> {
+    u32::try_from(id).map_err(|_| Error::data(format!("{id} is no token id")))
 }
 
 fn cannot_encode(e: tokenizers::Error) -> Error {

@@ -118,6 +118,25 @@ fn variables_reach_the_template() {
     assert!(text.ends_with("<|im_start|>assistant\n<think>\n\n</think>\n\n"), "{text}");
 }
 
+/// Some templates print the tool calls of a message only where its content is null.
+#[test]
+fn templates_tell_null_and_nothing_from_an_empty_content() {
+    let source = "{% for m in messages %}{% if m['content'] is not defined %}-{% elif m['content'] is none %}\
+                  {{ m['tool_calls'][0]['name'] }}{% else %}<{{ m['content'] }}>{% endif %}{% endfor %}";
+    let template = ChatTemplate::new(source, "", "").unwrap();
+    let json = json!([{"role": "user", "content": "Rain?"}, {"role": "user", "content": ""}, {"role": "user"},
+        {"role": "assistant", "content": null, "tool_calls": [{"name": "weather"}]}]);
+    let messages: Vec<Message> = serde_json::from_value(json.clone()).unwrap();
+    assert!(messages[1..].iter().all(|message| message.content.is_empty()));
+    assert_eq!(template.render(&messages, false).unwrap(), "<Rain?><>-weather");
+    assert_eq!(serde_json::to_value(&messages).unwrap(), json);
+    let (text, spans) = template.render_with_spans(&messages).unwrap();
+    assert_eq!((&text[spans[0].clone()], spans.len()), ("weather", 1));
+    // Another text in its place is one.
+    let answered = Message { content: "No.".into(), ..messages[3].clone() };
+    assert_eq!(template.render(&[answered], false).unwrap(), "<No.>");
+}
+
 #[test]
 fn tojson_writes_as_python() {
     let show = |options: &str, value: serde_json::Value| {

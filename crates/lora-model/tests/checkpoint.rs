@@ -94,6 +94,28 @@ fn gguf_metadata_becomes_a_configuration() {
     assert_eq!(qwen3.config().head_dim, 128);
 }
 
+/// Some files give a number for padding that is no token.
+#[test]
+fn padding_without_a_row_is_none() {
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
+    let key = |name: &str, id: u8| [text(name), vec![4, 0, 0, 0, id, 0, 0, 0]].concat();
+    for (id, found) in [(7, Some(7)), (8, None), (255, None)] {
+        let mut bytes = fs::read(data("llama.gguf")).unwrap();
+        let mut put = |from: Vec<u8>, to: Vec<u8>| {
+            let at = bytes.windows(from.len()).position(|window| window == from).unwrap();
+            bytes.splice(at..at + from.len(), to);
+        };
+        put(key("tokenizer.ggml.bos_token_id", 1), key("tokenizer.ggml.padding_token_id", id));
+        // As long as before, for what is behind is aligned.
+        put(text("Tiny llama"), text("Tiny l"));
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("model.gguf"), bytes).unwrap();
+        let model = open(&dir.path().join("model.gguf")).unwrap();
+        assert_eq!(model.config().pad_token_id, found);
+        assert_eq!(model.config().raw["pad_token_id"], json!(found));
+    }
+}
+
 const CONFIG: &str = r#"{"model_type": "llama", "vocab_size": 8, "hidden_size": 4, "intermediate_size": 6,
     "num_hidden_layers": 1, "num_attention_heads": 2, "rms_norm_eps": 1e-5, "dtype": "bfloat16"}"#;
 
@@ -146,6 +168,37 @@ fn shards_are_one_checkpoint_in_any_type() {
     let _ = a.shallow_clone().fill_(7.0);
     let again = open(dir.path()).unwrap().load("a", Kind::Float).unwrap();
     assert_eq!(bits(&again), words(&f32s));
+}
+
+/// As in transformers a head that is not the embedding is tied to nothing, whatever the configuration says.
+#[test]
+fn a_tied_head_holds_the_embedding_or_is_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let put = |name: &str, bytes: &[u8]| fs::write(dir.path().join(name), bytes).unwrap();
+    put("config.json", CONFIG.replace('{', r#"{"tie_word_embeddings": true, "#).as_bytes());
+    let embedding = "model.embed_tokens.weight";
+    let tied = |tensors: &[(&str, &str, &[usize], &[u8])]| {
+        put("model.safetensors", &safetensors(tensors));
+        let config = open(dir.path()).unwrap().config().clone();
+        assert_eq!(config.raw["tie_word_embeddings"], config.tie_word_embeddings);
+        config.tie_word_embeddings
+    };
+    // More than is compared at a time; the last number of the other is another.
+    let shape = &[1 << 16, 70][..];
+    let same: Vec<u8> = (0..70 << 16).flat_map(|i| (i as f32).to_le_bytes()).collect();
+    let mut other = same.clone();
+    *other.last_mut().unwrap() ^= 1;
+    assert!(tied(&[(embedding, "F32", shape, &same)]));
+    assert!(tied(&[(embedding, "F32", shape, &same), ("lm_head.weight", "F32", shape, &same)]));
+    assert!(!tied(&[(embedding, "F32", shape, &same), ("lm_head.weight", "F32", shape, &other)]));
+    assert!(!tied(&[(embedding, "F32", shape, &same), ("lm_head.weight", "F32", &[70, 1 << 16], &same)]));
+    // 1.0 and -2.0 of either type; then 1.5 for 1.0.
+    let f32s: Vec<u8> = [1.0f32, -2.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+    let head = |bytes: &[u8]| {
+        tied(&[(embedding, "F32", &[2, 1], &f32s), ("lm_head.weight", "BF16", &[2, 1], bytes)])
+    };
+    assert!(head(&[0x80, 0x3F, 0x00, 0xC0]));
+    assert!(!head(&[0xC0, 0x3F, 0x00, 0xC0]));
 }
 
 #[test]

@@ -64,8 +64,49 @@ fn folder_gives_the_same_ids_and_knows_its_special_tokens() {
     assert_eq!(tokenizer.eos_ids(), [2, 0], "the tokenizer's own, then generation_config.json's");
     assert!(tokenizer.chat_template().is_some());
     let gguf = Tokenizer::open(&data("smollm.gguf")).unwrap();
+    assert_eq!(gguf.eos_ids(), [2, 0], "the file's own, then what llama.cpp stops at");
     assert_eq!(gguf.vocab_size(), tokenizer.vocab_size());
     assert_eq!(gguf.chat_template().unwrap().source(), tokenizer.chat_template().unwrap().source());
+}
+
+/// What goes on a text is encoded as within it, in either spelling of SentencePiece's blank.
+#[test]
+fn no_blank_is_put_before_what_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let metaspace = |scheme: &str| {
+        Tokenizer::open(&data("spm.gguf")).unwrap().save(dir.path()).unwrap();
+        let file = dir.path().join("tokenizer.json");
+        let mut json: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        json["normalizer"] = Value::Null;
+        json["pre_tokenizer"] =
+            json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false});
+        fs::write(file, json.to_string()).unwrap();
+        Tokenizer::open(dir.path()).unwrap()
+    };
+    let gguf = |kind: &str| Tokenizer::open(&data(&format!("{kind}.gguf"))).unwrap();
+    let first = gguf("spm").encode("q", false).unwrap();
+    for tokenizer in [gguf("spm"), metaspace("always"), metaspace("first")] {
+        for text in ["hello", " hello", "  x", "\n\nx", "\t|~^", "éa 😀", "", "a<think>b"] {
+            let ids = tokenizer.encode_after(text).unwrap();
+            let decoded = tokenizer.decode(&[&first[..], &ids].concat(), false).unwrap();
+            assert_eq!(decoded.strip_prefix('q').map(|t| t.replace("<think> ", "<think>")).unwrap(), text);
+        }
+        let plain = tokenizer.encode("hello", false).unwrap();
+        assert_eq!(tokenizer.encode_after("hello").unwrap(), plain[1..], "all but the blank");
+        // A token that is found before the text is cut up has no blank.
+        let special = tokenizer.encode("<think>", false).unwrap();
+        assert_eq!(tokenizer.encode_after("<think>").unwrap(), special);
+    }
+    for kind in ["spm-plain", "smollm", "tekken"] {
+        let tokenizer = gguf(kind);
+        for text in texts(&golden()["texts"]) {
+            assert_eq!(
+                tokenizer.encode_after(text).unwrap(),
+                tokenizer.encode(text, false).unwrap(),
+                "{kind}"
+            );
+        }
+    }
 }
 
 #[test]
@@ -89,7 +130,8 @@ fn saved_gguf_tokenizer_opens_as_a_folder() {
         gguf.save(dir.path()).unwrap();
         let saved = Tokenizer::open(dir.path()).unwrap();
         check(&saved, kind, &golden);
-        assert_eq!((saved.bos_id(), saved.eos_ids()), (gguf.bos_id(), gguf.eos_ids()), "{kind}");
+        // More that ends a text is in the model's config.json.
+        assert_eq!((saved.bos_id(), saved.eos_ids()), (gguf.bos_id(), &gguf.eos_ids()[..1]), "{kind}");
     }
 }
 
@@ -102,19 +144,63 @@ fn stream_holds_an_incomplete_character_back() {
     for &id in &bytes[..bytes.len() - 1] {
         assert_eq!(stream.push(id).unwrap(), "");
     }
-    assert!(stream.push(1 << 20).is_err(), "no such token");
+    assert!(stream.push(-1).is_err(), "no id");
+    assert_eq!(stream.push(1 << 20).unwrap(), "", "no such token");
     assert_eq!(stream.push(bytes[bytes.len() - 1]).unwrap(), "\u{10ffff}");
     let mut cut = tokenizer.stream(true);
     assert_eq!(cut.push(bytes[0]).unwrap(), "");
     assert_eq!(cut.finish().unwrap(), "\u{FFFD}");
 }
 
+/// An embedding may have more rows than there are tokens, and a model may say one of them.
 #[test]
-fn unknown_ids_are_refused() {
+fn ids_without_a_token_have_no_text() {
     let tokenizer = Tokenizer::open(&data("smollm")).unwrap();
-    for id in [-1, tokenizer.vocab_size() as i64, i64::MAX] {
+    let ids = tokenizer.encode("Hello, world!", false).unwrap();
+    let padded: Vec<i64> = ids.iter().flat_map(|&id| [tokenizer.vocab_size() as i64, id, 1 << 20]).collect();
+    for skip in [false, true] {
+        assert_eq!(tokenizer.decode(&padded, skip).unwrap(), "Hello, world!");
+        let mut stream = tokenizer.stream(skip);
+        let mut streamed: String = padded.iter().map(|&id| stream.push(id).unwrap()).collect();
+        streamed += &stream.finish().unwrap();
+        assert_eq!(streamed, "Hello, world!");
+    }
+    for id in [-1, i64::MAX] {
         let error = tokenizer.decode(&[5, id], false).unwrap_err();
         assert!(error.to_string().contains(&id.to_string()), "{error}");
+    }
+}
+
+/// What `tokenizer_config.json` says of BOS and EOS counts with Llama's classes alone, for which BOS is the default.
+#[test]
+fn flags_of_other_classes_leave_the_file_as_it_is() {
+    let ids = |kind: &str, class: Value, flags: Value| {
+        let dir = tempfile::tempdir().unwrap();
+        Tokenizer::open(&data(&format!("{kind}.gguf"))).unwrap().save(dir.path()).unwrap();
+        let mut config =
+            json!({"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "tokenizer_class": class});
+        config.as_object_mut().unwrap().extend(flags.as_object().unwrap().clone());
+        fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+        let tokenizer = Tokenizer::open(dir.path()).unwrap();
+        let (ids, bare) = (tokenizer.encode("Hi", true).unwrap(), tokenizer.encode("Hi", false).unwrap());
+        let at = ids.windows(bare.len()).position(|window| window == bare).unwrap();
+        (ids[..at].to_vec(), ids[at + bare.len()..].to_vec())
+    };
+    let (bos, eos, none) = (vec![0], vec![2], vec![]);
+    // The file has BOS.
+    for class in [json!("PreTrainedTokenizerFast"), json!("Qwen2Tokenizer"), Value::Null] {
+        for flags in [json!({"add_eos_token": true}), json!({"add_bos_token": false})] {
+            assert_eq!(ids("llama-bpe", class.clone(), flags), (bos.clone(), none.clone()), "{class}");
+        }
+    }
+    for class in ["LlamaTokenizer", "LlamaTokenizerFast"] {
+        let ids = |kind: &str, flags: Value| ids(kind, json!(class), flags);
+        assert_eq!(ids("llama-bpe", json!({"add_eos_token": true})), (bos.clone(), eos.clone()));
+        assert_eq!(ids("llama-bpe", json!({"add_bos_token": false})), (none.clone(), none.clone()));
+        assert_eq!(ids("llama-bpe", json!({})), (bos.clone(), none.clone()));
+        // This one has not, and the flags say more.
+        assert_eq!(ids("smollm", json!({"add_bos_token": true})), (bos.clone(), none.clone()));
+        assert_eq!(ids("smollm", json!({})), (none.clone(), none.clone()));
     }
 }
 
@@ -167,16 +253,57 @@ fn huge_padding_is_not_obeyed() {
     );
 }
 
-/// `file` with the bytes `from` (once there) replaced by as many others.
+/// `file`, which holds no tensors, with the bytes `from` replaced where they first are.
 fn patched(file: &str, from: &[u8], to: &[u8]) -> lora_core::Result<Tokenizer> {
-    assert_eq!(from.len(), to.len());
     let mut bytes = fs::read(data(file)).unwrap();
     let at = bytes.windows(from.len()).position(|window| window == from).expect("the bytes to replace");
-    bytes[at..at + from.len()].copy_from_slice(to);
+    bytes.splice(at..at + from.len(), to.iter().copied());
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.gguf");
     fs::write(&path, bytes).unwrap();
     Tokenizer::open(&path)
+}
+
+/// A text of a GGUF file: its length, then its bytes.
+fn text(text: &str) -> Vec<u8> {
+    [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()
+}
+
+/// Old files of Llama 3 and Qwen say nothing of their expressions, which are not GPT-2's.
+#[test]
+fn gguf_files_that_do_not_say_how_text_is_split_are_refused() {
+    for (from, to) in [("tokenizer.ggml.pre", "tokenizer.gone.pre"), ("llama-bpe", "default")] {
+        let error = patched("llama-bpe.gguf", &text(from), &text(to)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+        assert!(error.to_string().contains("tokenizer.ggml.pre"), "{error}");
+        assert!(error.hint_text().unwrap().contains("a newer file"), "{error}");
+    }
+}
+
+#[test]
+fn padding_that_is_no_token_is_none() {
+    let bos =
+        |id: u32| [&text("tokenizer.ggml.bos_token_id")[..], &4u32.to_le_bytes(), &id.to_le_bytes()].concat();
+    let pad = |id: u32| {
+        [&text("tokenizer.ggml.padding_token_id")[..], &4u32.to_le_bytes(), &id.to_le_bytes()].concat()
+    };
+    for (id, found) in [(2, Some(2)), (462, None), (u32::MAX, None)] {
+        let tokenizer = patched("gpt-2.gguf", &bos(0), &pad(id)).unwrap();
+        assert_eq!((tokenizer.pad_id(), tokenizer.bos_id()), (found, None), "{id}");
+    }
+}
+
+/// Of control tokens those that llama.cpp stops at, wherever the file's keys do not name them.
+#[test]
+fn gguf_files_end_texts_at_more_than_their_keys_say() {
+    let ends = |file: &str, token: &str, other: &str| {
+        patched(file, &text(token), &text(other)).unwrap().eos_ids().to_vec()
+    };
+    for end in ["<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>", "</s>"] {
+        assert_eq!(ends("qwen2.gguf", "<|im_start|>", end), [2, 0, 1], "{end}");
+    }
+    assert_eq!(ends("qwen2.gguf", "<|im_start|>", "<|start|>"), [2, 0]);
+    assert_eq!(ends("qwen2.gguf", "<think>", "</s>"), [2, 0], "a token that a user may write");
 }
 
 #[test]

@@ -152,10 +152,10 @@ pub(crate) fn encode(row: &Row, tokenizer: &Tokenizer) -> Result<(Vec<i64>, Vec<
             Ok((ids, learnt))
         }
         Row::Pair { prompt, completion } => {
-            // Apart, so that the prompt is the very ids that generation starts from.
+            // Apart, so that the prompt is the very ids that generation starts from; and nothing comes between.
             let mut ids = tokenizer.encode(prompt, true)?;
             let given = ids.len();
-            ids.extend(tokenizer.encode(completion, false)?);
+            ids.extend(tokenizer.encode_after(completion)?);
             ids.push(end()?);
             let learnt = (0..ids.len()).map(|i| i >= given).collect();
             Ok((ids, learnt))

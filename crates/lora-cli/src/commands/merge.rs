@@ -1,10 +1,13 @@
 //! `lora merge`
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use lora::model::{Export, Keep, Llama, Model, ModelConfig, OnDisk, Pack, Texts, Tokenizer, is_model_file};
+use lora::model::{
+    Checkpoint, Export, Keep, Llama, Model, ModelConfig, OnDisk, Pack, Texts, Tokenizer, is_model_file,
+};
 use lora::qlora::Options;
 use lora::train::read_ids;
 use lora::{Error, Linears, Mode, OutputFolder, VARIANTS};
@@ -22,7 +25,10 @@ use crate::rounding::Rounding;
 
 Merged weights are written in --dtype, tensor by tensor, so that a model larger than memory can be merged. A base of
 bitsandbytes is dequantised. --requantize rounds the result to 4 bits again, which loses a part of what was learnt; it
-says how much, and --verify what it does to the answers.")]
+says how much, and --verify what it does to the answers.
+
+A base stored in a float type that --dtype does not hold (f32 in bf16) is rounded, also where the
+adapter changes nothing; a note says so, and which --dtype keeps it.")]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -68,6 +74,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let (checkpoint, tokenizer) = args.model.checkpoint()?;
     let out = OutputFolder::create(&args.out, args.overwrite, is_model_file)?;
     let kind = args.model.kind();
+    if let Some(note) = rounded(checkpoint.as_ref(), kind).filter(|_| !args.json) {
+        let _ = writeln!(std::io::stderr(), "note: {note}");
+    }
     let mut model = OnDisk::new(lora::open(&args.model.model)?, kind)?;
     lora::load(&mut model, ADAPTER, &args.adapter, VARIANTS)?;
     model.check()?;
@@ -137,6 +146,33 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         say!("merged model written to {}", args.out.display());
     }
     Ok(())
+}
+
+/// Said where the base's matrices are stored as something that `kind` does not hold. Packed ones are of no float type.
+fn rounded(checkpoint: &dyn Checkpoint, kind: Kind) -> Option<String> {
+    let holds = |wide: Kind, kind: Kind| wide == kind || (wide == Kind::Float && kind != Kind::Double);
+    let mut kinds: Vec<Kind> = Vec::new();
+    for name in checkpoint.names() {
+        let matrix = checkpoint.shape(&name).is_some_and(|shape| shape.len() > 1);
+        let dense = matrix && checkpoint.packed_bytes(&name).is_none();
+        kinds.extend(checkpoint.kind(&name).filter(|_| dense));
+    }
+    let stored = kinds.iter().copied().find(|&stored| !holds(kind, stored))?;
+    let all = |wide: &Kind| kinds.iter().all(|&kind| holds(*wide, kind));
+    let keeps = [Kind::BFloat16, Kind::Half, Kind::Float].into_iter().find(all);
+    let advice = keeps.map(|kind| format!("; --dtype {} keeps it", name_of(kind))).unwrap_or_default();
+    let (stored, kind) = (name_of(stored), name_of(kind));
+    let what = "what the adapter leaves alone, too";
+    Some(format!("the base is stored as {stored}, and --dtype {kind} rounds {what}{advice}"))
+}
+
+fn name_of(kind: Kind) -> &'static str {
+    match kind {
+        Kind::BFloat16 => "bf16",
+        Kind::Half => "f16",
+        Kind::Double => "f64",
+        _ => "f32",
+    }
 }
 
 fn reopen(folder: &Path, args: &Args) -> Result<Llama> {

@@ -5,12 +5,15 @@ use std::path::{Component, Path, PathBuf};
 
 use lora_core::{BaseWeight, Error, ErrorKind, Packing, Result};
 use serde::Deserialize;
+use serde_json::json;
 use tch::{Kind, Tensor};
 
 use super::packed::Packed;
 use super::safetensors::{Entry, Mapped, Unique, kind_of};
 use super::{Checkpoint, finite, no_such_tensor};
 use crate::ModelConfig;
+use crate::llama::HEAD;
+use crate::shapes::EMBEDDING;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -76,7 +79,25 @@ impl HfCheckpoint {
                     "the checkpoint is incomplete, or its weights are packed in a way that is not read here",
                 ));
         }
-        Ok(Self { dir: dir.to_owned(), config, shards, tensors, packed })
+        let mut checkpoint = Self { dir: dir.to_owned(), config, shards, tensors, packed };
+        if checkpoint.config.tie_word_embeddings && checkpoint.has_another_head()? {
+            checkpoint.config.tie_word_embeddings = false;
+            checkpoint.config.raw["tie_word_embeddings"] = json!(false);
+        }
+        Ok(checkpoint)
+    }
+
+    /// Whether there is an output head of other numbers than the embedding's. As in transformers it is then no copy but
+    /// the head, whatever the configuration says.
+    fn has_another_head(&self) -> Result<bool> {
+        let head = format!("{HEAD}.weight");
+        if self.packed.contains_key(&head) {
+            return Ok(true);
+        }
+        match (self.entry(EMBEDDING), self.entry(&head)) {
+            (Some((shard, embedding)), Some(head)) => Ok(!shard.equals(embedding, head)?),
+            _ => Ok(false),
+        }
     }
 
     fn entry(&self, name: &str) -> Option<(&Mapped, &Entry)> {

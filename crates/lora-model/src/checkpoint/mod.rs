@@ -81,7 +81,8 @@ pub trait Checkpoint: Debug + Send {
     }
 }
 
-/// Opens a folder with `config.json` and safetensors, or a GGUF file. Reads no weights yet.
+/// Opens a folder with `config.json` and safetensors, or a GGUF file. Reads no weights yet, but for an output head that
+/// is to be the embedding: whether it is.
 ///
 /// # Errors
 /// `Io` if nothing is there; `Data` or `Unsupported`, with a hint, if it is neither, or is malformed.

@@ -30,7 +30,20 @@ impl Entry {
     pub(super) fn nbytes(&self) -> u64 {
         self.nbytes.unsigned_abs()
     }
+
+    /// Its numbers in pieces, so many at a time, for reading without the mapping.
+    fn pieces(&self, kind: Kind, count: i64) -> impl Iterator<Item = Self> + '_ {
+        let step = count * kind.elt_size_in_bytes() as i64;
+        (0..self.nbytes).step_by(step as usize).map(move |begin| {
+            let nbytes = step.min(self.nbytes - begin);
+            let shape = vec![nbytes / kind.elt_size_in_bytes() as i64];
+            Self { dtype: self.dtype, shape, start: self.start + begin, nbytes }
+        })
+    }
 }
+
+/// Numbers that are looked at together.
+const PIECE: i64 = 4 << 20;
 
 /// A mapped file.
 #[derive(Debug)]
@@ -82,16 +95,27 @@ impl Mapped {
     /// Whether all of the tensor is finite, without the mapping: of a large embedding that is only mapped, no more is
     /// in memory later than the rows that are looked up.
     pub(super) fn is_finite(&self, entry: &Entry, kind: Kind) -> Result<bool> {
-        const CHUNK: i64 = 16 << 20;
-        let mut begin = 0;
-        while begin < entry.nbytes {
-            let nbytes = CHUNK.min(entry.nbytes - begin);
-            let shape = vec![nbytes / kind.elt_size_in_bytes() as i64];
-            let chunk = Entry { dtype: entry.dtype, shape, start: entry.start + begin, nbytes };
-            if !all_finite(&self.read(&chunk, kind)?)? {
+        for piece in entry.pieces(kind, PIECE) {
+            if !all_finite(&self.read(&piece, kind)?)? {
                 return Ok(false);
             }
-            begin += nbytes;
+        }
+        Ok(true)
+    }
+
+    /// Whether the tensor holds the numbers of another, maybe in another file. The first piece that differs ends the
+    /// comparison.
+    pub(super) fn equals(&self, entry: &Entry, other: (&Self, &Entry)) -> Result<bool> {
+        let (Some(a), Some(b)) = (kind_of(entry.dtype), kind_of(other.1.dtype)) else { return Ok(false) };
+        if entry.shape != other.1.shape {
+            return Ok(false);
+        }
+        // Widening is exact.
+        let wide = |t: Tensor| if a == b { Ok(t) } else { t.f_to_kind(Kind::Double) };
+        for (x, y) in entry.pieces(a, PIECE).zip(other.1.pieces(b, PIECE)) {
+            if !wide(self.read(&x, a)?)?.f_equal(&wide(other.0.read(&y, b)?)?)? {
+                return Ok(false);
+            }
         }
         Ok(true)
     }

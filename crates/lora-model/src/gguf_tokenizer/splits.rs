@@ -31,7 +31,7 @@ enum How {
 }
 
 const SPLITS: [Split; 6] = [
-    Split { names: &["gpt-2", "gpt2", "default"], how: How::Words, whole: false, add_bos: false },
+    Split { names: &["gpt-2", "gpt2"], how: How::Words, whole: false, add_bos: false },
     Split { names: &["smollm", "starcoder", "refact"], how: How::Digits, whole: false, add_bos: false },
     Split {
         names: &["llama-bpe", "llama3", "llama-v3"],

@@ -34,10 +34,10 @@ pub(super) fn read(dir: &Path) -> Result<Parts> {
     let [bos, eos, pad] = [bos.map_err(in_config)?, eos.map_err(in_config)?, pad.map_err(in_config)?];
     let [add_bos, add_eos] =
         ["add_bos_token", "add_eos_token"].map(|name| config.get(name).and_then(Json::as_bool));
-    if add_bos.is_some() || add_eos.is_some() {
-        let chosen = |add: Option<bool>, token: &Option<String>| token.clone().filter(|_| add == Some(true));
-        let (bos, eos) = (chosen(add_bos, &bos), chosen(add_eos, &eos));
-        surround(&mut inner, bos.as_deref(), eos.as_deref()).map_err(in_config)?;
+    if obeys_flags(&config) && (add_bos.is_some() || add_eos.is_some()) {
+        let (add_bos, add_eos) = (add_bos.unwrap_or(true), add_eos.unwrap_or(false));
+        let (bos, eos) = (bos.as_deref().filter(|_| add_bos), eos.as_deref().filter(|_| add_eos));
+        surround(&mut inner, bos, eos).map_err(in_config)?;
     }
     let mut more_eos = Vec::new();
     for name in ["generation_config.json", "config.json"] {
@@ -46,6 +46,13 @@ pub(super) fn read(dir: &Path) -> Result<Parts> {
     }
     let template = read_template(dir, &config)?;
     Ok(Parts { inner, bos, pad, eos, more_eos, template, config })
+}
+
+/// Whether `add_bos_token` (true by default there) and `add_eos_token` say what goes around a text: to Llama's classes,
+/// as in transformers 4. For others, and in transformers 5 for all, the post-processor of `tokenizer.json` does.
+fn obeys_flags(config: &Map<String, Json>) -> bool {
+    let class = config.get("tokenizer_class").and_then(Json::as_str).unwrap_or_default();
+    matches!(class.strip_suffix("Fast").unwrap_or(class), "LlamaTokenizer" | "CodeLlamaTokenizer")
 }
 
 /// A JSON object; `None` when there is no such file.

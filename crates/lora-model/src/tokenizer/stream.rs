@@ -2,7 +2,7 @@
 
 use lora_core::Result;
 
-use super::Tokenizer;
+use super::{Tokenizer, checked};
 
 /// A character takes at most four bytes, so at most four byte tokens; after more, the bytes are simply not UTF-8.
 const PATIENCE: usize = 8;
@@ -28,10 +28,9 @@ impl<'a> TextStream<'a> {
     /// Takes the next id and gives the text that is complete by now: often empty.
     ///
     /// # Errors
-    /// Data, when the id has no token; the stream stays as it was.
+    /// Data, for what cannot be an id; the stream stays as it was.
     pub fn push(&mut self, id: i64) -> Result<String> {
-        self.tokenizer.known(id)?;
-        if self.skip_special && self.tokenizer.is_special(id) {
+        if self.tokenizer.is_silent(checked(id)?, self.skip_special) {
             return Ok(String::new());
         }
         self.window.push(id);

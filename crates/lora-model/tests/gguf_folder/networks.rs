@@ -1,7 +1,7 @@
 //! The network: its configuration, its weights, what it computes.
 
-use lora_core::Mode;
-use lora_model::{Checkpoint, Keep, Llama, Model, ModelConfig, Texts, open};
+use lora_core::{Mode, read_tensors, write_tensors};
+use lora_model::{Checkpoint, EMBEDDING, Keep, Llama, Model, ModelConfig, Texts, open};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
@@ -23,7 +23,9 @@ fn logits(model: &dyn Checkpoint) -> Tensor {
 fn networks_come_back() {
     let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 32});
-    let ids = json!({"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 2}).as_object().unwrap().clone();
+    // What llama.cpp stops at by its text is among the ids of what it writes.
+    let ids =
+        json!({"bos_token_id": 0, "eos_token_id": [2, 0], "pad_token_id": 2}).as_object().unwrap().clone();
     for (name, more) in [
         ("llama", json!({})),
         ("untied", json!({"tie_word_embeddings": false, "rope_theta": 1e6})),
@@ -59,5 +61,26 @@ fn networks_come_back() {
         let (ours, theirs) = (logits(again.as_ref()), logits(model.as_ref()));
         let error = (&ours - &theirs).norm().double_value(&[]) / theirs.norm().double_value(&[]);
         assert!(error < 1e-5, "{name}: {error}");
+    }
+}
+
+/// A configuration may call a head the embedding that is another: it is computed with, and written.
+#[test]
+fn a_head_that_is_not_the_embedding_comes_along() {
+    let (dir, _) = folder_of("smollm", 0, &json!({}));
+    let tied = logits(open(dir.path()).unwrap().as_ref());
+    let file = dir.path().join("model.safetensors");
+    let mut tensors: Vec<_> = read_tensors(&file).unwrap().into_iter().collect();
+    let embedding = tensors.iter().find(|(name, _)| name == EMBEDDING).unwrap().1.copy();
+    tensors.push(("lm_head.weight".to_owned(), embedding * 2.0));
+    write_tensors(&file, &tensors, &[]).unwrap();
+    let (model, to) = written(dir.path(), None).unwrap();
+    let again = open(&to).unwrap();
+    assert!(!model.config().tie_word_embeddings && !again.config().tie_word_embeddings);
+    let twice = tied * 2.0;
+    for found in [model, again] {
+        let error =
+            (logits(found.as_ref()) - &twice).norm().double_value(&[]) / twice.norm().double_value(&[]);
+        assert!(error < 1e-5, "{error}");
     }
 }

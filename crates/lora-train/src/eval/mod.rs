@@ -89,8 +89,9 @@ impl Question {
     /// A template that fails.
     pub fn of(tokenizer: &Tokenizer, row: &Row, max_tokens: usize) -> Result<Option<Self>> {
         let Some((prompt, ids, reference)) = question(row, tokenizer)? else { return Ok(None) };
-        // A reference longer than the limit would be wrong by force.
-        let limit = max_tokens.max(tokenizer.encode(&reference, false)?.len() + 1);
+        // A reference longer than the limit would be wrong by force. Behind a blank it may take other tokens.
+        let (text, after) = (tokenizer.encode(&reference, false)?, tokenizer.encode_after(&reference)?);
+        let limit = max_tokens.max(text.len().max(after.len()) + 1);
         Ok(Some(Self { prompt, ids, limit, reference }))
     }
 }

@@ -5,7 +5,7 @@ use serde_json::{Value as Json, json};
 use tch::Kind;
 
 use super::{Gguf, weights};
-use crate::{ModelConfig, RopeScaling};
+use crate::{ModelConfig, RopeScaling, gguf_tokenizer};
 
 /// What the file says of the model.
 pub(super) fn from_metadata(gguf: &Gguf) -> Result<ModelConfig> {
@@ -42,6 +42,8 @@ pub(super) fn from_metadata(gguf: &Gguf) -> Result<ModelConfig> {
     }
     let positions = gguf.u64(&key("context_length"))?;
     let theta = number(gguf.opt(Gguf::f64, &key("rope.freq_base"))?.unwrap_or(10_000.0));
+    // Some files have a number here that is no token, and transformers loads no embedding without its padding.
+    let padding = gguf.opt(Gguf::i64, "tokenizer.ggml.padding_token_id")?;
     let mut raw = json!({
         "architectures": [class],
         "model_type": arch,
@@ -59,7 +61,7 @@ pub(super) fn from_metadata(gguf: &Gguf) -> Result<ModelConfig> {
         "rope_parameters": rope(gguf, arch, (head_dim, theta, positions))?,
         "bos_token_id": gguf.opt(Gguf::u64, "tokenizer.ggml.bos_token_id")?,
         "eos_token_id": eos(gguf)?,
-        "pad_token_id": gguf.opt(Gguf::u64, "tokenizer.ggml.padding_token_id")?,
+        "pad_token_id": padding.filter(|id| (0..*vocab).contains(id)),
     });
     if let Some(window) = gguf.opt(Gguf::u64, &key("attention.sliding_window"))? {
         if arch == "llama" {
@@ -99,12 +101,15 @@ fn number(x: f64) -> f64 {
     if f64::from(single) == x { single.to_string().parse().unwrap_or(x) } else { x }
 }
 
-/// One id, or the ids of the end of text and the end of a turn where they differ.
+/// One id, or the ids of the end of text and the ends of a turn where they differ: what is written of the model ends
+/// where its file does.
 fn eos(gguf: &Gguf) -> Result<Json> {
     let mut ids = Vec::new();
-    for name in ["eos", "eot"] {
-        let id = gguf.opt(Gguf::u64, &format!("tokenizer.ggml.{name}_token_id"))?;
-        ids.extend(id.filter(|id| !ids.contains(id)));
+    let eos = gguf.opt(Gguf::i64, "tokenizer.ggml.eos_token_id")?;
+    for id in eos.into_iter().chain(gguf_tokenizer::more_ends(gguf)?) {
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
     }
     Ok(match ids[..] {
         [] => Json::Null,

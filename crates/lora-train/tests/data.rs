@@ -1,0 +1,50 @@
+//! Rows as token ids.
+
+use std::path::Path;
+
+use lora_model::{IGNORE, Tokenizer};
+use lora_train::{DataOptions, Dataset};
+
+fn tokenizer(kind: &str) -> Tokenizer {
+    let texts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lora-model/tests/data/text");
+    Tokenizer::open(&texts.join(format!("{kind}.gguf"))).unwrap()
+}
+
+const COMPLETIONS: [&str; 8] = ["hello", " hello", "  hello", "\nhello", "éa 😀", "1234", " ", "▁a"];
+
+/// Nothing comes between prompt and completion, whatever the tokenizer puts before a text; the prompt is what generation
+/// starts from.
+#[test]
+fn a_completion_follows_its_prompt() {
+    let dir = tempfile::tempdir().unwrap();
+    for kind in ["spm", "spm-plain", "smollm", "llama-bpe"] {
+        let tokenizer = tokenizer(kind);
+        for prompt in ["say it:", "say it: ", "\n"] {
+            let row = |completion: &&str| {
+                let row = serde_json::json!({ "prompt": prompt, "completion": completion });
+                format!("{row}\n")
+            };
+            let file = dir.path().join("rows.jsonl");
+            std::fs::write(&file, COMPLETIONS.iter().map(row).collect::<String>()).unwrap();
+            let options = DataOptions { max_length: 100, truncate: false };
+            let data = Dataset::read(&file, &tokenizer, options).unwrap();
+            let given = tokenizer.encode(prompt, true).unwrap();
+            for (sample, completion) in data.samples.iter().zip(COMPLETIONS) {
+                let place = format!("{kind}, {prompt:?}, {completion:?}");
+                assert!(sample.ids.starts_with(&given), "{place}");
+                let mut learnt: Vec<i64> = sample.labels.iter().copied().filter(|&l| l != IGNORE).collect();
+                assert_eq!(sample.labels[given.len() - 1..], learnt, "{place}");
+                assert_eq!(learnt.pop(), tokenizer.eos_ids().first().copied(), "{place}");
+                // SentencePiece's character for a blank is one.
+                let shown =
+                    |text: &str| if kind.starts_with("spm") { text.replace('▁', " ") } else { text.into() };
+                let whole = tokenizer.decode(&[&given[..], &learnt].concat(), true).unwrap();
+                assert_eq!(whole, shown(&format!("{prompt}{completion}")), "{place}");
+                // Of an answer alone a blank at its beginning is not told from the one before a text.
+                let answer = tokenizer.decode(&learnt, true).unwrap();
+                let said = shown(completion);
+                assert!(answer == said || format!(" {answer}") == said, "{place}: {answer:?}");
+            }
+        }
+    }
+}
