@@ -3,6 +3,9 @@
 use std::path::Path;
 
 fn main() {
+    // The names below are those of GNU's linker and OpenMP.
+    let os = std::env::var("CARGO_CFG_TARGET_OS").expect("cargo sets CARGO_CFG_TARGET_OS");
+    assert_eq!(os, "linux", "tch-ext is made for Linux, on x86_64 and aarch64");
     println!("cargo:rerun-if-changed=src/bridge.cpp");
     let lib = std::env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys tells where libtorch is");
     let include = match std::env::var("LIBTORCH_INCLUDE") {

@@ -90,8 +90,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let (cpu, date) = (cpu(), today()?);
     let mut done = Vec::new();
     for (name, row) in args.rows.iter().zip(&rows) {
-        let measure = |program: &Path, leading: &[OsString], again: &[&str]| {
-            let mut command = Command::new(program);
+        let measure = |mut command: Command, leading: &[OsString], again: &[&str]| {
             command
                 .args(leading)
                 .arg(&model)
@@ -103,9 +102,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let mut rounds = Vec::new();
         for round in 0..args.rounds {
             eprintln!("{name}, round {} of {}", round + 1, args.rounds);
-            let we = || measure(&ours, &["--model".into()], &["--recompute", "1000"]);
+            let we = || measure(sh::ours(&ours), &["--model".into()], &["--recompute", "1000"]);
             let again = ["--checkpointing"];
-            let they = || peer.as_ref().map(|(python, leading)| measure(python, leading, &again)).transpose();
+            let theirs =
+                |python: &PathBuf, leading: &[OsString]| measure(Command::new(python), leading, &again);
+            let they = || peer.as_ref().map(|(python, leading)| theirs(python, leading)).transpose();
             // Never both at once; and each goes first as often, so that a machine growing warm favours neither.
             rounds.push(if round % 2 == 0 {
                 (we()?, they()?)
@@ -273,12 +274,16 @@ pub(crate) fn today() -> Result<String> {
     Ok(sh::capture(Command::new("date").args(["-u", "+%F"]))?.trim().to_owned())
 }
 
+/// The processor's name, its cores, and what it has of vectors.
 pub(crate) fn cpu() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model =
         info.lines().find_map(|l| l.strip_prefix("model name")).map(|m| m.trim_matches([' ', '\t', ':']));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    format!("{}, {cores} cores", model.unwrap_or(std::env::consts::ARCH))
+    // A model's name may be that of processors with and without AVX-512.
+    let kind = Some(ops::processor()).filter(|kind| *kind != std::env::consts::ARCH);
+    let kind = kind.map_or(String::new(), |kind| format!(", {kind}"));
+    format!("{}, {cores} cores{kind}", model.unwrap_or(std::env::consts::ARCH))
 }
 
 #[cfg(test)]

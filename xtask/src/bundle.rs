@@ -1,7 +1,7 @@
 //! `bundle`: binaries, tests and benches with their data, to run where torch is but Rust is not.
 
 use crate::{cache, setup, sh};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -30,9 +30,11 @@ const BUILDS: [(&str, &[&str], &[&str]); 3] = [
 ];
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    setup::ensure(false)?;
     let root = sh::root();
     let out = root.join(&args.out);
+    // Before the minutes that building takes.
+    refuse(&out)?;
+    setup::ensure(false)?;
     let mut executables = Vec::new();
     for (folder, cargo, kinds) in BUILDS {
         let built = sh::built(sh::cargo().args(cargo).args(["--workspace", "--exclude", "xtask"]))?;
@@ -48,6 +50,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         executables.extend(built.into_iter().filter(wanted).map(|b| (folder, b)));
     }
     cache::remove(&out)?;
+    begin(&out)?;
     let mut lists: [(&str, String); 2] = [("tests", String::new()), ("benches", String::new())];
     for (folder, built) in &executables {
         let package = built.package_dir.strip_prefix(root).unwrap_or(&built.package_dir);
@@ -68,7 +71,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     for place in ["tests", "benches", "docs/demo", "crates", "src", "xtask/peers"] {
         copy_data(&root.join(place), &out.join(place))?;
     }
-    script(&out)?;
     let archive = PathBuf::from(format!("{}.tar.xz", out.display()));
     let (parent, name) = (out.parent().context("--out names no folder")?, out.file_name().context("--out")?);
     let mut tar = Command::new("tar");
@@ -76,7 +78,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mb = fs::metadata(&archive)?.len() as f64 / (1 << 20) as f64;
     println!("{} ({} executables, {mb:.1} MiB)", archive.display(), executables.len());
     if mb > MOST_MB {
-        anyhow::bail!(
+        bail!(
             "the bundle is larger than {MOST_MB} MiB\n  hint: leave something out with --exclude; what is large? `du -a {} | sort -n`",
             out.display()
         );
@@ -119,11 +121,58 @@ fn copy_data(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-fn script(out: &Path) -> Result<()> {
-    let path = out.join("run.sh");
-    fs::write(&path, include_str!("bundle.sh"))
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    #[cfg(unix)]
-    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+/// What every bundle has from its beginning.
+const MARKS: [&str; 2] = ["run.sh", "tests.txt"];
+
+/// The folder is emptied: one of somebody's own would be lost.
+fn refuse(out: &Path) -> Result<()> {
+    let is_ours = MARKS.iter().all(|name| out.join(name).is_file());
+    let is_free = match fs::read_dir(out) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(_) => fs::symlink_metadata(out).is_err(),
+    };
+    if !is_ours && !is_free {
+        bail!(
+            "--out {} is there already and is no bundle, and would be deleted\n  hint: name a new folder, or delete it \
+             yourself",
+            out.display()
+        );
+    }
     Ok(())
+}
+
+/// An empty bundle, known as one even if it is never finished.
+fn begin(out: &Path) -> Result<()> {
+    fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    let [script, list] = MARKS.map(|name| out.join(name));
+    fs::write(&script, include_str!("bundle.sh"))
+        .with_context(|| format!("cannot write {}", script.display()))?;
+    #[cfg(unix)]
+    fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    fs::write(&list, "").with_context(|| format!("cannot write {}", list.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_bundle_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        refuse(&out).unwrap();
+        begin(&out).unwrap();
+        fs::write(out.join("half of a program"), "").unwrap();
+        refuse(&out).unwrap();
+
+        let mine = dir.path().join("mine");
+        fs::create_dir(&mine).unwrap();
+        refuse(&mine).unwrap();
+        for name in ["thesis.tex", "run.sh"] {
+            fs::write(mine.join(name), "").unwrap();
+            let error = refuse(&mine).unwrap_err().to_string();
+            assert!(error.contains("is no bundle") && error.contains("hint: "), "{error}");
+        }
+        assert!(refuse(&mine.join("thesis.tex")).is_err(), "nor is a file");
+    }
 }

@@ -1,8 +1,8 @@
 //! The user's cache folder: what was fetched once is there for every clone.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -21,13 +21,27 @@ pub(crate) fn dir() -> Result<PathBuf> {
 
 /// Waits for its turn; the lock ends with the returned file, also when the process is killed.
 pub(crate) fn lock(path: &Path) -> Result<File> {
-    let file = File::options().create(true).append(true).open(path);
-    let file = file.with_context(|| format!("cannot open the lock file {}", path.display()))?;
+    let file = opened(path)?;
     if file.try_lock().is_err() {
-        eprintln!("waiting for another setup to finish ({})", path.display());
+        eprintln!("waiting for another process to finish ({})", path.display());
         file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
     }
     Ok(file)
+}
+
+/// As [`lock`], but none where one would have to wait.
+pub(crate) fn try_lock(path: &Path) -> Result<Option<File>> {
+    let file = opened(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(e) => bail!("cannot lock {}: {e}", path.display()),
+    }
+}
+
+fn opened(path: &Path) -> Result<File> {
+    let file = File::options().create(true).append(true).open(path);
+    file.with_context(|| format!("cannot open the lock file {}", path.display()))
 }
 
 /// Deletes what interrupted runs left: every `PREFIX*` in `dir`. Call it under the lock only.
@@ -84,6 +98,16 @@ mod tests {
         fs::write(&file, "abc").unwrap();
         let want = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(sha256(&file).unwrap(), want);
+    }
+
+    #[test]
+    fn a_lock_that_is_held_is_told_from_one_that_is_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let held = lock(&path).unwrap();
+        assert!(try_lock(&path).unwrap().is_none());
+        drop(held);
+        assert!(try_lock(&path).unwrap().is_some());
     }
 
     #[test]

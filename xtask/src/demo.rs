@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Instant;
 
 #[derive(clap::Args)]
@@ -64,7 +64,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     setup::ensure(false)?;
     let gguf = setup::model()?;
     eprintln!("Building the `lora` binary (the first time takes some minutes) ...");
-    sh::run(sh::cargo().args(["build", "--release", "-p", "lora-cli"]))?;
+    let program = sh::lora()?;
+    let lora = |args: &[String]| lora(&program, args);
     let story = story(&gguf.to_string_lossy(), args);
     let ready = Instant::now();
 
@@ -93,7 +94,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         ready.elapsed().as_secs_f64(),
         (ready - start).as_secs_f64()
     );
-    println!("{}", next(&gguf.to_string_lossy()));
+    println!("{}", next(&program, &gguf.to_string_lossy()));
     Ok(())
 }
 
@@ -101,22 +102,23 @@ fn tell(number: u32, title: &str, text: &str) {
     println!("\n== {number}. {title}\n{text}\n");
 }
 
-fn next(gguf: &str) -> String {
+fn next(program: &Path, gguf: &str) -> String {
+    let lora = sh::show(&sh::ours(program));
     format!(
         "\n== What next\n
-  talk to it     target/release/lora generate --model {gguf} --adapter {ADAPTER} \\
+  talk to it     {lora} generate --model {gguf} --adapter {ADAPTER} \\
                    --system 'Bank inbox' --prompt 'My card is gone'
   other methods  cargo xtask demo --variant dora        (or rslora, qlora, qlora+dora+rslora)
   your own data  a file like docs/demo/train.jsonl: one JSON object a line
-  all commands   target/release/lora --help
+  all commands   {lora} --help
   read on        README.md, then ARCHITECTURE.md"
     )
 }
 
 /// Runs one `lora` command, shown as one would type it; what it prints goes on to the screen, but for a JSON object,
 /// which is returned.
-fn lora(args: &[String]) -> Result<Option<Value>> {
-    let mut command = Command::new(sh::root().join("target/release/lora"));
+fn lora(program: &Path, args: &[String]) -> Result<Option<Value>> {
+    let mut command = sh::ours(program);
     command.args(args).current_dir(sh::root());
     println!("$ {}\n", sh::show(&command));
     let mut child = command

@@ -40,10 +40,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let folder = sh::root().join("fuzz");
     let mut cargo = sh::cargo();
     // Flags and target folder: fuzz/.cargo/config.toml.
-    sh::run(cargo.args(["build", "--release", "--bins"]).current_dir(&folder))?;
+    let built = sh::built(cargo.args(["build", "--release", "--bins"]).current_dir(&folder))?;
     let mut results = Vec::new();
     for target in chosen {
-        results.push(target.fuzz(args)?);
+        results.push(target.fuzz(args, &built)?);
     }
     println!("\n{}", results.join("\n"));
     Ok(())
@@ -62,7 +62,7 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Target>> {
 
 impl Target {
     /// Runs it, and says in a line how far it came.
-    fn fuzz(&self, args: &Args) -> Result<String> {
+    fn fuzz(&self, args: &Args, built: &[sh::Built]) -> Result<String> {
         let fuzz = sh::root().join("fuzz");
         let out = sh::root().join("target/fuzz");
         let (corpus, found) = (out.join("corpus").join(self.name), out.join("found"));
@@ -70,7 +70,9 @@ impl Target {
             fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         }
         let runs = args.runs.unwrap_or(self.runs);
-        let mut command = Command::new(out.join("x86_64-unknown-linux-gnu/release").join(self.name));
+        let program = built.iter().find(|b| b.target == self.name).map(|b| &b.file);
+        let program = program.with_context(|| format!("cargo built no target called {}", self.name))?;
+        let mut command = sh::ours(program);
         command
             .arg(format!("-runs={runs}"))
             .arg(format!("-max_len={}", args.longest))

@@ -19,9 +19,7 @@ pub(crate) fn run(peer: bool, as_json: bool, rounds: u32, peers: &peers::Args) -
         for round in 0..rounds {
             eprintln!("{batch} sequences, round {} of {rounds}", round + 1);
             let batch = batch.to_string();
-            we.push(sh::capture_json(
-                Command::new(&ours).arg("--model").arg(&gguf).args(["--batch", &batch]),
-            )?);
+            we.push(sh::capture_json(sh::ours(&ours).arg("--model").arg(&gguf).args(["--batch", &batch]))?);
             if let Some(python) = &python {
                 let mut command = Command::new(python);
                 command.arg(sh::root().join("xtask/peers/peft_generate.py")).arg("--gguf").arg(&gguf);

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 pub(crate) const VERSION: &str = "2.11.0";
-const SERIES: &str = "2.11.";
+/// Whether setup can fetch libtorch and the compiler of CUDA kernels: the pinned wheels are of one platform.
+pub(crate) const FETCHES: bool = cfg!(all(target_os = "linux", target_arch = "x86_64"));
 const MARK: &str = "complete";
-const CPU_LIB: &str = if cfg!(target_os = "macos") { "libtorch_cpu.dylib" } else { "libtorch_cpu.so" };
+const CPU_LIB: &str = "libtorch_cpu.so";
 
 /// Where a `.libtorch` comes from.
 pub(crate) enum Source {
@@ -87,17 +88,23 @@ fn is_same(a: &Path, b: &Path) -> bool {
 
 fn checked(dir: &Path, variable: &str) -> Result<PathBuf> {
     let hint =
-        format!("hint: unset {variable} (setup then fetches libtorch itself), or name a libtorch {SERIES}x");
+        format!("hint: unset {variable} (setup then fetches libtorch itself), or name a libtorch {VERSION}");
     let at = || format!("{variable} names {}", dir.display());
     let Ok(dir) = dir.canonicalize() else { bail!("{}, which does not exist\n  {hint}", at()) };
     if !dir.join("lib").join(CPU_LIB).exists() {
         bail!("{}, which has no lib/{CPU_LIB}\n  {hint}", at());
     }
     match version(&dir) {
-        Some(v) if v.starts_with(SERIES) => Ok(dir),
-        Some(v) => bail!("{}, which is version {v}; this needs {SERIES}x\n  {hint}", at()),
+        Some(v) if fits(&v) => Ok(dir),
+        Some(v) => bail!("{}, which is version {v}; this needs {VERSION}\n  {hint}", at()),
         None => bail!("{}, which has neither build-version nor version.py\n  {hint}", at()),
     }
+}
+
+/// What torch-sys demands of the `build-version` that lies in `.libtorch`.
+fn fits(version: &str) -> bool {
+    let bypass = std::env::var_os("LIBTORCH_BYPASS_VERSION_CHECK").is_some();
+    bypass || version.split('+').next() == Some(VERSION)
 }
 
 /// A download of libtorch says its version in `build-version`, a Python package in `version.py`.
@@ -112,7 +119,7 @@ fn version(dir: &Path) -> Option<String> {
 
 /// Fills `into` from the wheels.
 pub(crate) fn unpack(into: &Path, cuda: bool) -> Result<()> {
-    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+    if !FETCHES {
         bail!(
             "setup fetches libtorch for Linux on x86_64 only\n  hint: download libtorch {VERSION} for this platform \
              from pytorch.org, or pip install torch=={VERSION}, and set LIBTORCH to its folder"
@@ -173,7 +180,7 @@ pub(crate) fn nvrtc(home: &Path) -> Result<()> {
     const NAME: &str = "libnvrtc.so.13";
     let folder = home.join("nvrtc");
     let elsewhere = ["lib", "cuda/lib"].map(|dir| home.join(dir).join(NAME).exists()).contains(&true);
-    if elsewhere || folder.join(NAME).exists() || !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+    if elsewhere || folder.join(NAME).exists() || !FETCHES {
         return Ok(());
     }
     let wheel = wheels::fetch(&[wheels::NVRTC])?.remove(0);
@@ -204,7 +211,7 @@ pub(crate) fn link(dir: &Path, into: &Path) -> Result<()> {
     for file in folders.iter().flat_map(|folder| entries(folder)) {
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let to = lib.join(&name);
-        if (name.contains(".so") || name.ends_with(".dylib")) && fs::symlink_metadata(&to).is_err() {
+        if name.contains(".so") && fs::symlink_metadata(&to).is_err() {
             symlink(&file.canonicalize()?, &to)?;
         }
     }

@@ -18,13 +18,13 @@ fn fake_torch(dir: &Path, version: &str) -> PathBuf {
 #[test]
 fn links_a_torch_of_ones_own_with_its_cuda_libraries() {
     let dir = tempfile::tempdir().unwrap();
-    let torch = checked(&fake_torch(dir.path(), "2.11.1+cpu"), "LIBTORCH").unwrap();
+    let torch = checked(&fake_torch(dir.path(), "2.11.0+cpu"), "LIBTORCH").unwrap();
     let home = dir.path().join(".libtorch");
     link(&torch, &home).unwrap();
     assert_eq!(fs::read_to_string(home.join("lib").join(CPU_LIB)).unwrap(), "cpu");
     assert_eq!(fs::read_to_string(home.join("lib/libcudart.so.13")).unwrap(), "rt");
     assert!(!home.join("lib/notes.txt").exists());
-    assert_eq!(fs::read_to_string(home.join("build-version")).unwrap(), "2.11.1+cpu\n");
+    assert_eq!(fs::read_to_string(home.join("build-version")).unwrap(), "2.11.0+cpu\n");
 
     let linked = Source::Linked(torch.clone());
     assert!(!is_complete(&home, &linked), "without its mark a folder is not complete");
@@ -42,9 +42,14 @@ fn links_a_torch_of_ones_own_with_its_cuda_libraries() {
 #[test]
 fn a_wrong_or_missing_torch_is_an_error_that_says_so() {
     let dir = tempfile::tempdir().unwrap();
-    let torch = fake_torch(dir.path(), "2.9.0");
     let fault = |dir: &Path| checked(dir, "LIBTORCH").unwrap_err().to_string();
-    assert!(fault(&torch).contains("which is version 2.9.0; this needs 2.11.x"));
+    // torch-sys takes no other of the series either.
+    for other in ["2.9.0", "2.11.1+cpu", "2.11.0a0+git"] {
+        let said = fault(&fake_torch(dir.path(), other));
+        assert!(said.contains(&format!("which is version {other}; this needs 2.11.0\n")), "{said}");
+    }
+    let torch = fake_torch(dir.path(), VERSION);
+    assert!(checked(&torch, "LIBTORCH").is_ok());
     fs::remove_file(torch.join("version.py")).unwrap();
     assert!(fault(&torch).contains("neither build-version nor version.py"));
     fs::remove_file(torch.join("lib").join(CPU_LIB)).unwrap();

@@ -19,19 +19,30 @@ type Ratios = BTreeMap<String, f64>;
 /// By what the processor has.
 type Kept = BTreeMap<String, Ratios>;
 
-/// What the times hang on, in oneDNN's and our code.
-fn processor() -> &'static str {
+/// What the times hang on, in oneDNN's and our code: what the processor has, as far as `ONEDNN_MAX_CPU_ISA` allows both
+/// to use it.
+pub(crate) fn processor() -> &'static str {
     #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512bf16") {
-            return HALVES;
-        } else if is_x86_feature_detected!("avx512bw") {
-            return "AVX-512";
-        } else if is_x86_feature_detected!("avx2") {
-            return "AVX2";
-        }
-    }
-    std::env::consts::ARCH
+    let has = [
+        is_x86_feature_detected!("avx2"),
+        is_x86_feature_detected!("avx512bw"),
+        is_x86_feature_detected!("avx512bf16"),
+    ];
+    #[cfg(not(target_arch = "x86_64"))]
+    let has = [false; 3];
+    kind(has, &std::env::var("ONEDNN_MAX_CPU_ISA").unwrap_or_default())
+}
+
+/// `has`: AVX2, AVX-512, and products of bf16; `most`: oneDNN's limit.
+fn kind(has: [bool; 3], most: &str) -> &'static str {
+    let allowed = match most.to_uppercase().as_str() {
+        "SSE41" | "AVX" => 0,
+        most if most.starts_with("AVX2") => 1,
+        "AVX512_CORE" | "AVX512_CORE_VNNI" => 2,
+        _ => 3,
+    };
+    let best = (0..allowed).rev().find(|&at| has[at]);
+    best.map_or(std::env::consts::ARCH, |at| ["AVX2", "AVX-512", HALVES][at])
 }
 
 /// Has products of bf16.
@@ -84,6 +95,8 @@ pub(crate) fn run(keep: bool) -> Result<()> {
 /// Runs the benches whose names match.
 fn measure(filter: &str) -> Result<()> {
     let mut cargo = sh::cargo();
+    // Not in the target folder that cargo may have been told of.
+    cargo.env("CRITERION_HOME", sh::root().join("target/criterion"));
     // All packages, so that features are those of every other build.
     cargo.args(["bench", "--workspace", "--bench", "gemm", "--bench", "ops", "--bench", "layer", "--"]);
     sh::run(cargo.args(["--noplot", "--warm-up-time", "0.5", "--measurement-time", "1"]).arg(filter))
@@ -159,6 +172,27 @@ mod tests {
 
     fn of(pairs: &[(&str, f64)]) -> Ratios {
         pairs.iter().map(|(name, x)| ((*name).to_owned(), *x)).collect()
+    }
+
+    /// What is kept of a processor that may not use all it has is not put in the place of one that does.
+    #[test]
+    fn a_processor_is_what_it_may_use() {
+        let all = [true; 3];
+        for (most, want) in [
+            ("", HALVES),
+            ("ALL", HALVES),
+            ("AVX512_CORE_AMX", HALVES),
+            ("avx512_core_bf16", HALVES),
+            ("AVX512_CORE", "AVX-512"),
+            ("AVX2", "AVX2"),
+            ("avx2_vnni_2", "AVX2"),
+            ("SSE41", std::env::consts::ARCH),
+        ] {
+            assert_eq!(kind(all, most), want, "{most}");
+        }
+        assert_eq!(kind([true, true, false], ""), "AVX-512");
+        assert_eq!(kind([true, false, false], "AVX512_CORE_BF16"), "AVX2");
+        assert_eq!(kind([false; 3], "AVX2"), std::env::consts::ARCH);
     }
 
     #[test]

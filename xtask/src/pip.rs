@@ -1,6 +1,6 @@
 //! pip as a downloader: nothing is installed into anyone's Python.
 
-use crate::{sh, wheels::Wheel};
+use crate::{libtorch, sh, wheels::Wheel};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fs;
@@ -93,7 +93,8 @@ fn find() -> Result<Command> {
     bail!(
         "no pip: libtorch is fetched as a Python wheel, and neither `python3 -m pip` nor `pip3` nor `pip` runs\n  \
          hint: `sudo apt install python3-pip` (Debian, Ubuntu) or `sudo dnf install python3-pip` (Fedora);\n  \
-         hint: or set LIBTORCH to the folder of a libtorch 2.11 of your own"
+         hint: or set LIBTORCH to the folder of a libtorch {} of your own",
+        libtorch::VERSION
     )
 }
 

@@ -33,6 +33,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// Leaves a complete `.libtorch` behind, or an error that says what to do.
 pub(crate) fn ensure(cuda: bool) -> Result<()> {
+    supported(std::env::consts::OS, std::env::consts::ARCH)?;
     let root = sh::root();
     let home = root.join(".libtorch");
     let source = match libtorch::foreign(&home)? {
@@ -96,6 +97,18 @@ pub(crate) fn model() -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Said before anything is fetched or compiled: the C++ half is written for GNU's linker and OpenMP.
+fn supported(os: &str, arch: &str) -> Result<()> {
+    if os != "linux" || !["x86_64", "aarch64"].contains(&arch) {
+        bail!(
+            "{os} on {arch} is not supported: this needs Linux, on x86_64, or on aarch64 with a libtorch {} of your own\n  \
+             hint: in a container or virtual machine with Linux it builds",
+            libtorch::VERSION
+        );
+    }
+    Ok(())
+}
+
 fn has_gpu() -> bool {
     let mut smi = Command::new("nvidia-smi");
     let smi = smi.arg("-L").stdout(Stdio::null()).stderr(Stdio::null());
@@ -117,4 +130,25 @@ fn compiler() -> Result<()> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_platforms_are_told_what_is_supported() {
+        for (os, arch) in [("linux", "x86_64"), ("linux", "aarch64")] {
+            supported(os, arch).unwrap();
+        }
+        for (os, arch) in
+            [("macos", "aarch64"), ("macos", "x86_64"), ("windows", "x86_64"), ("linux", "riscv64")]
+        {
+            let error = supported(os, arch).unwrap_err().to_string();
+            assert!(
+                error.starts_with(&format!("{os} on {arch} is not supported: this needs Linux")),
+                "{error}"
+            );
+        }
+    }
 }

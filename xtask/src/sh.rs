@@ -108,7 +108,36 @@ pub(crate) struct Built {
 
 /// Runs a cargo command to which `--message-format=json-render-diagnostics` is added; returns the executables.
 pub(crate) fn built(cargo: &mut Command) -> Result<Vec<Built>> {
-    let text = capture(cargo.arg("--message-format=json-render-diagnostics"))?;
+    cargo.arg("--message-format=json-render-diagnostics").stdin(Stdio::null()).stderr(Stdio::inherit());
+    let output = cargo.output().with_context(|| format!("cannot start `{}`", show(cargo)))?;
+    checked(cargo, output.status)?;
+    executables(&String::from_utf8_lossy(&output.stdout))
+}
+
+/// Builds `lora`; where it lies, whatever target folder and target cargo was told of.
+pub(crate) fn lora() -> Result<PathBuf> {
+    program(built(cargo().args(["build", "--release", "-p", "lora-cli"]))?, "lora")
+}
+
+fn program(built: Vec<Built>, name: &str) -> Result<PathBuf> {
+    let found = built.into_iter().find(|b| b.kind == "bin" && b.target == name).map(|b| b.file);
+    found.with_context(|| format!("cargo built no program called {name}"))
+}
+
+/// A program that we built. Its own search path may lead to no libtorch: a target folder may lie anywhere, and a
+/// RUSTFLAGS replaces our flags.
+pub(crate) fn ours(program: &Path) -> Command {
+    let before = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let before = std::env::split_paths(&before).filter(|path| !path.as_os_str().is_empty());
+    let mut command = Command::new(program);
+    if let Ok(paths) = std::env::join_paths([root().join(".libtorch/lib")].into_iter().chain(before)) {
+        command.env("LD_LIBRARY_PATH", paths);
+    }
+    command
+}
+
+/// Those that cargo's messages tell of.
+fn executables(text: &str) -> Result<Vec<Built>> {
     let mut found = Vec::new();
     for line in text.lines().filter(|l| l.starts_with('{')) {
         let message: Value = serde_json::from_str(line).context("cargo's messages")?;
@@ -143,6 +172,25 @@ mod tests {
         let error = run(&mut command).unwrap_err();
         assert_eq!(error.downcast_ref::<Failed>().map(|f| f.code), Some(7));
         assert_eq!(error.to_string(), "`sh -c 'exit 7'` failed with exit code 7");
+    }
+
+    #[test]
+    fn a_program_lies_where_cargo_says_and_finds_libtorch_from_there() {
+        let said = r#"   Compiling lora-cli
+{"reason":"compiler-artifact","manifest_path":"/w/crates/lora-cli/Cargo.toml","target":{"kind":["lib"],"name":"lora"},"executable":null}
+{"reason":"compiler-artifact","manifest_path":"/w/crates/lora-cli/Cargo.toml","target":{"kind":["test"],"name":"lora"},"executable":"/t/deps/lora-1"}
+{"reason":"compiler-artifact","manifest_path":"/w/crates/lora-cli/Cargo.toml","target":{"kind":["bin"],"name":"lora"},"executable":"/else/where/release/lora"}
+{"reason":"build-finished","success":true}"#;
+        let lora = program(executables(said).unwrap(), "lora").unwrap();
+        assert_eq!(lora, Path::new("/else/where/release/lora"));
+        let error = program(executables(said).unwrap(), "loro").unwrap_err().to_string();
+        assert!(error.contains("no program called loro"), "{error}");
+
+        let command = ours(&lora);
+        let paths = command.get_envs().find(|(name, _)| *name == "LD_LIBRARY_PATH").and_then(|(_, to)| to);
+        let first = std::env::split_paths(paths.unwrap()).next();
+        assert_eq!(first, Some(root().join(".libtorch/lib")));
+        assert_eq!(show(&command), "/else/where/release/lora");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `test`: every test of the workspace.
 
-use crate::{setup, sh};
+use crate::{libtorch, setup, sh};
 use anyhow::Result;
 use std::process::Command;
 
@@ -25,14 +25,37 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// All that stands on libtorch in release, so that libtorch's bindings are compiled once; xtask in the profile that
 /// it already has.
 pub(crate) fn commands(args: &[String]) -> Vec<Command> {
+    let all = all(args, libtorch::FETCHES);
+    let mut own = sh::cargo();
+    own.args(["test", "--quiet", "-p", "xtask"]);
+    if args.is_empty() { vec![own, all] } else { vec![all] }
+}
+
+/// `fetched`: the compiler of CUDA kernels is there.
+fn all(args: &[String], fetched: bool) -> Command {
     let mut all = sh::cargo();
+    all.args(["test", "--release"]);
     // Kernels must compile: without this, a missing compiler is no fault.
-    all.args(["test", "--release"]).env("LORA_NVRTC", "1");
+    if fetched {
+        all.env("LORA_NVRTC", "1");
+    }
     if !args.iter().any(|a| a.starts_with("-p") || a.starts_with("--package")) {
         all.args(["--workspace", "--exclude", "xtask"]);
     }
     all.args(args);
-    let mut own = sh::cargo();
-    own.args(["test", "--quiet", "-p", "xtask"]);
-    if args.is_empty() { vec![own, all] } else { vec![all] }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_must_compile_only_where_their_compiler_was_fetched() {
+        let asked = |command: &Command| command.get_envs().any(|(name, _)| name == "LORA_NVRTC");
+        assert!(asked(&all(&[], true)) && !asked(&all(&[], false)));
+        let commands = commands(&[]);
+        assert_eq!(commands.len(), 2);
+        assert_eq!(commands.iter().any(asked), libtorch::FETCHES);
+    }
 }

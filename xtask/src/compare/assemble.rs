@@ -1,15 +1,14 @@
 //! All that ended, put together.
 
 use super::gather::{self, Ended, Read};
-use super::judge;
 use super::plan::{FULL, NONE, Plan};
 use super::results::{Cell, Comparison, Measure, Pair, Set, Tried};
 use super::run::Settings;
 use super::split::Parts;
 use super::stats::{self, Difference};
+use super::{judge, machines};
 use crate::bench;
 use anyhow::Result;
-use std::collections::BTreeSet;
 
 /// Runs of one cell.
 struct Group {
@@ -18,10 +17,12 @@ struct Group {
     failures: Vec<String>,
 }
 
+/// `build`: the present one.
 pub(crate) fn comparison(
     plan: &Plan,
     text: &str,
     command: String,
+    build: &str,
     parts: &[Parts],
     ended: &[Ended],
     tuning: Vec<Tried>,
@@ -36,7 +37,7 @@ pub(crate) fn comparison(
         });
         let read = match &e.outcome {
             Ok((found, dir)) => gather::read(&e.settings, found, dir).map_err(|e| format!("{e:#}")),
-            Err(e) => Err(e.clone()),
+            Err(failure) => Err(failure.why.clone()),
         };
         match read {
             Ok(run) => groups[group].runs.push(run),
@@ -61,7 +62,7 @@ pub(crate) fn comparison(
         name: plan.name.clone(),
         command,
         date: bench::today()?,
-        machine: machines(ended),
+        machine: machines::line(ended, build),
         model: groups.first().map_or(String::new(), |g| {
             g.settings.model.path.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned())
         }),
@@ -77,23 +78,6 @@ pub(crate) fn comparison(
         comparison.cells.extend(cells);
     }
     Ok(comparison)
-}
-
-/// Of the runs; they may have come from several.
-fn machines(ended: &[Ended]) -> String {
-    let of = |e: &Ended| {
-        let (found, _) = e.outcome.as_ref().ok()?;
-        Some(found["machine"].as_str().map_or_else(bench::cpu, str::to_owned))
-    };
-    let all: BTreeSet<String> = ended.iter().filter_map(of).collect();
-    let build =
-        |e: &Ended| Some(e.outcome.as_ref().ok()?.0["build"].as_str().unwrap_or("not told").to_owned());
-    let builds: BTreeSet<String> = ended.iter().filter_map(build).collect();
-    let mut said = if all.is_empty() { bench::cpu() } else { all.into_iter().collect::<Vec<_>>().join("; ") };
-    if builds.len() > 1 {
-        said += &format!("; by {} builds of the program", builds.len());
-    }
-    said
 }
 
 fn one_set(part: &Parts, groups: &[&Group]) -> (Set, Vec<Cell>) {

@@ -4,6 +4,7 @@
 //! the data is in it: answers are left out, a row keeps its labels and whether it was right.
 
 use super::gather::Ended;
+use super::runner;
 use crate::{bench, cache, unpack};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -13,7 +14,8 @@ use std::path::Path;
 use zip::write::SimpleFileOptions;
 
 const RESULT: &str = "result.json";
-const FILES: [&str; 3] = [RESULT, "adapter.metrics.jsonl", "rows.jsonl"];
+const ROWS: &str = "rows.jsonl";
+const FILES: [&str; 3] = [RESULT, "adapter.metrics.jsonl", ROWS];
 
 /// Writes the runs that did not fail; how many.
 pub(crate) fn save(ended: &[&Ended], to: &Path) -> Result<usize> {
@@ -38,7 +40,7 @@ pub(crate) fn save(ended: &[&Ended], to: &Path) -> Result<usize> {
                 text.lines().map(line).collect()
             };
             let text = match name {
-                "rows.jsonl" => lines(row)?,
+                ROWS => lines(row)?,
                 "adapter.metrics.jsonl" => lines(step)?,
                 _ => text,
             };
@@ -98,7 +100,7 @@ fn step(step: &mut Value) {
     }
 }
 
-/// Puts the runs of `from` among `runs`, but those that are there; how many were put.
+/// Puts the runs of `from` among `runs`, but those that are there or being done; how many were put.
 pub(crate) fn load(from: &Path, runs: &Path) -> Result<usize> {
     fs::create_dir_all(runs).with_context(|| runs.display().to_string())?;
     let staging = runs.join(format!(".loading-{}", std::process::id()));
@@ -131,7 +133,10 @@ fn place(from: &Path, staging: &Path, runs: &Path) -> Result<usize> {
     let mut put = 0;
     for dir in staged {
         let home = runs.join(dir.file_name());
-        if home.join(RESULT).exists() {
+        // Who holds it is about to finish it.
+        let lock = runner::lock_file(runs, &dir.file_name().to_string_lossy())?;
+        let Some(_lock) = cache::try_lock(&lock)? else { continue };
+        if is_whole(&home) || !is_whole(&dir.path()) {
             continue;
         }
         cache::remove(&home)?;
@@ -139,4 +144,9 @@ fn place(from: &Path, staging: &Path, runs: &Path) -> Result<usize> {
         put += 1;
     }
     Ok(put)
+}
+
+/// Has what a report cannot do without.
+fn is_whole(dir: &Path) -> bool {
+    [RESULT, ROWS].iter().all(|file| fs::metadata(dir.join(file)).is_ok_and(|meta| meta.len() > 0))
 }

@@ -1,8 +1,11 @@
 //! Runs that are saved and loaded give the report that they gave, and nothing else gets in.
 
+use super::carry;
 use super::gather::{self, Ended};
 use super::jobs::tests::{grid, plan};
-use super::{carry, run::Settings};
+use super::run::Settings;
+use super::runner::{self, Failure};
+use crate::cache;
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::io::Write;
@@ -36,7 +39,8 @@ fn finished(runs: &Path) -> (Ended, PathBuf) {
 fn what_was_saved_is_read_alike_elsewhere() {
     let here = tempfile::tempdir().unwrap();
     let (ended, dir) = finished(&here.path().join("runs"));
-    let failed = Ended { settings: settings(), outcome: Err("killed".into()) };
+    let failed =
+        Ended { settings: settings(), outcome: Err(Failure { why: "killed".into(), diverged: false }) };
     let file = here.path().join("runs.zip");
     assert_eq!(carry::save(&[&ended, &failed], &file).unwrap(), 1);
     assert!(!here.path().join("runs.partial").exists());
@@ -60,6 +64,31 @@ fn what_was_saved_is_read_alike_elsewhere() {
     assert_eq!(b.layers, [[0.1235, 0.0]]);
     let others: Vec<_> = fs::read_dir(&there).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(others, [home.file_name().unwrap()], "nothing else is left behind");
+}
+
+#[test]
+fn a_run_that_is_being_done_is_left_alone_and_one_without_rows_is_not_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ended, from) = finished(&dir.path().join("elsewhere"));
+    let (file, runs) = (dir.path().join("runs.zip"), dir.path().join("runs"));
+    carry::save(&[&ended], &file).unwrap();
+    let (hash, home) = (ended.settings.hash(), runs.join(ended.settings.hash()));
+    fs::create_dir_all(&home).unwrap();
+    fs::write(home.join("log.txt"), "half way").unwrap();
+    let held = cache::lock(&runner::lock_file(&runs, &hash).unwrap()).unwrap();
+    assert_eq!(carry::load(&file, &runs).unwrap(), 0);
+    assert!(home.join("log.txt").exists(), "another works there");
+    drop(held);
+    assert_eq!(carry::load(&file, &runs).unwrap(), 1);
+    assert!(!home.join("log.txt").exists() && home.join("rows.jsonl").exists());
+
+    // One that lacks them here is replaced; one that lacks them there brings nothing.
+    fs::remove_file(home.join("rows.jsonl")).unwrap();
+    assert_eq!(carry::load(&file, &runs).unwrap(), 1);
+    fs::remove_file(from.join("rows.jsonl")).unwrap();
+    carry::save(&[&ended], &file).unwrap();
+    fs::remove_file(home.join("rows.jsonl")).unwrap();
+    assert_eq!(carry::load(&file, &runs).unwrap(), 0);
 }
 
 #[test]

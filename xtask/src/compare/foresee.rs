@@ -9,7 +9,6 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 /// The faults that `lora plan` finds in the plan's methods, ranks and rows.
 pub(crate) fn faults(plan: &Plan, lora: &Path, model: &Path) -> Result<Vec<String>> {
@@ -39,7 +38,7 @@ fn memory(
     rank: u64,
 ) -> Result<Result<u64, String>> {
     let name = split(variant).recipe;
-    let mut command = Command::new(lora);
+    let mut command = sh::ours(lora);
     command.args(["plan", "--json", "--dtype", &plan.dtype, "--base-storage", &plan.base_storage]);
     command.args([
         "--variant",
@@ -75,7 +74,7 @@ pub(crate) fn print(grid: &Grid<'_>, lora: &Path, home: &Path) -> Result<()> {
         let rows = fs::read_to_string(&files.train.path)?.lines().count() as f64;
         let held_out = fs::read_to_string(&files.held_out.path)?.lines().count() as f64;
         let plan = grid.plan;
-        let mut train = Command::new(lora);
+        let mut train = sh::ours(lora);
         train.args(["train", "--max-steps", "3", "--overwrite", "--dtype", &plan.dtype, "--batch-size"]);
         train.arg(plan.batch_size.to_string()).arg("--model").arg(&grid.model.path).arg("--data");
         train.arg(&files.train.path).arg("--out").arg(&probe);
@@ -85,7 +84,7 @@ pub(crate) fn print(grid: &Grid<'_>, lora: &Path, home: &Path) -> Result<()> {
         let steps =
             metrics.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()?["seconds"].as_f64());
         let step = stats::median(steps.collect()).unwrap_or(f64::NAN);
-        let mut eval = Command::new(lora);
+        let mut eval = sh::ours(lora);
         eval.args(["eval", "--limit", "4", "--labels", "few", "--json", "--dtype", &plan.dtype, "--model"]);
         eval.arg(&grid.model.path).arg("--data").arg(&files.held_out.path);
         let row = sh::capture_json(&mut eval)?["seconds"].as_f64().unwrap_or(f64::NAN) / 4.0;

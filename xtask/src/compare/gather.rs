@@ -2,8 +2,9 @@
 
 use super::results::{Cell, Measure, Values};
 use super::run::Settings;
+use super::runner::Failure;
 use super::stats::{self, Difference};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +14,7 @@ use std::path::Path;
 pub(crate) struct Ended {
     pub(crate) settings: Settings,
     /// What it found, and its folder; or what went wrong.
-    pub(crate) outcome: Result<(Value, std::path::PathBuf), String>,
+    pub(crate) outcome: Result<(Value, std::path::PathBuf), Failure>,
 }
 
 /// A finished run, read.
@@ -56,6 +57,7 @@ pub(crate) fn read(settings: &Settings, found: &Value, dir: &Path) -> Result<Rea
         }
     }
     let rows = fs::read_to_string(dir.join("rows.jsonl")).context("rows.jsonl")?;
+    ensure!(!rows.is_empty(), "rows.jsonl is empty");
     let (mut right, mut labels) = (Vec::new(), Vec::new());
     for line in rows.lines() {
         let row: Value = serde_json::from_str(line).context("rows.jsonl")?;

@@ -8,7 +8,9 @@ mod foresee;
 mod gather;
 mod jobs;
 mod judge;
+mod machines;
 pub(crate) mod plan;
+mod program;
 mod progress;
 mod rates;
 mod report;
@@ -16,6 +18,7 @@ mod results;
 mod run;
 #[cfg(all(test, unix))]
 mod run_tests;
+mod runner;
 pub(crate) mod split;
 mod stats;
 
@@ -23,11 +26,13 @@ use crate::{cache, peers, setup, sh};
 use anyhow::{Context, Result, bail};
 use jobs::{Files, Grid};
 use plan::Plan;
+use program::Program;
 use progress::Progress;
-use run::{Fingerprint, Runner};
+use report::text::count;
+use run::Fingerprint;
+use runner::Runner;
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// What a try of the built-in plan may take; on two cores with AVX512-BF16 it takes 20.
@@ -83,23 +88,24 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     plan::refuse(&plan.faults())?;
     setup::ensure(false)?;
     let model = if plan.model == "demo" { setup::model()? } else { PathBuf::from(&plan.model) };
-    sh::run(sh::cargo().args(["build", "--release", "-p", "lora-cli"]))?;
-    let lora = sh::root().join("target/release/lora");
+    let ours = Program::get(args.report)?;
+    let lora = ours.copy.clone();
     plan::refuse(&foresee::faults(&plan, &lora, &model)?)?;
 
     let home = sh::root().join("target/compare").join(&plan.name);
     fs::create_dir_all(&home).with_context(|| home.display().to_string())?;
-    // A report of what is there disturbs nobody.
-    let _lock = if args.report { None } else { Some(cache::lock(&home.join("lock"))?) };
+    // A report of what is there waits for nobody, and disturbs nobody.
+    let lock = home.join("lock");
+    let lock = if args.report { cache::try_lock(&lock)? } else { Some(cache::lock(&lock)?) };
     let runs = sh::root().join("target/compare/runs");
     for file in &args.load {
-        println!("{} runs taken from {}", carry::load(file, &runs)?, file.display());
+        println!("{} taken from {}", count(carry::load(file, &runs)?, "run"), file.display());
     }
-    let parts =
-        plan.data.iter().map(|data| split::split(data, &home.join("data"))).collect::<Result<Vec<_>>>()?;
+    let split = if lock.is_some() { split::split } else { split::there };
+    let parts = plan.data.iter().map(|data| split(data, &home.join("data"))).collect::<Result<Vec<_>>>()?;
     plan::refuse(&plan.few_rows(&parts))?;
     let sets = parts.iter().map(|p| Ok((p.name.clone(), Files::of(p)?))).collect::<Result<Vec<_>>>()?;
-    let program = sh::capture(Command::new(&lora).arg("--version"))?.trim().to_owned();
+    let program = sh::capture(sh::ours(&lora).arg("--version"))?.trim().to_owned();
     let grid = Grid { plan: &plan, program, model: Fingerprint::of(&model)?, sets };
     if args.dry_run {
         return foresee::print(&grid, &lora, &home);
@@ -107,8 +113,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let python = if plan.peers.is_empty() { None } else { Some(peers::python(&args.peers)?) };
     let general = sh::root().join("xtask/data/general.jsonl");
     let threads = threads(args.jobs);
-    let build = cache::sha256(&lora)?[..12].to_owned();
-    let runner = Runner { lora, build, threads, runs, general, python };
+    let (plain, build) = (ours.plain.clone(), ours.build.clone());
+    let runner = Runner { lora, plain, build, threads, runs, general, python };
 
     let (floors, tuning) = (grid.floors(), grid.tuning());
     let runs = floors.len() + tuning.len() + grid.grid(|_, _| 1.0).len();
@@ -134,18 +140,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(path) => format!("cargo xtask compare --plan {}", path.display()),
         None => "cargo xtask compare".to_owned(),
     };
-    let mut comparison = assemble::comparison(&plan, &text, command, &parts, &ended, tried)?;
+    let mut comparison = assemble::comparison(&plan, &text, command, &ours.build, &parts, &ended, tried)?;
     comparison.runs = [ended.len() + tuning.len(), runs];
     report::write(&comparison, &home)?;
     if let Some(file) = &args.save {
         let all: Vec<_> = ended.iter().chain(&tuning).collect();
-        println!("{} runs saved in {}", carry::save(&all, file)?, file.display());
+        println!("{} saved in {}", count(carry::save(&all, file)?, "run"), file.display());
     }
-    let failed = ended.iter().filter(|e| e.outcome.is_err()).count();
+    // Those that cannot be read too.
+    let failed: usize = comparison.cells.iter().map(|cell| cell.failures.len()).sum();
     println!("{}", report::summary(&comparison));
     println!("report    {}", home.join("report.html").display());
     if failed > 0 && !args.report {
-        bail!("{failed} runs failed: the report lists them, and the same command tries them again");
+        let (them, failed) = (if failed == 1 { "it" } else { "them" }, count(failed, "run"));
+        bail!("{failed} failed: the report lists {them}, and the same command tries {them} again");
     }
     Ok(())
 }

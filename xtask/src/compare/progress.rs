@@ -2,7 +2,7 @@
 
 use super::gather::Ended;
 use super::jobs::Job;
-use super::run::Runner;
+use super::runner::{Failure, Runner};
 use anyhow::Result;
 use serde_json::Value;
 use std::sync::{Mutex, PoisonError};
@@ -83,7 +83,7 @@ impl<'a> Progress<'a> {
         locked(&self.left).runs -= 1;
         let outcome = match found {
             Some(found) => Ok(found),
-            None => self.run(job).map_err(|e| format!("{e:#}")),
+            None => self.run(job).map_err(|e| Failure::of(&e)),
         };
         let dir = self.runner.dir(&job.settings);
         Some(Ended { settings: job.settings.clone(), outcome: outcome.map(|found| (found, dir)) })

@@ -3,6 +3,7 @@
 use super::gather::{self, Ended};
 use super::plan::{Data, Plan};
 use super::results::Tried;
+use super::runner::Failure;
 use anyhow::{Result, bail};
 use serde_json::Value;
 use std::cmp::Ordering;
@@ -16,14 +17,15 @@ type Rates = BTreeMap<(String, String), f64>;
 pub(crate) fn choose(plan: &Plan, tuning: &[Ended], all: usize, report: bool) -> Result<(Rates, Vec<Tried>)> {
     // A rate at which it diverged was tried.
     let untried = tuning.iter().filter_map(|e| Some((e, e.outcome.as_ref().err()?)));
-    let untried = untried.filter(|(_, why)| !why.contains("not finite"));
-    let untried: Vec<_> = untried.map(|(e, why)| format!("{}: {why}", e.settings.title())).collect();
-    if !untried.is_empty() {
-        bail!(
-            "{} runs that choose a rate failed; the same command tries them again\n{}",
-            untried.len(),
-            untried.join("\n")
-        );
+    let untried = untried.filter(|(e, failure)| !diverged(e, failure));
+    let untried: Vec<_> = untried.map(|(e, failure)| format!("{}: {failure}", e.settings.title())).collect();
+    let who = match untried.len() {
+        0 => None,
+        1 => Some("1 run that chooses a rate failed; the same command tries it again".to_owned()),
+        n => Some(format!("{n} runs that choose a rate failed; the same command tries them again")),
+    };
+    if let Some(who) = who {
+        bail!("{who}\n{}", untried.join("\n"));
     }
     if tuning.len() < all && !report {
         bail!(
@@ -33,6 +35,11 @@ pub(crate) fn choose(plan: &Plan, tuning: &[Ended], all: usize, report: bool) ->
         );
     }
     Ok(rates(plan, tuning))
+}
+
+/// A federation tells of its clients' faults in words, and calls them faulty data.
+fn diverged(ended: &Ended, failure: &Failure) -> bool {
+    failure.diverged || ended.settings.federation.is_some() && failure.why.contains("not finite")
 }
 
 /// The learning rate of each set and variant, and all that were tried.
@@ -71,14 +78,14 @@ mod tests {
     use serde_json::json;
 
     /// Losses of the two variants' two rates, in the plan's order.
-    fn tuned(plan: &Plan, outcomes: [Result<Value, &str>; 4]) -> Vec<Ended> {
+    fn tuned(plan: &Plan, outcomes: [Result<Value, Failure>; 4]) -> Vec<Ended> {
         let mut jobs = grid(plan).tuning();
         let first = plan.data[0].name();
         jobs.retain(|job| job.settings.set == first);
         assert_eq!(jobs.len(), 4);
-        let ended = |(job, outcome): (super::super::jobs::Job, Result<Value, &str>)| Ended {
+        let ended = |(job, outcome): (super::super::jobs::Job, Result<Value, Failure>)| Ended {
             settings: job.settings,
-            outcome: outcome.map(|found| (found, "a folder".into())).map_err(str::to_owned),
+            outcome: outcome.map(|found| (found, "a folder".into())),
         };
         jobs.into_iter().zip(outcomes).map(ended).collect()
     }
@@ -88,8 +95,10 @@ mod tests {
         let plan =
             plan("variants = ['lora', 'dora']\nranks = [8]\nlearning_rates = [1e-3, 1e-4]\nseeds = [1]");
         let loss = |loss: f64| Ok(json!({"eval": {"loss": loss, "labels": {"accuracy": 0.5}}}));
-        let diverged = || Err("the loss is not finite at step 3");
-        let mut all = tuned(&plan, [loss(0.3), loss(0.2), loss(0.4), diverged()]);
+        let failed = |why: &str, diverged| Failure { why: why.into(), diverged };
+        // As the trainer says it: of the words one cannot tell.
+        let diverged = failed("the loss is NaN; all parameters are finite", true);
+        let mut all = tuned(&plan, [loss(0.3), loss(0.2), loss(0.4), Err(diverged)]);
         let (rates, tried) = choose(&plan, &all, 4, false).unwrap();
         let chosen: Vec<f64> = rates.into_values().collect();
         assert_eq!(chosen, [1e-3, 1e-4], "dora, lora");
@@ -102,10 +111,14 @@ mod tests {
         assert_eq!(choose(&plan, &all, 4, true).unwrap().1.len(), 3);
 
         all.extend(last);
-        all[0].outcome = Err("no space left".into());
+        all[0].outcome = Err(failed("no space left", false));
         for report in [false, true] {
             let error = choose(&plan, &all, 4, report).unwrap_err().to_string();
-            assert!(error.starts_with("1 runs") && error.ends_with(": no space left"), "{error}");
+            assert!(error.starts_with("1 run that chooses a rate failed; "), "{error}");
+            assert!(error.ends_with(": no space left"), "{error}");
         }
+        all[1].outcome = Err(failed("a file that is not finite", false));
+        let error = choose(&plan, &all, 4, false).unwrap_err().to_string();
+        assert!(error.starts_with("2 runs that choose a rate failed; "), "{error}");
     }
 }

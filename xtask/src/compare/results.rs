@@ -12,7 +12,7 @@ pub(crate) struct Comparison {
     pub(crate) command: String,
     /// Day of the report, as 2026-11-24.
     pub(crate) date: String,
-    /// Processor, cores, memory.
+    /// Of the runs: processors and devices, threads, builds.
     pub(crate) machine: String,
     pub(crate) model: String,
     /// The plan, as a TOML file.

@@ -2,7 +2,8 @@
 
 use super::jobs::tests::{grid, plan};
 use super::progress::Progress;
-use super::run::{Runner, Settings};
+use super::run::Settings;
+use super::runner::{Failure, Runner};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -14,6 +15,7 @@ const STAND_IN: &str = r#"#!/bin/sh
 here=$(dirname "$0")
 echo "$1" >> "$here/calls"
 [ -e "$here/slow-$1" ] && sleep 1
+[ -e "$here/diverge-$1" ] && { echo "error: the loss is NaN; all parameters are finite" >&2; exit 6; }
 [ -e "$here/fail-$1" ] && { echo "error: told to fail" >&2; exit 1; }
 [ -e "$here/kill-$1" ] && { rm "$here/kill-$1"; kill -9 $$; }
 while [ $# -gt 0 ]; do
@@ -31,6 +33,7 @@ fn runner(dir: &Path) -> Runner {
     fs::write(&lora, STAND_IN).unwrap();
     fs::set_permissions(&lora, fs::Permissions::from_mode(0o755)).unwrap();
     Runner {
+        plain: lora.clone(),
         lora,
         build: "a build".into(),
         threads: None,
@@ -70,10 +73,52 @@ fn a_run_is_found_again_only_when_it_is_whole() {
     assert!(Command::new("sh").arg(home.join("run.sh")).status().unwrap().success());
     // Begun anew and killed, what it found before is no longer its own.
     fs::write(dir.path().join("kill-eval"), "").unwrap();
-    assert!(runner.run(&settings, None).is_err() && runner.found(&settings).is_none());
-    // Half a result is none.
-    fs::write(home.join("result.json"), "{\"settings\":").unwrap();
+    assert!(runner.anew(&settings, None).is_err() && runner.found(&settings).is_none());
+    // Half a result is none, nor is one without the rows, which some other program may have left out.
+    runner.run(&settings, None).unwrap();
+    let whole = fs::read_to_string(home.join("result.json")).unwrap();
+    fs::write(home.join("result.json"), &whole[..whole.len() / 2]).unwrap();
     assert!(runner.found(&settings).is_none());
+    fs::write(home.join("result.json"), whole).unwrap();
+    assert!(runner.found(&settings).is_some());
+    for rows in ["", "{\"line\":"] {
+        fs::write(home.join("rows.jsonl"), rows).unwrap();
+        assert!(runner.found(&settings).is_none(), "{rows:?}");
+    }
+    fs::remove_file(home.join("rows.jsonl")).unwrap();
+    assert!(runner.found(&settings).is_none());
+}
+
+/// Two plans that share a run, at once.
+#[test]
+fn what_another_does_meanwhile_is_waited_for_and_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let (runner, settings) = (runner(dir.path()), settings());
+    let lock = runner.lock(&settings).unwrap();
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| runner.run(&settings, None));
+        let done = runner.anew(&settings, None).unwrap();
+        drop(lock);
+        assert_eq!(waits.join().unwrap().unwrap(), done);
+    });
+    let calls = fs::read_to_string(dir.path().join("calls")).unwrap();
+    assert_eq!(calls.lines().count(), 5, "{calls}");
+    // Where runs lie there are runs alone.
+    assert_eq!(fs::read_dir(&runner.runs).unwrap().count(), 1);
+}
+
+/// The copy that ran may be gone when somebody repeats a run.
+#[test]
+fn command_lines_name_what_cargo_builds() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut runner, settings) = (runner(dir.path()), settings());
+    runner.plain = dir.path().join("as-cargo-calls-it");
+    let result = runner.run(&settings, None).unwrap();
+    let script = fs::read_to_string(runner.dir(&settings).join("run.sh")).unwrap();
+    let lines = result["commands"].as_array().unwrap().iter().map(|line| line.as_str().unwrap());
+    for line in script.lines().chain(lines) {
+        assert!(line.contains("as-cargo-calls-it ") && !line.contains("/lora "), "{line}");
+    }
 }
 
 #[test]
@@ -84,7 +129,16 @@ fn a_failure_says_why_and_is_tried_again() {
     let error = runner.run(&settings, None).unwrap_err().to_string();
     assert!(error.contains("lora eval") && error.contains("told to fail"), "{error}");
     assert!(fs::read_to_string(runner.dir(&settings).join("error.txt")).unwrap().contains("told to fail"));
-    fs::remove_file(dir.path().join("fail-eval")).unwrap();
+    // What diverges would do so again: told by the exit code, whatever the words.
+    let diverged = || runner.run(&settings, None).unwrap_err().downcast::<Failure>().unwrap().diverged;
+    assert!(!diverged());
+    fs::write(dir.path().join("diverge-train"), "").unwrap();
+    assert!(diverged());
+    let main = fs::read_to_string(crate::sh::root().join("crates/lora-cli/src/main.rs")).unwrap();
+    assert!(main.contains("Some(ErrorKind::NonFinite) => 6,"), "the stand-in's code is that of `lora`");
+    for told in ["fail-eval", "diverge-train"] {
+        fs::remove_file(dir.path().join(told)).unwrap();
+    }
     runner.run(&settings, None).unwrap();
     assert!(!runner.dir(&settings).join("error.txt").exists());
 }

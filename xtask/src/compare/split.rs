@@ -24,6 +24,15 @@ pub(crate) struct Parts {
 /// Splits `data` into files under `dir`. Of one file, the rows whose question's sha256 begins with a byte that 5
 /// divides are held out; of the rest, those whose second byte 5 divides are for validation.
 pub(crate) fn split(data: &Data, dir: &Path) -> Result<Parts> {
+    parts(data, dir, true)
+}
+
+/// The same files where they are there already: nothing is written.
+pub(crate) fn there(data: &Data, dir: &Path) -> Result<Parts> {
+    parts(data, dir, false)
+}
+
+fn parts(data: &Data, dir: &Path, may_write: bool) -> Result<Parts> {
     let (mut train, mut held_out) = (Vec::new(), Vec::new());
     match data {
         Data::Split(file) => {
@@ -41,7 +50,9 @@ pub(crate) fn split(data: &Data, dir: &Path) -> Result<Parts> {
         ensure!(*n > 0, "{name}: too few rows to split: none is left for the {what} part");
     }
     let folder = dir.join(&name);
-    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    if may_write {
+        fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    }
     let write = |file: &str, rows: &[&Row]| -> Result<PathBuf> {
         let path = folder.join(file);
         let text = rows.iter().fold(String::new(), |mut text, row| {
@@ -50,6 +61,12 @@ pub(crate) fn split(data: &Data, dir: &Path) -> Result<Parts> {
         });
         // Left alone if it is there: a run may be reading it.
         if fs::read_to_string(&path).ok().as_deref() != Some(&text) {
+            ensure!(
+                may_write,
+                "{} is not what the plan's data give, and another comparison may be reading it\n  hint: try again when \
+                 it has ended",
+                path.display()
+            );
             fs::write(&path, text).with_context(|| path.display().to_string())?;
         }
         Ok(path)
@@ -109,6 +126,15 @@ mod tests {
         let mut train = train;
         train.sort();
         assert_eq!(again, train);
+        // Who may not write takes what is there, or nothing.
+        let data = Data::Split(file.clone());
+        assert_eq!(there(&data, dir.path()).unwrap().train, parts.train);
+        fs::write(&file, (0..300).map(line).collect::<String>()).unwrap();
+        for folder in [dir.path().to_owned(), dir.path().join("nowhere")] {
+            let error = there(&data, &folder).unwrap_err().to_string();
+            assert!(error.contains("another comparison may be reading it"), "{error}");
+        }
+        assert!(read(&parts.train).len() < 200 && !dir.path().join("nowhere").exists());
         fs::write(&file, line(1)).unwrap();
         let error = split(&Data::Split(file), dir.path()).unwrap_err().to_string();
         assert!(error.contains("too few rows"), "{error}");

@@ -52,14 +52,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     setup::ensure(false)?;
     let model = setup::model()?;
-    sh::run(sh::cargo().args(["build", "--release", "-p", "lora-cli"]))?;
+    let lora = sh::lora()?;
     let venv = venv(args)?;
     let home = sh::root().join("target/fed/trial");
     if home.exists() {
         fs::remove_dir_all(&home).with_context(|| home.display().to_string())?;
     }
     fs::create_dir_all(&home).with_context(|| home.display().to_string())?;
-    let trial = Trial { lora: sh::root().join("target/release/lora"), model, venv, home };
+    let trial = Trial { lora, model, venv, home };
     trial.rows()?;
     trial.start()?;
     if let Some(wanted) = args.faults {
@@ -109,7 +109,7 @@ impl Trial {
     }
 
     fn lora(&self, verb: &[&str]) -> Command {
-        let mut command = Command::new(&self.lora);
+        let mut command = sh::ours(&self.lora);
         command.args(verb).arg("--model").arg(&self.model).args(MODEL);
         if verb != SERVE {
             command.args(TRAINING);
@@ -179,7 +179,7 @@ impl Trial {
     /// The same, told that the SuperLink is at `address`.
     fn node_at(&self, flower: &Deployment, address: &str, client: &str, roots: &str) -> Result<Command> {
         let key = flower.at(&format!("{client}.pem"));
-        let mut keys = Command::new(&self.lora);
+        let mut keys = sh::ours(&self.lora);
         let line = sh::capture(keys.args(["fed", "keys", "--name", client, "--key"]).arg(&key))?;
         fs::write(flower.at(&format!("{client}.pub")), line)?;
         let mut node = self.lora(&["fed", "node", "--rank", "4", "--address", address]);
@@ -283,7 +283,7 @@ impl Trial {
         let key = |name: &str| flower.at(&format!("{name}.party"));
         let mut directory = String::new();
         for (name, number) in ["coordinator"].iter().chain(&PARTIES).zip(["coordinator", "1", "2", "3"]) {
-            let mut keys = Command::new(&self.lora);
+            let mut keys = sh::ours(&self.lora);
             keys.args(["fed", "keys", "--party", number, "--name", name, "--key"]).arg(key(name));
             directory.push_str(&sh::capture(&mut keys)?);
         }

@@ -15,7 +15,6 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -92,7 +91,7 @@ struct Runner<'a> {
 pub(super) fn run(args: &Args) -> Result<()> {
     setup::ensure(false)?;
     let model = setup::model()?;
-    sh::run(sh::cargo().args(["build", "--release", "-p", "lora-cli"]))?;
+    let lora = sh::lora()?;
     let home = sh::root().join("target/fed/rules");
     fs::create_dir_all(&home).with_context(|| home.display().to_string())?;
     let _lock = cache::lock(&home.join("lock"))?;
@@ -104,8 +103,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     }
     let threads =
         threads(args.jobs).into_iter().flat_map(|n| ["--threads".to_owned(), n.to_string()]).collect();
-    let mut runner =
-        Runner { args, lora: sh::root().join("target/release/lora"), model, home, parts, threads };
+    let mut runner = Runner { args, lora, model, home, parts, threads };
     runner.cut()?;
     let chosen = choose(&runner)?;
     let rows = Mutex::new(BTreeMap::new());
@@ -290,7 +288,7 @@ impl Runner<'_> {
         let passes = self.args.passes.to_string();
         let begin = std::time::Instant::now();
         let out = dir.join("adapter");
-        let mut lora = Command::new(&self.lora);
+        let mut lora = sh::ours(&self.lora);
         let batch = if method.is_rule() { self.args.client_batch } else { 8 };
         let mut rest: Vec<String> = ["--rank", "8", "--alpha", "16"].map(Into::into).to_vec();
         rest.extend(["--batch-size".into(), batch.to_string()]);
@@ -348,7 +346,7 @@ impl Runner<'_> {
     }
 
     fn judge(&self, adapter: &Path, rows: &Path) -> Result<Score> {
-        let mut lora = Command::new(&self.lora);
+        let mut lora = sh::ours(&self.lora);
         lora.args([
             "eval",
             "--labels",

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ struct Row {
 pub(super) fn run() -> Result<()> {
     setup::ensure(false)?;
     let small = setup::model()?;
-    sh::run(sh::cargo().args(["build", "--release", "-p", "lora-cli"]))?;
+    let lora = sh::lora()?;
     let home = sh::root().join("target/fed/scale");
     let _ = fs::remove_dir_all(&home);
     fs::create_dir_all(&home).with_context(|| home.display().to_string())?;
@@ -43,7 +43,7 @@ pub(super) fn run() -> Result<()> {
         ("tiny", &tiny, 1000, 10, 16),
         ("SmolLM2-135M", &small, 1000, 10, 8),
     ] {
-        let row = simulate(&home, (name, model), (clients, asked, rank))?;
+        let row = simulate(&lora, &home, (name, model), (clients, asked, rank))?;
         println!("{}", line(&row));
         rows.push(row);
     }
@@ -65,6 +65,7 @@ fn tiny_model(home: &Path) -> Result<PathBuf> {
 }
 
 fn simulate(
+    lora: &Path,
     home: &Path,
     (name, model): (&'static str, &Path),
     (clients, asked, rank): (usize, usize, usize),
@@ -75,7 +76,7 @@ fn simulate(
         .collect();
     fs::write(home.join("rows.jsonl"), data)?;
     let out = home.join("out");
-    let mut command = Command::new(sh::root().join("target/release/lora"));
+    let mut command = sh::ours(lora);
     command.args(["fed", "simulate", "--rule", "fedex", "--rounds", &ROUNDS.to_string(), "--max-steps", "1"]);
     command.args(["--batch-size", "2", "--overwrite", "--device", "cpu", "--dtype", "f32"]);
     for (flag, n) in [("--split", clients), ("--per-round", asked), ("--rank", rank)] {

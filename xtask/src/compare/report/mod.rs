@@ -12,7 +12,7 @@ mod page;
 mod summary;
 mod table;
 mod tables;
-mod text;
+pub(crate) mod text;
 mod view;
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ pub(super) fn escape(text: &str) -> String {
 }
 
 /// `a`, `a and b`, `a, b and c`; of more than `most` the first, and how many are left.
-pub(super) fn list(names: &[String], most: usize) -> String {
+pub(crate) fn list(names: &[String], most: usize) -> String {
     let left = names.len().saturating_sub(most);
     let mut shown: Vec<String> = names.iter().take(most).cloned().collect();
     if left > 0 {
@@ -33,7 +33,7 @@ pub(super) fn list(names: &[String], most: usize) -> String {
 }
 
 /// `1 seed`, `3 seeds`.
-pub(super) fn count(number: usize, what: &str) -> String {
+pub(crate) fn count(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 

@@ -1,0 +1,228 @@
+//! Runs carried out. A run lies in a folder named after the hash of its settings, so that it is found again, and anyone
+//! can repeat it by hand.
+
+use super::gather;
+use super::run::Settings;
+use crate::{bench, cache, sh};
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+/// What `lora` exits with where a number left the finite range.
+const NON_FINITE: i32 = 6;
+
+/// What went wrong with a run.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) why: String,
+    /// It was tried, and would end so again.
+    pub(crate) diverged: bool,
+}
+
+impl Failure {
+    pub(crate) fn of(error: &anyhow::Error) -> Self {
+        let diverged = error.downcast_ref::<Self>().is_some_and(|failure| failure.diverged);
+        Self { why: format!("{error:#}"), diverged }
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Where runs lie, and what they need.
+pub(crate) struct Runner {
+    pub(crate) lora: PathBuf,
+    /// What people call it: `lora` itself may be a copy that is gone one day.
+    pub(crate) plain: PathBuf,
+    /// Of the program, by its bytes.
+    pub(crate) build: String,
+    /// Of each child; none: all there are.
+    pub(crate) threads: Option<usize>,
+    pub(crate) runs: PathBuf,
+    pub(crate) general: PathBuf,
+    /// The peers' interpreter.
+    pub(crate) python: Option<PathBuf>,
+}
+
+impl Runner {
+    pub(crate) fn dir(&self, settings: &Settings) -> PathBuf {
+        self.runs.join(settings.hash())
+    }
+
+    /// What a finished run found; none if it is still to be done, or lacks what a report reads.
+    pub(crate) fn found(&self, settings: &Settings) -> Option<Value> {
+        let dir = self.dir(settings);
+        let text = fs::read_to_string(dir.join("result.json")).ok()?;
+        let found: Value = serde_json::from_str(&text).ok()?;
+        gather::read(settings, &found, &dir).is_ok().then_some(found)
+    }
+
+    /// What the run finds: done now, unless another comparison, which may share it, has done it meanwhile.
+    pub(crate) fn run(&self, settings: &Settings, ours: Option<&Settings>) -> Result<Value> {
+        let _lock = self.lock(settings)?;
+        match self.found(settings) {
+            Some(found) => Ok(found),
+            None => self.anew(settings, ours),
+        }
+    }
+
+    /// The run is ours alone while the file lives.
+    pub(super) fn lock(&self, settings: &Settings) -> Result<File> {
+        cache::lock(&lock_file(&self.runs, &settings.hash())?)
+    }
+
+    /// Does the run from its beginning; what it found. A run that fails is an error, and will be tried again. Call it
+    /// under the run's lock only.
+    pub(super) fn anew(&self, settings: &Settings, ours: Option<&Settings>) -> Result<Value> {
+        let dir = self.dir(settings);
+        fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+        // What is begun anew is not there until it has ended.
+        ["error.txt", "result.json"].iter().try_for_each(|file| cache::remove(&dir.join(file)))?;
+        let text = serde_json::to_string_pretty(settings)?;
+        fs::write(dir.join("settings.json"), text)?;
+        let mut commands = Vec::new();
+        // Until the peer has read its trace.
+        let _ours = ours.map(|ours| self.lock(ours)).transpose()?;
+        if let Some(ours) = ours {
+            if !self.dir(ours).join("trace").exists() || self.found(ours).is_none() {
+                self.anew(ours, None)?;
+            }
+            commands.push(("peer", self.peer(settings, &self.dir(ours), &dir)?));
+        } else {
+            for step in settings.steps(&dir, &self.general) {
+                let mut command = sh::ours(&self.lora);
+                let computes = !["inspect", "init"].contains(&step.name);
+                command.args(step.args);
+                if let Some(threads) = self.threads.filter(|_| computes) {
+                    command.args(["--threads", &threads.to_string()]);
+                }
+                commands.push((step.name, command));
+            }
+        }
+        let script: Vec<_> = commands.iter().map(|(_, command)| self.typed(command)).collect();
+        fs::write(dir.join("run.sh"), script.join("\n") + "\n")?;
+        let mut result = json!({ "settings": settings, "commands": script, "threads": self.threads,
+            "machine": bench::cpu(), "build": self.build });
+        let log = File::create(dir.join("log.txt"))?;
+        for ((name, command), shown) in commands.iter_mut().zip(&script) {
+            let begin = Instant::now();
+            match one(command, shown, &log) {
+                // A peer tells of training and judging at once.
+                Ok(Value::Object(parts)) if *name == "peer" => {
+                    parts.into_iter().for_each(|(name, part)| result[name] = part);
+                }
+                Ok(Value::Null) if settings.federation.is_some() && *name == "train" => {
+                    result[*name] = federated(&dir, begin.elapsed().as_secs_f64())?;
+                }
+                Ok(value) => result[*name] = value,
+                Err(e) => {
+                    fs::write(dir.join("error.txt"), format!("{e:#}\n"))?;
+                    return Err(e);
+                }
+            }
+        }
+        if let Ok(text) = fs::read_to_string(dir.join("adapter/training.json")) {
+            result["train"] = serde_json::from_str(&text)?;
+        }
+        for large in ["start", "merged", "adapter/adapter_model.safetensors"] {
+            cache::remove(&dir.join(large))?;
+        }
+        if let Some(ours) = ours {
+            cache::remove(&self.dir(ours).join("trace"))?;
+        }
+        let partial = dir.join("result.json.partial");
+        fs::write(&partial, serde_json::to_string_pretty(&result)?)?;
+        fs::rename(&partial, dir.join("result.json"))?;
+        Ok(result)
+    }
+
+    /// The command line for people.
+    fn typed(&self, command: &Command) -> String {
+        let program = Some(command.get_program()).filter(|program| *program != self.lora.as_os_str());
+        let mut typed = Command::new(program.unwrap_or(self.plain.as_os_str()));
+        sh::show(typed.args(command.get_args()))
+    }
+
+    /// transformers + PEFT on the trace in `ours`.
+    fn peer(&self, settings: &Settings, ours: &Path, dir: &Path) -> Result<Command> {
+        let python = self.python.as_ref().context("no peers' environment")?;
+        let mut command = Command::new(python);
+        if let Some(threads) = self.threads {
+            command.env("OMP_NUM_THREADS", threads.to_string());
+        }
+        command
+            .arg(sh::root().join("xtask/peers/peft_train.py"))
+            .arg("--model")
+            .arg(&settings.model.path)
+            .arg("--cache")
+            .arg(cache::dir()?.join("peers-models"))
+            .arg("--trace")
+            .arg(ours.join("trace"))
+            .arg("--metrics")
+            .arg(ours.join("adapter.metrics.jsonl"))
+            .arg("--held-out")
+            .arg(&settings.held_out.path)
+            .args(["--dtype", &settings.dtype])
+            .arg("--out")
+            .arg(dir);
+        Ok(command)
+    }
+}
+
+/// The lock of a run: beside `runs`, where nothing that is saved, loaded or begun anew takes it away.
+pub(crate) fn lock_file(runs: &Path, hash: &str) -> Result<PathBuf> {
+    let folder = runs.with_file_name(".locks");
+    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    Ok(folder.join(hash))
+}
+
+/// What a simulation took and sent: it writes no `training.json`.
+fn federated(dir: &Path, seconds: f64) -> Result<Value> {
+    let text = fs::read_to_string(dir.join("adapter.rounds.jsonl")).context("adapter.rounds.jsonl")?;
+    let (mut up, mut down) = (0, 0);
+    for line in text.lines() {
+        let round: Value = serde_json::from_str(line).context("adapter.rounds.jsonl")?;
+        for client in round["clients"].as_array().into_iter().flatten() {
+            up += client["bytes_up"].as_u64().unwrap_or(0);
+            down += client["bytes_down"].as_u64().unwrap_or(0);
+        }
+    }
+    Ok(json!({ "outcome": { "seconds": seconds }, "bytes_up": up, "bytes_down": down }))
+}
+
+/// Runs a child; the last JSON object that it printed, or null. Its words go to the log.
+fn one(command: &mut Command, shown: &str, log: &File) -> Result<Value> {
+    let output = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .output()
+        .with_context(|| format!("cannot start `{shown}`"))?;
+    let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    use std::io::Write;
+    write!(&mut &*log, "$ {shown}\n{out}{errors}\n")?;
+    if output.status.code().is_none() {
+        bail!(
+            "`{shown}`: it was killed ({}), maybe for want of memory: with fewer --jobs each has more",
+            output.status
+        );
+    }
+    if !output.status.success() {
+        let from = errors.find("error:").unwrap_or(errors.len().saturating_sub(2000));
+        let why = errors.get(from..).unwrap_or(&errors).trim();
+        let why = if why.is_empty() { output.status.to_string() } else { why.to_owned() };
+        let diverged = output.status.code() == Some(NON_FINITE);
+        return Err(Failure { why: format!("`{shown}`: {why}"), diverged }.into());
+    }
+    let last =
+        out.lines().rev().find_map(|line| serde_json::from_str::<Value>(line).ok().filter(Value::is_object));
+    Ok(last.unwrap_or(Value::Null))
+}
