@@ -165,6 +165,7 @@ fn recorded_passes_train_as_others_do() {
                 seen.push(match event {
                     Event::Step(step) => step.loss,
                     Event::Eval { loss, .. } => *loss,
+                    Event::Saved { .. } => f64::NAN,
                 });
                 Ok(())
             });

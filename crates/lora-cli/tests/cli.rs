@@ -1,5 +1,6 @@
 //! The program as a person meets it: what it says when something is wrong, and one run from end to end.
 
+#[allow(dead_code)]
 mod common;
 
 use std::fs;

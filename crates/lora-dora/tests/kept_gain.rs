@@ -44,7 +44,7 @@ fn it_is_not_another_weights() {
     layer.attach("mine", recipe.adapter(layer.base(), 4, 8.0, 0.0, Init::Kaiming).unwrap()).unwrap();
     let x = Tensor::randn([5, 16], options);
     let forward = |layer: &Linear| tch::no_grad(|| layer.forward(&x, Mode::Eval));
-    forward(&layer);
+    drop(forward(&layer));
     let error = layer.replace_base(weight(3.0)).unwrap_err();
     assert!(error.to_string().contains("`mine`"), "{error}");
     assert!(error.hint_text().is_some());
