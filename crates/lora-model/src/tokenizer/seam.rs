@@ -22,7 +22,8 @@ impl Seam {
         if !vocab.keys().any(|token| token.starts_with('▁')) {
             return None;
         }
-        let encode = |text: &str| inner.encode_fast(text, false).ok();
+        // The fast way leaves the tokens' texts out.
+        let encode = |text: &str| inner.encode(text, false).ok();
         if !encode("a")?.get_tokens().first()?.starts_with('▁') {
             return None;
         }
