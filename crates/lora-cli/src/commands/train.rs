@@ -1,17 +1,16 @@
 //! `lora train`
 
+mod record;
+
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
-use lora::model::{Checkpoint, Keep};
-use lora::train::{
-    Batches, Dataset, Event, Fit, Load, Outcome, SavePoint, Setting, TrainConfig, fingerprint, may_share,
-};
+use lora::model::Keep;
+use lora::train::{Batches, Dataset, Event, Fit, Load, SavePoint, Setting, TrainConfig, may_share};
 use lora::{AdapterConfig, Error, OutputFolder, Recipe, VARIANTS};
-use sha2::{Digest, Sha256};
 
 use super::say;
 use crate::open::{ADAPTER, ModelArgs, count, grouped};
@@ -29,7 +28,7 @@ use crate::settings::{MethodArgs, TrainingArgs};
       --variant qlora+dora+rslora --rank 16 --alpha 32 --out my-adapter
   lora train ... --recompute all --profile
   lora train ... --auto --memory 8GB
-  lora train ... --save-every 100                                a run that may be killed, and goes on
+  lora train ... --save-every 100                                 killed, the same command goes on
   lora train --model start/base --adapter start/adapter ...         after `lora init`, or to go on
   lora train ... --dp-epsilon 8 --batch-size 8 --accumulate 16    with differential privacy
   lora train ... --targets q_proj,v_proj --rank-pattern 'layers.0.self_attn.q_proj=4'")]
@@ -326,82 +325,6 @@ fn batches(file: &mut File, data: &Dataset, config: &TrainConfig) -> lora::Resul
         file.flush()
     };
     write().map_err(|e| Error::io("write", Path::new(BATCHES), e))
-}
-
-impl Args {
-    /// All settings that shape a gradient.
-    fn bound_to(&self, recipe: &Recipe, config: &AdapterConfig, training: &TrainConfig) -> Vec<u8> {
-        format!("{recipe} {config:?} {training:?} {} {:?}", self.model.dtype, self.model.device())
-            .into_bytes()
-    }
-
-    /// A name for all that the adapter hangs on; how a step is cut into passes is nothing of that.
-    fn run(
-        &self,
-        recipe: &Recipe,
-        config: &AdapterConfig,
-        training: &TrainConfig,
-        (data, checkpoint): (&Dataset, &dyn Checkpoint),
-    ) -> String {
-        let training = TrainConfig {
-            batch_size: training.batch_size * training.accumulate.max(1),
-            accumulate: 1,
-            recompute: 0,
-            record: true,
-            eval_every: None,
-            save: None,
-            ..training.clone()
-        };
-        let (model, bytes) = (checkpoint.config(), checkpoint.stored_bytes());
-        let (start, dtype) = (&self.adapter, &self.model.dtype);
-        let settings = format!("{recipe} {config:?} {training:?} {model:?} {bytes} {start:?} {dtype}");
-        let hash = Sha256::new().chain_update(settings).chain_update(fingerprint(data)).finalize();
-        hash.iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-
-    /// What was done, for whoever finds the folder later.
-    fn summary(
-        &self,
-        recipe: &Recipe,
-        packed: Option<bool>,
-        config: &TrainConfig,
-        (outcome, trained, loaded): (&Outcome, usize, f64),
-        private: Option<serde_json::Value>,
-    ) -> Vec<u8> {
-        let storage = packed.map_or("auto", |packed| if packed { "native" } else { "dense" });
-        let device = self.model.device().unwrap_or(tch::Device::Cpu);
-        let mut summary = serde_json::json!({
-            "program": concat!("lora ", env!("CARGO_PKG_VERSION")),
-            "variant": recipe.to_string(),
-            "model": self.model.model.display().to_string(),
-            "data": self.data.display().to_string(),
-            "dtype": self.model.dtype,
-            "base_storage": storage,
-            "skip": self.model.skip,
-            "seed": config.seed,
-            "learning_rate": config.learning_rate,
-            "schedule": self.training.step.schedule,
-            "warmup": config.warmup,
-            "batch_size": config.batch_size,
-            "accumulate": config.accumulate,
-            "weight_decay": config.adamw.weight_decay,
-            "clip": config.clip,
-            "recompute": config.recompute,
-            "parameters": trained,
-            "device": format!("{device:?}"),
-        });
-        // Losses, times and memory come from the rows without noise: no promise covers them, so they do not travel with the
-        // adapter.
-        match private {
-            Some(private) => summary["privacy"] = private,
-            None => {
-                summary["outcome"] = serde_json::json!(outcome);
-                summary["load_seconds"] = loaded.into();
-                summary["peak_bytes"] = planning::memory_on(device).map(|m| m.peak).into();
-            }
-        }
-        format!("{summary:#}\n").into_bytes()
-    }
 }
 
 /// A plan in a line, with a warning where it will not fit.
