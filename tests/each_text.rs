@@ -199,7 +199,7 @@ fn whatever_else_is_in_the_pass() {
         for gone in 0..texts.len() {
             let mut others: Vec<_> =
                 texts.iter().map(|(a, b)| (a.shallow_clone(), b.shallow_clone())).collect();
-            others.remove(gone);
+            drop(others.remove(gone));
             let (fewer, _) = together(&model, &others, 0);
             let mut most = 0f64;
             for t in (0..texts.len()).filter(|t| *t != gone) {
