@@ -212,6 +212,7 @@ fn a_run_goes_on_where_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("saved");
     let lengths: Vec<i64> = (0..10).map(|i| 6 + i * 7 % 23).collect();
+    let evaluated = std::cell::Cell::new(None);
     let trained = |save: Option<SavePoint>, killed: Option<u64>| {
         let config = AdapterConfig { lora_dropout: 0.1, ..AdapterConfig::default() };
         let model = model_in(Kind::Float, "dora", config);
@@ -224,6 +225,7 @@ fn a_run_goes_on_where_it_was() {
             epochs: 4.0,
             learning_rate: 1e-2,
             proximal: Some(0.1),
+            eval_every: Some(2),
             save,
             ..TrainConfig::default()
         };
@@ -237,7 +239,10 @@ fn a_run_goes_on_where_it_was() {
             }
             Ok(())
         };
-        let outcome = train(&model, params(&model, "a"), &data, None, &config, &mut each);
+        // Of the runs that are killed; the last one has nobody who asks.
+        let held_out = killed.map(|_| &data);
+        let outcome = train(&model, params(&model, "a"), &data, held_out, &config, &mut each);
+        evaluated.set(outcome.as_ref().ok().and_then(|o| o.eval_loss));
         let all: Vec<_> = params(&model, "a").iter().map(|p| p.tensor.detach().reshape([-1])).collect();
         (outcome.map(|o| (o.steps, o.first_loss, o.last_loss, o.tokens, o.work)), Tensor::cat(&all, 0), steps)
     };
@@ -253,6 +258,7 @@ fn a_run_goes_on_where_it_was() {
     assert_eq!(steps, [10, 11, 12]);
     assert_eq!(outcome.unwrap(), whole.unwrap());
     assert!(resumed.equal(&numbers));
+    assert_eq!(evaluated.get(), None, "a loss of an earlier step");
 
     let error =
         |of: (lora::Result<_>, Tensor, Vec<u64>)| of.0.map(|_: (u64, f64, f64, usize, _)| ()).unwrap_err();
@@ -261,6 +267,8 @@ fn a_run_goes_on_where_it_was() {
     let bytes = std::fs::read(&path).unwrap();
     for cut in [bytes.len() - 1, 100, 0] {
         std::fs::write(&path, &bytes[..cut]).unwrap();
-        assert_eq!(error(trained(save(3, "a"), None)).kind(), ErrorKind::Data, "{cut} bytes");
+        let e = error(trained(save(3, "a"), None));
+        assert_eq!(e.kind(), ErrorKind::Data, "{cut} bytes");
+        assert!(e.hint_text().is_some_and(|hint| hint.contains("delete it")), "{cut} bytes: {e}");
     }
 }

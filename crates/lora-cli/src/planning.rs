@@ -16,6 +16,8 @@ pub(crate) struct Way {
     pub(crate) name: String,
     pub(crate) recipe: Recipe,
     pub(crate) packed: Option<bool>,
+    /// It rounds what the file holds, so that something else is learnt.
+    rounds: bool,
 }
 
 impl Way {
@@ -26,7 +28,7 @@ impl Way {
             (Some(true), _) => "native",
             (_, name) => name.unwrap_or("dense"),
         };
-        Ok(Self { name: name.to_owned(), recipe, packed: model.packed() })
+        Ok(Self { name: name.to_owned(), recipe, packed: model.packed(), rounds: false })
     }
 
     /// As it is loaded where nothing says how: a checkpoint that is packed may want its blocks kept.
@@ -38,8 +40,7 @@ impl Way {
         }
     }
 
-    /// All that lead to the same adapter: where the arguments leave it open, dense, every storage there is, and the
-    /// blocks of the file, if it is packed.
+    /// All that there are where the arguments leave it open: dense, every storage, and the blocks of the file, if it is packed.
     pub(crate) fn all(
         checkpoint: &dyn Checkpoint,
         model: &ModelArgs,
@@ -55,7 +56,8 @@ impl Way {
             let recipe = Recipe::parse(&format!("{}+{}", v.name, method.variant), VARIANTS)?;
             // What one storage has rounded, another does not round again.
             if recipe.is_dense() || !(is_packed && checkpoint.prefers_packed()) {
-                ways.push(Self { name: v.name.to_owned(), recipe, packed: Some(false) });
+                let rounds = !recipe.is_dense();
+                ways.push(Self { name: v.name.to_owned(), recipe, packed: Some(false), rounds });
             }
         }
         if is_packed {
@@ -140,9 +142,10 @@ pub(crate) fn limit(given: Option<Size>, device: Device, program: u64) -> lora::
     })
 }
 
-/// The fastest setting within `limit`.
+/// The fastest setting within `limit`. Of ways that round the base, one is taken only where no other fits.
 pub(crate) fn fastest(ways: &[Way], planners: &[Planner], load: &Load, limit: u64) -> lora::Result<Fit> {
-    Fit::fastest(planners, load, limit).map_err(|least| {
+    let exact = Fit::fastest(planners, |planner| !ways[planner].rounds, load, limit);
+    exact.or_else(|_| Fit::fastest(planners, |_| true, load, limit)).map_err(|least| {
         let needed = least.map_or_else(String::new, |least| {
             let name = ways.get(least.setting.planner).map_or("", |way| &way.name);
             format!(
@@ -189,7 +192,48 @@ impl std::str::FromStr for Size {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use clap::Parser;
+
     use super::*;
+
+    /// A file's own blocks are not rounded again where they fit.
+    #[test]
+    fn a_base_is_rounded_only_where_nothing_else_fits() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lora-model/tests/data/llama.gguf");
+        let words = Words::parse_from(["lora", "--model", &file.to_string_lossy()]);
+        let checkpoint = lora::model::open(&file).unwrap();
+        let ways = Way::all(checkpoint.as_ref(), &words.model, &words.method).unwrap();
+        let config = words.method.adapter_config().unwrap();
+        let device = (Device::Cpu, 0);
+        let planners = planners(&ways, checkpoint.as_ref(), &words.model, &config, device).unwrap();
+        let load = Load::even(8, &TrainConfig { batch_size: 1, ..TrainConfig::default() });
+        // The least limit that a way fits into.
+        let least = |name: &str| {
+            let planner = ways.iter().position(|way| way.name == name).unwrap();
+            let recompute = planners[planner].blocks();
+            let setting = Setting { planner, recompute, batch_size: 1, accumulate: 1 };
+            let plan = Fit::of(&planners, setting, &load).unwrap().plan;
+            (plan.total()..).find(|limit| plan.fits(*limit)).unwrap()
+        };
+        let chosen = |limit: u64| {
+            let fit = fastest(&ways, &planners, &load, limit).unwrap();
+            &*ways[fit.setting.planner].name
+        };
+        let [rounded, native, dense] = ["qlora", "native", "dense"].map(least);
+        assert!(rounded < native && native < dense, "{rounded} {native} {dense}");
+        assert_eq!([rounded, native].map(chosen), ["qlora", "native"]);
+        assert_ne!(chosen(dense), "qlora");
+    }
+
+    #[derive(clap::Parser)]
+    struct Words {
+        #[command(flatten)]
+        model: ModelArgs,
+        #[command(flatten)]
+        method: MethodArgs,
+    }
 
     #[test]
     fn sizes_are_read_and_nonsense_is_not() {

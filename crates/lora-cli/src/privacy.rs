@@ -8,6 +8,8 @@ use anyhow::Result;
 use lora::{Error, Promise};
 use sha2::{Digest, Sha256};
 
+use crate::open::ModelArgs;
+
 #[derive(clap::Args)]
 pub(crate) struct PrivacyArgs {
     /// Train with differential privacy: of any one row, the adapter gives away at most this (docs/privacy.md)
@@ -36,7 +38,14 @@ pub(crate) fn ledger_of(data: &Path) -> PathBuf {
     lora::sibling(file.as_deref().unwrap_or(data), "privacy.jsonl")
 }
 
-/// A hash of the model's files: the same noise must never be added to the gradients of two models.
+/// The model's files and how they are kept: the same noise must never be added to the gradients of two models.
+pub(crate) fn bound_to(model: &ModelArgs) -> Result<Vec<u8>> {
+    let (dtype, storage, skip, device) = (&model.dtype, model.packed(), &model.skip, model.device());
+    let kept = format!("{dtype} {storage:?} {skip:?} {device:?}");
+    Ok([hash_of(&model.model)?, kept.into_bytes()].concat())
+}
+
+/// A hash of the files of a model, or of an adapter.
 pub(crate) fn hash_of(model: &Path) -> Result<Vec<u8>> {
     let mut files = vec![model.to_owned()];
     if model.is_dir() {

@@ -27,13 +27,21 @@ impl Profile {
         profile(work)
     }
 
-    /// Prints the tables.
-    pub(crate) fn print(&self, model: &dyn Model, outcome: &Outcome, spent: &[Spent], planned: Option<u64>) {
+    /// Prints the tables, of which the first `done` steps took no time here.
+    pub(crate) fn print(
+        &self,
+        model: &dyn Model,
+        (outcome, done): (&Outcome, Option<u64>),
+        spent: &[Spent],
+        planned: Option<u64>,
+    ) {
         let steps = outcome.steps.max(1) as f64;
+        // What is done already, another process did.
+        let here = outcome.steps.saturating_sub(done.unwrap_or(0)).max(1) as f64;
         let whole: f64 = spent.iter().map(|s| s.seconds).sum();
-        say!("\ntime      {:.1} ms a step, evaluation included", 1e3 * whole / steps);
+        say!("\ntime      {:.1} ms a step, evaluation included", 1e3 * whole / here);
         for s in spent {
-            let (ms, share) = (1e3 * s.seconds / steps, 100.0 * s.seconds / whole.max(1e-12));
+            let (ms, share) = (1e3 * s.seconds / here, 100.0 * s.seconds / whole.max(1e-12));
             say!("  {:24} {ms:9.2} ms {share:6.1} %", s.name);
         }
         let Work { tokens, positions, .. } = outcome.work;

@@ -1,7 +1,7 @@
 //! What training shows while it runs: a bar on a terminal, a line now and then elsewhere; every event as JSONL.
 
 use std::fs::File;
-use std::io::{BufWriter, IsTerminal, Write};
+use std::io::{BufWriter, ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
@@ -16,6 +16,8 @@ pub(crate) struct Progress {
     smooth: Option<f64>,
     tokens: usize,
     seconds: f64,
+    /// Steps that another process did.
+    done: u64,
     /// It was said that texts count for nothing.
     warned: bool,
 }
@@ -23,18 +25,17 @@ pub(crate) struct Progress {
 impl Progress {
     /// Writes events to `log`, which is begun anew, or keeps what it tells of the first steps, which are `done`.
     pub(crate) fn new(log: &Path, done: Option<u64>) -> Result<Self> {
-        let io = |e| Error::io("write the metrics", log, e);
-        let told = done.map(|_| std::fs::read_to_string(log).unwrap_or_default()).unwrap_or_default();
-        let mut file = File::create(log).map_err(io)?;
-        for line in told.lines().filter(|line| step_of(line).is_some_and(|step| Some(step) <= done)) {
-            writeln!(file, "{line}").map_err(io)?;
-        }
+        let file = match done {
+            Some(done) => shortened(log, done)?,
+            None => File::create(log).map_err(|e| Error::io("write the metrics", log, e))?,
+        };
         Ok(Self {
             bar: None,
             log: Some((log.to_owned(), BufWriter::new(file))),
             smooth: None,
             tokens: 0,
             seconds: 0.0,
+            done: done.unwrap_or(0),
             warned: false,
         })
     }
@@ -87,14 +88,15 @@ impl Progress {
         let memory = lora::tch_ext::memory::process().map_or(0.0, |m| m.peak as f64 / 1e9);
         let text = format!("loss {:.4} (mean {smooth:.4})  {rate:.0} tok/s  {memory:.2} GB", step.loss);
         if std::io::stderr().is_terminal() {
-            let bar = self.bar.get_or_insert_with(|| bar(step.steps));
+            let bar = self.bar.get_or_insert_with(|| bar(step.steps, self.done));
             bar.set_position(step.step);
             bar.set_message(text);
-        } else if step.step == 1
+        } else if step.step == self.done + 1
             || step.step == step.steps
             || step.step.is_multiple_of(step.steps.div_ceil(20))
         {
-            let left = self.seconds / step.step as f64 * (step.steps - step.step) as f64;
+            let here = step.step.saturating_sub(self.done).max(1);
+            let left = self.seconds / here as f64 * (step.steps - step.step) as f64;
             let left = HumanDuration(std::time::Duration::from_secs_f64(left));
             self.line(&format!("step {}/{}  {text}  {left} left", step.step, step.steps));
         }
@@ -110,12 +112,55 @@ impl Progress {
     }
 }
 
+/// The log with what it tells of the first `done` steps alone, replaced whole, to be written on.
+fn shortened(log: &Path, done: u64) -> Result<File> {
+    let told = match std::fs::read_to_string(log) {
+        Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io("read the metrics", log, e)),
+        told => told.unwrap_or_default(),
+    };
+    let kept = told.lines().filter(|line| step_of(line).is_some_and(|step| step <= done));
+    let kept: String = kept.flat_map(|line| [line, "\n"]).collect();
+    if kept.len() != told.len() {
+        lora::write_file(log, kept)?;
+    }
+    let file = File::options().append(true).create(true).open(log);
+    file.map_err(|e| Error::io("write the metrics", log, e))
+}
+
 /// Of a line of the log.
 fn step_of(line: &str) -> Option<u64> {
     serde_json::from_str::<serde_json::Value>(line).ok()?["step"].as_u64()
 }
 
-fn bar(steps: u64) -> ProgressBar {
+fn bar(steps: u64, done: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  {eta} left");
-    ProgressBar::new(steps).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+    let bar = ProgressBar::new(steps).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_position(done);
+    bar.reset_eta();
+    bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What was told of steps that are done again goes, and a line that was torn.
+    #[test]
+    fn a_log_goes_on_behind_the_steps_that_are_done() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("out.metrics.jsonl");
+        let line = |step: u64| format!("{{\"event\":\"step\",\"step\":{step}}}\n");
+        let lines = |steps: std::ops::RangeInclusive<u64>| steps.map(line).collect::<String>();
+        std::fs::write(&log, lines(1..=9) + "{\"event\":\"st").unwrap();
+        for done in [5, 5, 0] {
+            let mut file = shortened(&log, done).unwrap();
+            assert_eq!(std::fs::read_to_string(&log).unwrap(), lines(1..=done));
+            file.write_all(line(done + 1).as_bytes()).unwrap();
+            assert_eq!(std::fs::read_to_string(&log).unwrap(), lines(1..=done + 1));
+        }
+        std::fs::remove_file(&log).unwrap();
+        shortened(&log, 5).unwrap();
+        assert_eq!(std::fs::read_to_string(&log).unwrap(), "");
+        assert!(shortened(folder.path(), 5).is_err(), "what cannot be read is not replaced");
+    }
 }

@@ -169,16 +169,32 @@ fn private_training_keeps_its_promise() {
     assert!(of_the_rows.iter().all(|name| summary.get(name).is_none()), "{summary}");
     let ledger = fs::read(bench.path("data.jsonl.privacy.jsonl")).unwrap();
     let adapter = fs::read(bench.path("out/adapter_model.safetensors")).unwrap();
-    bench.lora(&format!("{train} --out out --overwrite")).ok();
-    assert_eq!(fs::read(bench.path("data.jsonl.privacy.jsonl")).unwrap(), ledger);
-    assert_eq!(fs::read(bench.path("out/adapter_model.safetensors")).unwrap(), adapter);
-    let run = bench.lora(&format!("{train} --out other --lr 1e-3"));
-    assert_eq!(run.code, Some(2));
-    assert!(run.err.contains("the budget is 4") && run.err.contains("hint: "), "{}", run.err);
+    for same in ["out", "out/"] {
+        bench.lora(&format!("{train} --out {same} --overwrite")).ok();
+        assert_eq!(fs::read(bench.path("data.jsonl.privacy.jsonl")).unwrap(), ledger);
+        assert_eq!(fs::read(bench.path("out/adapter_model.safetensors")).unwrap(), adapter);
+    }
+    // Another gradient never has the noise of this one.
+    for other in ["--out other --lr 1e-3", "--out out --overwrite --dtype bf16"] {
+        let run = bench.lora(&format!("{} {other}", train.replace(" --dtype f32", "")));
+        assert_eq!(run.code, Some(2), "{other}");
+        assert!(run.err.contains("the budget is 4") && run.err.contains("hint: "), "{}", run.err);
+    }
     let run = bench.lora(&format!("{train} --out other --dropout 0.1"));
     assert!(run.err.contains("dropout") && run.err.contains("--dropout 0"), "{}", run.err);
     let run = bench.lora(&format!("{train} --out other --trace t"));
     assert!(run.err.contains("in secret"), "{}", run.err);
+}
+
+/// What a weight is rounded to shapes the gradient.
+#[test]
+fn bases_that_are_kept_differently_have_noise_of_their_own() {
+    let bench = Bench::new();
+    let train = "train --model model --dtype f32 --data data.jsonl --batch-size 1 --max-steps 3 --dp-epsilon 4 --rank 2 --variant qlora --out out --overwrite";
+    bench.lora(train).ok();
+    bench.lora(train).ok();
+    let run = bench.lora(&format!("{train} --skip q_proj"));
+    assert!(run.code == Some(2) && run.err.contains("the budget is 4"), "{}", run.err);
 }
 
 /// The rows are the same by whatever name: what was given away of them is in one ledger.

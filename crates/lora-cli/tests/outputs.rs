@@ -176,6 +176,55 @@ fn a_packed_checkpoint_is_planned_as_it_is_trained() {
     assert!(run.ok().contains("native weights"));
 }
 
+/// What shapes a gradient is part of a run: how the base is rounded, and how texts are divided into passes where those draw
+/// masks.
+#[test]
+fn what_was_saved_is_for_that_run_alone() {
+    let bench = Bench::new();
+    let train = |every: u64, more: &str| {
+        format!(
+            "train --model model --data data.jsonl --rank 2 --dtype f32 --epochs 100 --out out --overwrite \
+             --save-every {every} {more}"
+        )
+    };
+    let saved = bench.path("out.resume.safetensors");
+    let (one, two) = ("--batch-size 2 --accumulate 1", "--batch-size 1 --accumulate 2");
+    for (begun, then, goes_on) in [
+        (format!("{one} --variant qlora"), format!("{one} --variant qlora --skip q_proj"), false),
+        (format!("{one} --variant qlora"), format!("{one} --variant qlora"), true),
+        (format!("{one} --dropout 0.1"), format!("{two} --dropout 0.1"), false),
+        (one.to_owned(), format!("{two} --recompute all"), true),
+    ] {
+        let _ = fs::remove_file(&saved);
+        let mut run = bench.start(&train(1, &begun));
+        while !saved.exists() {
+            assert_eq!(run.try_wait().unwrap(), None, "it should not have ended");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        run.kill().unwrap();
+        run.wait().unwrap();
+        let again = bench.lora(&train(1000, &then));
+        if goes_on {
+            assert!(again.ok().contains("resumed   after step "), "{then}");
+        } else {
+            assert!(again.code == Some(3) && again.err.contains("another run"), "{then}: {}", again.err);
+        }
+    }
+}
+
+/// A number of steps that is none, and settings that may be others when the command is given again.
+#[test]
+fn a_run_that_could_not_go_on_is_not_begun() {
+    let bench = Bench::new();
+    bench.lora(&format!("{TRAIN} --out out")).ok();
+    let metrics = fs::read(bench.path("out.metrics.jsonl")).unwrap();
+    for more in ["--save-every 0", "--save-every 5 --auto"] {
+        let run = bench.lora(&format!("{TRAIN} --out out --overwrite {more}"));
+        assert_eq!(run.code, Some(2), "{}", run.err);
+        assert_eq!(fs::read(bench.path("out.metrics.jsonl")).unwrap(), metrics, "{more}");
+    }
+}
+
 /// Killed twice on the way, a run comes to the adapter of one that nobody killed, and tells of each step once.
 #[test]
 fn a_killed_run_goes_on() {
@@ -198,9 +247,14 @@ fn a_killed_run_goes_on() {
         run.kill().unwrap();
         run.wait().unwrap();
     }
-    let other = bench.lora(&format!("{saving} --lr 1e-3"));
-    assert_eq!(other.code, Some(3), "{}", other.err);
-    assert!(other.err.contains("another run") && other.err.contains("delete it"), "{}", other.err);
+    // Another base, of one shape with the first.
+    bench.lora("merge --model model --adapter whole --dtype f32 --out merged").ok();
+    fs::copy(bench.path("model/chat_template.jinja"), bench.path("merged/chat_template.jinja")).unwrap();
+    for other in [format!("{saving} --lr 1e-3"), saving.replace("--model model", "--model merged")] {
+        let other = bench.lora(&other);
+        assert_eq!(other.code, Some(3), "{}", other.err);
+        assert!(other.err.contains("another run") && other.err.contains("delete it"), "{}", other.err);
+    }
     assert!(bench.lora(&saving).ok().contains("resumed   after step "));
     assert!(!saved.exists());
     assert_eq!(steps(&told()), (1..=1000).collect::<Vec<_>>());

@@ -13,14 +13,15 @@ use crate::optim::AdamW;
 
 /// Where a run is written down, and how often. The file holds the parameters, the optimiser's moments and how far it has come;
 /// seeds and the order of the samples follow from the step, so that a run that goes on is the run that was never
-/// interrupted, bit for bit, on a machine that adds up alike.
+/// interrupted, bit for bit, on a machine that adds up alike. A GPU does where steps are not recorded
+/// ([`TrainConfig::record`](crate::TrainConfig::record)): what was recorded, and when, is not written down.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SavePoint {
     /// The file, in safetensors' format; replaced whole.
     pub path: PathBuf,
     /// Steps from one writing to the next.
     pub every: u64,
-    /// A name for all that the result hangs on: model, data, settings. The file of another run is refused.
+    /// A name for all that the result hangs on: weights, data, settings. The file of another run is refused.
     pub run: String,
 }
 
@@ -41,6 +42,8 @@ pub(crate) struct Tally {
     pub(crate) work: Work,
 }
 
+const ANEW: &str = "go on with the command that it was written by, or delete it to begin anew";
+
 const VALUES: &str = "values";
 const FIRST: &str = "exp_avg";
 const SECOND: &str = "exp_avg_sq";
@@ -55,7 +58,7 @@ impl SavePoint {
         if !self.path.exists() {
             return Ok(None);
         }
-        let metadata = read_metadata(&self.path)?;
+        let metadata = read_metadata(&self.path).map_err(|e| e.hint(ANEW))?;
         let of = |name: &str| metadata.get(name).map(String::as_str).unwrap_or_default();
         let Ok(steps) = of("step").parse() else {
             return Err(self.refused("it holds no run that can go on"));
@@ -96,7 +99,7 @@ impl SavePoint {
         }
         let tally = metadata.get("tally").and_then(|text| serde_json::from_str(text).ok());
         let tally = tally.ok_or_else(|| self.refused("it holds no run that can go on"))?;
-        let mut tensors = read_tensors(&self.path)?;
+        let mut tensors = read_tensors(&self.path).map_err(|e| e.hint(ANEW))?;
         let mut take = |name: &str, kind: Kind, len: usize| match tensors.remove(name) {
             Some(t) if t.kind() == kind && t.numel() == len => Ok(t),
             _ => Err(self.refused("a tensor is missing, or of another size").at(name)),
@@ -115,9 +118,7 @@ impl SavePoint {
     }
 
     fn refused(&self, why: &str) -> Error {
-        Error::data(why)
-            .at(self.path.display())
-            .hint("go on with the command that it was written by, or delete it to begin anew")
+        Error::data(why).at(self.path.display()).hint(ANEW)
     }
 }
 

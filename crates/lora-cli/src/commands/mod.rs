@@ -21,3 +21,8 @@ macro_rules! say {
     }};
 }
 pub(crate) use say;
+
+/// The path of a folder, however its name ends: `out/` is `out`.
+pub(crate) fn bare(path: &std::path::Path) -> std::path::PathBuf {
+    path.components().collect()
+}

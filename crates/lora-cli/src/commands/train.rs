@@ -12,10 +12,10 @@ use lora::model::Keep;
 use lora::train::{Batches, Dataset, Event, Fit, Load, SavePoint, Setting, TrainConfig, may_share};
 use lora::{AdapterConfig, Error, OutputFolder, Recipe, VARIANTS};
 
-use super::say;
+use super::{bare, say};
 use crate::open::{ADAPTER, ModelArgs, count, grouped};
 use crate::planning::{self, Size, Way};
-use crate::privacy::{PrivacyArgs, hash_of, ledger_of};
+use crate::privacy::{PrivacyArgs, ledger_of};
 use crate::profile::Profile;
 use crate::progress::Progress;
 use crate::settings::{MethodArgs, TrainingArgs};
@@ -65,7 +65,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", help_heading = "Privacy", requires = "dp_epsilon")]
     dp_ledger: Option<PathBuf>,
     /// Choose the fastest setting that fits into memory: how weights are kept (unless --variant or --base-storage say
-    /// it), texts in a pass, layers recomputed; what is learnt stays the same
+    /// it), texts in a pass, layers recomputed. What is learnt stays the same, unless only rounding the base to 4 bits makes
+    /// it fit
     #[arg(long, help_heading = "Training", conflicts_with = "recompute")]
     auto: bool,
     /// With --auto the memory that it may take, as 8GB; otherwise it is told where it may not fit [default: what is free]
@@ -76,7 +77,8 @@ pub(crate) struct Args {
     trace: Option<PathBuf>,
     /// Write the run down to OUT.resume.safetensors every so many steps: killed, the same command goes on from there, to
     /// the adapter that it would have come to
-    #[arg(long, value_name = "STEPS", help_heading = "Training", conflicts_with_all = ["dp_epsilon", "trace"])]
+    #[arg(long, value_name = "STEPS", help_heading = "Training", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(conflicts_with_all = ["dp_epsilon", "trace", "auto"])]
     save_every: Option<u64>,
     /// Use only the first so many held-out rows
     #[arg(long, help_heading = "Training")]
@@ -120,7 +122,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let out = OutputFolder::create(&args.out, args.overwrite, is_adapter_file)?;
     let saved = lora::sibling(&args.out, "resume.safetensors");
-    if args.save_every.is_none() && saved.exists() {
+    if args.save_every.is_none() && promise.is_none() && args.trace.is_none() && saved.exists() {
         say!("note      {} holds an interrupted run: with --save-every it goes on", saved.display());
     }
 
@@ -166,6 +168,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     training = TrainConfig { recompute, batch_size, accumulate, ..training };
     let Way { recipe, packed, .. } = ways.swap_remove(planner);
 
+    if let Some(every) = args.save_every {
+        let run = args.run((&recipe, packed), &config, &training, &data)?;
+        training.save = Some(SavePoint { path: saved.clone(), every, run });
+    }
+    let done = training.save.as_ref().map(SavePoint::steps).transpose()?.flatten();
+    if let Some(done) = done {
+        say!("resumed   after step {done} of {}: {}", training.steps(rows), saved.display());
+    }
+
     let keep = Keep { storage: recipe.storage(), packed, skip: &args.model.skip };
     let mut model = args.model.load(checkpoint.as_ref(), keep)?;
     tch::manual_seed(training.seed as i64);
@@ -202,8 +213,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut release = match (&promise, terms) {
         (Some(promise), Some(terms)) => {
             let dimension = params.iter().map(|p| p.tensor.numel()).sum();
-            let settings = [hash_of(&args.model.model)?, args.bound_to(&recipe, &config, &training)].concat();
-            let run = args.out.display().to_string();
+            let settings = args.bound_to((&recipe, packed), &config, &training)?;
+            let run = bare(&args.out).display().to_string();
             let release = promise.release(&data, (batch, terms), dimension, &run, &settings)?;
             say!(
                 "privacy   epsilon {} at delta {:.1e} a row: noise {:.3}, {:.2} % of the rows a step; {}",
@@ -221,15 +232,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let room = vec![0u8; params.iter().map(|p| p.tensor.numel() * 4).sum::<usize>() + (64 << 10)];
     out.write(ROOM, &room)?;
 
-    training.save = args.save_every.map(|every| SavePoint {
-        path: saved.clone(),
-        every,
-        run: args.run(&recipe, &config, &training, (&data, checkpoint.as_ref())),
-    });
-    let done = training.save.as_ref().map(SavePoint::steps).transpose()?.flatten();
-    if let Some(done) = done {
-        say!("resumed   after step {done} of {}: {}", training.steps(rows), saved.display());
-    }
     let tokens = data.tokens() * batch_size / data.samples.len().max(1);
     let profile = args.profile.then(|| Profile::begin(&model, tokens as i64, program));
     let mut progress = Progress::new(&lora::sibling(&args.out, "metrics.jsonl"), done)?;
@@ -295,7 +297,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     );
     say!("adapter written to {}", args.out.display());
     if let Some(profile) = profile {
-        profile.print(&model, &outcome, &spent, fit.map(|fit| fit.plan.total()));
+        profile.print(&model, (&outcome, done), &spent, fit.map(|fit| fit.plan.total()));
     }
     Ok(())
 }

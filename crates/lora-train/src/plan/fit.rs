@@ -106,16 +106,23 @@ impl Fit {
         Some(Self { setting, plan: planner.plan(step), effort })
     }
 
-    /// The fastest setting that fits into `limit` bytes: every way to keep the weights, smaller passes, more
-    /// of them, and as little recomputation as does it.
+    /// The fastest setting that fits into `limit` bytes: every way to keep the weights that `may` be taken, smaller passes,
+    /// more of them, and as little recomputation as does it.
     ///
     /// # Errors
     /// None fits: the one that takes least.
-    pub fn fastest(planners: &[Planner], load: &Load, limit: u64) -> Result<Self, Option<Self>> {
+    pub fn fastest(
+        planners: &[Planner],
+        may: impl Fn(usize) -> bool,
+        load: &Load,
+        limit: u64,
+    ) -> Result<Self, Option<Self>> {
         let (mut best, mut least) = (None::<Self>, None::<Self>);
         for &batch_size in load.passes.keys() {
             let accumulate = load.accumulate * (load.batch_size / batch_size);
-            for (planner, blocks) in planners.iter().map(Planner::blocks).enumerate() {
+            for (planner, blocks) in
+                planners.iter().map(Planner::blocks).enumerate().filter(|(at, _)| may(*at))
+            {
                 let settings =
                     (0..=blocks).map(|recompute| Setting { planner, recompute, batch_size, accumulate });
                 for fit in settings.filter_map(|s| Self::of(planners, s, load)) {

@@ -18,7 +18,7 @@ use super::link::LinkArgs;
 use super::log::{left_out_here, plain, told_here};
 use super::secure::SecureArgs;
 use crate::open::ModelArgs;
-use crate::privacy::{PrivacyArgs, hash_of, ledger_of};
+use crate::privacy::{PrivacyArgs, bound_to, ledger_of};
 use crate::settings::{MethodArgs, StepArgs};
 
 /// Join a Flower deployment as a node: train here on rows that stay here
@@ -99,7 +99,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let data = read(&args.data)?;
     let held_out = args.eval.as_deref().map(read).transpose()?;
     let promise = args.privacy.promise(ledger_of(&args.data));
-    let bound = if promise.is_some() { hash_of(&args.model.model)? } else { Vec::new() };
+    let bound = if promise.is_some() { bound_to(&args.model)? } else { Vec::new() };
     let keep = Keep { storage: recipe.storage(), packed: args.model.packed(), skip: &args.model.skip };
     let model = args.model.load(checkpoint.as_ref(), keep)?;
     let data = BTreeMap::from([(HERE.to_owned(), data)]);

@@ -62,8 +62,8 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let (recipe, config) = method(&args.method, args.out.adapter.as_deref())?;
-    let settings =
-        args.federation.settings(format!("{} {}", args.out.out.display(), args.seed), args.seed)?;
+    let run = format!("{} {}", bare(&args.out.out).display(), args.seed);
+    let settings = args.federation.settings(run, args.seed)?;
     settings.check()?;
     let secure = match args.secure.read()? {
         Some((directory, own)) => {

@@ -17,7 +17,7 @@ use super::log::{left_out_here, told_here};
 use super::secure::{Cast, DELTA, noise};
 use crate::commands::say;
 use crate::open::ModelArgs;
-use crate::privacy::{PrivacyArgs, hash_of};
+use crate::privacy::{PrivacyArgs, bound_to};
 use crate::settings::{MethodArgs, StepArgs};
 
 /// All clients in this process: research, and trying settings before others are asked
@@ -84,7 +84,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let (recipe, config) = method(&args.method, args.out.adapter.as_deref())?;
-    let run = format!("{} {}", args.out.out.display(), args.training.seed);
+    let run = format!("{} {}", bare(&args.out.out).display(), args.training.seed);
     let settings = args.federation.settings(run, args.training.seed)?;
     settings.check()?;
     if args.secure {
@@ -121,7 +121,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let promises = args.promises(data.keys())?;
     // It is its own coordinator.
     let rounds = Some(settings.rounds);
-    let bound = if promises.is_empty() { Vec::new() } else { hash_of(&args.model.model)? };
+    let bound = if promises.is_empty() { Vec::new() } else { bound_to(&args.model)? };
     let workers = (0..args.jobs).map(|_| {
         let keep = Keep { storage: recipe.storage(), packed: args.model.packed(), skip: &args.model.skip };
         let model = args.model.load(checkpoint.as_ref(), keep)?;

@@ -1,47 +1,51 @@
 //! What a run is known by, and what is written of it beside the adapter.
 
-use lora::model::Checkpoint;
+use anyhow::Result;
 use lora::train::{Dataset, Outcome, TrainConfig, fingerprint};
 use lora::{AdapterConfig, Recipe};
 use sha2::{Digest, Sha256};
 
 use super::Args;
 use crate::planning;
+use crate::privacy::{bound_to, hash_of};
 
 impl Args {
-    /// All settings that shape a gradient.
+    /// The model's files, how they are kept, and all settings that shape a gradient.
+    ///
+    /// # Errors
+    /// The files cannot be read.
     pub(super) fn bound_to(
         &self,
-        recipe: &Recipe,
+        (recipe, packed): (&Recipe, Option<bool>),
         config: &AdapterConfig,
         training: &TrainConfig,
-    ) -> Vec<u8> {
-        format!("{recipe} {config:?} {training:?} {} {:?}", self.model.dtype, self.model.device())
-            .into_bytes()
+    ) -> Result<Vec<u8>> {
+        let settings = format!("{recipe} {packed:?} {config:?} {training:?}");
+        Ok([bound_to(&self.model)?, settings.into_bytes()].concat())
     }
 
-    /// A name for all that the adapter hangs on; how a step is cut into passes is nothing of that.
+    /// A name for all that the adapter hangs on. How a step is cut into passes is nothing of that, unless passes draw masks.
+    ///
+    /// # Errors
+    /// The model's files, or those of the adapter that it begins with, cannot be read.
     pub(super) fn run(
         &self,
-        recipe: &Recipe,
+        kept: (&Recipe, Option<bool>),
         config: &AdapterConfig,
         training: &TrainConfig,
-        (data, checkpoint): (&Dataset, &dyn Checkpoint),
-    ) -> String {
-        let training = TrainConfig {
-            batch_size: training.batch_size * training.accumulate.max(1),
-            accumulate: 1,
-            recompute: 0,
-            record: true,
-            eval_every: None,
-            save: None,
-            ..training.clone()
-        };
-        let (model, bytes) = (checkpoint.config(), checkpoint.stored_bytes());
-        let (start, dtype) = (&self.adapter, &self.model.dtype);
-        let settings = format!("{recipe} {config:?} {training:?} {model:?} {bytes} {start:?} {dtype}");
-        let hash = Sha256::new().chain_update(settings).chain_update(fingerprint(data)).finalize();
-        hash.iter().map(|byte| format!("{byte:02x}")).collect()
+        data: &Dataset,
+    ) -> Result<String> {
+        let mut training = TrainConfig { record: true, eval_every: None, save: None, ..training.clone() };
+        if config.lora_dropout == 0.0 {
+            training.batch_size *= training.accumulate.max(1);
+            (training.accumulate, training.recompute) = (1, 0);
+        }
+        let mut hash = Sha256::new().chain_update(self.bound_to(kept, config, &training)?);
+        hash.update(fingerprint(data));
+        if let Some(start) = &self.adapter {
+            hash.update(hash_of(start)?);
+        }
+        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     /// What was done, for whoever finds the folder later.
