@@ -36,7 +36,7 @@ pub(crate) fn comparison(
             groups.len() - 1
         });
         let read = match &e.outcome {
-            Ok((found, dir)) => gather::read(&e.settings, found, dir).map_err(|e| format!("{e:#}")),
+            Ok((found, dir)) => gather::read(e.settings.seed, found, dir).map_err(|e| format!("{e:#}")),
             Err(failure) => Err(failure.why.clone()),
         };
         match read {

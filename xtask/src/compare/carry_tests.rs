@@ -3,8 +3,9 @@
 use super::carry;
 use super::gather::{self, Ended};
 use super::jobs::tests::{grid, plan};
+use super::outcome::Failure;
 use super::run::Settings;
-use super::runner::{self, Failure};
+use super::runner;
 use crate::cache;
 use serde_json::{Value, json};
 use std::fs::{self, File};
@@ -57,7 +58,8 @@ fn what_was_saved_is_read_alike_elsewhere() {
     assert_eq!(found["commands"][0], "lora train --data target/x.jsonl --rank 4");
 
     let (before, _) = ended.outcome.as_ref().unwrap();
-    let (a, b) = (gather::read(&ended.settings, before, &dir), gather::read(&ended.settings, &found, &home));
+    let seed = ended.settings.seed;
+    let (a, b) = (gather::read(seed, before, &dir), gather::read(seed, &found, &home));
     let (a, b) = (a.unwrap(), b.unwrap());
     assert_eq!((a.measures, a.right, a.labels), (b.measures, b.right, b.labels));
     assert_eq!((b.steps[0].loss, b.steps[0].gradient, b.steps.len()), (1.25, 0.123_456_789, 1));

@@ -9,6 +9,7 @@ mod gather;
 mod jobs;
 mod judge;
 mod machines;
+mod outcome;
 pub(crate) mod plan;
 mod program;
 mod progress;
@@ -130,12 +131,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         rates.get(&(set.to_owned(), variant.to_owned())).copied().unwrap_or(plan.learning_rates[0])
     };
     ended.extend(progress.work(&grid.grid(rate)));
-    // A run of ours is done again where a peer wants its trace.
-    for e in &mut ended {
-        if let (Ok((found, _)), Some(now)) = (&mut e.outcome, runner.found(&e.settings)) {
-            *found = now;
-        }
-    }
+    runner.look_again(&mut ended);
     let command = match &args.plan {
         Some(path) => format!("cargo xtask compare --plan {}", path.display()),
         None => "cargo xtask compare".to_owned(),

@@ -2,7 +2,8 @@
 
 use super::gather::Ended;
 use super::jobs::Job;
-use super::runner::{Failure, Runner};
+use super::outcome::Failure;
+use super::runner::Runner;
 use anyhow::Result;
 use serde_json::Value;
 use std::sync::{Mutex, PoisonError};

@@ -1,9 +1,9 @@
 //! The learning rates: which of those that were tried each variant goes on with.
 
 use super::gather::{self, Ended};
+use super::outcome::Failure;
 use super::plan::{Data, Plan};
 use super::results::Tried;
-use super::runner::Failure;
 use anyhow::{Result, bail};
 use serde_json::Value;
 use std::cmp::Ordering;

@@ -1,9 +1,11 @@
 //! Runs, by a stand-in for `lora` that can be told to fail or to be killed.
 
+use super::gather::Ended;
 use super::jobs::tests::{grid, plan};
+use super::outcome::Failure;
 use super::progress::Progress;
 use super::run::Settings;
-use super::runner::{Failure, Runner};
+use super::runner::Runner;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -71,11 +73,7 @@ fn a_run_is_found_again_only_when_it_is_whole() {
     let script = fs::read_to_string(home.join("run.sh")).unwrap();
     assert_eq!(script.lines().count(), 5);
     assert!(Command::new("sh").arg(home.join("run.sh")).status().unwrap().success());
-    // Begun anew and killed, what it found before is no longer its own.
-    fs::write(dir.path().join("kill-eval"), "").unwrap();
-    assert!(runner.anew(&settings, None).is_err() && runner.found(&settings).is_none());
     // Half a result is none, nor is one without the rows, which some other program may have left out.
-    runner.run(&settings, None).unwrap();
     let whole = fs::read_to_string(home.join("result.json")).unwrap();
     fs::write(home.join("result.json"), &whole[..whole.len() / 2]).unwrap();
     assert!(runner.found(&settings).is_none());
@@ -87,6 +85,49 @@ fn a_run_is_found_again_only_when_it_is_whole() {
     }
     fs::remove_file(home.join("rows.jsonl")).unwrap();
     assert!(runner.found(&settings).is_none());
+}
+
+/// A peer wants the trace of a run that is finished.
+#[test]
+fn what_is_finished_stays_until_what_takes_its_place_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let (runner, settings) = (runner(dir.path()), settings());
+    let first = runner.run(&settings, None).unwrap();
+    let peer = Settings { peer: Some("peft".into()), ..settings.clone() };
+    for step in ["train", "eval"] {
+        fs::write(dir.path().join(format!("kill-{step}")), "").unwrap();
+        let error = runner.run(&peer, Some(&settings)).unwrap_err().to_string();
+        assert!(error.contains(step), "{error}");
+        assert_eq!(runner.found(&settings).as_ref(), Some(&first));
+    }
+    let home = runner.dir(&settings);
+    fs::write(home.join("of-the-first"), "").unwrap();
+    let second = runner.anew(&settings, None).unwrap();
+    assert_eq!((runner.found(&settings), home.join("of-the-first").exists()), (Some(second.clone()), false));
+    assert_eq!(second["commands"], first["commands"], "they name the folder where it lies");
+    assert_eq!(fs::read_dir(&runner.runs).unwrap().count(), 1, "where runs lie there are runs alone");
+
+    // What a report has of it is what is there in the end; if nothing is, it says so.
+    let mut ended = [Ended { settings, outcome: Ok(("of before".into(), home.clone())) }];
+    runner.look_again(&mut ended);
+    assert_eq!(ended[0].outcome.as_ref().unwrap(), &(second, home.clone()));
+    fs::remove_file(home.join("rows.jsonl")).unwrap();
+    runner.look_again(&mut ended);
+    assert!(ended[0].outcome.is_err());
+}
+
+/// A federation would go on with its state, training with what it has written down.
+#[test]
+fn a_run_begins_with_an_empty_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let (runner, settings) = (runner(dir.path()), settings());
+    fs::write(dir.path().join("fail-train"), "").unwrap();
+    assert!(runner.run(&settings, None).is_err());
+    fs::remove_file(dir.path().join("fail-train")).unwrap();
+    let left = ["adapter.state", "adapter.resume.safetensors"].map(|name| runner.dir(&settings).join(name));
+    left.iter().for_each(|path| fs::write(path, "half way").unwrap());
+    runner.run(&settings, None).unwrap();
+    assert!(!left.iter().any(|path| path.exists()));
 }
 
 /// Two plans that share a run, at once.

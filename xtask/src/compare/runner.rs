@@ -1,7 +1,8 @@
 //! Runs carried out. A run lies in a folder named after the hash of its settings, so that it is found again, and anyone
 //! can repeat it by hand.
 
-use super::gather;
+use super::gather::Ended;
+use super::outcome::{self, Failure, RESULT};
 use super::run::Settings;
 use crate::{bench, cache, sh};
 use anyhow::{Context, Result, bail};
@@ -13,29 +14,6 @@ use std::time::Instant;
 
 /// What `lora` exits with where a number left the finite range.
 const NON_FINITE: i32 = 6;
-
-/// What went wrong with a run.
-#[derive(Debug)]
-pub(crate) struct Failure {
-    pub(crate) why: String,
-    /// It was tried, and would end so again.
-    pub(crate) diverged: bool,
-}
-
-impl Failure {
-    pub(crate) fn of(error: &anyhow::Error) -> Self {
-        let diverged = error.downcast_ref::<Self>().is_some_and(|failure| failure.diverged);
-        Self { why: format!("{error:#}"), diverged }
-    }
-}
-
-impl std::fmt::Display for Failure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.why)
-    }
-}
-
-impl std::error::Error for Failure {}
 
 /// Where runs lie, and what they need.
 pub(crate) struct Runner {
@@ -59,10 +37,16 @@ impl Runner {
 
     /// What a finished run found; none if it is still to be done, or lacks what a report reads.
     pub(crate) fn found(&self, settings: &Settings) -> Option<Value> {
-        let dir = self.dir(settings);
-        let text = fs::read_to_string(dir.join("result.json")).ok()?;
-        let found: Value = serde_json::from_str(&text).ok()?;
-        gather::read(settings, &found, &dir).is_ok().then_some(found)
+        outcome::found(&self.dir(settings))
+    }
+
+    /// Looks again at what was there: a run of ours is done again where a peer wants its trace, by whoever compares.
+    pub(crate) fn look_again(&self, ended: &mut [Ended]) {
+        for e in ended.iter_mut().filter(|e| e.outcome.is_ok()) {
+            let gone = || Failure { why: "it was there, and is no more".into(), diverged: false };
+            let found = self.found(&e.settings).map(|found| (found, self.dir(&e.settings)));
+            e.outcome = found.ok_or_else(gone);
+        }
     }
 
     /// What the run finds: done now, unless another comparison, which may share it, has done it meanwhile.
@@ -82,22 +66,37 @@ impl Runner {
     /// Does the run from its beginning; what it found. A run that fails is an error, and will be tried again. Call it
     /// under the run's lock only.
     pub(super) fn anew(&self, settings: &Settings, ours: Option<&Settings>) -> Result<Value> {
-        let dir = self.dir(settings);
-        fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
-        // What is begun anew is not there until it has ended.
-        ["error.txt", "result.json"].iter().try_for_each(|file| cache::remove(&dir.join(file)))?;
+        // Until the peer has read its trace.
+        let _ours = ours.map(|ours| self.lock(ours)).transpose()?;
+        if let Some(ours) = ours
+            && (!self.dir(ours).join("trace").exists() || self.found(ours).is_none())
+        {
+            self.anew(ours, None)?;
+        }
+        let home = self.dir(settings);
+        if self.found(settings).is_none() {
+            return self.carry_out(settings, ours, &home);
+        }
+        // What is finished stays until what takes its place is.
+        let aside = beside(&self.runs, ".anew")?.join(settings.hash());
+        let found = self.carry_out(settings, ours, &aside)?;
+        cache::remove(&home)?;
+        fs::rename(&aside, &home).with_context(|| home.display().to_string())?;
+        Ok(found)
+    }
+
+    /// All steps of the run, in `dir`.
+    fn carry_out(&self, settings: &Settings, ours: Option<&Settings>, dir: &Path) -> Result<Value> {
+        // Some of what an earlier try left would be gone on with: a federation's state, say.
+        cache::remove(dir)?;
+        fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
         let text = serde_json::to_string_pretty(settings)?;
         fs::write(dir.join("settings.json"), text)?;
         let mut commands = Vec::new();
-        // Until the peer has read its trace.
-        let _ours = ours.map(|ours| self.lock(ours)).transpose()?;
         if let Some(ours) = ours {
-            if !self.dir(ours).join("trace").exists() || self.found(ours).is_none() {
-                self.anew(ours, None)?;
-            }
-            commands.push(("peer", self.peer(settings, &self.dir(ours), &dir)?));
+            commands.push(("peer", self.peer(settings, &self.dir(ours), dir)?));
         } else {
-            for step in settings.steps(&dir, &self.general) {
+            for step in settings.steps(dir, &self.general) {
                 let mut command = sh::ours(&self.lora);
                 let computes = !["inspect", "init"].contains(&step.name);
                 command.args(step.args);
@@ -107,7 +106,10 @@ impl Runner {
                 commands.push((step.name, command));
             }
         }
-        let script: Vec<_> = commands.iter().map(|(_, command)| self.typed(command)).collect();
+        // As it is typed where the run lies in the end.
+        let [here, home] = [dir, self.dir(settings).as_path()].map(|dir| dir.display().to_string());
+        let typed = |command: &Command| self.typed(command).replace(&here, &home);
+        let script: Vec<_> = commands.iter().map(|(_, command)| typed(command)).collect();
         fs::write(dir.join("run.sh"), script.join("\n") + "\n")?;
         let mut result = json!({ "settings": settings, "commands": script, "threads": self.threads,
             "machine": bench::cpu(), "build": self.build });
@@ -120,7 +122,7 @@ impl Runner {
                     parts.into_iter().for_each(|(name, part)| result[name] = part);
                 }
                 Ok(Value::Null) if settings.federation.is_some() && *name == "train" => {
-                    result[*name] = federated(&dir, begin.elapsed().as_secs_f64())?;
+                    result[*name] = federated(dir, begin.elapsed().as_secs_f64())?;
                 }
                 Ok(value) => result[*name] = value,
                 Err(e) => {
@@ -140,7 +142,7 @@ impl Runner {
         }
         let partial = dir.join("result.json.partial");
         fs::write(&partial, serde_json::to_string_pretty(&result)?)?;
-        fs::rename(&partial, dir.join("result.json"))?;
+        fs::rename(&partial, dir.join(RESULT))?;
         Ok(result)
     }
 
@@ -179,9 +181,13 @@ impl Runner {
 
 /// The lock of a run: beside `runs`, where nothing that is saved, loaded or begun anew takes it away.
 pub(crate) fn lock_file(runs: &Path, hash: &str) -> Result<PathBuf> {
-    let folder = runs.with_file_name(".locks");
+    Ok(beside(runs, ".locks")?.join(hash))
+}
+
+fn beside(runs: &Path, name: &str) -> Result<PathBuf> {
+    let folder = runs.with_file_name(name);
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-    Ok(folder.join(hash))
+    Ok(folder)
 }
 
 /// What a simulation took and sent: it writes no `training.json`.
