@@ -4,6 +4,7 @@ mod assemble;
 mod carry;
 #[cfg(test)]
 mod carry_tests;
+mod child;
 mod foresee;
 mod gather;
 mod jobs;

@@ -4,7 +4,7 @@ use super::gather::Ended;
 use super::jobs::tests::{grid, plan};
 use super::outcome::Failure;
 use super::progress::Progress;
-use super::run::Settings;
+use super::run::{Federation, Settings};
 use super::runner::Runner;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -18,6 +18,7 @@ here=$(dirname "$0")
 echo "$1" >> "$here/calls"
 [ -e "$here/slow-$1" ] && sleep 1
 [ -e "$here/diverge-$1" ] && { echo "error: the loss is NaN; all parameters are finite" >&2; exit 6; }
+[ -e "$here/lose-$1" ] && { cat "$here/lose-$1" >&2; exit 3; }
 [ -e "$here/fail-$1" ] && { echo "error: told to fail" >&2; exit 1; }
 [ -e "$here/kill-$1" ] && { rm "$here/kill-$1"; kill -9 $$; }
 while [ $# -gt 0 ]; do
@@ -182,6 +183,42 @@ fn a_failure_says_why_and_is_tried_again() {
     }
     runner.run(&settings, None).unwrap();
     assert!(!runner.dir(&settings).join("error.txt").exists());
+}
+
+/// To a federation a client that fails is faulty data: why it failed stands before the error, on the client's machine.
+#[test]
+fn a_federation_that_diverges_is_told_by_its_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let (runner, central) = (runner(dir.path()), settings());
+    let federation = Some(Federation { rule: "fedit".into(), clients: 1, rounds: 1 });
+    let federated = Settings { federation, ..central.clone() };
+    let failure = |verb: &str, settings: &Settings, cause: &str| {
+        let error = "error: round 1 has 0 good replies of 1\n  - client-1: work on its rows failed; why is told here alone";
+        let told = dir.path().join(format!("lose-{verb}"));
+        fs::write(&told, format!("client-1: {cause}\n{error}\n")).unwrap();
+        let failure = runner.run(settings, None).unwrap_err().downcast::<Failure>().unwrap();
+        fs::remove_file(told).unwrap();
+        failure
+    };
+    for words in [
+        "rows 1 to 8: the loss is NaN; all parameters are finite, so it arose in the forward pass",
+        "rows 1 to 8: the loss is inf; the parameter a is not finite",
+        "these gradients are not finite",
+    ] {
+        let failed = failure("fed", &federated, words);
+        assert!(failed.diverged && failed.why.contains(words), "{}", failed.why);
+        assert!(failed.why.contains("0 good replies"), "{}", failed.why);
+    }
+    let failed = failure("fed", &federated, "rows.jsonl, line 7: no target");
+    assert!(!failed.diverged && failed.why.contains("line 7: no target"), "{}", failed.why);
+    // Of other runs the exit code tells.
+    assert!(!failure("train", &central, "the loss is NaN").diverged);
+
+    // They are the words of `lora`.
+    let source = |path: &str| fs::read_to_string(crate::sh::root().join("crates").join(path)).unwrap();
+    assert!(source("lora-cli/src/main.rs").contains("Some(ErrorKind::Data) => 3,"));
+    assert!(source("lora-train/src/recorder.rs").contains("\"the loss is {loss}\""));
+    assert!(source("lora-train/src/arena.rs").contains("\"these gradients are not finite\""));
 }
 
 #[test]

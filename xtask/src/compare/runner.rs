@@ -1,19 +1,17 @@
 //! Runs carried out. A run lies in a folder named after the hash of its settings, so that it is found again, and anyone
 //! can repeat it by hand.
 
+use super::child;
 use super::gather::Ended;
 use super::outcome::{self, Failure, RESULT};
 use super::run::Settings;
 use crate::{bench, cache, sh};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
-
-/// What `lora` exits with where a number left the finite range.
-const NON_FINITE: i32 = 6;
 
 /// Where runs lie, and what they need.
 pub(crate) struct Runner {
@@ -116,7 +114,7 @@ impl Runner {
         let log = File::create(dir.join("log.txt"))?;
         for ((name, command), shown) in commands.iter_mut().zip(&script) {
             let begin = Instant::now();
-            match one(command, shown, &log) {
+            match child::run(command, shown, &log, settings.federation.is_some()) {
                 // A peer tells of training and judging at once.
                 Ok(Value::Object(parts)) if *name == "peer" => {
                     parts.into_iter().for_each(|(name, part)| result[name] = part);
@@ -202,33 +200,4 @@ fn federated(dir: &Path, seconds: f64) -> Result<Value> {
         }
     }
     Ok(json!({ "outcome": { "seconds": seconds }, "bytes_up": up, "bytes_down": down }))
-}
-
-/// Runs a child; the last JSON object that it printed, or null. Its words go to the log.
-fn one(command: &mut Command, shown: &str, log: &File) -> Result<Value> {
-    let output = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .output()
-        .with_context(|| format!("cannot start `{shown}`"))?;
-    let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    use std::io::Write;
-    write!(&mut &*log, "$ {shown}\n{out}{errors}\n")?;
-    if output.status.code().is_none() {
-        bail!(
-            "`{shown}`: it was killed ({}), maybe for want of memory: with fewer --jobs each has more",
-            output.status
-        );
-    }
-    if !output.status.success() {
-        let from = errors.find("error:").unwrap_or(errors.len().saturating_sub(2000));
-        let why = errors.get(from..).unwrap_or(&errors).trim();
-        let why = if why.is_empty() { output.status.to_string() } else { why.to_owned() };
-        let diverged = output.status.code() == Some(NON_FINITE);
-        return Err(Failure { why: format!("`{shown}`: {why}"), diverged }.into());
-    }
-    let last =
-        out.lines().rev().find_map(|line| serde_json::from_str::<Value>(line).ok().filter(Value::is_object));
-    Ok(last.unwrap_or(Value::Null))
 }
