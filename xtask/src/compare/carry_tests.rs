@@ -3,7 +3,7 @@
 use super::carry;
 use super::gather::{self, Ended};
 use super::jobs::tests::{grid, plan};
-use super::outcome::Failure;
+use super::outcome::{Diverged, Failure};
 use super::run::Settings;
 use super::runner;
 use crate::cache;
@@ -39,11 +39,12 @@ fn finished(runs: &Path) -> (Ended, PathBuf) {
 #[test]
 fn what_was_saved_is_read_alike_elsewhere() {
     let here = tempfile::tempdir().unwrap();
-    let (ended, dir) = finished(&here.path().join("runs"));
+    let runs = here.path().join("runs");
+    let (ended, dir) = finished(&runs);
     let failed =
         Ended { settings: settings(), outcome: Err(Failure { why: "killed".into(), diverged: false }) };
     let file = here.path().join("runs.zip");
-    assert_eq!(carry::save(&[&ended, &failed], &file).unwrap(), 1);
+    assert_eq!(carry::save(&[&ended, &failed], &runs, &file).unwrap(), 1);
     assert!(!here.path().join("runs.partial").exists());
 
     let there = here.path().join("elsewhere/runs");
@@ -73,7 +74,7 @@ fn a_run_that_is_being_done_is_left_alone_and_one_without_rows_is_not_taken() {
     let dir = tempfile::tempdir().unwrap();
     let (ended, from) = finished(&dir.path().join("elsewhere"));
     let (file, runs) = (dir.path().join("runs.zip"), dir.path().join("runs"));
-    carry::save(&[&ended], &file).unwrap();
+    carry::save(&[&ended], &runs, &file).unwrap();
     let (hash, home) = (ended.settings.hash(), runs.join(ended.settings.hash()));
     fs::create_dir_all(&home).unwrap();
     fs::write(home.join("log.txt"), "half way").unwrap();
@@ -88,7 +89,7 @@ fn a_run_that_is_being_done_is_left_alone_and_one_without_rows_is_not_taken() {
     fs::remove_file(home.join("rows.jsonl")).unwrap();
     assert_eq!(carry::load(&file, &runs).unwrap(), 1);
     fs::remove_file(from.join("rows.jsonl")).unwrap();
-    carry::save(&[&ended], &file).unwrap();
+    carry::save(&[&ended], &runs, &file).unwrap();
     fs::remove_file(home.join("rows.jsonl")).unwrap();
     assert_eq!(carry::load(&file, &runs).unwrap(), 0);
 }
@@ -117,4 +118,39 @@ fn a_file_of_another_kind_is_refused_and_leaves_nothing() {
     refused("holds no runs");
     zip(&[("0123456789abcdef/result.json", "{}"), ("fedcba9876543210/result.json", "half a")]);
     refused("fedcba9876543210 has no result");
+    let diverged = "{\"why\": \"the loss is NaN\", \"build\": \"b\"}";
+    zip(&[("0123456789abcdef/diverged.json", "{\"why\": \"the loss is NaN\"}")]);
+    refused("0123456789abcdef has no result");
+    zip(&[("0123456789abcdef/diverged.json", diverged), ("0123456789abcdef/result.json", "{}")]);
+    refused("0123456789abcdef has no result");
+}
+
+/// Else the other machine would train it again, and a report there not know that it was tried.
+#[test]
+fn what_diverged_is_carried_and_gives_way_to_what_is_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    let [here, there, elsewhere] =
+        ["here", "there", "elsewhere"].map(|name| dir.path().join(name).join("runs"));
+    let (file, hash) = (dir.path().join("runs.zip"), settings().hash());
+    fs::create_dir_all(here.join(&hash)).unwrap();
+    let why = "`lora train --data /a/tree/target/x.jsonl`: error: the loss is NaN";
+    let diverged = Diverged { why: why.into(), build: "b".into() };
+    diverged.write(&here.join(&hash)).unwrap();
+    let ended = Ended { settings: settings(), outcome: Err(Failure { why: why.into(), diverged: true }) };
+    assert_eq!(carry::save(&[&ended], &here, &file).unwrap(), 1);
+    let load = |runs: &Path| carry::load(&file, runs).unwrap();
+    assert_eq!((load(&there), load(&there)), (1, 0), "what is there stays");
+    let read = Diverged::read(&there.join(&hash)).unwrap();
+    assert_eq!(read.build, "b");
+    assert!(
+        read.why.ends_with("target/x.jsonl`: error: the loss is NaN") && !read.why.contains("/a/"),
+        "{read:?}"
+    );
+
+    let (ended, home) = finished(&elsewhere);
+    assert_eq!(load(&elsewhere), 0);
+    assert!(home.join("result.json").exists());
+    carry::save(&[&ended], &elsewhere, &file).unwrap();
+    assert_eq!(load(&there), 1);
+    assert!(Diverged::read(&there.join(&hash)).is_none() && there.join(&hash).join("rows.jsonl").exists());
 }

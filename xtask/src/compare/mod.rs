@@ -142,7 +142,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     report::write(&comparison, &home)?;
     if let Some(file) = &args.save {
         let all: Vec<_> = ended.iter().chain(&tuning).collect();
-        println!("{} saved in {}", count(carry::save(&all, file)?, "run"), file.display());
+        println!("{} saved in {}", count(carry::save(&all, &runner.runs, file)?, "run"), file.display());
     }
     // Those that cannot be read too.
     let failed: usize = comparison.cells.iter().map(|cell| cell.failures.len()).sum();

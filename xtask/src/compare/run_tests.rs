@@ -1,11 +1,13 @@
 //! Runs, by a stand-in for `lora` that can be told to fail or to be killed.
 
 use super::gather::Ended;
+use super::jobs::Job;
 use super::jobs::tests::{grid, plan};
 use super::outcome::Failure;
 use super::progress::Progress;
 use super::run::{Federation, Settings};
 use super::runner::Runner;
+use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -51,21 +53,29 @@ fn settings() -> Settings {
     grid(&plan).grid(|_, _| 1e-3).remove(0).settings
 }
 
+fn run(runner: &Runner, settings: &Settings) -> anyhow::Result<Value> {
+    runner.run(settings, None, || true).map(Option::unwrap)
+}
+
+/// How often the stand-in was called.
+fn calls(dir: &Path) -> usize {
+    fs::read_to_string(dir.join("calls")).unwrap_or_default().lines().count()
+}
+
 #[test]
 fn a_run_is_found_again_only_when_it_is_whole() {
     let dir = tempfile::tempdir().unwrap();
     let (runner, settings) = (runner(dir.path()), settings());
-    let calls = || fs::read_to_string(dir.path().join("calls")).unwrap_or_default().lines().count();
     // Killed in each of its steps, it is not there; then it is, and all of it ran again.
     for step in ["train", "eval", "inspect", "merge"] {
         fs::write(dir.path().join(format!("kill-{step}")), "").unwrap();
-        let error = runner.run(&settings, None).unwrap_err().to_string();
+        let error = run(&runner, &settings).unwrap_err().to_string();
         assert!(error.contains(step) && error.contains("signal: 9"), "{error}");
         assert!(runner.found(&settings).is_none(), "killed in {step}");
     }
-    let before = calls();
-    let result = runner.run(&settings, None).unwrap();
-    assert_eq!(calls() - before, 5, "train, eval, general, inspect, merge");
+    let before = calls(dir.path());
+    let result = run(&runner, &settings).unwrap();
+    assert_eq!(calls(dir.path()) - before, 5, "train, eval, general, inspect, merge");
     assert_eq!(runner.found(&settings), Some(result.clone()));
     assert_eq!((&result["eval"]["loss"], &result["train"]["outcome"]["seconds"]), (&0.5.into(), &2.5.into()));
     let home = runner.dir(&settings);
@@ -93,11 +103,11 @@ fn a_run_is_found_again_only_when_it_is_whole() {
 fn what_is_finished_stays_until_what_takes_its_place_is() {
     let dir = tempfile::tempdir().unwrap();
     let (runner, settings) = (runner(dir.path()), settings());
-    let first = runner.run(&settings, None).unwrap();
+    let first = run(&runner, &settings).unwrap();
     let peer = Settings { peer: Some("peft".into()), ..settings.clone() };
     for step in ["train", "eval"] {
         fs::write(dir.path().join(format!("kill-{step}")), "").unwrap();
-        let error = runner.run(&peer, Some(&settings)).unwrap_err().to_string();
+        let error = runner.run(&peer, Some(&settings), || true).unwrap_err().to_string();
         assert!(error.contains(step), "{error}");
         assert_eq!(runner.found(&settings).as_ref(), Some(&first));
     }
@@ -123,11 +133,11 @@ fn a_run_begins_with_an_empty_folder() {
     let dir = tempfile::tempdir().unwrap();
     let (runner, settings) = (runner(dir.path()), settings());
     fs::write(dir.path().join("fail-train"), "").unwrap();
-    assert!(runner.run(&settings, None).is_err());
+    assert!(run(&runner, &settings).is_err());
     fs::remove_file(dir.path().join("fail-train")).unwrap();
     let left = ["adapter.state", "adapter.resume.safetensors"].map(|name| runner.dir(&settings).join(name));
     left.iter().for_each(|path| fs::write(path, "half way").unwrap());
-    runner.run(&settings, None).unwrap();
+    run(&runner, &settings).unwrap();
     assert!(!left.iter().any(|path| path.exists()));
 }
 
@@ -138,13 +148,12 @@ fn what_another_does_meanwhile_is_waited_for_and_found() {
     let (runner, settings) = (runner(dir.path()), settings());
     let lock = runner.lock(&settings).unwrap();
     std::thread::scope(|scope| {
-        let waits = scope.spawn(|| runner.run(&settings, None));
+        let waits = scope.spawn(|| run(&runner, &settings));
         let done = runner.anew(&settings, None).unwrap();
         drop(lock);
         assert_eq!(waits.join().unwrap().unwrap(), done);
     });
-    let calls = fs::read_to_string(dir.path().join("calls")).unwrap();
-    assert_eq!(calls.lines().count(), 5, "{calls}");
+    assert_eq!(calls(dir.path()), 5);
     // Where runs lie there are runs alone.
     assert_eq!(fs::read_dir(&runner.runs).unwrap().count(), 1);
 }
@@ -155,7 +164,7 @@ fn command_lines_name_what_cargo_builds() {
     let dir = tempfile::tempdir().unwrap();
     let (mut runner, settings) = (runner(dir.path()), settings());
     runner.plain = dir.path().join("as-cargo-calls-it");
-    let result = runner.run(&settings, None).unwrap();
+    let result = run(&runner, &settings).unwrap();
     let script = fs::read_to_string(runner.dir(&settings).join("run.sh")).unwrap();
     let lines = result["commands"].as_array().unwrap().iter().map(|line| line.as_str().unwrap());
     for line in script.lines().chain(lines) {
@@ -168,21 +177,47 @@ fn a_failure_says_why_and_is_tried_again() {
     let dir = tempfile::tempdir().unwrap();
     let (runner, settings) = (runner(dir.path()), settings());
     fs::write(dir.path().join("fail-eval"), "").unwrap();
-    let error = runner.run(&settings, None).unwrap_err().to_string();
-    assert!(error.contains("lora eval") && error.contains("told to fail"), "{error}");
+    let failure = run(&runner, &settings).unwrap_err().downcast::<Failure>().unwrap();
+    assert!(failure.why.contains("lora eval") && failure.why.contains("told to fail"), "{failure}");
+    assert!(!failure.diverged);
     assert!(fs::read_to_string(runner.dir(&settings).join("error.txt")).unwrap().contains("told to fail"));
-    // What diverges would do so again: told by the exit code, whatever the words.
-    let diverged = || runner.run(&settings, None).unwrap_err().downcast::<Failure>().unwrap().diverged;
-    assert!(!diverged());
+    fs::remove_file(dir.path().join("fail-eval")).unwrap();
+    run(&runner, &settings).unwrap();
+    assert!(!runner.dir(&settings).join("error.txt").exists());
+}
+
+/// It would do so again: told by the exit code, whatever the words.
+#[test]
+fn what_diverged_is_known_and_tried_again_by_another_build_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut runner, settings) = (runner(dir.path()), settings());
+    let jobs = [Job { settings: settings.clone(), ours: None }];
+    let work = |runner: &Runner, report: bool, time: Option<Duration>| {
+        let mut ended = Progress::new(runner, 1, report, 1, time).work(&jobs);
+        ended.pop().map(|e| e.outcome.map_err(|failure| (failure.diverged, failure.why)))
+    };
     fs::write(dir.path().join("diverge-train"), "").unwrap();
-    assert!(diverged());
     let main = fs::read_to_string(crate::sh::root().join("crates/lora-cli/src/main.rs")).unwrap();
     assert!(main.contains("Some(ErrorKind::NonFinite) => 6,"), "the stand-in's code is that of `lora`");
-    for told in ["fail-eval", "diverge-train"] {
-        fs::remove_file(dir.path().join(told)).unwrap();
+    let Some(Err((true, why))) = work(&runner, false, None) else { panic!("it diverged") };
+    assert!(why.contains("the loss is NaN"), "{why}");
+    fs::remove_file(dir.path().join("diverge-train")).unwrap();
+    let before = calls(dir.path());
+    let up = Some(Duration::ZERO);
+    for (report, time) in [(false, None), (false, up), (true, None)] {
+        assert_eq!(work(&runner, report, time), Some(Err((true, why.clone()))));
     }
-    runner.run(&settings, None).unwrap();
-    assert!(!runner.dir(&settings).join("error.txt").exists());
+    // Nor does a peer wait for a trace of it.
+    let peer = Settings { peer: Some("peft".into()), ..settings.clone() };
+    let error = runner.run(&peer, Some(&settings), || true).unwrap_err();
+    assert!(error.downcast::<Failure>().unwrap().diverged);
+    assert_eq!(calls(dir.path()), before);
+
+    runner.build = "another build".into();
+    assert_eq!(work(&runner, true, None), Some(Err((true, why))), "a report has what is there");
+    assert_eq!(work(&runner, false, up), None, "and this build has not tried it");
+    assert!(matches!(work(&runner, false, None), Some(Ok(_))));
+    assert!(!runner.dir(&settings).join("diverged.json").exists());
 }
 
 /// To a federation a client that fails is faulty data: why it failed stands before the error, on the client's machine.
@@ -196,7 +231,9 @@ fn a_federation_that_diverges_is_told_by_its_words() {
         let error = "error: round 1 has 0 good replies of 1\n  - client-1: work on its rows failed; why is told here alone";
         let told = dir.path().join(format!("lose-{verb}"));
         fs::write(&told, format!("client-1: {cause}\n{error}\n")).unwrap();
-        let failure = runner.run(settings, None).unwrap_err().downcast::<Failure>().unwrap();
+        // What is known of it would be told again.
+        let _ = fs::remove_file(runner.dir(settings).join("diverged.json"));
+        let failure = run(&runner, settings).unwrap_err().downcast::<Failure>().unwrap();
         fs::remove_file(told).unwrap();
         failure
     };
@@ -241,4 +278,28 @@ fn no_run_begins_that_would_end_too_late() {
     fs::remove_file(dir.path().join("slow-train")).unwrap();
     assert_eq!(work(0.0), first);
     assert_eq!(work(600.0).len(), jobs.len());
+}
+
+/// Another comparison's run tells nothing of how long ours take, and takes of our time all the same.
+#[test]
+fn waiting_for_another_comparison_is_no_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let runner = runner(dir.path());
+    let plan = plan("variants = ['lora']\nranks = [8]\nlearning_rates = [1e-3]\nseeds = [1, 2]");
+    let jobs = grid(&plan).grid(|_, _| 1e-3);
+    // The first is held by another, who does not finish it.
+    let work = |held: f64, seconds: f64| {
+        let lock = runner.lock(&jobs[0].settings).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                std::thread::sleep(Duration::from_secs_f64(held));
+                drop(lock);
+            });
+            let time = Some(Duration::from_secs_f64(seconds));
+            Progress::new(&runner, 1, false, jobs.len(), time).work(&jobs).len()
+        })
+    };
+    assert_eq!((work(0.6, 0.3), calls(dir.path())), (0, 0), "the time is up when its turn comes");
+    // As long as the wait, a second run would end too late.
+    assert!(work(2.0, 3.5) > 1);
 }

@@ -3,7 +3,7 @@
 
 use super::child;
 use super::gather::Ended;
-use super::outcome::{self, Failure, RESULT};
+use super::outcome::{self, Diverged, Failure, RESULT};
 use super::run::Settings;
 use crate::{bench, cache, sh};
 use anyhow::{Context, Result};
@@ -47,13 +47,31 @@ impl Runner {
         }
     }
 
-    /// What the run finds: done now, unless another comparison, which may share it, has done it meanwhile.
-    pub(crate) fn run(&self, settings: &Settings, ours: Option<&Settings>) -> Result<Value> {
-        let _lock = self.lock(settings)?;
-        match self.found(settings) {
-            Some(found) => Ok(found),
-            None => self.anew(settings, ours),
+    /// What is known of a run: what it found, or that it diverged. By another build it might not, which is tried unless all
+    /// that is asked for is a `report`.
+    pub(crate) fn known(&self, settings: &Settings, report: bool) -> Option<Result<Value, Failure>> {
+        if let Some(found) = self.found(settings) {
+            return Some(Ok(found));
         }
+        let diverged = Diverged::read(&self.dir(settings)).filter(|d| report || d.build == self.build)?;
+        Some(Err(Failure { why: diverged.why, diverged: true }))
+    }
+
+    /// What the run finds: done now, unless another comparison, which may share it, has done it meanwhile. None: it is not
+    /// there, and `begins`, asked when nobody else is to be waited for, says no.
+    pub(crate) fn run(
+        &self,
+        settings: &Settings,
+        ours: Option<&Settings>,
+        begins: impl FnOnce() -> bool,
+    ) -> Result<Option<Value>> {
+        let _lock = self.lock(settings)?;
+        if let Some(known) = self.known(settings, false) {
+            return Ok(Some(known?));
+        }
+        // Until the peer has read its trace.
+        let _ours = ours.map(|ours| self.lock(ours)).transpose()?;
+        if begins() { self.anew(settings, ours).map(Some) } else { Ok(None) }
     }
 
     /// The run is ours alone while the file lives.
@@ -61,15 +79,14 @@ impl Runner {
         cache::lock(&lock_file(&self.runs, &settings.hash())?)
     }
 
-    /// Does the run from its beginning; what it found. A run that fails is an error, and will be tried again. Call it
-    /// under the run's lock only.
+    /// Does the run from its beginning; what it found. A run that fails is an error, and will be tried again, unless it
+    /// diverged. Call it under the locks of the run and of `ours` only.
     pub(super) fn anew(&self, settings: &Settings, ours: Option<&Settings>) -> Result<Value> {
-        // Until the peer has read its trace.
-        let _ours = ours.map(|ours| self.lock(ours)).transpose()?;
-        if let Some(ours) = ours
-            && (!self.dir(ours).join("trace").exists() || self.found(ours).is_none())
-        {
-            self.anew(ours, None)?;
+        if let Some(ours) = ours {
+            let known = self.known(ours, false).transpose()?;
+            if known.is_none() || !self.dir(ours).join("trace").exists() {
+                self.anew(ours, None)?;
+            }
         }
         let home = self.dir(settings);
         if self.found(settings).is_none() {
@@ -125,6 +142,10 @@ impl Runner {
                 Ok(value) => result[*name] = value,
                 Err(e) => {
                     fs::write(dir.join("error.txt"), format!("{e:#}\n"))?;
+                    let Failure { why, diverged } = Failure::of(&e);
+                    if diverged {
+                        Diverged { why, build: self.build.clone() }.write(dir)?;
+                    }
                     return Err(e);
                 }
             }
