@@ -10,9 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 const MOST: usize = 6;
 
 /// For the report, in a line; `present`: the build at hand.
-pub(crate) fn line(ended: &[Ended], present: &str) -> String {
+pub(crate) fn line<'a>(ended: impl IntoIterator<Item = &'a Ended>, present: &str) -> String {
     let runs: Vec<&Value> =
-        ended.iter().filter_map(|e| e.outcome.as_ref().ok().map(|(found, _)| found)).collect();
+        ended.into_iter().filter_map(|e| e.outcome.as_ref().ok().map(|(found, _)| found)).collect();
     let mut machines = BTreeMap::<String, BTreeSet<String>>::new();
     for run in &runs {
         let machine = run["machine"].as_str().map_or_else(bench::cpu, str::to_owned);

@@ -137,7 +137,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(path) => format!("cargo xtask compare --plan {}", path.display()),
         None => "cargo xtask compare".to_owned(),
     };
-    let mut comparison = assemble::comparison(&plan, &text, command, &ours.build, &parts, &ended, tried)?;
+    let mut comparison =
+        assemble::comparison(&plan, &text, command, &ours.build, &parts, &ended, (tuning.as_slice(), tried))?;
     comparison.runs = [ended.len() + tuning.len(), runs];
     report::write(&comparison, &home)?;
     if let Some(file) = &args.save {
