@@ -23,6 +23,8 @@ mod run_tests;
 mod runner;
 pub(crate) mod split;
 mod stats;
+#[cfg(all(test, unix))]
+mod work_tests;
 
 use crate::{cache, peers, setup, sh};
 use anyhow::{Context, Result, bail};
@@ -112,7 +114,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.dry_run {
         return foresee::print(&grid, &lora, &home);
     }
-    let python = if plan.peers.is_empty() { None } else { Some(peers::python(&args.peers)?) };
+    let python = interpreter(&plan, args)?;
     let general = sh::root().join("xtask/data/general.jsonl");
     let threads = threads(args.jobs);
     let (plain, build) = (ours.plain.clone(), ours.build.clone());
@@ -154,6 +156,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         bail!("{failed} failed: the report lists {them}, and the same command tries {them} again");
     }
     Ok(())
+}
+
+/// The peers', where the plan has any and runs are to be done: it may have to be made first.
+fn interpreter(plan: &Plan, args: &Args) -> Result<Option<PathBuf>> {
+    if plan.peers.is_empty() || args.report { Ok(None) } else { peers::python(&args.peers).map(Some) }
 }
 
 /// Each run's share of the processors; none where one run has them all.

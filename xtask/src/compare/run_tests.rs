@@ -33,7 +33,7 @@ done
 echo '{"loss": 0.5, "labels": {"accuracy": 1.0}}'
 "#;
 
-fn runner(dir: &Path) -> Runner {
+pub(super) fn runner(dir: &Path) -> Runner {
     let lora = dir.join("lora");
     fs::write(&lora, STAND_IN).unwrap();
     fs::set_permissions(&lora, fs::Permissions::from_mode(0o755)).unwrap();
@@ -58,7 +58,7 @@ fn run(runner: &Runner, settings: &Settings) -> anyhow::Result<Value> {
 }
 
 /// How often the stand-in was called.
-fn calls(dir: &Path) -> usize {
+pub(super) fn calls(dir: &Path) -> usize {
     fs::read_to_string(dir.join("calls")).unwrap_or_default().lines().count()
 }
 
@@ -256,50 +256,4 @@ fn a_federation_that_diverges_is_told_by_its_words() {
     assert!(source("lora-cli/src/main.rs").contains("Some(ErrorKind::Data) => 3,"));
     assert!(source("lora-train/src/recorder.rs").contains("\"the loss is {loss}\""));
     assert!(source("lora-train/src/arena.rs").contains("\"these gradients are not finite\""));
-}
-
-#[test]
-fn no_run_begins_that_would_end_too_late() {
-    let dir = tempfile::tempdir().unwrap();
-    let runner = runner(dir.path());
-    let plan = plan("variants = ['lora']\nranks = [8]\nlearning_rates = [1e-3]\nseeds = [1, 2, 3]");
-    let jobs = grid(&plan).grid(|_, _| 1e-3);
-    let work = |seconds: f64| {
-        let time = Some(Duration::from_secs_f64(seconds));
-        let ended = Progress::new(&runner, 1, false, jobs.len(), time).work(&jobs);
-        ended.iter().map(|e| e.settings.hash()).collect::<Vec<_>>()
-    };
-    assert_eq!(work(0.0), Vec::<String>::new(), "the time is up");
-    // Nothing tells how long the first will take; it took longer than what is left for a second.
-    fs::write(dir.path().join("slow-train"), "").unwrap();
-    let first = work(1.5);
-    assert_eq!(first, [jobs[0].settings.hash()]);
-    // What is there takes no time, so the next one begins.
-    fs::remove_file(dir.path().join("slow-train")).unwrap();
-    assert_eq!(work(0.0), first);
-    assert_eq!(work(600.0).len(), jobs.len());
-}
-
-/// Another comparison's run tells nothing of how long ours take, and takes of our time all the same.
-#[test]
-fn waiting_for_another_comparison_is_no_run() {
-    let dir = tempfile::tempdir().unwrap();
-    let runner = runner(dir.path());
-    let plan = plan("variants = ['lora']\nranks = [8]\nlearning_rates = [1e-3]\nseeds = [1, 2]");
-    let jobs = grid(&plan).grid(|_, _| 1e-3);
-    // The first is held by another, who does not finish it.
-    let work = |held: f64, seconds: f64| {
-        let lock = runner.lock(&jobs[0].settings).unwrap();
-        std::thread::scope(|scope| {
-            scope.spawn(move || {
-                std::thread::sleep(Duration::from_secs_f64(held));
-                drop(lock);
-            });
-            let time = Some(Duration::from_secs_f64(seconds));
-            Progress::new(&runner, 1, false, jobs.len(), time).work(&jobs).len()
-        })
-    };
-    assert_eq!((work(0.6, 0.3), calls(dir.path())), (0, 0), "the time is up when its turn comes");
-    // As long as the wait, a second run would end too late.
-    assert!(work(2.0, 3.5) > 1);
 }
