@@ -76,8 +76,10 @@ fn anywhere(mut value: Value) -> Result<String> {
 /// Takes away the folders that lie above a tree or the cache; the tree may be another that runs were brought from.
 fn strip(value: &mut Value, caches: &str) {
     let below = |word: &str| {
-        let at = ["/target/", "/xtask/"].iter().filter_map(|part| word.find(part)).min();
-        at.map_or_else(|| word.to_owned(), |at| word[at + 1..].to_owned())
+        // A path may be the value of a name.
+        let (name, path) = word.split_at(word.find("=/").map_or(0, |at| at + 1));
+        let at = ["/target/", "/xtask/", "/.libtorch/"].iter().filter_map(|part| path.find(part)).min();
+        format!("{name}{}", &path[at.map_or(0, |at| at + 1)..])
     };
     match value {
         Value::String(text) => {

@@ -23,7 +23,7 @@ fn finished(runs: &Path) -> (Ended, PathBuf) {
     let dir = runs.join(settings.hash());
     fs::create_dir_all(&dir).unwrap();
     let found = json!({
-        "settings": settings, "commands": ["lora train --data /a/tree/target/x.jsonl --rank 4"],
+        "settings": settings, "commands": ["LD_LIBRARY_PATH=/a/tree/.libtorch/lib lora train --data /a/tree/target/x.jsonl --rank 4"],
         "machine": "elsewhere", "train": { "settings": { "data": ["/a/tree/target/x.jsonl"] } }, "eval": { "loss": 0.5, "labels": { "accuracy": 0.5 } },
     });
     fs::write(dir.join("result.json"), found.to_string()).unwrap();
@@ -56,7 +56,10 @@ fn what_was_saved_is_read_alike_elsewhere() {
     let found: Value = serde_json::from_str(&text("result.json")).unwrap();
     assert_eq!(found["machine"], "elsewhere");
     assert_eq!(found["train"]["settings"]["data"][0], "target/x.jsonl");
-    assert_eq!(found["commands"][0], "lora train --data target/x.jsonl --rank 4");
+    assert_eq!(
+        found["commands"][0],
+        "LD_LIBRARY_PATH=.libtorch/lib lora train --data target/x.jsonl --rank 4"
+    );
 
     let (before, _) = ended.outcome.as_ref().unwrap();
     let seed = ended.settings.seed;

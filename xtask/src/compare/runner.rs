@@ -167,8 +167,10 @@ impl Runner {
 
     /// The command line for people.
     fn typed(&self, command: &Command) -> String {
-        let program = Some(command.get_program()).filter(|program| *program != self.lora.as_os_str());
-        let mut typed = Command::new(program.unwrap_or(self.plain.as_os_str()));
+        let mut typed = match command.get_program() {
+            program if program == self.lora.as_os_str() => sh::ours(&self.plain),
+            program => Command::new(program),
+        };
         sh::show(typed.args(command.get_args()))
     }
 
