@@ -1,6 +1,7 @@
 //! A plan's runs, by the stand-in of `run_tests.rs`.
 
 use super::Args;
+use super::carry;
 use super::jobs::tests::{grid, plan};
 use super::progress::Progress;
 use super::run_tests::{calls, runner};
@@ -73,4 +74,19 @@ fn a_report_makes_no_environment_for_peers() {
     let error = of(&["--venv", "/nowhere/at/all"]).unwrap_err().to_string();
     assert!(error.contains("is no virtual environment"), "{error}");
     assert_eq!(of(&["--venv", "/nowhere/at/all", "--report"]).unwrap(), None);
+}
+
+#[test]
+fn what_is_there_is_saved_where_no_rates_come_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let runner = runner(dir.path());
+    let plan = plan("variants = ['lora']\nranks = [8]\nlearning_rates = [1e-3, 1e-4]\nseeds = [1]");
+    let file = dir.path().join("runs.zip");
+    let args = args(&["--save", file.to_str().unwrap()]);
+    fs::write(dir.path().join("fail-train"), "").unwrap();
+    let progress = Progress::new(&runner, 1, false, 99, None);
+    let error = super::work(&grid(&plan), &runner, &progress, &args).err().unwrap().to_string();
+    assert!(error.starts_with("4 runs that choose a rate failed"), "{error}");
+    let runs = dir.path().join("elsewhere/runs");
+    assert_eq!(carry::load(&file, &runs).unwrap(), 2, "both sets' floors");
 }
