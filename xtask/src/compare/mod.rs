@@ -23,6 +23,7 @@ mod run_tests;
 mod runner;
 pub(crate) mod split;
 mod stats;
+pub(crate) mod traffic;
 #[cfg(all(test, unix))]
 mod work_tests;
 

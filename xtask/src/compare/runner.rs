@@ -5,6 +5,7 @@ use super::child;
 use super::gather::Ended;
 use super::outcome::{self, Diverged, Failure, RESULT};
 use super::run::Settings;
+use super::traffic;
 use crate::{bench, cache, sh};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -137,7 +138,11 @@ impl Runner {
                     parts.into_iter().for_each(|(name, part)| result[name] = part);
                 }
                 Ok(Value::Null) if settings.federation.is_some() && *name == "train" => {
-                    result[*name] = federated(dir, begin.elapsed().as_secs_f64())?;
+                    // A simulation writes no `training.json`.
+                    let seconds = begin.elapsed().as_secs_f64();
+                    let (up, down) = traffic::read(&dir.join("adapter.rounds.jsonl"))?;
+                    result[*name] =
+                        json!({ "outcome": { "seconds": seconds }, "bytes_up": up, "bytes_down": down });
                 }
                 Ok(value) => result[*name] = value,
                 Err(e) => {
@@ -209,18 +214,4 @@ fn beside(runs: &Path, name: &str) -> Result<PathBuf> {
     let folder = runs.with_file_name(name);
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     Ok(folder)
-}
-
-/// What a simulation took and sent: it writes no `training.json`.
-fn federated(dir: &Path, seconds: f64) -> Result<Value> {
-    let text = fs::read_to_string(dir.join("adapter.rounds.jsonl")).context("adapter.rounds.jsonl")?;
-    let (mut up, mut down) = (0, 0);
-    for line in text.lines() {
-        let round: Value = serde_json::from_str(line).context("adapter.rounds.jsonl")?;
-        for client in round["clients"].as_array().into_iter().flatten() {
-            up += client["bytes_up"].as_u64().unwrap_or(0);
-            down += client["bytes_down"].as_u64().unwrap_or(0);
-        }
-    }
-    Ok(json!({ "outcome": { "seconds": seconds }, "bytes_up": up, "bytes_down": down }))
 }
