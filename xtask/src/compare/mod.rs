@@ -71,7 +71,8 @@ pub(crate) struct Args {
     /// machines
     #[arg(long, value_name = "FILE")]
     load: Vec<PathBuf>,
-    /// In the end put all finished runs of the plan into FILE, a zip, for `--load`; of the data it has the labels alone
+    /// In the end put all runs of the plan that finished or diverged into FILE, a zip, for `--load`; of the data it has the
+    /// labels alone
     #[arg(long, value_name = "FILE", conflicts_with = "dry_run")]
     save: Option<PathBuf>,
     #[command(flatten)]
