@@ -11,6 +11,8 @@ pub(crate) struct Tree {
     pub(crate) packages: Vec<Package>,
     /// Text by path, relative to the workspace.
     pub(crate) files: BTreeMap<String, String>,
+    /// Paths of all that git keeps.
+    pub(crate) tracked: Vec<String>,
 }
 
 pub(crate) struct Package {
@@ -37,6 +39,9 @@ pub(crate) fn faults(tree: &Tree) -> Vec<String> {
     manifests(tree, &mut faults);
     for (path, text) in &tree.files {
         source(path, text, &mut faults);
+    }
+    for path in tree.tracked.iter().filter(|path| path.ends_with(".snap.new")) {
+        faults.push(format!("{path}: a snapshot that nobody accepted: take it in, or away"));
     }
     faults
 }

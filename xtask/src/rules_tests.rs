@@ -30,7 +30,12 @@ fn tree() -> Tree {
     };
     let packages: Vec<_> = GRAPH.into_iter().map(package).collect();
     let readme = packages.iter().map(|p| format!("{}/  what it is\n", p.dir)).collect();
-    Tree { packages, files: BTreeMap::from([("README.md".to_owned(), readme)]) }
+    let files = BTreeMap::from([("README.md".to_owned(), readme)]);
+    Tree {
+        packages,
+        files,
+        tracked: vec!["README.md".into(), "crates/lora-cli/tests/snapshots/a.snap".into()],
+    }
 }
 
 /// The faults of that workspace with one change.
@@ -137,4 +142,12 @@ fn models_and_core_know_no_methods() {
     assert_eq!(found.len(), 2, "{found:?}");
     assert_eq!(with_file("crates/lora-core/src/testkit/laws.rs", core), [""; 0]);
     assert_eq!(with_file("crates/lora-dora/src/lib.rs", core), [""; 0]);
+}
+
+/// One was committed once.
+#[test]
+fn snapshots_that_nobody_accepted_are_found() {
+    let found = with(|tree| tree.tracked.push("crates/lora-cli/tests/snapshots/a.snap.new".into()));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].starts_with("crates/lora-cli/tests/snapshots/a.snap.new: a snapshot"), "{found:?}");
 }

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Also the CUDA libraries (2.5 GB); without this flag, where an NVIDIA GPU is found
+    /// Also the CUDA libraries (2 GB); without this flag, where an NVIDIA GPU is found
     #[arg(long)]
     cuda: bool,
     /// Also the compiler of CUDA kernels (90 MB), which needs no GPU; `cargo xtask test` fetches it too
@@ -135,6 +135,15 @@ fn compiler() -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_help_tells_how_much_comes() {
+        let command = <Args as clap::Args>::augment_args(clap::Command::new("setup"));
+        let cuda = command.get_arguments().find(|arg| arg.get_id() == "cuda").unwrap();
+        let help = cuda.get_help().unwrap().to_string();
+        let bytes: u64 = wheels::CUDA.iter().map(|wheel| wheel.size).sum();
+        assert!(help.contains(&format!("({:.0} GB)", bytes as f64 / 1e9)), "{help}: {bytes} bytes");
+    }
 
     #[test]
     fn other_platforms_are_told_what_is_supported() {

@@ -44,22 +44,33 @@ pub(crate) fn cargo() -> Command {
 
 /// The command line as one would type it.
 pub(crate) fn show(command: &Command) -> String {
+    let flags = ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS"];
+    shown(command, flags.iter().any(|name| std::env::var_os(name).is_some()))
+}
+
+/// `flags`: our flags were replaced, and with them the search path of what is built.
+fn shown(command: &Command, flags: bool) -> String {
     let program = Path::new(command.get_program());
+    let is_ours = command.get_envs().any(|(name, _)| name == SEARCH_PATH);
+    let search = (is_ours && (flags || !program.starts_with(root().join("target"))))
+        .then(|| format!("{SEARCH_PATH}={}", quote(&libtorch().to_string_lossy())));
     let program = match program.strip_prefix(root()) {
-        Ok(inside) => inside.display().to_string(),
+        Ok(inside) => inside.to_string_lossy(),
         Err(_) if program.file_stem().is_some_and(|s| s == "cargo") => "cargo".into(),
-        Err(_) => program.display().to_string(),
+        Err(_) => program.to_string_lossy(),
     };
-    let quote = |arg: String| {
-        let plain = |c: char| c.is_alphanumeric() || "-_=./:,+@%".contains(c);
-        if !arg.is_empty() && arg.chars().all(plain) {
-            arg
-        } else {
-            format!("'{}'", arg.replace('\'', r"'\''"))
-        }
-    };
-    let args = command.get_args().map(|a| quote(a.to_string_lossy().into_owned()));
-    std::iter::once(program).chain(args).collect::<Vec<_>>().join(" ")
+    let args = command.get_args().map(|arg| quote(&arg.to_string_lossy()));
+    search.into_iter().chain([quote(&program)]).chain(args).collect::<Vec<_>>().join(" ")
+}
+
+/// A word as a shell takes it.
+fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_=./:,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 /// Runs to the end; its output goes where ours goes.
@@ -124,14 +135,21 @@ fn program(built: Vec<Built>, name: &str) -> Result<PathBuf> {
     found.with_context(|| format!("cargo built no program called {name}"))
 }
 
+/// Where programs look for libraries first.
+const SEARCH_PATH: &str = "LD_LIBRARY_PATH";
+
+fn libtorch() -> PathBuf {
+    root().join(".libtorch/lib")
+}
+
 /// A program that we built. Its own search path may lead to no libtorch: a target folder may lie anywhere, and a
 /// RUSTFLAGS replaces our flags.
 pub(crate) fn ours(program: &Path) -> Command {
-    let before = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let before = std::env::var_os(SEARCH_PATH).unwrap_or_default();
     let before = std::env::split_paths(&before).filter(|path| !path.as_os_str().is_empty());
     let mut command = Command::new(program);
-    if let Ok(paths) = std::env::join_paths([root().join(".libtorch/lib")].into_iter().chain(before)) {
-        command.env("LD_LIBRARY_PATH", paths);
+    if let Ok(paths) = std::env::join_paths([libtorch()].into_iter().chain(before)) {
+        command.env(SEARCH_PATH, paths);
     }
     command
 }
@@ -190,7 +208,22 @@ mod tests {
         let paths = command.get_envs().find(|(name, _)| *name == "LD_LIBRARY_PATH").and_then(|(_, to)| to);
         let first = std::env::split_paths(paths.unwrap()).next();
         assert_eq!(first, Some(root().join(".libtorch/lib")));
-        assert_eq!(show(&command), "/else/where/release/lora");
+    }
+
+    /// What is shown for people runs as it is.
+    #[test]
+    fn what_is_shown_finds_libtorch_and_keeps_words_together() {
+        let search = format!("LD_LIBRARY_PATH={} ", quote(&libtorch().to_string_lossy()));
+        let elsewhere = ours(Path::new("/else/where/release/lora"));
+        assert_eq!(shown(&elsewhere, false), format!("{search}/else/where/release/lora"));
+        let here = ours(&root().join("target/release/lora"));
+        assert_eq!(shown(&here, false), "target/release/lora");
+        assert_eq!(shown(&here, true), format!("{search}target/release/lora"));
+        // Others' programs bring their own.
+        assert_eq!(shown(&Command::new("/a b/python"), true), "'/a b/python'");
+        let apart = ours(Path::new("/my target/lora"));
+        assert_eq!(shown(&apart, false), format!("{search}'/my target/lora'"));
+        assert_eq!(quote("it's"), r"'it'\''s'");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 pub(crate) fn run() -> Result<()> {
     let tree = gather(sh::root())?;
@@ -24,7 +25,7 @@ pub(crate) fn run() -> Result<()> {
 fn gather(root: &Path) -> Result<Tree> {
     let text = sh::capture(sh::cargo().args(["metadata", "--no-deps", "--format-version=1", "--offline"]))?;
     let metadata: Value = serde_json::from_str(&text).context("cargo metadata")?;
-    let mut tree = Tree { packages: Vec::new(), files: BTreeMap::new() };
+    let mut tree = Tree { packages: Vec::new(), files: BTreeMap::new(), tracked: tracked(root) };
     for package in array(&metadata["packages"]) {
         let manifest = Path::new(package["manifest_path"].as_str().unwrap_or_default());
         let dir = manifest.parent().and_then(|d| d.strip_prefix(root).ok());
@@ -40,6 +41,14 @@ fn gather(root: &Path) -> Result<Tree> {
         read_into(&mut tree.files, root, &root.join(place))?;
     }
     Ok(tree)
+}
+
+/// What git keeps; nothing where there is no git, as in an archive of the sources.
+fn tracked(root: &Path) -> Vec<String> {
+    let listed = Command::new("git").args(["ls-files", "-z"]).current_dir(root).output();
+    let listed = listed.ok().filter(|output| output.status.success()).map(|output| output.stdout);
+    let listed = String::from_utf8_lossy(&listed.unwrap_or_default()).into_owned();
+    listed.split_terminator('\0').map(str::to_owned).collect()
 }
 
 fn dependency(json: &Value) -> Dependency {

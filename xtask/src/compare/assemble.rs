@@ -17,7 +17,7 @@ struct Group {
     failures: Vec<String>,
 }
 
-/// `build`: the present one.
+/// `build`: the present one; `tuning`: the runs that chose the rates, and those that were tried.
 pub(crate) fn comparison(
     plan: &Plan,
     text: &str,
@@ -25,7 +25,7 @@ pub(crate) fn comparison(
     build: &str,
     parts: &[Parts],
     ended: &[Ended],
-    tuning: Vec<Tried>,
+    tuning: (&[Ended], Vec<Tried>),
 ) -> Result<Comparison> {
     let mut groups: Vec<Group> = Vec::new();
     for e in ended {
@@ -36,7 +36,7 @@ pub(crate) fn comparison(
             groups.len() - 1
         });
         let read = match &e.outcome {
-            Ok((found, dir)) => gather::read(&e.settings, found, dir).map_err(|e| format!("{e:#}")),
+            Ok((found, dir)) => gather::read(e.settings.seed, found, dir).map_err(|e| format!("{e:#}")),
             Err(failure) => Err(failure.why.clone()),
         };
         match read {
@@ -62,12 +62,12 @@ pub(crate) fn comparison(
         name: plan.name.clone(),
         command,
         date: bench::today()?,
-        machine: machines::line(ended, build),
+        machine: machines::line(ended.iter().chain(tuning.0), build),
         model: groups.first().map_or(String::new(), |g| {
             g.settings.model.path.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned())
         }),
         plan: text.to_owned(),
-        tuning,
+        tuning: tuning.1,
         ..Comparison::default()
     };
     for part in parts {
@@ -158,4 +158,22 @@ fn pairs(groups: &[&Group]) -> Vec<Pair> {
         });
     }
     pairs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::jobs::tests::{grid, plan};
+    use super::*;
+    use serde_json::json;
+
+    /// They are behind the figures as much as those that they chose for.
+    #[test]
+    fn the_runs_that_chose_the_rates_are_named_too() {
+        let plan = plan("variants = ['lora']\nranks = [8]\nlearning_rates = [1e-3, 1e-4]\nseeds = [1]");
+        let settings = grid(&plan).tuning().remove(0).settings;
+        let found = json!({ "machine": "B, 8 cores", "build": "b" });
+        let tuning = [Ended { settings, outcome: Ok((found, "a folder".into())) }];
+        let made = comparison(&plan, "", String::new(), "now", &[], &[], (&tuning[..], Vec::new())).unwrap();
+        assert_eq!(made.machine, "B, 8 cores; 1 of 1 run by other builds than the present one: b");
+    }
 }

@@ -1,9 +1,11 @@
 //! Finished runs in one file: half of a plan done on another machine, or the figures behind a document.
 //!
-//! A zip of `HASH/result.json`, `HASH/adapter.metrics.jsonl` and `HASH/rows.jsonl`, all that a report needs. No text of
-//! the data is in it: answers are left out, a row keeps its labels and whether it was right.
+//! A zip of `HASH/result.json`, `HASH/adapter.metrics.jsonl` and `HASH/rows.jsonl`, all that a report needs, or of
+//! `HASH/diverged.json` alone. No text of the data is in it: answers are left out, a row keeps its labels and whether it was
+//! right.
 
 use super::gather::Ended;
+use super::outcome::{self, DIVERGED, Diverged, RESULT};
 use super::runner;
 use crate::{bench, cache, unpack};
 use anyhow::{Context, Result, bail};
@@ -13,70 +15,79 @@ use std::io::Write;
 use std::path::Path;
 use zip::write::SimpleFileOptions;
 
-const RESULT: &str = "result.json";
+const METRICS: &str = "adapter.metrics.jsonl";
 const ROWS: &str = "rows.jsonl";
-const FILES: [&str; 3] = [RESULT, "adapter.metrics.jsonl", ROWS];
 
-/// Writes the runs that did not fail; how many.
-pub(crate) fn save(ended: &[&Ended], to: &Path) -> Result<usize> {
+/// Writes those of the runs that ended, and those that diverged; how many.
+pub(crate) fn save(ended: &[&Ended], runs: &Path, to: &Path) -> Result<usize> {
     let partial = to.with_extension("partial");
     let shown = to.display();
     let mut zip =
         zip::ZipWriter::new(File::create(&partial).with_context(|| format!("cannot write {shown}"))?);
-    let mut runs = 0;
-    for (found, dir) in ended.iter().filter_map(|e| e.outcome.as_ref().ok()) {
-        let hash = dir.file_name().context("a run's folder has a name")?.to_string_lossy();
-        for name in FILES {
-            let text = match name {
-                RESULT => result(found)?,
-                _ => fs::read_to_string(dir.join(name)).unwrap_or_default(),
-            };
-            let lines = |of: fn(&mut Value)| -> Result<String> {
-                let line = |line: &str| -> Result<String> {
-                    let mut value = serde_json::from_str(line).with_context(|| format!("{hash}/{name}"))?;
-                    of(&mut value);
-                    Ok(format!("{value}\n"))
-                };
-                text.lines().map(line).collect()
-            };
-            let text = match name {
-                ROWS => lines(row)?,
-                "adapter.metrics.jsonl" => lines(step)?,
-                _ => text,
-            };
+    let mut saved = 0;
+    for e in ended {
+        let hash = e.settings.hash();
+        let files = match &e.outcome {
+            Ok((found, dir)) => finished(found, dir).with_context(|| hash.clone())?,
+            Err(failure) if failure.diverged => diverged(&runs.join(&hash))?,
+            Err(_) => Vec::new(),
+        };
+        saved += usize::from(!files.is_empty());
+        for (name, text) in files {
             zip.start_file(format!("{hash}/{name}"), SimpleFileOptions::default())?;
             zip.write_all(text.as_bytes()).with_context(|| format!("cannot write {shown}"))?;
         }
-        runs += 1;
     }
     zip.finish().with_context(|| format!("cannot write {shown}"))?.sync_all()?;
     fs::rename(&partial, to).with_context(|| format!("cannot write {shown}"))?;
-    Ok(runs)
+    Ok(saved)
 }
 
-/// Without the folders of this machine, with its name.
-fn result(found: &Value) -> Result<String> {
+/// The files of a run that ended: names and texts.
+fn finished(found: &Value, dir: &Path) -> Result<Vec<(&'static str, String)>> {
     let mut found = found.clone();
     if found["machine"].is_null() {
         found["machine"] = json!(bench::cpu());
     }
-    anywhere(&mut found, &cache::dir()?.display().to_string());
-    Ok(serde_json::to_string(&found)?)
+    let lines = |name: &'static str, of: fn(&mut Value)| -> Result<(&'static str, String)> {
+        let text = fs::read_to_string(dir.join(name)).unwrap_or_default();
+        let line = |line: &str| -> Result<String> {
+            let mut value = serde_json::from_str(line).context(name)?;
+            of(&mut value);
+            Ok(format!("{value}\n"))
+        };
+        Ok((name, text.lines().map(line).collect::<Result<String>>()?))
+    };
+    Ok(vec![(RESULT, anywhere(found)?), lines(METRICS, step)?, lines(ROWS, row)?])
 }
 
-/// Without the folders that lie above a tree or the cache; the tree may be another that runs were brought from.
-fn anywhere(value: &mut Value, caches: &str) {
+/// The file of a run that diverged.
+fn diverged(dir: &Path) -> Result<Vec<(&'static str, String)>> {
+    let found = Diverged::read(dir).map(serde_json::to_value).transpose()?;
+    found.into_iter().map(|found| Ok((DIVERGED, anywhere(found)?))).collect()
+}
+
+/// As a text without the folders of this machine.
+fn anywhere(mut value: Value) -> Result<String> {
+    strip(&mut value, &cache::dir()?.display().to_string());
+    Ok(serde_json::to_string(&value)?)
+}
+
+/// Takes away the folders that lie above a tree or the cache; the tree may be another that runs were brought from.
+fn strip(value: &mut Value, caches: &str) {
     let below = |word: &str| {
-        let at = ["/target/", "/xtask/"].iter().filter_map(|part| word.find(part)).min();
-        at.map_or_else(|| word.to_owned(), |at| word[at + 1..].to_owned())
+        // A path may be the value of a name.
+        let (name, path) = word.split_at(word.find("=/").map_or(0, |at| at + 1));
+        let at = ["/target/", "/xtask/", "/.libtorch/"].iter().filter_map(|part| path.find(part)).min();
+        format!("{name}{}", &path[at.map_or(0, |at| at + 1)..])
     };
     match value {
         Value::String(text) => {
             let words: Vec<_> = text.replace(caches, "CACHE").split(' ').map(below).collect();
             *text = words.join(" ");
         }
-        Value::Array(all) => all.iter_mut().for_each(|value| anywhere(value, caches)),
-        Value::Object(all) => all.values_mut().for_each(|value| anywhere(value, caches)),
+        Value::Array(all) => all.iter_mut().for_each(|value| strip(value, caches)),
+        Value::Object(all) => all.values_mut().for_each(|value| strip(value, caches)),
         _ => {}
     }
 }
@@ -114,7 +125,7 @@ fn stage(from: &Path, staging: &Path) -> Result<()> {
     let known = |name: &str| {
         let (hash, file) = name.split_once('/')?;
         let hash_like = hash.len() == 16 && hash.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        (hash_like && FILES.contains(&file)).then(|| name.to_owned())
+        (hash_like && [RESULT, METRICS, ROWS, DIVERGED].contains(&file)).then(|| name.to_owned())
     };
     if unpack::unpack(from, staging, &known)? == 0 {
         bail!("{} holds no runs: it should be a file that `compare --save` wrote", from.display());
@@ -125,8 +136,7 @@ fn stage(from: &Path, staging: &Path) -> Result<()> {
 fn place(from: &Path, staging: &Path, runs: &Path) -> Result<usize> {
     let staged = fs::read_dir(staging)?.collect::<std::io::Result<Vec<_>>>()?;
     for dir in &staged {
-        let text = fs::read_to_string(dir.path().join(RESULT)).unwrap_or_default();
-        if !serde_json::from_str(&text).is_ok_and(|v: Value| v.is_object()) {
+        if !is_readable(&dir.path()) {
             bail!("{}: {} has no result that can be read", from.display(), dir.file_name().display());
         }
     }
@@ -136,7 +146,7 @@ fn place(from: &Path, staging: &Path, runs: &Path) -> Result<usize> {
         // Who holds it is about to finish it.
         let lock = runner::lock_file(runs, &dir.file_name().to_string_lossy())?;
         let Some(_lock) = cache::try_lock(&lock)? else { continue };
-        if is_whole(&home) || !is_whole(&dir.path()) {
+        if known(&home) >= known(&dir.path()) {
             continue;
         }
         cache::remove(&home)?;
@@ -146,7 +156,18 @@ fn place(from: &Path, staging: &Path, runs: &Path) -> Result<usize> {
     Ok(put)
 }
 
-/// Has what a report cannot do without.
-fn is_whole(dir: &Path) -> bool {
-    [RESULT, ROWS].iter().all(|file| fs::metadata(dir.join(file)).is_ok_and(|meta| meta.len() > 0))
+/// Says that it ended, or that it diverged, and not both.
+fn is_readable(dir: &Path) -> bool {
+    match fs::read_to_string(dir.join(RESULT)) {
+        Ok(text) => {
+            let result = serde_json::from_str(&text).is_ok_and(|v: Value| v.is_object());
+            result && !dir.join(DIVERGED).exists()
+        }
+        Err(_) => Diverged::read(dir).is_some(),
+    }
+}
+
+/// How much is known of a run: nothing, that it diverged, or what it found.
+fn known(dir: &Path) -> u8 {
+    if outcome::found(dir).is_some() { 2 } else { u8::from(Diverged::read(dir).is_some()) }
 }

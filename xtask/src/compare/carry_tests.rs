@@ -3,8 +3,9 @@
 use super::carry;
 use super::gather::{self, Ended};
 use super::jobs::tests::{grid, plan};
+use super::outcome::{Diverged, Failure};
 use super::run::Settings;
-use super::runner::{self, Failure};
+use super::runner;
 use crate::cache;
 use serde_json::{Value, json};
 use std::fs::{self, File};
@@ -22,7 +23,7 @@ fn finished(runs: &Path) -> (Ended, PathBuf) {
     let dir = runs.join(settings.hash());
     fs::create_dir_all(&dir).unwrap();
     let found = json!({
-        "settings": settings, "commands": ["lora train --data /a/tree/target/x.jsonl --rank 4"],
+        "settings": settings, "commands": ["LD_LIBRARY_PATH=/a/tree/.libtorch/lib lora train --data /a/tree/target/x.jsonl --rank 4"],
         "machine": "elsewhere", "train": { "settings": { "data": ["/a/tree/target/x.jsonl"] } }, "eval": { "loss": 0.5, "labels": { "accuracy": 0.5 } },
     });
     fs::write(dir.join("result.json"), found.to_string()).unwrap();
@@ -38,11 +39,12 @@ fn finished(runs: &Path) -> (Ended, PathBuf) {
 #[test]
 fn what_was_saved_is_read_alike_elsewhere() {
     let here = tempfile::tempdir().unwrap();
-    let (ended, dir) = finished(&here.path().join("runs"));
+    let runs = here.path().join("runs");
+    let (ended, dir) = finished(&runs);
     let failed =
         Ended { settings: settings(), outcome: Err(Failure { why: "killed".into(), diverged: false }) };
     let file = here.path().join("runs.zip");
-    assert_eq!(carry::save(&[&ended, &failed], &file).unwrap(), 1);
+    assert_eq!(carry::save(&[&ended, &failed], &runs, &file).unwrap(), 1);
     assert!(!here.path().join("runs.partial").exists());
 
     let there = here.path().join("elsewhere/runs");
@@ -54,10 +56,14 @@ fn what_was_saved_is_read_alike_elsewhere() {
     let found: Value = serde_json::from_str(&text("result.json")).unwrap();
     assert_eq!(found["machine"], "elsewhere");
     assert_eq!(found["train"]["settings"]["data"][0], "target/x.jsonl");
-    assert_eq!(found["commands"][0], "lora train --data target/x.jsonl --rank 4");
+    assert_eq!(
+        found["commands"][0],
+        "LD_LIBRARY_PATH=.libtorch/lib lora train --data target/x.jsonl --rank 4"
+    );
 
     let (before, _) = ended.outcome.as_ref().unwrap();
-    let (a, b) = (gather::read(&ended.settings, before, &dir), gather::read(&ended.settings, &found, &home));
+    let seed = ended.settings.seed;
+    let (a, b) = (gather::read(seed, before, &dir), gather::read(seed, &found, &home));
     let (a, b) = (a.unwrap(), b.unwrap());
     assert_eq!((a.measures, a.right, a.labels), (b.measures, b.right, b.labels));
     assert_eq!((b.steps[0].loss, b.steps[0].gradient, b.steps.len()), (1.25, 0.123_456_789, 1));
@@ -71,7 +77,7 @@ fn a_run_that_is_being_done_is_left_alone_and_one_without_rows_is_not_taken() {
     let dir = tempfile::tempdir().unwrap();
     let (ended, from) = finished(&dir.path().join("elsewhere"));
     let (file, runs) = (dir.path().join("runs.zip"), dir.path().join("runs"));
-    carry::save(&[&ended], &file).unwrap();
+    carry::save(&[&ended], &runs, &file).unwrap();
     let (hash, home) = (ended.settings.hash(), runs.join(ended.settings.hash()));
     fs::create_dir_all(&home).unwrap();
     fs::write(home.join("log.txt"), "half way").unwrap();
@@ -86,7 +92,7 @@ fn a_run_that_is_being_done_is_left_alone_and_one_without_rows_is_not_taken() {
     fs::remove_file(home.join("rows.jsonl")).unwrap();
     assert_eq!(carry::load(&file, &runs).unwrap(), 1);
     fs::remove_file(from.join("rows.jsonl")).unwrap();
-    carry::save(&[&ended], &file).unwrap();
+    carry::save(&[&ended], &runs, &file).unwrap();
     fs::remove_file(home.join("rows.jsonl")).unwrap();
     assert_eq!(carry::load(&file, &runs).unwrap(), 0);
 }
@@ -115,4 +121,39 @@ fn a_file_of_another_kind_is_refused_and_leaves_nothing() {
     refused("holds no runs");
     zip(&[("0123456789abcdef/result.json", "{}"), ("fedcba9876543210/result.json", "half a")]);
     refused("fedcba9876543210 has no result");
+    let diverged = "{\"why\": \"the loss is NaN\", \"build\": \"b\"}";
+    zip(&[("0123456789abcdef/diverged.json", "{\"why\": \"the loss is NaN\"}")]);
+    refused("0123456789abcdef has no result");
+    zip(&[("0123456789abcdef/diverged.json", diverged), ("0123456789abcdef/result.json", "{}")]);
+    refused("0123456789abcdef has no result");
+}
+
+/// Else the other machine would train it again, and a report there not know that it was tried.
+#[test]
+fn what_diverged_is_carried_and_gives_way_to_what_is_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    let [here, there, elsewhere] =
+        ["here", "there", "elsewhere"].map(|name| dir.path().join(name).join("runs"));
+    let (file, hash) = (dir.path().join("runs.zip"), settings().hash());
+    fs::create_dir_all(here.join(&hash)).unwrap();
+    let why = "`lora train --data /a/tree/target/x.jsonl`: error: the loss is NaN";
+    let diverged = Diverged { why: why.into(), build: "b".into() };
+    diverged.write(&here.join(&hash)).unwrap();
+    let ended = Ended { settings: settings(), outcome: Err(Failure { why: why.into(), diverged: true }) };
+    assert_eq!(carry::save(&[&ended], &here, &file).unwrap(), 1);
+    let load = |runs: &Path| carry::load(&file, runs).unwrap();
+    assert_eq!((load(&there), load(&there)), (1, 0), "what is there stays");
+    let read = Diverged::read(&there.join(&hash)).unwrap();
+    assert_eq!(read.build, "b");
+    assert!(
+        read.why.ends_with("target/x.jsonl`: error: the loss is NaN") && !read.why.contains("/a/"),
+        "{read:?}"
+    );
+
+    let (ended, home) = finished(&elsewhere);
+    assert_eq!(load(&elsewhere), 0);
+    assert!(home.join("result.json").exists());
+    carry::save(&[&ended], &elsewhere, &file).unwrap();
+    assert_eq!(load(&there), 1);
+    assert!(Diverged::read(&there.join(&hash)).is_none() && there.join(&hash).join("rows.jsonl").exists());
 }

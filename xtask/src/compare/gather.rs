@@ -1,8 +1,8 @@
 //! From what the runs found to the cells of a comparison.
 
+use super::outcome::Failure;
 use super::results::{Cell, Measure, Values};
 use super::run::Settings;
-use super::runner::Failure;
 use super::stats::{self, Difference};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -41,7 +41,8 @@ pub(crate) struct Step {
 /// Steps over which a curve is smoothed.
 const WINDOW: usize = 5;
 
-pub(crate) fn read(settings: &Settings, found: &Value, dir: &Path) -> Result<Read> {
+/// The run in `dir`, which had this seed.
+pub(crate) fn read(seed: Option<u64>, found: &Value, dir: &Path) -> Result<Read> {
     let mut steps = Vec::new();
     let mut layers = Vec::new();
     let text = fs::read_to_string(dir.join("adapter.metrics.jsonl")).unwrap_or_default();
@@ -104,7 +105,7 @@ pub(crate) fn read(settings: &Settings, found: &Value, dir: &Path) -> Result<Rea
     put(Measure::GradientNorm, over(|s| s.gradient));
     let commands = found["commands"].as_array().into_iter().flatten();
     Ok(Read {
-        seed: settings.seed,
+        seed,
         measures,
         right,
         steps,

@@ -10,9 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 const MOST: usize = 6;
 
 /// For the report, in a line; `present`: the build at hand.
-pub(crate) fn line(ended: &[Ended], present: &str) -> String {
+pub(crate) fn line<'a>(ended: impl IntoIterator<Item = &'a Ended>, present: &str) -> String {
     let runs: Vec<&Value> =
-        ended.iter().filter_map(|e| e.outcome.as_ref().ok().map(|(found, _)| found)).collect();
+        ended.into_iter().filter_map(|e| e.outcome.as_ref().ok().map(|(found, _)| found)).collect();
     let mut machines = BTreeMap::<String, BTreeSet<String>>::new();
     for run in &runs {
         let machine = run["machine"].as_str().map_or_else(bench::cpu, str::to_owned);
@@ -53,7 +53,7 @@ fn device(run: &Value) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::super::jobs::tests::{grid, plan};
-    use super::super::runner::Failure;
+    use super::super::outcome::Failure;
     use super::super::{carry, gather};
     use super::*;
     use serde_json::json;
@@ -100,7 +100,7 @@ mod tests {
             for home in fs::read_dir(&runs).unwrap().map(|entry| entry.unwrap().path()) {
                 let text = fs::read_to_string(home.join("result.json")).unwrap();
                 found.push(serde_json::from_str(&text).unwrap());
-                gather::read(&settings, &found[found.len() - 1], &home).unwrap();
+                gather::read(settings.seed, &found[found.len() - 1], &home).unwrap();
             }
             assert_eq!((put, put > 0), (found.len(), true), "{file}");
             let line = line(&ended(found), "now");

@@ -4,11 +4,13 @@ mod assemble;
 mod carry;
 #[cfg(test)]
 mod carry_tests;
+mod child;
 mod foresee;
 mod gather;
 mod jobs;
 mod judge;
 mod machines;
+mod outcome;
 pub(crate) mod plan;
 mod program;
 mod progress;
@@ -21,14 +23,19 @@ mod run_tests;
 mod runner;
 pub(crate) mod split;
 mod stats;
+pub(crate) mod traffic;
+#[cfg(all(test, unix))]
+mod work_tests;
 
 use crate::{cache, peers, setup, sh};
 use anyhow::{Context, Result, bail};
+use gather::Ended;
 use jobs::{Files, Grid};
 use plan::Plan;
 use program::Program;
 use progress::Progress;
 use report::text::count;
+use results::Tried;
 use run::Fingerprint;
 use runner::Runner;
 use std::fs;
@@ -64,7 +71,8 @@ pub(crate) struct Args {
     /// machines
     #[arg(long, value_name = "FILE")]
     load: Vec<PathBuf>,
-    /// In the end put all finished runs of the plan into FILE, a zip, for `--load`; of the data it has the labels alone
+    /// In the end put all runs of the plan that finished or diverged into FILE, a zip, for `--load`; of the data it has the
+    /// labels alone
     #[arg(long, value_name = "FILE", conflicts_with = "dry_run")]
     save: Option<PathBuf>,
     #[command(flatten)]
@@ -110,52 +118,77 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.dry_run {
         return foresee::print(&grid, &lora, &home);
     }
-    let python = if plan.peers.is_empty() { None } else { Some(peers::python(&args.peers)?) };
+    let python = interpreter(&plan, args)?;
     let general = sh::root().join("xtask/data/general.jsonl");
     let threads = threads(args.jobs);
     let (plain, build) = (ours.plain.clone(), ours.build.clone());
     let runner = Runner { lora, plain, build, threads, runs, general, python };
 
-    let (floors, tuning) = (grid.floors(), grid.tuning());
-    let runs = floors.len() + tuning.len() + grid.grid(|_, _| 1.0).len();
+    let runs = grid.floors().len() + grid.tuning().len() + grid.grid(|_, _| 1.0).len();
     let minutes = args.minutes.or(args.plan.is_none().then_some(BUILT_IN_MINUTES));
     // What was built or fetched on the way counts too.
     let time = minutes.map(|m| Duration::from_secs(60 * u64::from(m)).saturating_sub(begin.elapsed()));
     let progress = Progress::new(&runner, args.jobs, args.report, runs, time);
-    let mut ended = progress.work(&floors);
-    let rates_to_try = tuning.len();
-    let tuning = progress.work(&tuning);
-    let (rates, tried) = rates::choose(&plan, &tuning, rates_to_try, args.report)?;
-    let rate = |set: &str, variant: &str| {
-        rates.get(&(set.to_owned(), variant.to_owned())).copied().unwrap_or(plan.learning_rates[0])
-    };
-    ended.extend(progress.work(&grid.grid(rate)));
-    // A run of ours is done again where a peer wants its trace.
-    for e in &mut ended {
-        if let (Ok((found, _)), Some(now)) = (&mut e.outcome, runner.found(&e.settings)) {
-            *found = now;
-        }
-    }
+    let Done { ended, tuning, tried } = work(&grid, &runner, &progress, args)?;
     let command = match &args.plan {
         Some(path) => format!("cargo xtask compare --plan {}", path.display()),
         None => "cargo xtask compare".to_owned(),
     };
-    let mut comparison = assemble::comparison(&plan, &text, command, &ours.build, &parts, &ended, tried)?;
+    let mut comparison =
+        assemble::comparison(&plan, &text, command, &ours.build, &parts, &ended, (tuning.as_slice(), tried))?;
     comparison.runs = [ended.len() + tuning.len(), runs];
     report::write(&comparison, &home)?;
-    if let Some(file) = &args.save {
-        let all: Vec<_> = ended.iter().chain(&tuning).collect();
-        println!("{} saved in {}", count(carry::save(&all, file)?, "run"), file.display());
-    }
+    save(args, &runner, ended.iter().chain(&tuning))?;
     // Those that cannot be read too.
     let failed: usize = comparison.cells.iter().map(|cell| cell.failures.len()).sum();
     println!("{}", report::summary(&comparison));
     println!("report    {}", home.join("report.html").display());
     if failed > 0 && !args.report {
         let (them, failed) = (if failed == 1 { "it" } else { "them" }, count(failed, "run"));
-        bail!("{failed} failed: the report lists {them}, and the same command tries {them} again");
+        let diverged = ended.iter().any(|e| e.outcome.as_ref().is_err_and(|failure| failure.diverged));
+        let but = if diverged { ", but for what diverged" } else { "" };
+        bail!("{failed} failed: the report lists {them}, and the same command tries {them} again{but}");
     }
     Ok(())
+}
+
+/// What came of the floors and the grid, of the runs that chose the rates, and of the rates.
+struct Done {
+    ended: Vec<Ended>,
+    tuning: Vec<Ended>,
+    tried: Vec<Tried>,
+}
+
+/// All runs of the plan. If no rates come of those that choose them, what is there is saved all the same.
+fn work(grid: &Grid<'_>, runner: &Runner, progress: &Progress<'_>, args: &Args) -> Result<Done> {
+    let mut ended = progress.work(&grid.floors());
+    let jobs = grid.tuning();
+    let tuning = progress.work(&jobs);
+    let chosen = rates::choose(grid.plan, &tuning, jobs.len(), args.report);
+    if chosen.is_err() {
+        save(args, runner, ended.iter().chain(&tuning))?;
+    }
+    let (rates, tried) = chosen?;
+    let rate = |set: &str, variant: &str| {
+        rates.get(&(set.to_owned(), variant.to_owned())).copied().unwrap_or(grid.plan.learning_rates[0])
+    };
+    ended.extend(progress.work(&grid.grid(rate)));
+    runner.look_again(&mut ended);
+    Ok(Done { ended, tuning, tried })
+}
+
+/// If it is asked for.
+fn save<'a>(args: &Args, runner: &Runner, ended: impl Iterator<Item = &'a Ended>) -> Result<()> {
+    if let Some(file) = &args.save {
+        let saved = carry::save(&ended.collect::<Vec<_>>(), &runner.runs, file)?;
+        println!("{} saved in {}", count(saved, "run"), file.display());
+    }
+    Ok(())
+}
+
+/// The peers', where the plan has any and runs are to be done: it may have to be made first.
+fn interpreter(plan: &Plan, args: &Args) -> Result<Option<PathBuf>> {
+    if plan.peers.is_empty() || args.report { Ok(None) } else { peers::python(&args.peers).map(Some) }
 }
 
 /// Each run's share of the processors; none where one run has them all.

@@ -2,9 +2,11 @@
 
 use super::gather::Ended;
 use super::jobs::Job;
-use super::runner::{Failure, Runner};
-use anyhow::Result;
+use super::outcome::Failure;
+use super::run::Settings;
+use super::runner::Runner;
 use serde_json::Value;
+use std::cell::Cell;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -75,36 +77,41 @@ impl<'a> Progress<'a> {
         ended.into_iter().map(|(_, one)| one).collect()
     }
 
+    /// None: it is not there, and will not begin.
     fn one(&self, job: &Job) -> Option<Ended> {
-        let found = self.runner.found(&job.settings);
-        if found.is_none() && (self.only_found || self.too_late()) {
-            return None;
-        }
-        locked(&self.left).runs -= 1;
-        let outcome = match found {
-            Some(found) => Ok(found),
-            None => self.run(job).map_err(|e| Failure::of(&e)),
+        let Job { settings, ours } = job;
+        // Not while another comparison is waited for, which tells nothing of how long a run takes.
+        let begun = Cell::new(None::<Instant>);
+        let begins = || {
+            begun.set(Some(Instant::now()));
+            !self.too_late()
         };
-        let dir = self.runner.dir(&job.settings);
-        Some(Ended { settings: job.settings.clone(), outcome: outcome.map(|found| (found, dir)) })
+        let outcome = match self.runner.known(settings, self.only_found) {
+            Some(known) => known,
+            None if self.only_found || self.too_late() => return None,
+            None => {
+                self.runner.run(settings, ours.as_ref(), begins).map_err(|e| Failure::of(&e)).transpose()?
+            }
+        };
+        self.tell(settings, &outcome, begun.get().map(|begun| begun.elapsed()));
+        let dir = self.runner.dir(settings);
+        Some(Ended { settings: settings.clone(), outcome: outcome.map(|found| (found, dir)) })
     }
 
-    fn run(&self, job: &Job) -> Result<Value> {
-        let begin = Instant::now();
-        let outcome = self.runner.run(&job.settings, job.ours.as_ref());
-        let took = begin.elapsed();
-        let seconds = took.as_secs_f64();
-        let said = match &outcome {
-            Ok(found) => score(found),
-            Err(e) => format!("FAILED: {e:#}"),
-        };
+    /// Counts a run that ended, and says what came of it if it was done now.
+    fn tell(&self, settings: &Settings, outcome: &Result<Value, Failure>, took: Option<Duration>) {
         let mut left = locked(&self.left);
+        left.runs -= 1;
+        let Some(took) = took else { return };
+        let seconds = took.as_secs_f64();
+        let said = match outcome {
+            Ok(found) => score(found),
+            Err(failure) => format!("FAILED: {failure}"),
+        };
         left.spent = (left.spent.0 + seconds, left.spent.1 + 1);
         left.longest = left.longest.max(took);
         let minutes = left.runs as f64 * left.spent.0 / f64::from(left.spent.1) / f64::from(self.jobs) / 60.0;
-        let title = job.settings.title();
-        eprintln!("{title:60} {said}  ({seconds:.0} s; {} left, {minutes:.0} min)", left.runs);
-        outcome
+        eprintln!("{:60} {said}  ({seconds:.0} s; {} left, {minutes:.0} min)", settings.title(), left.runs);
     }
 }
 

@@ -3,7 +3,6 @@
 use super::gather::{self, Ended};
 use super::plan::{Data, Plan};
 use super::results::Tried;
-use super::runner::Failure;
 use anyhow::{Result, bail};
 use serde_json::Value;
 use std::cmp::Ordering;
@@ -17,7 +16,7 @@ type Rates = BTreeMap<(String, String), f64>;
 pub(crate) fn choose(plan: &Plan, tuning: &[Ended], all: usize, report: bool) -> Result<(Rates, Vec<Tried>)> {
     // A rate at which it diverged was tried.
     let untried = tuning.iter().filter_map(|e| Some((e, e.outcome.as_ref().err()?)));
-    let untried = untried.filter(|(e, failure)| !diverged(e, failure));
+    let untried = untried.filter(|(_, failure)| !failure.diverged);
     let untried: Vec<_> = untried.map(|(e, failure)| format!("{}: {failure}", e.settings.title())).collect();
     let who = match untried.len() {
         0 => None,
@@ -35,11 +34,6 @@ pub(crate) fn choose(plan: &Plan, tuning: &[Ended], all: usize, report: bool) ->
         );
     }
     Ok(rates(plan, tuning))
-}
-
-/// A federation tells of its clients' faults in words, and calls them faulty data.
-fn diverged(ended: &Ended, failure: &Failure) -> bool {
-    failure.diverged || ended.settings.federation.is_some() && failure.why.contains("not finite")
 }
 
 /// The learning rate of each set and variant, and all that were tried.
@@ -74,6 +68,7 @@ fn rates(plan: &Plan, ended: &[Ended]) -> (BTreeMap<(String, String), f64>, Vec<
 #[cfg(test)]
 mod tests {
     use super::super::jobs::tests::{grid, plan};
+    use super::super::outcome::Failure;
     use super::*;
     use serde_json::json;
 

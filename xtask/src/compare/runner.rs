@@ -1,41 +1,18 @@
 //! Runs carried out. A run lies in a folder named after the hash of its settings, so that it is found again, and anyone
 //! can repeat it by hand.
 
-use super::gather;
+use super::child;
+use super::gather::Ended;
+use super::outcome::{self, Diverged, Failure, RESULT};
 use super::run::Settings;
+use super::traffic;
 use crate::{bench, cache, sh};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
-
-/// What `lora` exits with where a number left the finite range.
-const NON_FINITE: i32 = 6;
-
-/// What went wrong with a run.
-#[derive(Debug)]
-pub(crate) struct Failure {
-    pub(crate) why: String,
-    /// It was tried, and would end so again.
-    pub(crate) diverged: bool,
-}
-
-impl Failure {
-    pub(crate) fn of(error: &anyhow::Error) -> Self {
-        let diverged = error.downcast_ref::<Self>().is_some_and(|failure| failure.diverged);
-        Self { why: format!("{error:#}"), diverged }
-    }
-}
-
-impl std::fmt::Display for Failure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.why)
-    }
-}
-
-impl std::error::Error for Failure {}
 
 /// Where runs lie, and what they need.
 pub(crate) struct Runner {
@@ -59,19 +36,43 @@ impl Runner {
 
     /// What a finished run found; none if it is still to be done, or lacks what a report reads.
     pub(crate) fn found(&self, settings: &Settings) -> Option<Value> {
-        let dir = self.dir(settings);
-        let text = fs::read_to_string(dir.join("result.json")).ok()?;
-        let found: Value = serde_json::from_str(&text).ok()?;
-        gather::read(settings, &found, &dir).is_ok().then_some(found)
+        outcome::found(&self.dir(settings))
     }
 
-    /// What the run finds: done now, unless another comparison, which may share it, has done it meanwhile.
-    pub(crate) fn run(&self, settings: &Settings, ours: Option<&Settings>) -> Result<Value> {
-        let _lock = self.lock(settings)?;
-        match self.found(settings) {
-            Some(found) => Ok(found),
-            None => self.anew(settings, ours),
+    /// Looks again at what was there: a run of ours is done again where a peer wants its trace, by whoever compares.
+    pub(crate) fn look_again(&self, ended: &mut [Ended]) {
+        for e in ended.iter_mut().filter(|e| e.outcome.is_ok()) {
+            let gone = || Failure { why: "it was there, and is no more".into(), diverged: false };
+            let found = self.found(&e.settings).map(|found| (found, self.dir(&e.settings)));
+            e.outcome = found.ok_or_else(gone);
         }
+    }
+
+    /// What is known of a run: what it found, or that it diverged. By another build it might not, which is tried unless all
+    /// that is asked for is a `report`.
+    pub(crate) fn known(&self, settings: &Settings, report: bool) -> Option<Result<Value, Failure>> {
+        if let Some(found) = self.found(settings) {
+            return Some(Ok(found));
+        }
+        let diverged = Diverged::read(&self.dir(settings)).filter(|d| report || d.build == self.build)?;
+        Some(Err(Failure { why: diverged.why, diverged: true }))
+    }
+
+    /// What the run finds: done now, unless another comparison, which may share it, has done it meanwhile. None: it is not
+    /// there, and `begins`, asked when nobody else is to be waited for, says no.
+    pub(crate) fn run(
+        &self,
+        settings: &Settings,
+        ours: Option<&Settings>,
+        begins: impl FnOnce() -> bool,
+    ) -> Result<Option<Value>> {
+        let _lock = self.lock(settings)?;
+        if let Some(known) = self.known(settings, false) {
+            return Ok(Some(known?));
+        }
+        // Until the peer has read its trace.
+        let _ours = ours.map(|ours| self.lock(ours)).transpose()?;
+        if begins() { self.anew(settings, ours).map(Some) } else { Ok(None) }
     }
 
     /// The run is ours alone while the file lives.
@@ -79,25 +80,39 @@ impl Runner {
         cache::lock(&lock_file(&self.runs, &settings.hash())?)
     }
 
-    /// Does the run from its beginning; what it found. A run that fails is an error, and will be tried again. Call it
-    /// under the run's lock only.
+    /// Does the run from its beginning; what it found. A run that fails is an error, and will be tried again, unless it
+    /// diverged. Call it under the locks of the run and of `ours` only.
     pub(super) fn anew(&self, settings: &Settings, ours: Option<&Settings>) -> Result<Value> {
-        let dir = self.dir(settings);
-        fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
-        // What is begun anew is not there until it has ended.
-        ["error.txt", "result.json"].iter().try_for_each(|file| cache::remove(&dir.join(file)))?;
+        if let Some(ours) = ours {
+            let known = self.known(ours, false).transpose()?;
+            if known.is_none() || !self.dir(ours).join("trace").exists() {
+                self.anew(ours, None)?;
+            }
+        }
+        let home = self.dir(settings);
+        if self.found(settings).is_none() {
+            return self.carry_out(settings, ours, &home);
+        }
+        // What is finished stays until what takes its place is.
+        let aside = beside(&self.runs, ".anew")?.join(settings.hash());
+        let found = self.carry_out(settings, ours, &aside)?;
+        cache::remove(&home)?;
+        fs::rename(&aside, &home).with_context(|| home.display().to_string())?;
+        Ok(found)
+    }
+
+    /// All steps of the run, in `dir`.
+    fn carry_out(&self, settings: &Settings, ours: Option<&Settings>, dir: &Path) -> Result<Value> {
+        // Some of what an earlier try left would be gone on with: a federation's state, say.
+        cache::remove(dir)?;
+        fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
         let text = serde_json::to_string_pretty(settings)?;
         fs::write(dir.join("settings.json"), text)?;
         let mut commands = Vec::new();
-        // Until the peer has read its trace.
-        let _ours = ours.map(|ours| self.lock(ours)).transpose()?;
         if let Some(ours) = ours {
-            if !self.dir(ours).join("trace").exists() || self.found(ours).is_none() {
-                self.anew(ours, None)?;
-            }
-            commands.push(("peer", self.peer(settings, &self.dir(ours), &dir)?));
+            commands.push(("peer", self.peer(settings, &self.dir(ours), dir)?));
         } else {
-            for step in settings.steps(&dir, &self.general) {
+            for step in settings.steps(dir, &self.general) {
                 let mut command = sh::ours(&self.lora);
                 let computes = !["inspect", "init"].contains(&step.name);
                 command.args(step.args);
@@ -107,24 +122,35 @@ impl Runner {
                 commands.push((step.name, command));
             }
         }
-        let script: Vec<_> = commands.iter().map(|(_, command)| self.typed(command)).collect();
+        // As it is typed where the run lies in the end.
+        let [here, home] = [dir, self.dir(settings).as_path()].map(|dir| dir.display().to_string());
+        let typed = |command: &Command| self.typed(command).replace(&here, &home);
+        let script: Vec<_> = commands.iter().map(|(_, command)| typed(command)).collect();
         fs::write(dir.join("run.sh"), script.join("\n") + "\n")?;
         let mut result = json!({ "settings": settings, "commands": script, "threads": self.threads,
             "machine": bench::cpu(), "build": self.build });
         let log = File::create(dir.join("log.txt"))?;
         for ((name, command), shown) in commands.iter_mut().zip(&script) {
             let begin = Instant::now();
-            match one(command, shown, &log) {
+            match child::run(command, shown, &log, settings.federation.is_some()) {
                 // A peer tells of training and judging at once.
                 Ok(Value::Object(parts)) if *name == "peer" => {
                     parts.into_iter().for_each(|(name, part)| result[name] = part);
                 }
                 Ok(Value::Null) if settings.federation.is_some() && *name == "train" => {
-                    result[*name] = federated(&dir, begin.elapsed().as_secs_f64())?;
+                    // A simulation writes no `training.json`.
+                    let seconds = begin.elapsed().as_secs_f64();
+                    let (up, down) = traffic::read(&dir.join("adapter.rounds.jsonl"))?;
+                    result[*name] =
+                        json!({ "outcome": { "seconds": seconds }, "bytes_up": up, "bytes_down": down });
                 }
                 Ok(value) => result[*name] = value,
                 Err(e) => {
                     fs::write(dir.join("error.txt"), format!("{e:#}\n"))?;
+                    let Failure { why, diverged } = Failure::of(&e);
+                    if diverged {
+                        Diverged { why, build: self.build.clone() }.write(dir)?;
+                    }
                     return Err(e);
                 }
             }
@@ -140,14 +166,16 @@ impl Runner {
         }
         let partial = dir.join("result.json.partial");
         fs::write(&partial, serde_json::to_string_pretty(&result)?)?;
-        fs::rename(&partial, dir.join("result.json"))?;
+        fs::rename(&partial, dir.join(RESULT))?;
         Ok(result)
     }
 
     /// The command line for people.
     fn typed(&self, command: &Command) -> String {
-        let program = Some(command.get_program()).filter(|program| *program != self.lora.as_os_str());
-        let mut typed = Command::new(program.unwrap_or(self.plain.as_os_str()));
+        let mut typed = match command.get_program() {
+            program if program == self.lora.as_os_str() => sh::ours(&self.plain),
+            program => Command::new(program),
+        };
         sh::show(typed.args(command.get_args()))
     }
 
@@ -179,50 +207,11 @@ impl Runner {
 
 /// The lock of a run: beside `runs`, where nothing that is saved, loaded or begun anew takes it away.
 pub(crate) fn lock_file(runs: &Path, hash: &str) -> Result<PathBuf> {
-    let folder = runs.with_file_name(".locks");
+    Ok(beside(runs, ".locks")?.join(hash))
+}
+
+fn beside(runs: &Path, name: &str) -> Result<PathBuf> {
+    let folder = runs.with_file_name(name);
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-    Ok(folder.join(hash))
-}
-
-/// What a simulation took and sent: it writes no `training.json`.
-fn federated(dir: &Path, seconds: f64) -> Result<Value> {
-    let text = fs::read_to_string(dir.join("adapter.rounds.jsonl")).context("adapter.rounds.jsonl")?;
-    let (mut up, mut down) = (0, 0);
-    for line in text.lines() {
-        let round: Value = serde_json::from_str(line).context("adapter.rounds.jsonl")?;
-        for client in round["clients"].as_array().into_iter().flatten() {
-            up += client["bytes_up"].as_u64().unwrap_or(0);
-            down += client["bytes_down"].as_u64().unwrap_or(0);
-        }
-    }
-    Ok(json!({ "outcome": { "seconds": seconds }, "bytes_up": up, "bytes_down": down }))
-}
-
-/// Runs a child; the last JSON object that it printed, or null. Its words go to the log.
-fn one(command: &mut Command, shown: &str, log: &File) -> Result<Value> {
-    let output = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .output()
-        .with_context(|| format!("cannot start `{shown}`"))?;
-    let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    use std::io::Write;
-    write!(&mut &*log, "$ {shown}\n{out}{errors}\n")?;
-    if output.status.code().is_none() {
-        bail!(
-            "`{shown}`: it was killed ({}), maybe for want of memory: with fewer --jobs each has more",
-            output.status
-        );
-    }
-    if !output.status.success() {
-        let from = errors.find("error:").unwrap_or(errors.len().saturating_sub(2000));
-        let why = errors.get(from..).unwrap_or(&errors).trim();
-        let why = if why.is_empty() { output.status.to_string() } else { why.to_owned() };
-        let diverged = output.status.code() == Some(NON_FINITE);
-        return Err(Failure { why: format!("`{shown}`: {why}"), diverged }.into());
-    }
-    let last =
-        out.lines().rev().find_map(|line| serde_json::from_str::<Value>(line).ok().filter(Value::is_object));
-    Ok(last.unwrap_or(Value::Null))
+    Ok(folder)
 }

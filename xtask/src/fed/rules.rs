@@ -5,7 +5,7 @@ mod report;
 
 use crate::compare::plan::Data;
 use crate::compare::split::{self, Parts};
-use crate::compare::threads;
+use crate::compare::{threads, traffic};
 use crate::{cache, setup, sh};
 use anyhow::{Context, Result, bail};
 use report::{Row, Score};
@@ -339,7 +339,8 @@ impl Runner<'_> {
             bail!("`{}`\n{}", sh::show(&lora), said.lines().rev().take(3).collect::<Vec<_>>().join("\n"));
         }
         let seconds = begin.elapsed().as_secs_f64();
-        let (up, down) = traffic(&dir.join("adapter.rounds.jsonl"))?;
+        let rounds = dir.join("adapter.rounds.jsonl");
+        let (up, down) = if method.is_rule() { traffic::read(&rounds)? } else { (0, 0) };
         let by = |part: &Parts| if tuning { part.validation.clone() } else { part.held_out.clone() };
         let scores = self.parts.iter().map(|part| self.judge(&out, &by(part))).collect::<Result<Vec<_>>>()?;
         Ok(Ended { scores, up, down, seconds })
@@ -367,18 +368,4 @@ impl Runner<'_> {
             macro_f1: of("macro_f1")?,
         })
     }
-}
-
-/// Bytes up and down, if rounds were made.
-fn traffic(rounds: &Path) -> Result<(u64, u64)> {
-    let Ok(text) = fs::read_to_string(rounds) else { return Ok((0, 0)) };
-    let mut sums = (0, 0);
-    for line in text.lines() {
-        let round: Value = serde_json::from_str(line)?;
-        for client in round["clients"].as_array().into_iter().flatten() {
-            sums.0 += client["bytes_up"].as_u64().unwrap_or(0);
-            sums.1 += client["bytes_down"].as_u64().unwrap_or(0);
-        }
-    }
-    Ok(sums)
 }

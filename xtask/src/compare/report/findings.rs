@@ -36,10 +36,15 @@ pub(super) fn headline(section: &Section<'_>) -> String {
     if !floor.is_empty() {
         said += " Even the untrained model ties with it: these rows are too few to tell.";
     }
-    said
+    // Last: "it" is the best, everywhere before.
+    said + &match &*lucky(section, best, score) {
+        [] => String::new(),
+        [one] => format!(" {one} scores better, but over fewer seeds."),
+        more => format!(" {} score better, but over fewer seeds.", list(more, 6)),
+    }
 }
 
-/// Who scores more, but over fewer seeds.
+/// Who scores better, but over fewer seeds.
 fn lucky(section: &Section<'_>, best: &Entrant<'_>, score: Measure) -> Vec<String> {
     let better = f64::from(score.shown().better);
     let more = |e: &Entrant<'_>| {
@@ -49,12 +54,17 @@ fn lucky(section: &Section<'_>, best: &Entrant<'_>, score: Measure) -> Vec<Strin
     section.ours().filter(|e| fewer(e) && more(e)).map(|e| e.name.clone()).collect()
 }
 
-/// The first of the adapters where no one was judged the best.
+/// The first of the adapters of most seeds where no one was judged the best.
 fn lead<'a, 'b>(section: &'a Section<'b>, score: Measure) -> Option<&'a Entrant<'b>> {
     let better = f64::from(score.shown().better);
     let value = |entrant: &Entrant<'_>| entrant.finite(score).map_or(f64::NEG_INFINITY, |v| v * better);
     let adapters = section.ours().filter(|e| e.is_adapter() && e.finite(score).is_some());
-    adapters.max_by(|a, b| value(a).total_cmp(&value(b)))
+    let adapters: Vec<_> = adapters.collect();
+    let most = adapters.iter().map(|e| e.cell.seeds.len()).max();
+    adapters
+        .into_iter()
+        .filter(|e| Some(e.cell.seeds.len()) == most)
+        .max_by(|a, b| value(a).total_cmp(&value(b)))
 }
 
 /// What is no adapter is no rival: the one is the floor, the other the ceiling.
@@ -78,20 +88,16 @@ fn highest(section: &Section<'_>, best: &Entrant<'_>, score: Measure) -> String 
     let mean = with_unit(values.map_or(f64::NAN, |values| values.mean), &shown);
     let most = if shown.better < 0 { "lowest" } else { "highest" };
     let beside = not_adapters(section, score);
-    let lucky = lucky(section, best, score);
     let of = match best.cell.seeds.len() {
-        seeds if !lucky.is_empty() => format!("of the adapters with {} ", count(seeds, "seed")),
+        seeds if !lucky(section, best, score).is_empty() => {
+            format!("of the adapters with {} ", count(seeds, "seed"))
+        }
         _ if beside.is_empty() => String::new(),
         _ => "of the adapters ".into(),
     };
     let beside = if beside.is_empty() { String::new() } else { format!("; {}", list(&beside, 2)) };
     let (set, name) = (section.name, &best.name);
-    let rest = match lucky.len() {
-        0 => String::new(),
-        1 => format!(" {} scores more, but over fewer seeds.", lucky[0]),
-        _ => format!(" {} score more, but over fewer seeds.", list(&lucky, 6)),
-    };
-    format!("On {set}, {of}{name} has the {most} {}, {mean}{seeds}{beside}.{rest}", shown.name)
+    format!("On {set}, {of}{name} has the {most} {}, {mean}{seeds}{beside}.", shown.name)
 }
 
 /// The rest: a sentence each.

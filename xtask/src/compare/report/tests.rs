@@ -139,23 +139,42 @@ fn who_has_fewer_seeds_is_told_apart() {
     let mut comparison = sample();
     let short =
         comparison.cells.iter_mut().find(|c| c.set == "fpb" && c.method == "dora" && c.rank == Some(256));
-    let score = short.expect("it is there").measures.get_mut(&Measure::Accuracy).unwrap();
-    score.mean = 0.9;
+    let measures = &mut short.expect("it is there").measures;
+    measures.get_mut(&Measure::Accuracy).unwrap().mean = 0.9;
+    measures.get_mut(&Measure::Loss).unwrap().mean = 0.1;
     let told = summary(&comparison);
     assert!(
         told.starts_with("On fpb, of the adapters with 3 seeds rslora r=256 has the highest accuracy"),
         "{told}"
     );
-    assert!(told.contains(" 78.1 %. dora r=256 scores more, but over fewer seeds. It ties"), "{told}");
+    // "It" is the best: who is not comes last.
+    assert!(told.contains(" 78.1 %. It ties with qlora+dora+rslora r=256: "), "{told}");
+    let first = told.lines().next().unwrap();
+    assert!(first.ends_with("includes 0. dora r=256 scores better, but over fewer seeds."), "{told}");
+
+    loss_alone(&mut comparison);
+    let told = summary(&comparison);
+    let first = told.lines().next().unwrap();
+    assert!(
+        first.starts_with(
+            "On fpb, of the adapters with 3 seeds rslora r=256 has the lowest held-out loss, 0.3655"
+        ) && first.ends_with("dora r=256 scores better, but over fewer seeds."),
+        "{told}"
+    );
+}
+
+/// As rows are judged that have no labels.
+fn loss_alone(comparison: &mut Comparison) {
+    for cell in &mut comparison.cells {
+        cell.measures.retain(|measure, _| *measure == Measure::Loss);
+        (cell.best, cell.behind) = (false, None);
+    }
 }
 
 #[test]
 fn without_a_score_the_loss_is_told() {
     let mut comparison = sample();
-    for cell in &mut comparison.cells {
-        cell.measures.retain(|measure, _| *measure == Measure::Loss);
-        (cell.best, cell.behind) = (false, None);
-    }
+    loss_alone(&mut comparison);
     let [_, markdown, ..] = written(&comparison);
     assert!(
         markdown
