@@ -16,7 +16,7 @@ use super::federation::{FederationArgs, OutArgs, method};
 use super::link::LinkArgs;
 use super::log::plain;
 use super::secure::SecureArgs;
-use crate::commands::say;
+use crate::commands::{bare, say};
 use crate::open::ModelArgs;
 use crate::settings::{MethodArgs, TextArgs};
 

@@ -15,7 +15,7 @@ use super::course::{Course, Kind};
 use super::federation::{FederationArgs, OutArgs, method, ranked};
 use super::log::{left_out_here, told_here};
 use super::secure::{Cast, DELTA, noise};
-use crate::commands::say;
+use crate::commands::{bare, say};
 use crate::open::ModelArgs;
 use crate::privacy::{PrivacyArgs, bound_to};
 use crate::settings::{MethodArgs, StepArgs};
