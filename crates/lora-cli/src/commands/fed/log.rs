@@ -94,12 +94,13 @@ pub(super) fn plain(words: &str) -> String {
     plain
 }
 
-/// Says on this machine, of whose rows it is, how many texts of private steps counted for nothing.
-pub(super) fn left_out_here(client: &str, count: usize) {
+/// Says on this machine, of whose rows it is, how many texts of private steps counted for nothing, and why.
+pub(super) fn left_out_here(client: &str, (count, why): (usize, Option<String>)) {
     if count > 0 {
         let _ = writeln!(
             std::io::stderr(),
-            "{client}: {count} texts had no finite loss or gradient and counted as zeros; nobody else is told"
+            "{client}: {count} texts counted as zeros, and nobody else is told; the first: {}",
+            why.as_deref().unwrap_or("unknown")
         );
     }
 }
