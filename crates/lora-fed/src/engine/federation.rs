@@ -111,6 +111,8 @@ impl Federation {
     /// # Errors
     /// As [`Federation::round`].
     pub fn round_of(&mut self, chosen: Vec<String>, engine: &mut dyn Engine) -> Result<Round> {
+        // Before anybody works for nothing.
+        self.settings.robust.map_or(Ok(()), |robust| robust.takes(chosen.len()))?;
         let number = self.model.rounds + 1;
         let rule = self.rule(number);
         let tasks = chosen.iter().map(|client| self.task(client, rule, number));

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use lora::fed::aggregate::Robust;
 use lora::fed::engine::{Coordinator, Engine, Server};
 use lora::fed::flower::{AppOptions, Limits, ServerApp};
 use lora::model::Keep;
@@ -124,7 +125,9 @@ fn rounds(
     secure: Option<&Coordinator>,
     mut tell: impl FnMut(&mut Course, super::course::Told) -> Result<()>,
 ) -> Result<()> {
-    let wanted = course.settings().per_round.unwrap_or(0).max(course.settings().minimum);
+    let settings = course.settings();
+    let wanted = settings.per_round.unwrap_or(0).max(settings.minimum);
+    let wanted = wanted.max(settings.robust.map_or(0, Robust::least));
     let wanted = wanted.max(secure.map_or(0, Coordinator::least));
     while course.goes_on() {
         let until = Instant::now() + Duration::from_secs(args.patience);
