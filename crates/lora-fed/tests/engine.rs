@@ -6,7 +6,7 @@ mod learner;
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-use lora_core::Result;
+use lora_core::{Error, Result};
 use lora_fed::aggregate::{Robust, Rule, ServerRule};
 use lora_fed::engine::{Federation, InProcess, Reply, Settings, Task, Trains, Weights, Worker};
 use tch::{Kind, Tensor};
@@ -273,4 +273,26 @@ fn too_few_clients_are_said() {
         Settings { minimum: 0, rounds: 0, run: String::new(), ..Settings::new("x", Rule::FedIt, 1) };
     let text = nothing.check().unwrap_err().to_string();
     assert_eq!(text.lines().count(), 4, "{text}");
+}
+
+/// A client's words are its own, and so are the names that it gives: they begin no line of ours, and turn none round.
+#[test]
+fn what_clients_say_is_text() {
+    const WORDS: &str = "no\nround 1/10  2 of 2 clients\u{202e}";
+    struct Talks;
+    impl Worker for Talks {
+        fn train(&mut self, _: &str, _: &Task) -> Result<Reply> {
+            Err(Error::data(WORDS))
+        }
+    }
+    let settings = || Settings::new("words", Rule::Ffa, 1);
+    let reason = federation(settings(), 2).round(&mut InProcess::new(names(&["a"]), vec![Box::new(Talks)]));
+    let mut learner = Learner::default();
+    learner.wrong.insert("a".into(), |r| drop(r.adapter.insert(WORDS.into(), Tensor::from(0.0))));
+    let name = round(&mut federation(settings(), 2), &["a"], &mut learner);
+    for refused in [reason, name] {
+        let e = refused.unwrap_err().to_string();
+        assert!(e.contains("  - a: no\\nround 1/10") && e.lines().count() == 2, "{e}");
+        assert!(!e.contains('\u{202e}'), "{e}");
+    }
 }

@@ -67,6 +67,18 @@ fn what_training_failed_of_stays_with_the_client() {
     assert!(difference(&f, &plain("ffa", &[&["a", "b", "c"]])) < 1e-11);
 }
 
+/// Nor does what a party says begin a line of ours.
+#[test]
+fn what_parties_say_is_text() {
+    let mut cast = Cast::new(&NAMES);
+    let mut engine = cast.between(|client, kind, _| match client == "b" && kind == Some(Kind::Plan) {
+        true => Err(Error::data("no\nround 1/10\u{202e}")),
+        false => Ok(()),
+    });
+    let round = cast.round(&mut federation(settings("ffa")), &mut engine).unwrap();
+    assert_eq!(round.clients[1].refused.as_deref(), Some("no\\nround 1/10\\u{202e}"));
+}
+
 #[test]
 fn who_drops_out_later_is_in_it() {
     for stage in [Kind::Survivors, Kind::Unmask] {

@@ -44,7 +44,7 @@ pub struct Round {
 pub struct Told {
     /// Who.
     pub client: String,
-    /// Why its reply does not count, if it does not.
+    /// Why its reply does not count, if it does not: as text that can be shown ([`crate::plain`]).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
     /// What it says it learnt from.

@@ -9,13 +9,14 @@ use std::time::Duration;
 use anyhow::Result;
 use lora::fed::engine::{Claims, Joined, Reply, Task, Worker};
 use lora::fed::flower::{Event, Limits, NodeKey, NodeOptions, serve};
+use lora::fed::plain;
 use lora::model::Keep;
 use lora::train::TrainConfig;
 use lora::{Error, Local, sibling};
 
 use super::federation::method;
 use super::link::LinkArgs;
-use super::log::{left_out_here, plain, told_here};
+use super::log::{left_out_here, told_here};
 use super::secure::SecureArgs;
 use crate::open::ModelArgs;
 use crate::privacy::{PrivacyArgs, hash_of, ledger_of};

@@ -15,7 +15,6 @@ use lora::{Error, Local, sibling};
 use super::course::{Course, Kind};
 use super::federation::{FederationArgs, OutArgs, method};
 use super::link::LinkArgs;
-use super::log::plain;
 use super::secure::SecureArgs;
 use crate::commands::say;
 use crate::open::ModelArgs;
@@ -141,7 +140,7 @@ fn rounds(
             match course.round(engine, kind) {
                 Ok(told) => break told,
                 Err(e) if tries < args.tries.max(1) => {
-                    say!("round failed, and is tried again: {}", plain(&e.to_string()));
+                    say!("round failed, and is tried again: {e}");
                     course.choose_again()?;
                 }
                 Err(e) => return Err(e),
