@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use lora_core::{Error, ErrorKind, Param, Result};
 use lora_fed::engine::{Reply, Task, Worker};
+use lora_fed::privacy::Release;
 use lora_train::{Dataset, Event, TrainConfig, mean_loss, train, train_privately};
 use tch::Tensor;
 
@@ -104,6 +105,19 @@ impl Local {
         Ok(own)
     }
 
+    /// Opens what keeps each promise, and lets go of it: whoever holds the rows sees before any task comes that a ledger cannot
+    /// be written, or is another promise's. It asks for the rounds of [`Local::expecting`].
+    ///
+    /// # Errors
+    /// Those of [`Promise::terms`] and [`Promise::release`].
+    pub fn check_promises(&self) -> Result<()> {
+        for (client, promise) in &self.promises {
+            let (Some(data), Some(rounds)) = (self.data.get(client), self.rounds) else { continue };
+            drop(opened(promise, data, (rounds, &self.training), (1, "", &[]))?);
+        }
+        Ok(())
+    }
+
     /// Private steps on a client's rows, and what may be told of them; and which texts counted as zeros, which may not.
     fn privately(
         &self,
@@ -113,16 +127,13 @@ impl Local {
         trained: Vec<Param>,
         (rounds, training): (u64, &TrainConfig),
     ) -> Result<(BTreeMap<String, f64>, LeftOut)> {
-        let batch = training.batch_size * training.accumulate.max(1);
-        let steps = training.steps(data.samples.len()).saturating_mul(rounds);
-        let terms = promise.terms(data.samples.len(), batch, steps)?;
         let dimension = trained.iter().map(|p| p.tensor.numel()).sum();
         let run = format!("{}, {client}, round {}", task.run, task.round);
         // What trains is bound by every step; what does not shapes its gradients as much.
         let settings = format!("{} {:?} {training:?} {:?}", self.recipe, self.config, self.model.kind());
         let configuration = [&self.configuration[..], settings.as_bytes(), &task.fingerprint()?].concat();
-        let release = promise.release(data, (batch, terms), dimension, &run, &configuration);
-        let mut release = release.map_err(failed)?;
+        let mut release =
+            opened(promise, data, (rounds, training), (dimension, &run, &configuration)).map_err(failed)?;
         let model = self.model.as_ref();
         let mut left_out: LeftOut = (0, None);
         let mut each = |event: &Event| {
@@ -136,6 +147,19 @@ impl Local {
         done.map_err(failed)?;
         Ok((BTreeMap::from([("epsilon".to_owned(), release.ledger().spent()?)]), left_out))
     }
+}
+
+/// The source of a promise's private steps, that many rounds of them; see [`Promise::release`].
+fn opened(
+    promise: &Promise,
+    data: &Dataset,
+    (rounds, training): (u64, &TrainConfig),
+    (dimension, run, configuration): (usize, &str, &[u8]),
+) -> Result<Release> {
+    let batch = training.batch_size * training.accumulate.max(1);
+    let steps = training.steps(data.samples.len()).saturating_mul(rounds);
+    let terms = promise.terms(data.samples.len(), batch, steps)?;
+    promise.release(data, (batch, terms), dimension, run, configuration)
 }
 
 /// What others hear of work on rows that failed: it may name them, and a file. The cause stays here.

@@ -113,6 +113,26 @@ fn rows_that_the_model_cannot_read_are_found_at_the_start() {
     }
 }
 
+/// Rows on a disk that nobody may write to, say: seen when a node starts, not at its first task.
+#[test]
+fn a_ledger_that_cannot_be_kept_is_found_at_the_start() {
+    let _alone = RANDOM.lock();
+    let folder = tempfile::tempdir().unwrap();
+    let e = client(&folder.path().join("nowhere"), 1e-3).check_promises().unwrap_err();
+    assert!(e.to_string().contains("ledger"), "{e}");
+    let mut local = client(folder.path(), 1e-3);
+    local.check_promises().unwrap();
+    assert_eq!(charges(folder.path()), 0);
+    // It is not held, and holds for the tasks that come.
+    let task = task(&mut local, 1);
+    local.train("me", &task).unwrap();
+    assert_eq!(charges(folder.path()), 2);
+    let other = Promise { epsilon: 5.0, delta: Some(1e-5), clip: 1.0, ledger: folder.path().join("ledger") };
+    let local = local.promising(BTreeMap::from([("me".into(), other)]), Vec::new()).unwrap();
+    let e = local.check_promises().unwrap_err();
+    assert!(e.to_string().contains("was opened with"), "{e}");
+}
+
 /// A loss has no noise.
 #[test]
 fn a_client_with_a_promise_judges_no_models() {
