@@ -155,8 +155,7 @@ impl Cast {
 
     /// The clients, as they are after a start: with nothing but what is on the disk.
     pub(crate) fn worker(&self) -> Box<dyn Worker> {
-        let all = Parties::new(Learner, self.directory.clone());
-        let all = self.least.into_iter().try_fold(all, Parties::at_least).unwrap();
+        let all = Parties::new(Learner, self.directory.clone()).at_least(self.least).unwrap();
         let claims = |c: &str| Claims::open(&self.dir.path().join(format!("claims of {c}"))).unwrap();
         let all = self.own.iter().fold(all, |all, (c, own)| all.with(c, own.clone(), claims(c)).unwrap());
         let promising = |all: Parties<Learner>, c: &String| all.promising(c, self.ledger(c)).unwrap();

@@ -33,11 +33,11 @@ impl<W: Worker> Parties<W> {
         Self { worker, directory, quorum, members: BTreeMap::new() }
     }
 
-    /// Takes part with so many parties and more.
+    /// Takes part with so many parties and more, if it is said.
     ///
     /// # Errors
     /// Those of [`Quorum::at_least`].
-    pub fn at_least(self, parties: usize) -> Result<Self> {
+    pub fn at_least(self, parties: Option<usize>) -> Result<Self> {
         Ok(Self { quorum: self.quorum.at_least(parties)?, ..self })
     }
 
