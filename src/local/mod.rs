@@ -94,7 +94,8 @@ impl Local {
     /// else shapes a gradient, the base model above all.
     ///
     /// # Errors
-    /// [`Error::usage`] for dropout: see [`lora_train::train_privately`]; those of [`check_rows`], which nobody else is to hear.
+    /// [`Error::usage`] for dropout: see [`lora_train::train_privately`]; those of [`check_rows`], which nobody else is to
+    /// hear.
     pub fn promising(self, promises: BTreeMap<String, Promise>, configuration: Vec<u8>) -> Result<Self> {
         if !promises.is_empty() && self.config.lora_dropout > 0.0 {
             return Err(no_dropout("lora_dropout"));

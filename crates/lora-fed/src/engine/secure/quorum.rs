@@ -31,8 +31,8 @@ impl Quorum {
         Self { least: FEWEST.max(any.third() + HONEST), ..any }
     }
 
-    /// At least so many parties in a plan, if it is said. With fewer than [`Quorum::of`] says, that many less two are the most of the
-    /// directory who may be on the coordinator's side.
+    /// At least so many parties in a plan, if it is said. With fewer than [`Quorum::of`] says, that many less two are the
+    /// most of the directory who may be on the coordinator's side.
     ///
     /// # Errors
     /// [`Error::usage`] for fewer than [`FEWEST`], or more than the directory has.
