@@ -207,10 +207,10 @@ fn promises_that_make_no_sense_are_refused() {
     assert_eq!((terms.rate, terms.delta), (0.1, 1e-3));
 }
 
-/// A model that has no finite loss for a text with some token.
-struct Overflowing(Llama, i64);
+/// A model that fails of some texts.
+struct Failing<F>(Llama, F);
 
-impl Linears for Overflowing {
+impl<F> Linears for Failing<F> {
     fn linears(&self) -> Vec<(String, &Linear)> {
         self.0.linears()
     }
@@ -220,7 +220,7 @@ impl Linears for Overflowing {
     }
 }
 
-impl Model for Overflowing {
+impl<F: Fn(&[i64]) -> Option<Error> + Send> Model for Failing<F> {
     fn config(&self) -> &ModelConfig {
         self.0.config()
     }
@@ -243,10 +243,10 @@ impl Model for Overflowing {
 
     fn backward(&self, texts: Texts<'_>, labels: &Tensor, scale: f64, recompute: usize) -> lora::Result<f64> {
         let ids: Vec<i64> = Vec::try_from(texts.ids().reshape([-1])).unwrap();
-        if ids.contains(&self.1) {
-            return Err(Error::non_finite("the loss is inf"));
+        match (self.1)(&ids) {
+            Some(e) => Err(e),
+            None => self.0.backward(texts, labels, scale, recompute),
         }
-        self.0.backward(texts, labels, scale, recompute)
     }
 
     fn gradients(&self, slots: &Slots) -> lora::Result<Tensor> {
@@ -270,24 +270,62 @@ fn a_text_without_a_finite_loss_adds_zeros() {
         }
         let config = config(&rows, leaves(&model).numel(), 1e9, 1.0, 6.0);
         let mut release = Release::unprotected(config, Secret::from_bytes([7; 32])).unwrap();
-        let model = Overflowing(model, odd);
-        let mut left_out = Vec::new();
+        let inf = move |ids: &[i64]| ids.contains(&odd).then(|| Error::non_finite("the loss is inf"));
+        let model = Failing(model, inf);
+        let (mut left_out, mut losses) = (Vec::new(), Vec::new());
         let mut each = |event: &Event| {
             if let Event::Step(step) = event {
-                assert!(step.loss.is_finite() && step.grad_norm.is_finite(), "{step:?}");
+                assert!(step.grad_norm.is_finite(), "{step:?}");
+                let why = step.left_out_for.as_deref().unwrap_or("nothing");
+                assert!(why.contains("the loss is inf") == odd_one, "{why}");
                 left_out.push(step.left_out);
+                losses.push(step.loss);
             }
             Ok(())
         };
         let (params, training) = (params(&model, "a"), training(3, 2, 2));
         train_privately(&model, params, &rows, None, &training, &mut release, &mut each).unwrap();
-        (leaves(&model.0), left_out)
+        (leaves(&model.0), left_out, losses)
     };
-    let ((with, left_out), (without, none)) = (trained(true), trained(false));
+    let ((with, left_out, losses), (without, none, others)) = (trained(true), trained(false));
     assert_eq!((left_out, none), (vec![1, 1], vec![0, 0]));
+    // The mean is over those that count.
+    let error = (losses[0] / others[0] - 1.0).abs();
+    assert!(error < 1e-5, "{error:e}: {losses:?} {others:?}");
     let moved = relative(&leaves(&model("lora", &adapter)), &without);
     let error = relative(&with, &without);
     assert!(error < 1e-5 && moved > 1e3 * error, "{error:e} of {moved:e}");
+}
+
+/// What any text would fail of, and a row that no pass takes, is found before anything is charged; what single texts fail of,
+/// whatever it is, counts as zeros.
+#[test]
+fn what_hangs_on_no_single_text_is_not_charged() {
+    let _alone = RANDOM.lock();
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = folder.path().join("ledger");
+    let promise = Promise { epsilon: 4.0, delta: Some(1e-5), clip: 1.0, ledger };
+    let run = |rows: &Dataset, fails: fn(&[i64]) -> Option<Error>| {
+        let model = model("lora", &AdapterConfig::default());
+        let (dimension, terms) = (leaves(&model).numel(), promise.terms(40, 8, 3).unwrap());
+        let mut release = promise.release(rows, (8, terms), dimension, "a run", b"a model").unwrap();
+        let (params, training) = (params(&model, "a"), training(4, 2, 3));
+        let model = Failing(model, fails);
+        let done = train_privately(&model, params, rows, None, &training, &mut release, &mut |_| Ok(()));
+        (done, release.ledger().charges())
+    };
+    let rows = data(&bare(), 40);
+    let (done, charges) = run(&rows, |_| Some(Error::internal("libtorch takes no such model")));
+    let e = done.unwrap_err();
+    assert!(e.to_string().contains("no such model") && charges == 0, "{charges}: {e}");
+    let mut long = rows.clone();
+    let most = bare().config().max_positions as usize;
+    (long.samples[7].ids, long.samples[7].labels) = (vec![1; most + 1], vec![1; most + 1]);
+    let (done, charges) = run(&long, |_| None);
+    let e = done.unwrap_err();
+    assert!(e.to_string().contains("made:8: 257 tokens") && charges == 0, "{charges}: {e}");
+    let (done, charges) = run(&rows, |ids| (ids.len() > 2).then(|| Error::internal("no memory")));
+    assert!(done.unwrap().last_loss.is_nan() && charges == 3, "{charges}");
 }
 
 /// Nor one whose loss is finite and whose gradient is not. Parameters that are not are whoever's who gave them.
@@ -311,6 +349,7 @@ fn a_text_without_a_finite_gradient_adds_zeros() {
         let mut each = |event: &Event| {
             if let Event::Step(step) = event {
                 left_out = step.left_out;
+                assert!(step.loss.is_nan() && step.left_out_for.is_some(), "{step:?}");
             }
             Ok(())
         };

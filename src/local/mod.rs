@@ -13,7 +13,7 @@ use lora_core::{
 use lora_fed::aggregate::Stack;
 use lora_fed::engine::Model as Common;
 use lora_model::Model;
-use lora_train::{Dataset, Schedule, TrainConfig, no_dropout};
+use lora_train::{Dataset, Schedule, TrainConfig, check_rows, no_dropout};
 use tch::Tensor;
 
 use crate::{Promise, VARIANTS};
@@ -46,8 +46,11 @@ pub struct Local {
     /// How the learning rate goes from round to round; within one it stays.
     schedule: Schedule,
     /// Texts that counted as zeros.
-    left_out: usize,
+    left_out: LeftOut,
 }
+
+/// How many, and what the first of them failed of.
+type LeftOut = (usize, Option<String>);
 
 impl fmt::Debug for Local {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -91,14 +94,14 @@ impl Local {
     /// else shapes a gradient, the base model above all.
     ///
     /// # Errors
-    /// [`Error::usage`] for dropout: see [`lora_train::train_privately`]; those of [`Dataset::check`], which nobody else is to
+    /// [`Error::usage`] for dropout: see [`lora_train::train_privately`]; those of [`check_rows`], which nobody else is to
     /// hear.
     pub fn promising(self, promises: BTreeMap<String, Promise>, configuration: Vec<u8>) -> Result<Self> {
         if !promises.is_empty() && self.config.lora_dropout > 0.0 {
             return Err(no_dropout("lora_dropout"));
         }
-        let vocabulary = self.model.config().vocab_size;
-        promises.keys().filter_map(|client| self.data.get(client)).try_for_each(|d| d.check(vocabulary))?;
+        let mut rows = promises.keys().filter_map(|client| self.data.get(client));
+        rows.try_for_each(|rows| check_rows(self.model.as_ref(), rows))?;
         Ok(Self { promises, configuration, ..self })
     }
 
@@ -108,9 +111,9 @@ impl Local {
         Self { held_out: Some(held_out), ..self }
     }
 
-    /// How many texts of private steps counted as zeros, for want of a finite gradient, since this was last asked. That is of
-    /// the rows: for whoever holds them alone.
-    pub fn left_out(&mut self) -> usize {
+    /// How many texts of private steps counted as zeros since this was last asked, and what the first of them failed of: the
+    /// want of a finite gradient, say. That is of the rows: for whoever holds them alone.
+    pub fn left_out(&mut self) -> LeftOut {
         std::mem::take(&mut self.left_out)
     }
 

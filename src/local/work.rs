@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use lora_core::{Error, ErrorKind, Param, Result};
 use lora_fed::engine::{Reply, Task, Worker};
+use lora_fed::privacy::Release;
 use lora_train::{Dataset, Event, TrainConfig, mean_loss, train, train_privately};
 use tch::Tensor;
 
-use super::{A, Local, with};
+use super::{A, LeftOut, Local, with};
 use crate::Promise;
 
 impl Worker for Local {
@@ -34,7 +35,7 @@ impl Worker for Local {
             all.iter().map(|p| (p.key(), p.tensor.shallow_clone())).collect()
         };
         let learnt = copied(&trained);
-        let (metrics, left_out) = match self.promises.get(client) {
+        let (metrics, (count, why)) = match self.promises.get(client) {
             None => {
                 let done = train(self.model.as_ref(), trained, data, None, &training, &mut |_| Ok(()));
                 let outcome = done.map_err(failed)?;
@@ -43,12 +44,13 @@ impl Worker for Local {
                     ("first_loss", outcome.first_loss),
                     ("seconds", outcome.seconds),
                 ];
-                (tell.map(|(name, value)| (name.to_owned(), value)).into(), 0)
+                (tell.map(|(name, value)| (name.to_owned(), value)).into(), (0, None))
             }
             Some(promise) => self.privately(promise, (client, data), task, trained, (rounds, &training))?,
         };
         let examples = data.samples.len() as u64;
-        self.left_out += left_out;
+        self.left_out.0 += count;
+        self.left_out.1 = self.left_out.1.take().or(why);
         let learnt = learnt.into_iter().map(|(name, t)| (name, t.detach().copy()));
         let (sent, kept): (BTreeMap<_, _>, BTreeMap<_, _>) =
             learnt.partition(|(name, _)| task.sends.holds(name));
@@ -103,7 +105,20 @@ impl Local {
         Ok(own)
     }
 
-    /// Private steps on a client's rows, and what may be told of them; and how many texts counted as zeros, which may not.
+    /// Opens what keeps each promise, and lets go of it: whoever holds the rows sees before any task comes that a ledger cannot
+    /// be written, or is another promise's. It asks for the rounds of [`Local::expecting`].
+    ///
+    /// # Errors
+    /// Those of [`Promise::terms`] and [`Promise::release`].
+    pub fn check_promises(&self) -> Result<()> {
+        for (client, promise) in &self.promises {
+            let (Some(data), Some(rounds)) = (self.data.get(client), self.rounds) else { continue };
+            drop(opened(promise, data, (rounds, &self.training), (1, "", &[]))?);
+        }
+        Ok(())
+    }
+
+    /// Private steps on a client's rows, and what may be told of them; and which texts counted as zeros, which may not.
     fn privately(
         &self,
         promise: &Promise,
@@ -111,22 +126,20 @@ impl Local {
         task: &Task,
         trained: Vec<Param>,
         (rounds, training): (u64, &TrainConfig),
-    ) -> Result<(BTreeMap<String, f64>, usize)> {
-        let batch = training.batch_size * training.accumulate.max(1);
-        let steps = training.steps(data.samples.len()).saturating_mul(rounds);
-        let terms = promise.terms(data.samples.len(), batch, steps)?;
+    ) -> Result<(BTreeMap<String, f64>, LeftOut)> {
         let dimension = trained.iter().map(|p| p.tensor.numel()).sum();
         let run = format!("{}, {client}, round {}", task.run, task.round);
         // What trains is bound by every step; what does not shapes its gradients as much.
         let settings = format!("{} {:?} {training:?} {:?}", self.recipe, self.config, self.model.kind());
         let configuration = [&self.configuration[..], settings.as_bytes(), &task.fingerprint()?].concat();
-        let release = promise.release(data, (batch, terms), dimension, &run, &configuration);
-        let mut release = release.map_err(failed)?;
+        let mut release =
+            opened(promise, data, (rounds, training), (dimension, &run, &configuration)).map_err(failed)?;
         let model = self.model.as_ref();
-        let mut left_out = 0;
+        let mut left_out: LeftOut = (0, None);
         let mut each = |event: &Event| {
             if let Event::Step(step) = event {
-                left_out += step.left_out;
+                left_out.0 += step.left_out;
+                left_out.1 = left_out.1.take().or_else(|| step.left_out_for.clone());
             }
             Ok(())
         };
@@ -134,6 +147,19 @@ impl Local {
         done.map_err(failed)?;
         Ok((BTreeMap::from([("epsilon".to_owned(), release.ledger().spent()?)]), left_out))
     }
+}
+
+/// The source of a promise's private steps, that many rounds of them; see [`Promise::release`].
+fn opened(
+    promise: &Promise,
+    data: &Dataset,
+    (rounds, training): (u64, &TrainConfig),
+    (dimension, run, configuration): (usize, &str, &[u8]),
+) -> Result<Release> {
+    let batch = training.batch_size * training.accumulate.max(1);
+    let steps = training.steps(data.samples.len()).saturating_mul(rounds);
+    let terms = promise.terms(data.samples.len(), batch, steps)?;
+    promise.release(data, (batch, terms), dimension, run, configuration)
 }
 
 /// What others hear of work on rows that failed: it may name them, and a file. The cause stays here.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use lora::fed::aggregate::Rule;
 use lora::fed::engine::{Task, Worker};
-use lora::train::TrainConfig;
+use lora::train::{Sample, TrainConfig};
 use lora::{AdapterConfig, Local, Promise, recipe};
 
 use super::{RANDOM, bare, data, training};
@@ -87,15 +87,50 @@ fn an_adapter_that_overflows_learns_nothing_for_nothing() {
     assert_eq!(charges(folder.path()), 2);
     assert_eq!(reply.metrics.keys().collect::<Vec<_>>(), ["epsilon"]);
     assert!(reply.adapter.values().all(lora::all_finite));
-    // A token that the model does not have would fail in one step and not in the other: it is found before all.
-    let promise = Promise { epsilon: 4.0, delta: None, clip: 1.0, ledger: folder.path().join("other") };
-    let mut rows = data(&bare(), 40);
-    rows.samples[7].ids[0] = 1 << 40;
-    let rows = BTreeMap::from([("me".into(), rows)]);
-    let config = AdapterConfig::default();
-    let local = Local::new(Box::new(bare()), recipe("lora").unwrap(), config, training(4, 1, 2), rows);
-    let e = local.promising(BTreeMap::from([("me".into(), promise)]), Vec::new()).unwrap_err();
-    assert!(e.to_string().contains("made:8"), "{e}");
+    // Whoever holds the rows is told.
+    let (count, why) = local.left_out();
+    assert_eq!(count > 0, why.is_some());
+}
+
+/// A token that the model does not have, or a text beyond its context, would count as zeros for good: it is found before all,
+/// by whoever holds the rows.
+#[test]
+fn rows_that_the_model_cannot_read_are_found_at_the_start() {
+    let _alone = RANDOM.lock();
+    let breaks: [fn(&mut Sample); 2] = [
+        |sample| sample.ids[0] = 1 << 40,
+        |sample| (sample.ids, sample.labels) = (vec![1; 257], vec![1; 257]),
+    ];
+    for breaks in breaks {
+        let promise = Promise { epsilon: 4.0, delta: None, clip: 1.0, ledger: "nowhere".into() };
+        let mut rows = data(&bare(), 40);
+        breaks(&mut rows.samples[7]);
+        let rows = BTreeMap::from([("me".into(), rows)]);
+        let config = AdapterConfig::default();
+        let local = Local::new(Box::new(bare()), recipe("lora").unwrap(), config, training(4, 1, 2), rows);
+        let e = local.promising(BTreeMap::from([("me".into(), promise)]), Vec::new()).unwrap_err();
+        assert!(e.to_string().contains("made:8"), "{e}");
+    }
+}
+
+/// Rows on a disk that nobody may write to, say: seen when a node starts, not at its first task.
+#[test]
+fn a_ledger_that_cannot_be_kept_is_found_at_the_start() {
+    let _alone = RANDOM.lock();
+    let folder = tempfile::tempdir().unwrap();
+    let e = client(&folder.path().join("nowhere"), 1e-3).check_promises().unwrap_err();
+    assert!(e.to_string().contains("ledger"), "{e}");
+    let mut local = client(folder.path(), 1e-3);
+    local.check_promises().unwrap();
+    assert_eq!(charges(folder.path()), 0);
+    // It is not held, and holds for the tasks that come.
+    let task = task(&mut local, 1);
+    local.train("me", &task).unwrap();
+    assert_eq!(charges(folder.path()), 2);
+    let other = Promise { epsilon: 5.0, delta: Some(1e-5), clip: 1.0, ledger: folder.path().join("ledger") };
+    let local = local.promising(BTreeMap::from([("me".into(), other)]), Vec::new()).unwrap();
+    let e = local.check_promises().unwrap_err();
+    assert!(e.to_string().contains("was opened with"), "{e}");
 }
 
 /// A loss has no noise.

@@ -102,7 +102,7 @@ fn report(error: &anyhow::Error) -> ExitCode {
         None => writeln!(err, "error: {}", shown(&format!("{error:#}"))),
     };
     if let Some(hint) = ours.and_then(lora::Error::hint_text) {
-        let _ = writeln!(err, "hint: {hint}");
+        let _ = writeln!(err, "hint: {}", shown(hint));
     }
     ExitCode::from(match ours.map(lora::Error::kind) {
         Some(ErrorKind::Usage) => 2,
@@ -114,8 +114,8 @@ fn report(error: &anyhow::Error) -> ExitCode {
     })
 }
 
-/// An error may quote others' words: nothing in it moves the terminal's cursor.
+/// An error may quote a file's words: nothing in them moves the terminal's cursor. Lines are ours: what clients of a
+/// federation say has none left.
 fn shown(text: &str) -> String {
-    let moves = |c: char| c.is_control() && c != '\n' && c != '\t';
-    text.chars().map(|c| if moves(c) { '\u{fffd}' } else { c }).collect()
+    text.split('\n').map(lora::fed::plain).collect::<Vec<_>>().join("\n")
 }

@@ -76,14 +76,18 @@ impl Progress {
         self.seconds += step.seconds;
         if step.left_out > 0 && !self.warned {
             self.warned = true;
+            let why = step.left_out_for.as_deref().unwrap_or("unknown");
             self.line(&format!(
-                "warning   step {}: {} texts have no finite loss or gradient and count for nothing; try a lower learning \
-                 rate, or with bf16 --dtype f32",
+                "warning   step {}: {} texts count for nothing, the first: {why}; for numbers that are not finite try a lower \
+                 learning rate, or with bf16 --dtype f32",
                 step.step, step.left_out
             ));
         }
-        let smooth = self.smooth.map_or(step.loss, |old| 0.9 * old + 0.1 * step.loss);
-        self.smooth = Some(smooth);
+        // Of a private step that drew nobody there is none.
+        if step.loss.is_finite() {
+            self.smooth = Some(self.smooth.map_or(step.loss, |old| 0.9 * old + 0.1 * step.loss));
+        }
+        let smooth = self.smooth.unwrap_or(f64::NAN);
         let rate = self.tokens as f64 / self.seconds.max(1e-9);
         let memory = lora::tch_ext::memory::process().map_or(0.0, |m| m.peak as f64 / 1e9);
         let text = format!("loss {:.4} (mean {smooth:.4})  {rate:.0} tok/s  {memory:.2} GB", step.loss);

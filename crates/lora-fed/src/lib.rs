@@ -17,9 +17,12 @@ pub mod engine;
 #[cfg(feature = "flower")]
 pub mod flower;
 mod hex;
+mod plain;
 pub mod privacy;
 mod private_file;
 #[cfg(feature = "secagg")]
 pub mod secagg;
 #[cfg(feature = "engine")]
 pub mod store;
+
+pub use plain::plain;

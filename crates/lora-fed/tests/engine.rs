@@ -6,7 +6,7 @@ mod learner;
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-use lora_core::Result;
+use lora_core::{Error, Result};
 use lora_fed::aggregate::{Robust, Rule, ServerRule};
 use lora_fed::engine::{Federation, InProcess, Reply, Settings, Task, Trains, Weights, Worker};
 use tch::{Kind, Tensor};
@@ -178,20 +178,36 @@ fn robust_rules_bear_liars() {
     assert!(settings.check().is_err());
 }
 
-/// A share that is somebody of five is nobody of the four whose replies are good: the round fails, and the model stays.
+/// A share that is somebody of five is nobody of the four whose replies are good: one of each side goes all the same, and no
+/// client ends a round by a bad reply. Where it is nobody of those that there are, none is asked.
 #[test]
-fn a_robust_rule_needs_its_replies_in_every_round() {
+fn a_robust_rule_has_enough_to_ask_and_bears_a_bad_reply() {
     let robust = Some(Robust::TrimmedMean(0.2));
-    let mut f = federation(Settings { robust, ..Settings::new("few", Rule::Ffa, 2) }, 2);
+    let mut f = federation(Settings { robust, ..Settings::new("few", Rule::Ffa, 3) }, 2);
     let clients = ["a", "b", "c", "d", "e"];
     let mut learner = Learner::default();
     round(&mut f, &clients, &mut learner).unwrap();
-    let before: Vec<Tensor> = f.model.adapter.values().map(Tensor::copy).collect();
     learner.wrong.insert("e".into(), |r| r.adapter.clear());
-    let refused = round(&mut f, &clients, &mut learner).unwrap_err().to_string();
-    assert!(refused.contains("of 4 uploads"), "{refused}");
-    assert_eq!(f.model.rounds, 1);
-    assert!(f.model.adapter.values().zip(&before).all(|(now, then)| now == then));
+    let report = round(&mut f, &clients, &mut learner).unwrap();
+    assert_eq!((report.clients[4].refused.is_some(), f.model.rounds), (true, 2));
+    let refused = round(&mut f, &clients[..4], &mut learner).unwrap_err();
+    assert!(refused.to_string().contains("of 4 uploads"), "{refused}");
+    assert!(refused.hint_text().unwrap().contains("takes 5 uploads"), "{refused:?}");
+    assert_eq!((learner.learnt.len(), f.model.rounds), (10, 2));
+    let krum = Robust::Krum { lying: 1 };
+    for (robust, per_round, said) in [
+        (Robust::TrimmedMean(0.2), Some(4), "nothing is cut"),
+        (Robust::TrimmedMean(0.7), None, "0.7 of each side cannot be cut"),
+        (Robust::TrimmedMean(f64::NAN), None, "cannot be cut"),
+        (krum, Some(4), "needs 5"),
+    ] {
+        let settings = Settings { robust: Some(robust), per_round, ..Settings::new("no", Rule::Ffa, 1) };
+        let e = settings.check().unwrap_err().to_string();
+        assert!(e.contains(said), "{e}");
+    }
+    let settings = Settings { robust: Some(krum), ..Settings::new("no", Rule::Ffa, 1) };
+    assert!(settings.check().is_ok() && settings.check_clients(5).is_ok());
+    assert!(settings.check_clients(4).is_err());
 }
 
 #[test]
@@ -257,4 +273,26 @@ fn too_few_clients_are_said() {
         Settings { minimum: 0, rounds: 0, run: String::new(), ..Settings::new("x", Rule::FedIt, 1) };
     let text = nothing.check().unwrap_err().to_string();
     assert_eq!(text.lines().count(), 4, "{text}");
+}
+
+/// A client's words are its own, and so are the names that it gives: they begin no line of ours, and turn none round.
+#[test]
+fn what_clients_say_is_text() {
+    const WORDS: &str = "no\nround 1/10  2 of 2 clients\u{202e}";
+    struct Talks;
+    impl Worker for Talks {
+        fn train(&mut self, _: &str, _: &Task) -> Result<Reply> {
+            Err(Error::data(WORDS))
+        }
+    }
+    let settings = || Settings::new("words", Rule::Ffa, 1);
+    let reason = federation(settings(), 2).round(&mut InProcess::new(names(&["a"]), vec![Box::new(Talks)]));
+    let mut learner = Learner::default();
+    learner.wrong.insert("a".into(), |r| drop(r.adapter.insert(WORDS.into(), Tensor::from(0.0))));
+    let name = round(&mut federation(settings(), 2), &["a"], &mut learner);
+    for refused in [reason, name] {
+        let e = refused.unwrap_err().to_string();
+        assert!(e.contains("  - a: no\\nround 1/10") && e.lines().count() == 2, "{e}");
+        assert!(!e.contains('\u{202e}'), "{e}");
+    }
 }

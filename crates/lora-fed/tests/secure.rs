@@ -67,6 +67,18 @@ fn what_training_failed_of_stays_with_the_client() {
     assert!(difference(&f, &plain("ffa", &[&["a", "b", "c"]])) < 1e-11);
 }
 
+/// Nor does what a party says begin a line of ours.
+#[test]
+fn what_parties_say_is_text() {
+    let mut cast = Cast::new(&NAMES);
+    let mut engine = cast.between(|client, kind, _| match client == "b" && kind == Some(Kind::Plan) {
+        true => Err(Error::data("no\nround 1/10\u{202e}")),
+        false => Ok(()),
+    });
+    let round = cast.round(&mut federation(settings("ffa")), &mut engine).unwrap();
+    assert_eq!(round.clients[1].refused.as_deref(), Some("no\\nround 1/10\\u{202e}"));
+}
+
 #[test]
 fn who_drops_out_later_is_in_it() {
     for stage in [Kind::Survivors, Kind::Unmask] {
@@ -253,8 +265,7 @@ fn a_plan_of_few_of_many_is_refused() {
     let parties = own.iter().map(|own| (own.party.unwrap(), own.key.public())).collect();
     let directory = Directory { server: server.key.public(), parties };
     let asked = |least: Option<usize>, parties: u32, threshold: usize| {
-        let party = Parties::new(Learner, directory.clone());
-        let party = least.into_iter().try_fold(party, Parties::at_least).unwrap();
+        let party = Parties::new(Learner, directory.clone()).at_least(least).unwrap();
         let mut party = party.with("a", own[0].clone(), Claims::default()).unwrap();
         let round = RoundId { run: [7; 16], number: 1 };
         let plan = Plan::new(round, (1..=parties).map(PartyId).collect(), Ring::U64, 1);
@@ -276,8 +287,8 @@ fn a_plan_of_few_of_many_is_refused() {
     // More and fewer, if the party says so.
     assert!(asked(Some(10), 9, 9).is_err() && asked(Some(10), 10, 7).is_ok());
     assert!(asked(Some(3), 3, 2).is_err() && asked(Some(3), 3, 3).is_ok());
-    assert!(Parties::new(Learner, directory.clone()).at_least(2).is_err());
-    let refused = Parties::new(Learner, directory.clone()).at_least(11).map(drop).unwrap_err();
+    assert!(Parties::new(Learner, directory.clone()).at_least(Some(2)).is_err());
+    let refused = Parties::new(Learner, directory.clone()).at_least(Some(11)).map(drop).unwrap_err();
     assert!(refused.to_string().contains("of 10 in the directory"), "{refused}");
 }
 
@@ -287,7 +298,7 @@ fn rounds_draw_no_fewer_than_take_part() {
     let round = |asked: usize, coordinator: Option<usize>, parties: Option<usize>| {
         let mut cast = Cast::new(&TEN);
         cast.least = parties;
-        cast.coordinator = coordinator.into_iter().try_fold(cast.coordinator, Coordinator::at_least).unwrap();
+        cast.coordinator = cast.coordinator.at_least(coordinator).unwrap();
         let mut f = federation(Settings { per_round: Some(asked), ..settings("ffa") });
         let mut engine = cast.between(|_, _, _| Ok(()));
         let round = cast.round(&mut f, &mut engine);

@@ -119,6 +119,40 @@ fn a_budget_ends_a_clients_part() {
     }
 }
 
+/// Whether work on rows fails is of the rows too: it does not, it is charged, and it is noised.
+#[test]
+fn a_part_that_fails_for_its_rows_is_zeros() {
+    let (noise, names) = (Noise { clip: 3.0, sigma: 0.01 }, ["a", "b", "nan", "overflows"]);
+    let mut cast = Cast::noised(&names, noise, 1e9);
+    let mut f = wide();
+    let mut engine = cast.between(|_, _, _| Ok(()));
+    let round = cast.round(&mut f, &mut engine).unwrap();
+    assert!(round.lost.is_none() && round.clients.iter().all(|told| told.refused.is_none()), "{round:?}");
+    drop(engine);
+    assert!(names.iter().all(|client| cast.ledger(client).charges() == 1));
+    // What two learnt, over four. All that they learnt is positive.
+    let (mean, found) = (2.0 * 3.0 / 100.0 / 4.0, b_of(&f).mean(Dtype::Double).double_value(&[]));
+    assert!((found - mean).abs() < 0.05 * mean, "{found} {mean}");
+}
+
+/// What hangs on no row ends a part, and nothing left: a task that fits nobody, a disk.
+#[test]
+fn a_part_that_fails_for_anything_else_is_not_charged() {
+    let noise = Noise { clip: 1.0, sigma: 2.0 };
+    for bad in ["broken", "full"] {
+        let mut cast = Cast::noised(&["a", "b", "c", bad], noise, 100.0);
+        let mut engine = cast.between(|_, _, _| Ok(()));
+        let round = cast.round(&mut wide(), &mut engine).unwrap();
+        drop(engine);
+        let told = round.clients.iter().find(|told| told.client == bad).unwrap();
+        assert!(told.refused.as_ref().unwrap().contains("training failed"), "{round:?}");
+        assert_eq!(
+            (round.lost.is_none(), cast.ledger(bad).charges(), cast.ledger("a").charges()),
+            (true, 0, 1)
+        );
+    }
+}
+
 /// A round that is lost behind its vectors was paid for.
 #[test]
 fn what_left_is_charged() {

@@ -27,7 +27,7 @@ pub use eval::{
 pub use limit::{Work, matmul_rate, required_flops};
 pub use optim::{AdamW, AdamWConfig, CUDA_SOURCES};
 pub use plan::{Fit, Load, Plan, Planner, Setting};
-pub use private::{fingerprint, no_dropout, train_privately};
+pub use private::{check_rows, fingerprint, no_dropout, train_privately};
 pub use recorder::Recorder;
 pub use rows::{Row, read_rows};
 pub use save::SavePoint;

@@ -5,7 +5,7 @@
 //! loss is the mean over its own learnt tokens. Gradients of single texts come from the factors, many texts in a pass
 //! ([`lora_core::each_text`]); where a layer cannot give them, texts pass one by one.
 
-use lora_core::{Error, Param, Result, all_finite, each_text};
+use lora_core::{Error, ErrorKind, Param, Result, all_finite, each_text};
 use lora_fed::privacy::{PrivacyError, Release, Step};
 use lora_model::Model;
 use sha2::{Digest, Sha256};
@@ -30,12 +30,15 @@ use crate::trainer::{Event, Gradient, Outcome, Source, TrainConfig, run};
 /// The losses and norms that `each` is told are computed from the texts and carry no noise: they are for whoever holds
 /// the data, the guarantee is about the parameters.
 ///
-/// A text whose loss or gradient is not finite adds zeros, and the step is charged and released like any other: were it an
-/// error, whoever chose the parameters could ask by it for single texts, as often as he likes.
+/// A text whose pass fails, whose loss or gradient is not finite say, adds zeros, and the step is charged and released like
+/// any other: were it an error, whoever chose the parameters could ask by it for single texts, as often as he likes. Only the
+/// [`StepReport`](crate::StepReport) says that there were some, and why. Its loss is of the texts that count, NaN where none
+/// does.
 ///
 /// # Errors
-/// Those of [`crate::train`], but for numbers that are not finite: of them the parameters' alone, at the start;
-/// [`Error::usage`] for dropout; those of the ledger, but for a spent budget after the first step.
+/// Those of [`check_rows`], and of [`crate::train`], but for what a single text fails of; before anything is charged, what any
+/// text whatever would fail of, and parameters that are not finite; [`Error::usage`] for dropout; those of the ledger, but for
+/// a spent budget after the first step.
 pub fn train_privately(
     model: &dyn Model,
     params: Vec<Param>,
@@ -46,7 +49,7 @@ pub fn train_privately(
     each: &mut dyn FnMut(&Event) -> Result<()>,
 ) -> Result<Outcome> {
     config.check()?;
-    [Some(data), held_out].into_iter().flatten().try_for_each(|d| d.check(model.config().vocab_size))?;
+    [Some(data), held_out].into_iter().flatten().try_for_each(|d| check_rows(model, d))?;
     // Texts of a pass share one draw: a text that leaves would change the others' gradients, and they are not bounded by that.
     if let Some(name) = drops_out(model) {
         return Err(no_dropout(&name));
@@ -63,6 +66,21 @@ pub fn no_dropout(place: &str) -> Error {
     Error::usage("dropout, where a text's gradient must not hang on the other texts that are drawn")
         .at(place)
         .hint("train privately without: --dropout 0, or `lora_dropout` 0 in adapter_config.json")
+}
+
+/// Whether a model can read all of the rows, as [`train_privately`] asks: that is of these two alone, so whoever gives the
+/// parameters learns nothing by it.
+///
+/// # Errors
+/// Those of [`Dataset::check`]; [`Error::data`], with file and line, for a text beyond the model's context.
+pub fn check_rows(model: &dyn Model, data: &Dataset) -> Result<()> {
+    data.check(model.config().vocab_size)?;
+    let most = model.config().max_positions;
+    let Some(long) = data.samples.iter().find(|sample| sample.ids.len() as i64 > most) else { return Ok(()) };
+    let what = format!("{} tokens do not fit the model's context of {most}", long.ids.len());
+    Err(Error::data(what)
+        .at(format!("{}:{}", data.path.display(), long.line))
+        .hint("shorten the row, or pass --truncate and a --max-length that fits"))
 }
 
 /// A name for the data, as it is trained on: equal for equal samples in equal order.
@@ -86,6 +104,21 @@ struct Drawn<'a> {
     one_by_one: bool,
 }
 
+impl Drawn<'_> {
+    /// Whether a pass of some text goes at all. What does not hang on the rows may be said, and would spend the whole budget on
+    /// zeros.
+    fn passes(&self, arena: &mut Arena) -> Result<()> {
+        let text = Sample { ids: vec![0; 2], labels: vec![0; 2], line: 0 };
+        let batch = Batch::new(&[&text], self.model.device());
+        let passed = backward(self.model, arena.params(), &batch, 1.0, self.config.recompute);
+        arena.zero_grads();
+        match passed {
+            Err(e) if e.kind() != ErrorKind::NonFinite => Err(e),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Source for Drawn<'_> {
     fn steps(&self) -> u64 {
         self.config.steps(self.data.samples.len())
@@ -105,6 +138,9 @@ impl Source for Drawn<'_> {
     }
 
     fn gradients(&mut self, step: u64, arena: &mut Arena, optimiser: &AdamW) -> Result<Option<Gradient>> {
+        if step == 0 {
+            self.passes(arena)?;
+        }
         let Self { model, data, config, .. } = *self;
         let state = optimiser.fingerprint(arena)?;
         let sum = match self.release.step(step, &state) {
@@ -115,23 +151,25 @@ impl Source for Drawn<'_> {
         };
         let drawn: Vec<Text<'_>> = sum.drawn().iter().map(|&i| (i, &data.samples[i])).collect();
         let (recompute, one_by_one) = (config.recompute, self.one_by_one);
-        let mut pass = Pass { model, arena, sum, recompute, one_by_one, largest: 0.0, left_out: 0 };
-        let (mut loss, mut work) = (0.0, Work::default());
+        let (largest, loss, counted, left_out, why) = Default::default();
+        let mut pass =
+            Pass { model, arena, sum, recompute, one_by_one, largest, loss, counted, left_out, why };
+        let mut work = Work::default();
         for texts in drawn.chunks(config.batch_size) {
             let samples: Vec<&Sample> = texts.iter().map(|(_, sample)| *sample).collect();
             let batch = Batch::new(&samples, model.device());
             work += batch.work();
-            let all = if pass.one_by_one { None } else { pass.together(texts, &batch)? };
-            loss += match all {
-                Some(all) => all,
-                None => pass.singly(texts)?,
-            };
+            if pass.one_by_one || !pass.together(texts, &batch)? {
+                pass.singly(texts)?;
+            }
         }
-        let Pass { sum, one_by_one, largest, left_out, .. } = pass;
+        let Pass { sum, one_by_one, largest, loss, counted, left_out, why, .. } = pass;
         self.one_by_one = one_by_one;
         arena.set_grads(&sum.release()?)?;
         let norms = Norms { joint: largest, layers: Vec::new() };
-        Ok(Some(Gradient { loss: loss / work.supervised.max(1.0), norms, work, left_out }))
+        // Of none that counts it is NaN.
+        let loss = loss / counted as f64;
+        Ok(Some(Gradient { loss, norms, work, left_out: (left_out, why) }))
     }
 }
 
@@ -148,13 +186,18 @@ struct Pass<'a, 'b> {
     one_by_one: bool,
     /// The largest norm of a text's gradient before clipping.
     largest: f64,
+    /// The losses of the texts that count, and their supervised tokens.
+    loss: f64,
+    counted: usize,
     /// Texts that added zeros.
     left_out: usize,
+    /// What the first of them failed of.
+    why: Option<String>,
 }
 
 impl Pass<'_, '_> {
-    /// The sum of the texts' losses, in one pass; none, and nothing added, if not every gradient came, or the pass failed.
-    fn together(&mut self, texts: &[Text<'_>], batch: &Batch) -> Result<Option<f64>> {
+    /// Adds the texts, of one pass, and says whether it did: not if not every gradient came, or the pass failed.
+    fn together(&mut self, texts: &[Text<'_>], batch: &Batch) -> Result<bool> {
         let (rows, sinks) = self.arena.each(texts.len());
         let lengths: Vec<i64> = texts.iter().map(|(_, sample)| sample.ids.len() as i64).collect();
         let params = self.arena.params();
@@ -164,40 +207,66 @@ impl Pass<'_, '_> {
         // Where it was not every one, the others went to the leaves themselves.
         self.arena.zero_grads();
         // Text by text it shows which one it is of.
-        let Ok(loss) = loss else { return Ok(None) };
+        let Ok(loss) = loss else { return Ok(false) };
         if !every {
             self.one_by_one = true;
-            return Ok(None);
+            return Ok(false);
         }
-        let mut bad = Vec::new();
+        let (mut good, mut bad) = (Vec::new(), Vec::new());
         for (t, text) in texts.iter().enumerate() {
-            if !self.add(*text, &rows.select(0, t as i64))? {
-                bad.push(*text);
+            match self.add(*text, &rows.select(0, t as i64))? {
+                true => good.push(*text),
+                false => bad.push(*text),
             }
         }
+        if bad.is_empty() {
+            self.tell(loss, batch.supervised);
+            return Ok(true);
+        }
         // What is not finite in one text can make another's numbers NaN, and nothing else: those that are finite are its own.
+        // But the loss is of all.
+        for text in good {
+            if let Ok(its) = self.own(text) {
+                self.tell(its, text.1.supervised());
+            }
+            self.arena.zero_grads();
+        }
         self.singly(&bad)?;
-        Ok(Some(loss))
+        Ok(true)
     }
 
     /// The same in a pass for each. A text of which that fails, for whatever reason, adds zeros: see [`train_privately`].
-    fn singly(&mut self, texts: &[Text<'_>]) -> Result<f64> {
-        let mut loss = 0.0;
+    fn singly(&mut self, texts: &[Text<'_>]) -> Result<()> {
         for text in texts {
-            let batch = Batch::new(&[text.1], self.model.device());
-            let its = backward(self.model, self.arena.params(), &batch, 1.0, self.recompute);
+            let its = self.own(*text);
             let gradient = self.arena.grads().shallow_clone();
-            let counts = its.is_ok() && self.add(*text, &gradient)?;
+            let counts = match its {
+                Ok(loss) if self.add(*text, &gradient)? => Ok(loss),
+                Ok(_) => Err("its gradient is not finite".to_owned()),
+                Err(e) => Err(e.to_string()),
+            };
             self.arena.zero_grads();
-            match its {
-                Ok(its) if counts => loss += its,
-                _ => {
+            match counts {
+                Ok(loss) => self.tell(loss, text.1.supervised()),
+                Err(why) => {
                     self.left_out += 1;
+                    self.why.get_or_insert(why);
                     self.sum.add(text.0, &vec![0f32; gradient.numel()], 1.0)?;
                 }
             }
         }
-        Ok(loss)
+        Ok(())
+    }
+
+    /// A text's loss in a pass of its own; the leaves have the gradient.
+    fn own(&self, (_, sample): Text<'_>) -> Result<f64> {
+        let batch = Batch::new(&[sample], self.model.device());
+        backward(self.model, self.arena.params(), &batch, 1.0, self.recompute)
+    }
+
+    fn tell(&mut self, loss: f64, tokens: usize) {
+        self.loss += loss;
+        self.counted += tokens;
     }
 
     /// Adds a text's gradient, and says whether it did: not if it is not finite.

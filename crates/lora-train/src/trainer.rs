@@ -89,7 +89,7 @@ pub struct StepReport {
     pub steps: u64,
     /// Passes over the data so far.
     pub epoch: f64,
-    /// Mean cross-entropy over the step's supervised tokens.
+    /// Mean cross-entropy over the step's supervised tokens; in a private step of the texts that count, NaN if none does.
     pub loss: f64,
     /// Joint norm of the gradients before clipping.
     pub grad_norm: f64,
@@ -103,9 +103,12 @@ pub struct StepReport {
     pub supervised: usize,
     /// Wall time of the step.
     pub seconds: f64,
-    /// Texts of a private step that counted as zeros, since their loss or gradient is not finite.
+    /// Texts of a private step that counted as zeros, since their loss or gradient is not finite, or their pass failed.
     #[serde(skip_serializing_if = "is_zero")]
     pub left_out: usize,
+    /// What the first of them failed of: for whoever holds the rows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left_out_for: Option<String>,
 }
 
 fn is_zero(count: &usize) -> bool {
@@ -139,9 +142,9 @@ pub enum Event {
 pub struct Outcome {
     /// Steps done: fewer than planned where a privacy budget ended them.
     pub steps: u64,
-    /// Loss of the first step.
+    /// Loss of the first step that has one.
     pub first_loss: f64,
-    /// Mean loss of the last tenth of the steps.
+    /// Mean loss of the last tenth of them.
     pub last_loss: f64,
     /// Last held-out loss.
     pub eval_loss: Option<f64>,
@@ -198,14 +201,14 @@ pub(crate) trait Source {
 /// What a step's gradient was made of.
 #[derive(Debug)]
 pub(crate) struct Gradient {
-    /// Mean cross-entropy over the supervised tokens.
+    /// As [`StepReport::loss`].
     pub(crate) loss: f64,
     /// Before clipping.
     pub(crate) norms: Norms,
     /// What was to be done.
     pub(crate) work: Work,
-    /// Texts that counted as zeros.
-    pub(crate) left_out: usize,
+    /// How many texts counted as zeros, and what the first of them failed of.
+    pub(crate) left_out: (usize, Option<String>),
 }
 
 /// The loop: gradients, optimiser, reports.
@@ -252,7 +255,8 @@ pub(crate) fn run(
             tokens: gradient.work.tokens as usize,
             supervised: gradient.work.supervised as usize,
             seconds: start.elapsed().as_secs_f64(),
-            left_out: gradient.left_out,
+            left_out: gradient.left_out.0,
+            left_out_for: gradient.left_out.1,
         };
         done.losses.push(gradient.loss);
         done.tally.work += gradient.work;
@@ -272,11 +276,12 @@ pub(crate) fn run(
         }
     }
     let Done { losses, tally: Tally { tokens, seconds, eval_loss, work } } = done;
-    let tail = &losses[losses.len() - losses.len().div_ceil(10)..];
+    let told: Vec<f64> = losses.iter().copied().filter(|loss| !loss.is_nan()).collect();
+    let tail = &told[told.len() - told.len().div_ceil(10)..];
     Ok(Outcome {
         steps: losses.len() as u64,
-        first_loss: losses.first().copied().unwrap_or(f64::NAN),
-        last_loss: tail.iter().sum::<f64>() / tail.len().max(1) as f64,
+        first_loss: told.first().copied().unwrap_or(f64::NAN),
+        last_loss: tail.iter().sum::<f64>() / tail.len() as f64,
         eval_loss,
         tokens,
         seconds,
@@ -320,7 +325,7 @@ impl Source for Shuffled<'_> {
         batches.iter().for_each(|batch| work += batch.work());
         let (loss, norms) = gradients(self.model, &mut self.recorder, arena, &batches, self.config)
             .map_err(|e| e.at(format!("step {} ({})", step + 1, lines(self.data, &batches))))?;
-        Ok(Some(Gradient { loss, norms, work, left_out: 0 }))
+        Ok(Some(Gradient { loss, norms, work, left_out: (0, None) }))
     }
 }
 

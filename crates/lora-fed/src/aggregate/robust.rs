@@ -72,7 +72,7 @@ pub enum Robust {
     /// The median of each number of A and of B (Yin et al. 2018): right with fewer than half of the clients lying.
     Median,
     /// The mean of each number without this share of the lowest and of the highest (Yin et al. 2018), in whole numbers of
-    /// uploads, rounded down: below one half, and above 0 one upload at least.
+    /// uploads, rounded down, but one at least: below one half; 0 is the plain mean.
     TrimmedMean(f64),
     /// The one upload that is nearest to its `n - f - 2` nearest ones (Krum; Blanchard et al. 2017), by `s B A` and all
     /// other tensors, with up to f of n clients lying, `n >= 2 f + 3`.
@@ -83,11 +83,47 @@ pub enum Robust {
 }
 
 impl Robust {
+    /// How many must be asked: a trimmed mean so many that its share is one upload.
+    pub fn least(self) -> usize {
+        match self {
+            Self::TrimmedMean(share) if share > 0.0 => {
+                let n = (1.0 / share).ceil() as usize;
+                // Their product may be rounded.
+                if whole(share, n) > 0 { n } else { n.saturating_add(1) }
+            }
+            Self::Krum { lying } => lying.saturating_mul(2).saturating_add(3),
+            Self::Median | Self::TrimmedMean(_) => 1,
+        }
+    }
+
+    /// Whether it makes sense where so many are asked, before they are.
+    ///
+    /// # Errors
+    /// [`Error::usage`] for fewer than [`Robust::least`], or a share that cannot be cut.
+    pub fn takes(self, n: usize) -> Result<()> {
+        let least = self.least();
+        match self {
+            Self::TrimmedMean(share) if !(0.0..0.5).contains(&share) => {
+                Err(Error::usage(format!("{share} of each side cannot be cut")).hint("below one half"))
+            }
+            // It would be the plain mean, which one liar moves anywhere.
+            Self::TrimmedMean(share) if n < least => {
+                let what = format!("{share} of each side of {n} uploads is not one of them: nothing is cut");
+                let hint = format!("it takes {least} uploads in every round, a larger share, or the median");
+                Err(Error::usage(what).hint(hint))
+            }
+            Self::Krum { lying } if n < least => {
+                Err(Error::usage(format!("Krum with {lying} lying needs {least} uploads, and there are {n}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// One upload from many, which must fit together ([`Bounds::screen`] first). Weights do not count: whoever lies
     /// could lie about them.
     ///
     /// # Errors
-    /// [`Error::usage`] for too few uploads.
+    /// [`Error::usage`] for too few uploads: of Krum those of [`Robust::takes`], of a trimmed mean one that would cut all.
     pub fn aggregate(self, uploads: &[Upload]) -> Result<Upload> {
         let shares = super::upload::shares(uploads)?;
         let n = shares.len();
@@ -101,24 +137,14 @@ impl Robust {
             Self::Krum { .. } => stack.select(0, 0),
         };
         match self {
-            Self::TrimmedMean(share) if !(0.0..0.5).contains(&share) => {
-                return Err(
-                    Error::usage(format!("{share} of each side cannot be cut")).hint("below one half")
-                );
+            Self::TrimmedMean(share) => {
+                self.takes(usize::MAX)?;
+                if 2 * cut(share, n) >= n as i64 {
+                    let what = format!("one of each side of {n} uploads is cut: nothing is left");
+                    return Err(Error::usage(what).hint("it takes three good replies at least"));
+                }
             }
-            // It would be the plain mean, which one liar moves anywhere.
-            Self::TrimmedMean(share) if share > 0.0 && cut(share, n) == 0 => {
-                let what = format!("{share} of each side of {n} uploads is not one of them: nothing is cut");
-                let need = (1.0 / share).ceil();
-                return Err(Error::usage(what)
-                    .hint(format!("it takes {need} uploads in every round, a larger share, or the median")));
-            }
-            Self::Krum { lying } if n < 2 * lying + 3 => {
-                let what =
-                    format!("Krum with {lying} lying needs {} uploads, and there are {n}", 2 * lying + 3);
-                return Err(Error::usage(what));
-            }
-            _ => {}
+            Self::Krum { .. } | Self::Median => self.takes(n)?,
         }
         let chosen: Vec<&Upload> = match self {
             Self::Krum { lying } => uploads.get(krum(uploads, lying)).into_iter().collect(),
@@ -157,9 +183,16 @@ fn median(stack: &Tensor) -> Tensor {
     (sorted.select(0, (n - 1) / 2) + sorted.select(0, n / 2)) / 2.0
 }
 
-/// How many of n a trimmed mean leaves out at each side.
-fn cut(share: f64, n: usize) -> i64 {
+/// How many of n a share is.
+fn whole(share: f64, n: usize) -> i64 {
     (share * n as f64).floor() as i64
+}
+
+/// How many of n a trimmed mean leaves out at each side: one at least. Enough are asked that the share is one of them
+/// ([`Robust::takes`]); but where replies are refused it may be none of those that are left. To fail then would let any client
+/// end each round by a bad reply, and to cut nobody would be the mean; one more than asked is only more robust.
+fn cut(share: f64, n: usize) -> i64 {
+    if share > 0.0 { whole(share, n).max(1) } else { 0 }
 }
 
 /// The number of the upload that Krum chooses. It is taken whole, so all of it counts.

@@ -44,7 +44,7 @@ pub struct Round {
 pub struct Told {
     /// Who.
     pub client: String,
-    /// Why its reply does not count, if it does not.
+    /// Why its reply does not count, if it does not: as text that can be shown ([`crate::plain`]).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
     /// What it says it learnt from.
@@ -111,6 +111,8 @@ impl Federation {
     /// # Errors
     /// As [`Federation::round`].
     pub fn round_of(&mut self, chosen: Vec<String>, engine: &mut dyn Engine) -> Result<Round> {
+        // Before anybody works for nothing.
+        self.settings.robust.map_or(Ok(()), |robust| robust.takes(chosen.len()))?;
         let number = self.model.rounds + 1;
         let rule = self.rule(number);
         let tasks = chosen.iter().map(|client| self.task(client, rule, number));

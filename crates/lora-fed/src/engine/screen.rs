@@ -5,6 +5,7 @@ use super::model::upload;
 use super::state::fingerprint;
 use super::{Reply, Task, Weights, bytes};
 use crate::aggregate::{Rule, Upload};
+use crate::plain;
 use lora_core::{Error, Result, all_finite};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -41,7 +42,8 @@ impl Federation {
                 });
             match good {
                 Ok(held_and_upload) => uploads.push(held_and_upload),
-                Err(e) => this.refused = Some(e.to_string()),
+                // It may quote the client: its reason, a name of its own.
+                Err(e) => this.refused = Some(plain(&e.to_string())),
             }
             told.push(this);
         }

@@ -85,6 +85,9 @@ impl Settings {
             self.robust.is_some() && matches!(self.weights, Weights::Examples { .. }),
             "a robust rule has no weights: whoever lies could lie about them".into(),
         );
+        if let Err(e) = self.check_clients(usize::MAX) {
+            refuse(true, e.to_string());
+        }
         let moves =
             matches!(rule, Rule::FedIt | Rule::Ffa | Rule::RoLora { .. } | Rule::FedSa | Rule::FedSvd);
         refuse(
@@ -103,5 +106,13 @@ impl Settings {
             return Ok(());
         }
         Err(Error::faults(ErrorKind::Usage, "these settings do not go together", faults))
+    }
+
+    /// Whether a round has enough to ask for its robust rule, of so many clients.
+    ///
+    /// # Errors
+    /// Those of [`Robust::takes`].
+    pub fn check_clients(&self, clients: usize) -> Result<()> {
+        self.robust.map_or(Ok(()), |robust| robust.takes(self.per_round.unwrap_or(clients)))
     }
 }

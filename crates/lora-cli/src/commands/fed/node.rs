@@ -9,13 +9,14 @@ use std::time::Duration;
 use anyhow::Result;
 use lora::fed::engine::{Claims, Joined, Reply, Task, Worker};
 use lora::fed::flower::{Event, Limits, NodeKey, NodeOptions, serve};
+use lora::fed::plain;
 use lora::model::Keep;
 use lora::train::TrainConfig;
 use lora::{Error, Local, sibling};
 
 use super::federation::method;
 use super::link::LinkArgs;
-use super::log::{left_out_here, plain, told_here};
+use super::log::{left_out_here, told_here};
 use super::secure::SecureArgs;
 use crate::open::ModelArgs;
 use crate::privacy::{PrivacyArgs, bound_to, ledger_of};
@@ -70,6 +71,9 @@ pub(crate) struct Args {
     proximal: Option<f64>,
     #[command(flatten)]
     privacy: PrivacyArgs,
+    /// The file of all that was given away of these rows: always the same one for the same rows [default: DATA.privacy.jsonl]
+    #[arg(long, value_name = "FILE", help_heading = "Privacy", requires = "dp_epsilon")]
+    dp_ledger: Option<PathBuf>,
     #[command(flatten)]
     secure: SecureArgs,
 }
@@ -98,7 +102,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let read = |path| args.training.text.read(path, &tokenizer, checkpoint.config().max_positions);
     let data = read(&args.data)?;
     let held_out = args.eval.as_deref().map(read).transpose()?;
-    let promise = args.privacy.promise(ledger_of(&args.data));
+    let promise = args.privacy.promise(args.dp_ledger.clone().unwrap_or_else(|| ledger_of(&args.data)));
     let bound = if promise.is_some() { bound_to(&args.model)? } else { Vec::new() };
     let keep = Keep { storage: recipe.storage(), packed: args.model.packed(), skip: &args.model.skip };
     let model = args.model.load(checkpoint.as_ref(), keep)?;
@@ -107,6 +111,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .promising(promise.map(|promise| (HERE.to_owned(), promise)).into_iter().collect(), bound)?
         .expecting(args.rounds)
         .keeping(sibling(&args.key, "kept"))?;
+    local.check_promises()?;
     if let Some(held_out) = held_out {
         local = local.judging(held_out);
     }

@@ -65,14 +65,12 @@ impl SecureArgs {
 
     /// A worker who takes part with as many as were asked for.
     pub(super) fn parties<W: Worker>(&self, worker: W, directory: Directory) -> Result<Parties<W>> {
-        let all = Parties::new(worker, directory);
-        Ok(self.parties_at_least.into_iter().try_fold(all, Parties::at_least)?)
+        Ok(Parties::new(worker, directory).at_least(self.parties_at_least)?)
     }
 
     /// A coordinator who plans with as many.
     pub(super) fn coordinator(&self, own: Own, directory: Directory) -> Result<Coordinator> {
-        let one = Coordinator::new(own, directory)?;
-        Ok(self.parties_at_least.into_iter().try_fold(one, Coordinator::at_least)?)
+        Ok(Coordinator::new(own, directory)?.at_least(self.parties_at_least)?)
     }
 
     /// The directory, and who one is.
@@ -86,7 +84,7 @@ impl SecureArgs {
                 .into());
         }
         // Before anything else is read.
-        self.parties_at_least.map(|n| Quorum::of(&directory).at_least(n)).transpose()?;
+        Quorum::of(&directory).at_least(self.parties_at_least)?;
         Ok(Some((directory, own)))
     }
 }
@@ -109,8 +107,7 @@ impl Cast {
             .collect::<Result<_>>()?;
         let pins = parties.iter().filter_map(|(_, own)| Some((own.party?, own.key.public()))).collect();
         let directory = Directory { server: own.key.public(), parties: pins };
-        let plain = Coordinator::new(own, directory.clone())?;
-        let plain = at_least.into_iter().try_fold(plain, Coordinator::at_least)?;
+        let plain = Coordinator::new(own, directory.clone())?.at_least(at_least)?;
         let coordinator = noise.into_iter().fold(plain, Coordinator::with);
         Ok(Self { coordinator, directory, parties, at_least, noised: noise.is_some() })
     }
@@ -121,8 +118,7 @@ impl Cast {
 
     /// A worker who plays any of them.
     pub(super) fn boxed<'a>(&self, worker: impl Worker + 'a) -> Result<Box<dyn Worker + 'a>> {
-        let all = Parties::new(worker, self.directory.clone());
-        let all = self.at_least.into_iter().try_fold(all, Parties::at_least)?;
+        let all = Parties::new(worker, self.directory.clone()).at_least(self.at_least)?;
         // Of rounds that were planned to keep their promise, by clients that nobody has to protect.
         let endless = Budget { unit: Unit::Client, epsilon: 1e9, delta: DELTA, accounting: Accounting::Rdp };
         let with = |all: Parties<_>, (name, own): &(String, Own)| {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use lora::fed::aggregate::Robust;
 use lora::fed::engine::{Coordinator, Engine, Server};
 use lora::fed::flower::{AppOptions, Limits, ServerApp};
 use lora::model::Keep;
@@ -14,7 +15,6 @@ use lora::{Error, Local, sibling};
 use super::course::{Course, Kind};
 use super::federation::{FederationArgs, OutArgs, method};
 use super::link::LinkArgs;
-use super::log::plain;
 use super::secure::SecureArgs;
 use crate::commands::{bare, say};
 use crate::open::ModelArgs;
@@ -124,7 +124,9 @@ fn rounds(
     secure: Option<&Coordinator>,
     mut tell: impl FnMut(&mut Course, super::course::Told) -> Result<()>,
 ) -> Result<()> {
-    let wanted = course.settings().per_round.unwrap_or(0).max(course.settings().minimum);
+    let settings = course.settings();
+    let wanted = settings.per_round.unwrap_or(0).max(settings.minimum);
+    let wanted = wanted.max(settings.robust.map_or(0, Robust::least));
     let wanted = wanted.max(secure.map_or(0, Coordinator::least));
     while course.goes_on() {
         let until = Instant::now() + Duration::from_secs(args.patience);
@@ -138,7 +140,7 @@ fn rounds(
             match course.round(engine, kind) {
                 Ok(told) => break told,
                 Err(e) if tries < args.tries.max(1) => {
-                    say!("round failed, and is tried again: {}", plain(&e.to_string()));
+                    say!("round failed, and is tried again: {e}");
                     course.choose_again()?;
                 }
                 Err(e) => return Err(e),

@@ -112,6 +112,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let held_out = args.out.eval.as_deref().map(read).transpose()?;
     let idle: BTreeMap<_, _> = args.idle.iter().map(|(name, n)| (name.clone(), n.unsigned_abs())).collect();
     let names: Vec<String> = data.keys().chain(idle.keys()).cloned().collect();
+    settings.check_clients(names.len())?;
     let cast = args.secure.then(|| Cast::new(&names, shares, args.parties_at_least)).transpose()?;
     if let Some(cast) = &cast {
         cast.coordinator().check(&settings)?;

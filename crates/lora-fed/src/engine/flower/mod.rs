@@ -45,10 +45,13 @@ fn of_task(task: &Task) -> Result<Records> {
     let mut config = Values::from_iter([
         (ROUND.to_owned(), number(task.round)),
         (RUN.to_owned(), Value::Text(task.run.clone())),
-        ("lora.rounds".to_owned(), number(task.rounds)),
         ("lora.trains".to_owned(), text(task.trains)),
         ("lora.sends".to_owned(), text(task.sends)),
     ]);
+    // 0: it does not say.
+    if task.rounds != 0 {
+        config.insert("lora.rounds".to_owned(), number(task.rounds));
+    }
     if let Some(scale) = task.scale {
         config.insert("lora.scale".to_owned(), Value::Float(scale));
     }
@@ -204,10 +207,13 @@ mod tests {
 
     #[test]
     fn tasks_and_replies_come_back_as_they_were() {
+        for rounds in [7, 0] {
+            let task = Task { rounds, ..task() };
+            let again = to_task(&of_task(&task).unwrap(), "another").unwrap();
+            assert_eq!(format!("{task:?}"), format!("{again:?}"));
+            assert_eq!((&task.adapter, &task.beside), (&again.adapter, &again.beside));
+        }
         let task = task();
-        let again = to_task(&of_task(&task).unwrap(), "another").unwrap();
-        assert_eq!(format!("{task:?}"), format!("{again:?}"));
-        assert_eq!((&task.adapter, &task.beside), (&again.adapter, &again.beside));
         let reply = Reply { adapter: task.adapter, examples: 12, metrics: [("loss".to_owned(), 0.5)].into() };
         let again = to_reply(&of_reply(&reply).unwrap()).unwrap();
         assert_eq!(

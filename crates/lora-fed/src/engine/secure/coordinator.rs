@@ -49,12 +49,12 @@ impl Coordinator {
         Self { noise: Some(noise), ..self }
     }
 
-    /// Plans with so many parties and more, as parties must be told too: see
+    /// Plans with so many parties and more, if it is said, as parties must be told too: see
     /// [`Parties::at_least`](super::Parties::at_least).
     ///
     /// # Errors
     /// Those of [`Quorum::at_least`].
-    pub fn at_least(self, parties: usize) -> Result<Self> {
+    pub fn at_least(self, parties: Option<usize>) -> Result<Self> {
         Ok(Self { quorum: self.quorum.at_least(parties)?, ..self })
     }
 

@@ -15,7 +15,8 @@
 //!
 //! With [`Noise`](super::Noise) each party clips what it has learnt, rounds it at random to integers and adds its share of a
 //! discrete Gaussian, as many shares making the whole as there are sure to be from others than a coalition that the sums
-//! withstand. It charges its own ledger before the vector leaves, and its budget ends its part.
+//! withstand. It charges its own ledger before the vector leaves, and its budget ends its part. Where the work fails for what
+//! its rows are, it sends noise alone, charged likewise: failing would tell of them.
 //!
 //! It gives nothing in plain: whoever asks it to train outside of a secure round is refused.
 //!

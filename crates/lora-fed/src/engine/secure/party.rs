@@ -5,7 +5,7 @@ use crate::engine::{Letter, Reply, Task, Worker};
 use crate::privacy::{Ledger, Secret, StepInputs, StepKey};
 use crate::secagg::wire::{Envelope, Kind};
 use crate::secagg::{Client, Directory, Identity, Own, PartyId, Plan, SecAggError, Session};
-use lora_core::{Error, Result};
+use lora_core::{Error, ErrorKind, Result};
 use std::collections::BTreeMap;
 use tch::{Device, Kind as Dtype, Tensor};
 
@@ -33,11 +33,11 @@ impl<W: Worker> Parties<W> {
         Self { worker, directory, quorum, members: BTreeMap::new() }
     }
 
-    /// Takes part with so many parties and more.
+    /// Takes part with so many parties and more, if it is said.
     ///
     /// # Errors
     /// Those of [`Quorum::at_least`].
-    pub fn at_least(self, parties: usize) -> Result<Self> {
+    pub fn at_least(self, parties: Option<usize>) -> Result<Self> {
         Ok(Self { quorum: self.quorum.at_least(parties)?, ..self })
     }
 
@@ -174,7 +174,11 @@ impl Member {
                 let random = |purpose| Ok::<_, Error>(key.randomness(&Secret::generate()?, purpose));
                 let share = noise.share(&plan, quorum, &random("noise")?)?;
                 // What is large is clipped, and not told of.
-                let learnt = learn(client, task, worker, f64::MAX)?;
+                let learnt = match learn(client, task, worker, f64::MAX) {
+                    // Failing would tell of the rows, for nothing.
+                    Err(e) if is_of_rows(&e) => vec![0.0; plan.len],
+                    learnt => learnt?,
+                };
                 let residues = noise.hide(&plan, &learnt, &share, &random("rounding")?)?;
                 self.claims.send(run, round)?;
                 ledger.charge(&key, mechanism)?;
@@ -210,4 +214,16 @@ fn learn(client: &str, task: &Task, worker: &mut dyn Worker, limit: f64) -> Resu
         learnt.extend(moved);
     }
     Ok(learnt)
+}
+
+/// Whether [`learn`] failed for what the rows are: of a number that is not finite, or of something that the worker keeps
+/// back (see [`Worker::train`]), if that is no setting and no disk.
+fn is_of_rows(e: &Error) -> bool {
+    fn cause(e: &Error) -> Option<&Error> {
+        std::error::Error::source(e)?.downcast_ref()
+    }
+    let elsewhere = [ErrorKind::Usage, ErrorKind::Unsupported, ErrorKind::Io];
+    let kept_back = |worker: &Error| cause(worker).is_some_and(|why| !elsewhere.contains(&why.kind()));
+    let of = |worker: &Error| worker.kind() == ErrorKind::NonFinite || kept_back(worker);
+    e.kind() == ErrorKind::NonFinite || cause(e).is_some_and(of)
 }

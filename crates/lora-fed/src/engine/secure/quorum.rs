@@ -31,12 +31,13 @@ impl Quorum {
         Self { least: FEWEST.max(any.third() + HONEST), ..any }
     }
 
-    /// At least so many parties in a plan. With fewer than [`Quorum::of`] says, that many less two are the most of the
-    /// directory who may be on the coordinator's side.
+    /// At least so many parties in a plan, if it is said. With fewer than [`Quorum::of`] says, that many less two are the
+    /// most of the directory who may be on the coordinator's side.
     ///
     /// # Errors
     /// [`Error::usage`] for fewer than [`FEWEST`], or more than the directory has.
-    pub fn at_least(self, least: usize) -> Result<Self> {
+    pub fn at_least(self, least: Option<usize>) -> Result<Self> {
+        let Some(least) = least else { return Ok(self) };
         if !(FEWEST..=self.parties).contains(&least) {
             let what = format!("at least {least} parties a round, of {} in the directory", self.parties);
             return Err(Error::usage(what).hint(format!("{FEWEST} and more, and no more than there are")));
@@ -141,7 +142,7 @@ mod tests {
             let third = (0..parties).filter(|c| 3 * c < parties).max().unwrap();
             let all = Quorum::among(parties);
             assert_eq!(all.third(), third);
-            let fewer = (3..=parties).map(|least| (all.at_least(least).unwrap(), third.min(least - 2)));
+            let fewer = (3..=parties).map(|least| (all.at_least(Some(least)).unwrap(), third.min(least - 2)));
             for (quorum, most) in fewer.chain([(all, third)]) {
                 for n in 1..=parties {
                     for t in (1..=n).filter(|t| allowed(quorum, n, *t)) {
@@ -179,19 +180,19 @@ mod tests {
         let shares = |parties, threshold| Quorum::among(parties).shares(threshold);
         assert_eq!((shares(3, 2), shares(5, 4), shares(10, 7), shares(100, 67)), (1, 3, 4, 34));
         // Of six of ten the three that know their own may be there too.
-        assert_eq!((shares(10, 5), ten.at_least(3).unwrap().shares(3)), (2, 1));
+        assert_eq!((shares(10, 5), ten.at_least(Some(3)).unwrap().shares(3)), (2, 1));
     }
 
     #[test]
     fn more_or_fewer_can_be_asked_for() {
         let ten = Quorum::among(10);
         for wrong in [0, 2, 11] {
-            let refused = ten.at_least(wrong).unwrap_err().to_string();
+            let refused = ten.at_least(Some(wrong)).unwrap_err().to_string();
             assert!(refused.contains("of 10 in the directory"), "{refused}");
         }
-        let few = ten.at_least(3).unwrap();
+        let few = ten.at_least(Some(3)).unwrap();
         assert!(allowed(few, 3, 3) && !allowed(few, 3, 2) && allowed(few, 10, 7));
-        let all = ten.at_least(10).unwrap();
+        let all = ten.at_least(Some(10)).unwrap();
         assert!(allowed(all, 10, 7) && !allowed(all, 9, 9));
     }
 }

@@ -2,6 +2,7 @@
 
 use super::WHO;
 use crate::engine::{Engine, Letter, Noise, Task, Told, bytes};
+use crate::plain;
 use crate::secagg::{PartyId, Server};
 use lora_core::{Error, Result};
 use std::collections::BTreeMap;
@@ -119,9 +120,10 @@ impl<'a> Talk<'a> {
         Ok(answers)
     }
 
+    /// `why` may quote the client.
     fn refuse(&mut self, client: &str, why: String) {
         if let Some(told) = self.told.iter_mut().find(|told| told.client == client) {
-            told.refused.get_or_insert(why);
+            told.refused.get_or_insert_with(|| plain(&why));
         }
     }
 }
