@@ -255,9 +255,16 @@ fn huge_padding_is_not_obeyed() {
 
 /// `file`, which holds no tensors, with the bytes `from` replaced where they first are.
 fn patched(file: &str, from: &[u8], to: &[u8]) -> lora_core::Result<Tokenizer> {
+    patched_all(file, &[(from.to_vec(), to.to_vec())])
+}
+
+/// As [`patched`], one replacement behind the other.
+fn patched_all(file: &str, changes: &[(Vec<u8>, Vec<u8>)]) -> lora_core::Result<Tokenizer> {
     let mut bytes = fs::read(data(file)).unwrap();
-    let at = bytes.windows(from.len()).position(|window| window == from).expect("the bytes to replace");
-    bytes.splice(at..at + from.len(), to.iter().copied());
+    for (from, to) in changes {
+        let at = bytes.windows(from.len()).position(|window| window == from).expect("the bytes to replace");
+        bytes.splice(at..at + from.len(), to.iter().copied());
+    }
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.gguf");
     fs::write(&path, bytes).unwrap();
@@ -293,17 +300,29 @@ fn padding_that_is_no_token_is_none() {
     }
 }
 
-/// Of control tokens those that llama.cpp stops at, wherever the file's keys do not name them.
+/// At the tokens that llama.cpp stops at, of any type, wherever the file's keys do not name them.
 #[test]
 fn gguf_files_end_texts_at_more_than_their_keys_say() {
-    let ends = |file: &str, token: &str, other: &str| {
-        patched(file, &text(token), &text(other)).unwrap().eos_ids().to_vec()
+    let ends = |changes: &[(&str, &str)]| {
+        let changes: Vec<_> = changes.iter().map(|(from, to)| (text(from), text(to))).collect();
+        patched_all("qwen2.gguf", &changes).unwrap().eos_ids().to_vec()
     };
-    for end in ["<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>", "</s>"] {
-        assert_eq!(ends("qwen2.gguf", "<|im_start|>", end), [2, 0, 1], "{end}");
+    for end in ["<|eot_id|>", "<|end|>", "<end_of_turn>", "</s>", "[EOS]", "<turn|>", "<｜end▁of▁sentence｜>"]
+    {
+        assert_eq!(ends(&[("<|im_start|>", end)]), [2, 0, 1], "{end}");
     }
-    assert_eq!(ends("qwen2.gguf", "<|im_start|>", "<|start|>"), [2, 0]);
-    assert_eq!(ends("qwen2.gguf", "<think>", "</s>"), [2, 0], "a token that a user may write");
+    for around_code in ["<|fim_pad|>", "<reponame>", "<|file_sep|>"] {
+        assert_eq!(ends(&[("<|im_start|>", around_code)]), [2, 0, 1], "{around_code}");
+    }
+    assert_eq!(ends(&[("<|im_start|>", "<|start|>")]), [2, 0]);
+    assert_eq!(ends(&[("<think>", "</s>")]), [2, 0, 3], "a token that a user may write");
+    // Within a turn.
+    let end = ("<|endoftext|>", "<|end|>");
+    assert_eq!(ends(&[end, ("<|im_start|>", "<|call|>")]), [2, 0, 1]);
+    for last in ["<|return|>", "<|flush|>"] {
+        assert_eq!(ends(&[end, ("<|im_start|>", "<|call|>"), ("<think>", last)]), [2, 1, 3], "{last}");
+    }
+    assert_eq!(ends(&[("<|im_start|>", "</s>"), ("<think>", "<|tool_response>")]), [2, 0, 3]);
 }
 
 #[test]
