@@ -171,36 +171,25 @@ fn ids_without_a_token_have_no_text() {
     }
 }
 
-/// What `tokenizer_config.json` says of BOS and EOS counts with Llama's classes alone, for which BOS is the default.
+/// What goes around a text is what `tokenizer.json` puts there, whatever `tokenizer_config.json` says: as in transformers 5.
 #[test]
-fn flags_of_other_classes_leave_the_file_as_it_is() {
-    let ids = |kind: &str, class: Value, flags: Value| {
+fn flags_beside_a_tokenizer_json_are_not_obeyed() {
+    // The one file has BOS, the other nothing.
+    for (kind, before) in [("llama-bpe", vec![0_i64]), ("smollm", vec![])] {
         let dir = tempfile::tempdir().unwrap();
         Tokenizer::open(&data(&format!("{kind}.gguf"))).unwrap().save(dir.path()).unwrap();
-        let mut config =
-            json!({"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "tokenizer_class": class});
-        config.as_object_mut().unwrap().extend(flags.as_object().unwrap().clone());
-        fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
-        let tokenizer = Tokenizer::open(dir.path()).unwrap();
-        let (ids, bare) = (tokenizer.encode("Hi", true).unwrap(), tokenizer.encode("Hi", false).unwrap());
-        let at = ids.windows(bare.len()).position(|window| window == bare).unwrap();
-        (ids[..at].to_vec(), ids[at + bare.len()..].to_vec())
-    };
-    let (bos, eos, none) = (vec![0], vec![2], vec![]);
-    // The file has BOS.
-    for class in [json!("PreTrainedTokenizerFast"), json!("Qwen2Tokenizer"), Value::Null] {
-        for flags in [json!({"add_eos_token": true}), json!({"add_bos_token": false})] {
-            assert_eq!(ids("llama-bpe", class.clone(), flags), (bos.clone(), none.clone()), "{class}");
+        for class in ["LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "PreTrainedTokenizerFast"]
+        {
+            for flags in [[true, true], [true, false], [false, true], [false, false]] {
+                let config = json!({"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>",
+                    "tokenizer_class": class, "add_bos_token": flags[0], "add_eos_token": flags[1]});
+                fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+                let tokenizer = Tokenizer::open(dir.path()).unwrap();
+                let bare = tokenizer.encode("Hi", false).unwrap();
+                let ids = tokenizer.encode("Hi", true).unwrap();
+                assert_eq!(ids, [&before[..], &bare].concat(), "{kind}, {class}, {flags:?}");
+            }
         }
-    }
-    for class in ["LlamaTokenizer", "LlamaTokenizerFast"] {
-        let ids = |kind: &str, flags: Value| ids(kind, json!(class), flags);
-        assert_eq!(ids("llama-bpe", json!({"add_eos_token": true})), (bos.clone(), eos.clone()));
-        assert_eq!(ids("llama-bpe", json!({"add_bos_token": false})), (none.clone(), none.clone()));
-        assert_eq!(ids("llama-bpe", json!({})), (bos.clone(), none.clone()));
-        // This one has not, and the flags say more.
-        assert_eq!(ids("smollm", json!({"add_bos_token": true})), (bos.clone(), none.clone()));
-        assert_eq!(ids("smollm", json!({})), (none.clone(), none.clone()));
     }
 }
 
