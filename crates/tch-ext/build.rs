@@ -3,9 +3,11 @@
 use std::path::Path;
 
 fn main() {
-    // The names below are those of GNU's linker and OpenMP.
-    let os = std::env::var("CARGO_CFG_TARGET_OS").expect("cargo sets CARGO_CFG_TARGET_OS");
-    assert_eq!(os, "linux", "tch-ext is made for Linux, on x86_64 and aarch64");
+    // The names below are those of GNU's linker and OpenMP; libtorch is there for two architectures.
+    let [os, arch] =
+        ["CARGO_CFG_TARGET_OS", "CARGO_CFG_TARGET_ARCH"].map(|name| std::env::var(name).expect(name));
+    let made_for = os == "linux" && ["x86_64", "aarch64"].contains(&arch.as_str());
+    assert!(made_for, "tch-ext is made for Linux, on x86_64 and aarch64, and not for {os} on {arch}");
     println!("cargo:rerun-if-changed=src/bridge.cpp");
     let lib = std::env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys tells where libtorch is");
     let include = match std::env::var("LIBTORCH_INCLUDE") {

@@ -1,11 +1,13 @@
 //! One safetensors file of named tensors: small files, read strictly, written the same every time.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 
-use safetensors::{Dtype, SafeTensors};
+use safetensors::tensor::Metadata;
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde_json::{Map, Value, json};
 use tch::{Device, Kind, TchError, Tensor, no_grad};
 use tch_ext::elements;
@@ -43,17 +45,28 @@ pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     parse(&read_bytes(path)?).map_err(|e| e.at(path.display()))
 }
 
-/// The file's own remarks, PEFT's `format` (`pt`) among them.
+/// The file's own remarks, PEFT's `format` (`pt`) among them. Of the file no more than its header is read.
 ///
 /// # Errors
 /// As [`read_tensors`], but no tensor's values are looked at.
 pub fn read_metadata(path: &Path) -> Result<BTreeMap<String, String>> {
-    let bytes = read_bytes(path)?;
-    let (_, metadata) = open(&bytes).map_err(|e| e.at(path.display()))?;
-    Ok(metadata.into_iter().collect())
+    let (_, size, bytes) = begin(path)?;
+    remarks(&bytes, size).map_err(|e| e.at(path.display()))
 }
 
-fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+/// Of a file of this size, which begins with these bytes: its header's length, and its header.
+fn remarks(bytes: &[u8], size: u64) -> Result<BTreeMap<String, String>> {
+    let header = header(bytes)?;
+    let remarks = check(header)?;
+    let about: Metadata = serde_json::from_slice(header).map_err(not_whole)?;
+    if size.checked_sub(bytes.len() as u64) != Some(about.data_len() as u64) {
+        return Err(not_whole(SafeTensorError::MetadataIncompleteBuffer));
+    }
+    Ok(remarks.into_iter().collect())
+}
+
+/// An open file, its size, and its bytes up to the end of the header.
+fn begin(path: &Path) -> Result<(File, u64, Vec<u8>)> {
     let io = |e| Error::io("read the tensors", path, e);
     let data = |what: String| Error::data(what).at(path.display());
     let mut file = File::open(path).map_err(io)?;
@@ -64,11 +77,19 @@ fn read_bytes(path: &Path) -> Result<Vec<u8>> {
     if header > MAX_HEADER || header > size.saturating_sub(8) {
         return Err(data(format!("its header claims {header} bytes: not a safetensors file, or cut off")));
     }
-    let mut bytes = Vec::new();
-    let room = usize::try_from(size).ok().and_then(|size| bytes.try_reserve_exact(size).ok());
-    room.ok_or_else(|| data(format!("{size} bytes do not fit in memory")))?;
-    bytes.extend_from_slice(&start);
-    file.read_to_end(&mut bytes).map_err(io)?;
+    let mut bytes = start.to_vec();
+    bytes.resize(start.len() + header as usize, 0);
+    file.read_exact(&mut bytes[start.len()..]).map_err(io)?;
+    Ok((file, size, bytes))
+}
+
+fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+    let (mut file, size, mut bytes) = begin(path)?;
+    let more = usize::try_from(size).ok().map(|size| size.saturating_sub(bytes.len()));
+    if more.and_then(|more| bytes.try_reserve_exact(more).ok()).is_none() {
+        return Err(Error::data(format!("{size} bytes do not fit in memory")).at(path.display()));
+    }
+    file.read_to_end(&mut bytes).map_err(|e| Error::io("read the tensors", path, e))?;
     Ok(bytes)
 }
 
@@ -79,12 +100,26 @@ struct Remarks {
     metadata: Option<Pairs<String>>,
 }
 
-/// What the `safetensors` crate lets pass and the format forbids; then the crate's own checks.
-fn open(bytes: &[u8]) -> Result<(SafeTensors<'_>, Vec<(String, String)>)> {
+/// The whole file: our checks, then the `safetensors` crate's.
+fn open(bytes: &[u8]) -> Result<SafeTensors<'_>> {
+    check(header(bytes)?)?;
+    SafeTensors::deserialize(bytes).map_err(not_whole)
+}
+
+fn not_whole(e: impl Display) -> Error {
+    Error::data(format!("not a whole safetensors file: {e}"))
+}
+
+/// Of a file that begins with these bytes.
+fn header(bytes: &[u8]) -> Result<&[u8]> {
     let (length, rest) = bytes.split_first_chunk::<8>().ok_or_else(|| Error::data("too short"))?;
     let length = u64::from_le_bytes(*length);
     let header = usize::try_from(length).ok().filter(|_| length <= MAX_HEADER).and_then(|n| rest.get(..n));
-    let header = header.ok_or_else(|| Error::data("the header is cut off"))?;
+    header.ok_or_else(|| Error::data("the header is cut off"))
+}
+
+/// Refuses what the `safetensors` crate lets pass and the format forbids. The header's own remarks.
+fn check(header: &[u8]) -> Result<Vec<(String, String)>> {
     if header.first() != Some(&b'{') {
         return Err(Error::data("the header does not begin with `{`: not a safetensors file"));
     }
@@ -109,9 +144,7 @@ fn open(bytes: &[u8]) -> Result<(SafeTensors<'_>, Vec<(String, String)>)> {
                 .hint(format!("the dtypes read here are {known}")));
         }
     }
-    let file = SafeTensors::deserialize(bytes)
-        .map_err(|e| Error::data(format!("not a whole safetensors file: {e}")))?;
-    Ok((file, metadata.map_or_else(Vec::new, |pairs| pairs.0)))
+    Ok(metadata.map_or_else(Vec::new, |pairs| pairs.0))
 }
 
 /// Whether a safetensors header has no more values than its tensors can have: parsed, each takes some forty times its bytes.
@@ -133,7 +166,7 @@ pub fn is_plausible_header(header: &[u8]) -> bool {
 
 fn parse(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>> {
     let mut tensors = BTreeMap::new();
-    for (name, view) in open(bytes)?.0.iter() {
+    for (name, view) in open(bytes)?.iter() {
         let kind = KINDS.iter().find(|(dtype, ..)| *dtype == view.dtype()).map(|(.., kind)| *kind);
         let kind = kind.ok_or_else(|| Error::unsupported("its dtype is not read here").at(tensor(name)))?;
         let shape: Vec<i64> = view.shape().iter().map(|d| i64::try_from(*d).unwrap_or(i64::MAX)).collect();

@@ -163,27 +163,40 @@ fn targets_that_must_not_be_replaced() {
     }
 }
 
-/// A foreign file has come into the target in the meantime: what is finished stays beside it, and no later writer sweeps it.
+/// A foreign file has come into the target in the meantime: what is finished stays beside it, each time, and no later writer
+/// sweeps it, not even one whose target's name begins the same.
 #[test]
 fn what_is_finished_and_has_no_place_is_kept() {
-    let root = tempfile::tempdir().unwrap();
-    let target = root.path().join("out");
-    let folder = OutputFolder::create(&target, true, ours).unwrap();
-    folder.write("a.ours", b"finished").unwrap();
-    fs::create_dir(&target).unwrap();
-    fs::write(target.join("notes.txt"), "x").unwrap();
-    let e = folder.commit().unwrap_err();
-    let kept: Vec<_> = fs::read_dir(root.path()).unwrap().map(|e| e.unwrap().path()).collect();
-    let kept = kept.into_iter().find(|path| *path != target).unwrap();
-    assert!(e.hint_text().unwrap().contains(&*kept.to_string_lossy()), "{e}");
-    assert_eq!(fs::read(kept.join("a.ours")).unwrap(), b"finished");
-    assert_eq!(fs::read(target.join("notes.txt")).unwrap(), b"x");
-
-    fs::remove_file(target.join("notes.txt")).unwrap();
-    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
-    fs::File::open(&kept).unwrap().set_modified(long_ago).unwrap();
-    OutputFolder::create(&target, true, ours).unwrap().commit().unwrap();
-    assert!(kept.is_dir());
+    for name in ["out", "x.partial-1-0"] {
+        let root = tempfile::tempdir().unwrap();
+        let target = root.path().join(name);
+        let finish = |said: &str| {
+            let folder = OutputFolder::create(&target, true, ours).unwrap();
+            folder.write("a.ours", said).unwrap();
+            fs::create_dir_all(&target).unwrap();
+            fs::write(target.join("notes.txt"), "x").unwrap();
+            let e = folder.commit().unwrap_err();
+            let beside = fs::read_dir(root.path()).unwrap().map(|entry| entry.unwrap().path());
+            let holds_it = |path: &PathBuf| fs::read(path.join("a.ours")).is_ok_and(|a| a == said.as_bytes());
+            let here = beside.filter(|path| *path != target).find(holds_it).expect("what is finished");
+            assert!(e.hint_text().unwrap().contains(&*here.to_string_lossy()), "{e}");
+            assert_eq!(fs::read(target.join("notes.txt")).unwrap(), b"x");
+            fs::remove_file(target.join("notes.txt")).unwrap();
+            here
+        };
+        let kept = ["one", "another"].map(finish);
+        let long_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
+        for path in &kept {
+            assert!(path.file_name().unwrap().to_string_lossy().starts_with(&format!("{name}.finished-")));
+            fs::File::open(path).unwrap().set_modified(long_ago).unwrap();
+        }
+        for swept in [target, root.path().join("x")] {
+            OutputFolder::create(&swept, true, ours).unwrap().commit().unwrap();
+        }
+        for (path, said) in kept.iter().zip(["one", "another"]) {
+            assert_eq!(fs::read(path.join("a.ours")).unwrap(), said.as_bytes());
+        }
+    }
 }
 
 #[test]

@@ -134,19 +134,44 @@ fn bad_files_are_refused_with_the_tensor() {
         ),
         (r#"{"__metadata__":{"a":1},"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, "malformed"),
     ] {
-        let e = read_tensors(file(header, &f32s(0.5)).path()).unwrap_err();
+        let bad = file(header, &f32s(0.5));
+        let e = read_tensors(bad.path()).unwrap_err();
         assert!(e.to_string().contains(said), "{header}: {e}");
+        match read_metadata(bad.path()) {
+            Ok(_) => assert_eq!(said, "neither 0 nor 1", "values alone are not looked at"),
+            Err(e) => assert!(e.to_string().contains(said), "{header}: {e}"),
+        }
     }
     let short = tempfile::NamedTempFile::new().unwrap();
     for bytes in [&b""[..], b"1234567", &[255; 16], &[0; 8], &[9, 0, 0, 0, 0, 0, 0, 0, b'{']] {
         std::fs::write(short.path(), bytes).unwrap();
         assert_eq!(read_tensors(short.path()).unwrap_err().kind(), ErrorKind::Data);
+        assert_eq!(read_metadata(short.path()).unwrap_err().kind(), ErrorKind::Data);
     }
     assert_eq!(read_tensors(Path::new("/nowhere/at/all")).unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(read_metadata(Path::new("/nowhere/at/all")).unwrap_err().kind(), ErrorKind::Io);
     let t = || Tensor::from_slice(&[1.0f32]);
     for names in [["a", "a"], ["b", "__metadata__"]] {
         let named = names.map(|n| (n.to_owned(), t()));
         assert_eq!(write_tensors_to(&mut Vec::new(), &named, &[]).unwrap_err().kind(), ErrorKind::Usage);
+    }
+}
+
+/// What a run is gone on with from may have many gigabytes: its remarks are read without them, and its length is checked.
+#[test]
+fn remarks_are_read_without_the_tensors() {
+    let long = 1_u64 << 42;
+    let tensor = format!(r#"{{"dtype":"F32","shape":[{}],"data_offsets":[0,{long}]}}"#, long / 4);
+    let header = format!(r#"{{"__metadata__":{{"step":"7"}},"w":{tensor}}}"#);
+    let sparse = file(&header, b"");
+    let whole = 8 + header.len() as u64 + long;
+    sparse.as_file().set_len(whole).unwrap();
+    let expected = BTreeMap::from([("step".to_owned(), "7".to_owned())]);
+    assert_eq!(read_metadata(sparse.path()).unwrap(), expected);
+    for size in [whole - 1, whole + 1, whole - long] {
+        sparse.as_file().set_len(size).unwrap();
+        let e = read_metadata(sparse.path()).unwrap_err();
+        assert!(e.to_string().contains("not a whole safetensors file"), "{size}: {e}");
     }
 }
 

@@ -12,7 +12,7 @@ mod spans;
 
 use std::ops::Range;
 
-use lora_core::Result;
+use lora_core::{Error, ErrorKind, Result};
 use minijinja::value::Serde;
 use minijinja::{Environment, Value};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -153,7 +153,34 @@ impl ChatTemplate {
     /// Data, when the template refuses the conversation (`raise_exception`) or fails; unsupported, when it runs
     /// too long or builds too much.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        self.run(messages, add_generation_prompt, ["", ""])
+        let rendered = self.run(messages, add_generation_prompt, ["", ""]);
+        rendered.map_err(|e| match self.wants_content(messages, add_generation_prompt, &e) {
+            Some(at) => e.hint(format!(
+                "message {} has no content, and this template cannot do without: give it one (\"\" will do)",
+                at + 1
+            )),
+            None => e,
+        })
+    }
+
+    /// The first message whose missing content is what the template fails at.
+    fn wants_content(&self, messages: &[Message], prompt: bool, error: &Error) -> Option<usize> {
+        let unsaid = |message: &Message| message.said().flatten().is_none();
+        if error.kind() != ErrorKind::Data || !messages.iter().any(unsaid) {
+            return None;
+        }
+        let fails_without = |at: Option<usize>| {
+            let mut given = messages.to_vec();
+            for (_, message) in given.iter_mut().enumerate().filter(|(i, _)| Some(*i) != at) {
+                message.unsaid = None;
+            }
+            self.run(&given, prompt, ["", ""]).is_err()
+        };
+        // Where all have one and it fails still, it is at something else.
+        if fails_without(None) {
+            return None;
+        }
+        (0..messages.len()).filter(|at| unsaid(&messages[*at])).find(|at| fails_without(Some(*at)))
     }
 
     /// The text of a conversation, and the byte ranges of it that the assistant writes, its end-of-turn token

@@ -6,6 +6,7 @@
 //! Tekken, Qwen2's NFC, and BOS where the file relies on llama.cpp's default; for SentencePiece it overlooks
 //! `add_space_prefix`, and puts a blank only before the whole text, and not when that starts with one.
 
+mod ends;
 mod splits;
 
 use std::collections::HashMap;
@@ -16,6 +17,7 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::checkpoint::Gguf;
 use crate::tokenizer::{Parts, parse, surround};
+pub(crate) use ends::more_ends;
 pub(crate) use splits::{Split, steps};
 
 /// Token types, as llama.cpp numbers them.
@@ -24,10 +26,6 @@ pub(crate) const CONTROL: i64 = 3;
 pub(crate) const USER_DEFINED: i64 = 4;
 pub(crate) const UNUSED: i64 = 5;
 pub(crate) const BYTE: i64 = 6;
-
-/// What llama.cpp ends a text at, too, whatever the keys say: files of chat models often name the end of a text alone.
-const ENDS: [&str; 7] =
-    ["<|eot_id|>", "<|im_end|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<end_of_turn>", "</s>"];
 
 /// Trying every cut of a token takes time with the square of its length. Real ones have up to 50 bytes.
 pub(crate) const LONGEST: usize = 512;
@@ -64,22 +62,6 @@ pub(crate) fn of(gguf: &Gguf) -> Result<Parts> {
     }
     let vocabulary = Vocabulary { gguf, tokens, types };
     vocabulary.parts().map_err(place)
-}
-
-/// Ids beside EOS that end a turn or a text, by their keys and by their texts.
-pub(crate) fn more_ends(gguf: &Gguf) -> Result<Vec<i64>> {
-    let mut ids = Vec::new();
-    for name in ["eot_token_id", "eom_token_id"] {
-        ids.extend(gguf.opt(Gguf::i64, &format!("tokenizer.ggml.{name}"))?);
-    }
-    let tokens = gguf.opt(Gguf::strs, "tokenizer.ggml.tokens")?.unwrap_or_default();
-    let types = gguf.opt(Gguf::i64s, "tokenizer.ggml.token_type")?.unwrap_or_default();
-    for (id, (token, &kind)) in (0..).zip(tokens.iter().zip(types)) {
-        if kind == CONTROL && ENDS.contains(&token.as_str()) && !ids.contains(&id) {
-            ids.push(id);
-        }
-    }
-    Ok(ids)
 }
 
 impl Vocabulary<'_> {

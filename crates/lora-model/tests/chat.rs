@@ -137,6 +137,35 @@ fn templates_tell_null_and_nothing_from_an_empty_content() {
     assert_eq!(template.render(&[answered], false).unwrap(), "<No.>");
 }
 
+/// The message, where a template adds a content to text that is not there; the template, where it fails at something else.
+#[test]
+fn templates_that_need_a_content_name_the_message() {
+    let said = |json: serde_json::Value| -> Vec<Message> { serde_json::from_value(json).unwrap() };
+    let call = json!({"role": "assistant", "content": null, "tool_calls": [{"name": "weather"}]});
+    let mut messages =
+        said(json!([{"role": "user", "content": "Rain?"}, call, {"role": "tool", "content": "No."}]));
+    let smollm2 = ChatTemplate::new(&source("smollm2"), "", "").unwrap();
+    for error in
+        [smollm2.render(&messages, true).unwrap_err(), smollm2.render_with_spans(&messages).unwrap_err()]
+    {
+        assert_eq!(error.kind(), ErrorKind::Data, "{error}");
+        assert!(error.hint_text().unwrap().starts_with("message 2 has no content"), "{error}");
+    }
+    messages[1].unsaid = None;
+    assert!(smollm2.render(&messages, true).unwrap().contains("<|im_start|>assistant\n<|im_end|>"));
+
+    // The first does without, the third does not.
+    let source =
+        "{% for m in messages %}{% if not m.tool_calls %}{{ '' + m.content }}{% endif %}{% endfor %}";
+    let picky = ChatTemplate::new(source, "", "").unwrap();
+    let messages = said(json!([call, {"role": "user", "content": "?"}, {"role": "user"}]));
+    let error = picky.render(&messages, false).unwrap_err();
+    assert!(error.hint_text().unwrap().starts_with("message 3 has no content"), "{error}");
+    let broken = ChatTemplate::new("{{ '' + messages }}", "", "").unwrap();
+    let error = broken.render(&messages, false).unwrap_err();
+    assert!(error.hint_text().unwrap().contains("correct the template"), "{error}");
+}
+
 #[test]
 fn tojson_writes_as_python() {
     let show = |options: &str, value: serde_json::Value| {

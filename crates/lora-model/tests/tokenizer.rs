@@ -73,15 +73,20 @@ fn folder_gives_the_same_ids_and_knows_its_special_tokens() {
 #[test]
 fn no_blank_is_put_before_what_goes_on() {
     let dir = tempfile::tempdir().unwrap();
-    let metaspace = |scheme: &str| {
+    let changed = |change: &dyn Fn(&mut Value)| {
         Tokenizer::open(&data("spm.gguf")).unwrap().save(dir.path()).unwrap();
         let file = dir.path().join("tokenizer.json");
         let mut json: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
-        json["normalizer"] = Value::Null;
-        json["pre_tokenizer"] =
-            json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false});
+        change(&mut json);
         fs::write(file, json.to_string()).unwrap();
         Tokenizer::open(dir.path()).unwrap()
+    };
+    let metaspace = |scheme: &str| {
+        changed(&|json: &mut Value| {
+            json["normalizer"] = Value::Null;
+            json["pre_tokenizer"] =
+                json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false});
+        })
     };
     let gguf = |kind: &str| Tokenizer::open(&data(&format!("{kind}.gguf"))).unwrap();
     let first = gguf("spm").encode("q", false).unwrap();
@@ -97,6 +102,14 @@ fn no_blank_is_put_before_what_goes_on() {
         let special = tokenizer.encode("<think>", false).unwrap();
         assert_eq!(tokenizer.encode_after("<think>").unwrap(), special);
     }
+    // Nor has the first of the marks that would do for this vocabulary, where it is such a token: another one is taken.
+    let id = gguf("spm").vocab_size();
+    let token = json!({"id": id, "content": "~", "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": false, "special": false});
+    let added = changed(&|json: &mut Value| json["added_tokens"].as_array_mut().unwrap().push(token.clone()));
+    assert_eq!(added.encode("~", false).unwrap(), [id as i64], "no blank before it");
+    let plain = added.encode("hello", false).unwrap();
+    assert_eq!(added.encode_after("hello").unwrap(), plain[1..], "all but the blank");
     for kind in ["spm-plain", "smollm", "tekken"] {
         let tokenizer = gguf(kind);
         for text in texts(&golden()["texts"]) {
@@ -171,36 +184,25 @@ fn ids_without_a_token_have_no_text() {
     }
 }
 
-/// What `tokenizer_config.json` says of BOS and EOS counts with Llama's classes alone, for which BOS is the default.
+/// What goes around a text is what `tokenizer.json` puts there, whatever `tokenizer_config.json` says: as in transformers 5.
 #[test]
-fn flags_of_other_classes_leave_the_file_as_it_is() {
-    let ids = |kind: &str, class: Value, flags: Value| {
+fn flags_beside_a_tokenizer_json_are_not_obeyed() {
+    // The one file has BOS, the other nothing.
+    for (kind, before) in [("llama-bpe", vec![0_i64]), ("smollm", vec![])] {
         let dir = tempfile::tempdir().unwrap();
         Tokenizer::open(&data(&format!("{kind}.gguf"))).unwrap().save(dir.path()).unwrap();
-        let mut config =
-            json!({"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "tokenizer_class": class});
-        config.as_object_mut().unwrap().extend(flags.as_object().unwrap().clone());
-        fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
-        let tokenizer = Tokenizer::open(dir.path()).unwrap();
-        let (ids, bare) = (tokenizer.encode("Hi", true).unwrap(), tokenizer.encode("Hi", false).unwrap());
-        let at = ids.windows(bare.len()).position(|window| window == bare).unwrap();
-        (ids[..at].to_vec(), ids[at + bare.len()..].to_vec())
-    };
-    let (bos, eos, none) = (vec![0], vec![2], vec![]);
-    // The file has BOS.
-    for class in [json!("PreTrainedTokenizerFast"), json!("Qwen2Tokenizer"), Value::Null] {
-        for flags in [json!({"add_eos_token": true}), json!({"add_bos_token": false})] {
-            assert_eq!(ids("llama-bpe", class.clone(), flags), (bos.clone(), none.clone()), "{class}");
+        for class in ["LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "PreTrainedTokenizerFast"]
+        {
+            for flags in [[true, true], [true, false], [false, true], [false, false]] {
+                let config = json!({"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>",
+                    "tokenizer_class": class, "add_bos_token": flags[0], "add_eos_token": flags[1]});
+                fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+                let tokenizer = Tokenizer::open(dir.path()).unwrap();
+                let bare = tokenizer.encode("Hi", false).unwrap();
+                let ids = tokenizer.encode("Hi", true).unwrap();
+                assert_eq!(ids, [&before[..], &bare].concat(), "{kind}, {class}, {flags:?}");
+            }
         }
-    }
-    for class in ["LlamaTokenizer", "LlamaTokenizerFast"] {
-        let ids = |kind: &str, flags: Value| ids(kind, json!(class), flags);
-        assert_eq!(ids("llama-bpe", json!({"add_eos_token": true})), (bos.clone(), eos.clone()));
-        assert_eq!(ids("llama-bpe", json!({"add_bos_token": false})), (none.clone(), none.clone()));
-        assert_eq!(ids("llama-bpe", json!({})), (bos.clone(), none.clone()));
-        // This one has not, and the flags say more.
-        assert_eq!(ids("smollm", json!({"add_bos_token": true})), (bos.clone(), none.clone()));
-        assert_eq!(ids("smollm", json!({})), (none.clone(), none.clone()));
     }
 }
 
@@ -255,9 +257,16 @@ fn huge_padding_is_not_obeyed() {
 
 /// `file`, which holds no tensors, with the bytes `from` replaced where they first are.
 fn patched(file: &str, from: &[u8], to: &[u8]) -> lora_core::Result<Tokenizer> {
+    patched_all(file, &[(from.to_vec(), to.to_vec())])
+}
+
+/// As [`patched`], one replacement behind the other.
+fn patched_all(file: &str, changes: &[(Vec<u8>, Vec<u8>)]) -> lora_core::Result<Tokenizer> {
     let mut bytes = fs::read(data(file)).unwrap();
-    let at = bytes.windows(from.len()).position(|window| window == from).expect("the bytes to replace");
-    bytes.splice(at..at + from.len(), to.iter().copied());
+    for (from, to) in changes {
+        let at = bytes.windows(from.len()).position(|window| window == from).expect("the bytes to replace");
+        bytes.splice(at..at + from.len(), to.iter().copied());
+    }
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.gguf");
     fs::write(&path, bytes).unwrap();
@@ -293,17 +302,29 @@ fn padding_that_is_no_token_is_none() {
     }
 }
 
-/// Of control tokens those that llama.cpp stops at, wherever the file's keys do not name them.
+/// At the tokens that llama.cpp stops at, of any type, wherever the file's keys do not name them.
 #[test]
 fn gguf_files_end_texts_at_more_than_their_keys_say() {
-    let ends = |file: &str, token: &str, other: &str| {
-        patched(file, &text(token), &text(other)).unwrap().eos_ids().to_vec()
+    let ends = |changes: &[(&str, &str)]| {
+        let changes: Vec<_> = changes.iter().map(|(from, to)| (text(from), text(to))).collect();
+        patched_all("qwen2.gguf", &changes).unwrap().eos_ids().to_vec()
     };
-    for end in ["<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>", "</s>"] {
-        assert_eq!(ends("qwen2.gguf", "<|im_start|>", end), [2, 0, 1], "{end}");
+    for end in ["<|eot_id|>", "<|end|>", "<end_of_turn>", "</s>", "[EOS]", "<turn|>", "<｜end▁of▁sentence｜>"]
+    {
+        assert_eq!(ends(&[("<|im_start|>", end)]), [2, 0, 1], "{end}");
     }
-    assert_eq!(ends("qwen2.gguf", "<|im_start|>", "<|start|>"), [2, 0]);
-    assert_eq!(ends("qwen2.gguf", "<think>", "</s>"), [2, 0], "a token that a user may write");
+    for around_code in ["<|fim_pad|>", "<reponame>", "<|file_sep|>"] {
+        assert_eq!(ends(&[("<|im_start|>", around_code)]), [2, 0, 1], "{around_code}");
+    }
+    assert_eq!(ends(&[("<|im_start|>", "<|start|>")]), [2, 0]);
+    assert_eq!(ends(&[("<think>", "</s>")]), [2, 0, 3], "a token that a user may write");
+    // Within a turn.
+    let end = ("<|endoftext|>", "<|end|>");
+    assert_eq!(ends(&[end, ("<|im_start|>", "<|call|>")]), [2, 0, 1]);
+    for last in ["<|return|>", "<|flush|>"] {
+        assert_eq!(ends(&[end, ("<|im_start|>", "<|call|>"), ("<think>", last)]), [2, 1, 3], "{last}");
+    }
+    assert_eq!(ends(&[("<|im_start|>", "</s>"), ("<think>", "<|tool_response>")]), [2, 0, 3]);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::sibling;
 use crate::{Error, Result};
 
 /// Longer than a writer needs from making its file or folder to locking it.
@@ -39,17 +40,32 @@ impl Staged {
 }
 
 impl Staged {
-    /// What is whole, and could not take its target's place, is not deleted: `error` says where it is.
+    /// What is whole, and could not take its target's place, is never deleted: `error` says where it is.
     pub(super) fn keep(&mut self, target: &Path, error: Error) -> Error {
-        let name = self.path.file_name().map(OsStr::to_string_lossy).unwrap_or_default();
-        // A name that no sweep deletes.
-        let kept = self.path.with_file_name(name.replacen(".partial-", ".finished-", 1));
-        if kept.exists() || fs::rename(&self.path, &kept).is_err() {
-            return error.at(target.display());
-        }
         self.armed = false;
-        error.hint(format!("what is finished was kept as {}: move it to where it should be", kept.display()))
+        let kept = free_name(target);
+        if fs::rename(&self.path, &kept).is_ok() {
+            let what =
+                format!("what is finished was kept as {}: move it to where it should be", kept.display());
+            return error.hint(what);
+        }
+        if fs::symlink_metadata(&self.path).is_err() {
+            return error;
+        }
+        // Of this name it is a remnant to the next that writes the same output.
+        error.hint(format!(
+            "what is finished lies in {}: move it away before anything is written to {} again",
+            self.path.display(),
+            target.display()
+        ))
     }
+}
+
+/// `NAME.finished-PID-N` beside `target` with the first N that is free: no sweep deletes it.
+fn free_name(target: &Path) -> PathBuf {
+    let name = |n: u64| sibling(target, &format!("finished-{}-{n}", std::process::id()));
+    let taken = |n: &u64| fs::symlink_metadata(name(*n)).is_ok();
+    name((0_u64..).find(|n| !taken(n)).unwrap_or_default())
 }
 
 impl Drop for Staged {

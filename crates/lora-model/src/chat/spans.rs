@@ -87,7 +87,7 @@ impl ChatTemplate {
     }
 
     fn part(&self, messages: &[Message], prompt: bool) -> Part<String> {
-        match self.render(messages, prompt) {
+        match self.run(messages, prompt, ["", ""]) {
             Ok(text) => Ok(Some(text)),
             // Beyond the limits once is beyond them again, and each time takes its time.
             Err(e) if e.kind() == ErrorKind::Unsupported => Err(e),

@@ -87,8 +87,8 @@ impl HfCheckpoint {
         Ok(checkpoint)
     }
 
-    /// Whether there is an output head of other numbers than the embedding's. As in transformers it is then no copy but
-    /// the head, whatever the configuration says.
+    /// Whether there is an output head of other numbers than the embedding's. As in transformers 5 it is then no copy but
+    /// the head, whatever the configuration says (transformers 4 took the embedding).
     fn has_another_head(&self) -> Result<bool> {
         let head = format!("{HEAD}.weight");
         if self.packed.contains_key(&head) {

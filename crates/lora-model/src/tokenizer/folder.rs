@@ -1,7 +1,10 @@
 //! A tokenizer from a folder in Hugging Face's layout.
 //!
 //! `tokenizer.json` is followed to the letter. (transformers 5 rebuilds some tokenizers from a Python class named
-//! in `tokenizer_config.json` and drops parts of the file; with the class `PreTrainedTokenizerFast` it does not.)
+//! in `tokenizer_config.json` and drops parts of the file; with the class `PreTrainedTokenizerFast` it does not.) So what
+//! goes around a text is the post-processor's affair alone: as in transformers 5 (5.23), which leaves `add_bos_token` and
+//! `add_eos_token` of `tokenizer_config.json` out where there is a `tokenizer.json`. transformers 4 obeyed them in
+//! Llama's classes.
 
 use std::path::Path;
 
@@ -9,7 +12,7 @@ use lora_core::{Error, Result};
 use serde_json::{Map, Value as Json};
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
-use super::{Parts, parse, surround};
+use super::{Parts, parse};
 
 const CONFIG: &str = "tokenizer_config.json";
 /// Where old folders keep what their configuration does not name.
@@ -32,13 +35,6 @@ pub(super) fn read(dir: &Path) -> Result<Parts> {
     add_tokens(&mut inner, &config).map_err(in_config)?;
     let [bos, eos, pad] = ["bos_token", "eos_token", "pad_token"].map(|name| token(&config, name));
     let [bos, eos, pad] = [bos.map_err(in_config)?, eos.map_err(in_config)?, pad.map_err(in_config)?];
-    let [add_bos, add_eos] =
-        ["add_bos_token", "add_eos_token"].map(|name| config.get(name).and_then(Json::as_bool));
-    if obeys_flags(&config) && (add_bos.is_some() || add_eos.is_some()) {
-        let (add_bos, add_eos) = (add_bos.unwrap_or(true), add_eos.unwrap_or(false));
-        let (bos, eos) = (bos.as_deref().filter(|_| add_bos), eos.as_deref().filter(|_| add_eos));
-        surround(&mut inner, bos, eos).map_err(in_config)?;
-    }
     let mut more_eos = Vec::new();
     for name in ["generation_config.json", "config.json"] {
         let settings = read_json(&dir.join(name))?.unwrap_or_default();
@@ -46,13 +42,6 @@ pub(super) fn read(dir: &Path) -> Result<Parts> {
     }
     let template = read_template(dir, &config)?;
     Ok(Parts { inner, bos, pad, eos, more_eos, template, config })
-}
-
-/// Whether `add_bos_token` (true by default there) and `add_eos_token` say what goes around a text: to Llama's classes,
-/// as in transformers 4. For others, and in transformers 5 for all, the post-processor of `tokenizer.json` does.
-fn obeys_flags(config: &Map<String, Json>) -> bool {
-    let class = config.get("tokenizer_class").and_then(Json::as_str).unwrap_or_default();
-    matches!(class.strip_suffix("Fast").unwrap_or(class), "LlamaTokenizer" | "CodeLlamaTokenizer")
 }
 
 /// A JSON object; `None` when there is no such file.

@@ -29,8 +29,10 @@ impl Seam {
         }
         MARKS.into_iter().find_map(|mark| {
             let encoding = encode(&mark.to_string())?;
-            let last = encoding.get_tokens().last()?;
-            let whole = *last == mark.to_string() || *last == format!("<0x{:02X}>", u32::from(mark));
+            // A mark that was added as a token has no blank: it would be before the text behind it.
+            let [blank, last] = encoding.get_tokens() else { return None };
+            let character = *last == mark.to_string() || *last == format!("<0x{:02X}>", u32::from(mark));
+            let whole = blank == "▁" && character;
             let alone = |token: &String| !token.contains(mark) || token.chars().count() == 1;
             let ids = encoding.get_ids().iter().map(|&id| i64::from(id)).collect();
             (whole && vocab.keys().all(alone)).then_some(Self { mark, ids })

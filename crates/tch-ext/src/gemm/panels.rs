@@ -148,7 +148,7 @@ fn items<T>(jobs: &[Job<'_, T>]) -> Vec<Item> {
 /// A left-hand matrix, as the small product reads it.
 enum Left<T> {
     Whole(Tensor),
-    /// `[pieces, rows, PIECE]`, zeros behind the last column.
+    /// `[pieces, rows, stride]`, zeros behind the last column.
     Pieces(Vec<T>),
 }
 
@@ -162,12 +162,18 @@ fn left<T: Packed>(p: &Product<'_>) -> Left<T> {
     Left::Whole(if even { p.a.shallow_clone() } else { p.a.constant_pad_nd([0, 1]) })
 }
 
+/// From a piece's row to the next. Of few kinds, as each is another shape; where one short piece is all, not much longer
+/// than it, for the whole is filled.
+fn stride(depth: usize) -> usize {
+    if depth < PIECE { depth.next_power_of_two().max(STEP) } else { PIECE }
+}
+
 /// Of a matrix that has these rows and this depth.
 fn pieces<T: Packed>(a: Matrix<T>, rows: usize, depth: usize) -> Vec<T> {
-    let count = rows * depth.div_ceil(PIECE);
-    let mut all = vec![T::narrow(0.0); count * PIECE];
-    parallel_rows(Rows { data: &mut all[..], width: PIECE }, count, LEAST, |first, _, out| {
-        for (i, piece) in out.data.chunks_exact_mut(PIECE).enumerate() {
+    let (count, width) = (rows * depth.div_ceil(PIECE), stride(depth));
+    let mut all = vec![T::narrow(0.0); count * width];
+    parallel_rows(Rows { data: &mut all[..], width }, count, LEAST, |first, _, out| {
+        for (i, piece) in out.data.chunks_exact_mut(width).enumerate() {
             let (k, row) = ((first + i) / rows * PIECE, (first + i) % rows);
             let len = PIECE.min(depth - k);
             // SAFETY: so many numbers of that row are there.
@@ -209,7 +215,7 @@ fn job<'a, T: Packed>(sum: &'a Sum<'_>, lefts: &[Left<T>]) -> Job<'a, T> {
                     let a = matrix::<T>(a);
                     Matrix { data: a.data.wrapping_add(k), ..a }
                 }
-                Left::Pieces(all) => Matrix { data: all[k * rows..].as_ptr(), stride: PIECE },
+                Left::Pieces(all) => Matrix { data: all[k * rows..].as_ptr(), stride: stride(depth) },
             };
             let offset = used * WIDTH;
             pass.push(Slab { a, b, transposed: p.transposed, k, depth: part, padded, offset });
@@ -263,20 +269,25 @@ mod tests {
     #[test]
     fn depths_that_vary_make_few_shapes() {
         for products in [1, 3] {
-            assert!(shapes::<f32>(Kind::Float, products) <= PIECE / STEP);
-            assert!(shapes::<bf16>(Kind::BFloat16, products) <= PIECE / STEP);
+            // Of whole pieces and their rests, and of depths below a half of one.
+            assert!(shapes::<f32>(Kind::Float, products) <= PIECE / STEP + PIECE / STEP / 2);
+            assert!(shapes::<bf16>(Kind::BFloat16, products) <= PIECE / STEP + PIECE / STEP / 2);
         }
     }
 
     #[test]
     fn pieces_lie_one_behind_another() {
         let a: Vec<bf16> = (0..2 * 1300).map(|i| bf16::from_bits(i as u16)).collect();
-        let all = pieces(Matrix { data: a.as_ptr(), stride: 1300 }, 2, 1290);
-        assert_eq!(all.len(), 2 * 2 * PIECE);
-        for (row, k) in (0..2).flat_map(|row| (0..2 * PIECE).map(move |k| (row, k))) {
-            let want = if k < 1290 { a[row * 1300 + k] } else { bf16::narrow(0.0) };
-            let got = all[(k / PIECE * 2 + row) * PIECE + k % PIECE];
-            assert_eq!(got.to_bits(), want.to_bits(), "row {row}, {k}");
+        for (depth, count, width) in
+            [(1290, 2, PIECE), (1024, 1, PIECE), (513, 1, PIECE), (40, 1, 64), (3, 1, STEP)]
+        {
+            let all = pieces(Matrix { data: a.as_ptr(), stride: 1300 }, 2, depth);
+            assert_eq!(all.len(), count * 2 * width, "{depth}");
+            for (at, got) in all.iter().enumerate() {
+                let (piece, row, k) = (at / width / 2, at / width % 2, at % width + at / width / 2 * PIECE);
+                let want = if k < depth { a[row * 1300 + k] } else { bf16::narrow(0.0) };
+                assert_eq!(got.to_bits(), want.to_bits(), "depth {depth}, piece {piece}, row {row}, {k}");
+            }
         }
     }
 }
