@@ -18,8 +18,9 @@ use crate::data::{Dataset, Sample};
 use crate::limit::Work;
 use crate::optim::AdamW;
 use crate::recorder::backward;
+use crate::report::{Event, Outcome};
 use crate::sharing::drops_out;
-use crate::trainer::{Event, Gradient, Outcome, Source, TrainConfig, run};
+use crate::trainer::{Gradient, Source, TrainConfig, run};
 
 /// Trains as [`crate::train`] does, privately: `release` says how (its records are the data's samples). It ends early,
 /// with what was learnt so far, where the budget allows no further step.
