@@ -118,10 +118,12 @@ impl Progress {
 
 /// The log with what it tells of the first `done` steps alone, replaced whole, to be written on.
 fn shortened(log: &Path, done: u64) -> Result<File> {
-    let told = match std::fs::read_to_string(log) {
+    let told = match std::fs::read(log) {
         Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io("read the metrics", log, e)),
         told => told.unwrap_or_default(),
     };
+    // A character may be torn with its line.
+    let told = String::from_utf8_lossy(&told);
     let kept = told.lines().filter(|line| step_of(line).is_some_and(|step| step <= done));
     let kept: String = kept.flat_map(|line| [line, "\n"]).collect();
     if kept.len() != told.len() {
@@ -155,7 +157,7 @@ mod tests {
         let log = folder.path().join("out.metrics.jsonl");
         let line = |step: u64| format!("{{\"event\":\"step\",\"step\":{step}}}\n");
         let lines = |steps: std::ops::RangeInclusive<u64>| steps.map(line).collect::<String>();
-        std::fs::write(&log, lines(1..=9) + "{\"event\":\"st").unwrap();
+        std::fs::write(&log, [lines(1..=9).as_bytes(), b"{\"why\":\"\xc3"].concat()).unwrap();
         for done in [5, 5, 0] {
             let mut file = shortened(&log, done).unwrap();
             assert_eq!(std::fs::read_to_string(&log).unwrap(), lines(1..=done));
