@@ -6,8 +6,8 @@
 --trace holds the adapter as ours started and `batches.jsonl`, the token ids and labels of every step; --metrics is what
 ours logged, of which the learning rate of each step is taken. So start, batches and schedule are the same; the rest is
 theirs: fused attention, padded batches, torch's AdamW and clipping to a joint norm of 1. OUT/adapter.metrics.jsonl and
-OUT/rows.jsonl are written as ours are. A held-out row (`context` + `target`) is judged by the total log-probability of
-each answer that the file has, its end included.
+OUT/rows.jsonl are written as ours are. A held-out row (`messages`, or texts as `prompt` + `completion` or `context` +
+`target`) is judged by the total log-probability of each answer that the file has, its end included.
 
     {"train": {"outcome": {"seconds"}, "parameters", "peak_bytes", "load_seconds"},
      "eval": {"examples", "loss", "labels": {"accuracy", "macro_f1"}}}
@@ -17,6 +17,7 @@ import argparse
 import json
 import sys
 import time
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from hf import encode, hf_folder, load_model
 from peft import PeftModel
 from peft_step import DTYPES, device_peak_mb
 from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 from transformers.utils import logging
 
 PAD = 2
@@ -78,25 +80,58 @@ def train(model: torch.nn.Module, steps: list[dict], rates: list[float], log: Pa
     return total
 
 
+def target(row: dict) -> str:
+    """The answer of a row."""
+    if "messages" in row:
+        return row["messages"][-1]["content"]
+    kinds = [("prompt", "completion"), ("context", "target")]
+    found = [row[answer] for given, answer in kinds if isinstance(row.get(given), str) and answer in row]
+    if not found:
+        sys.exit("error: a held-out row has neither `messages` nor texts as `prompt` + `completion`, `context` + `target`")
+    return found[0]
+
+
+class Texts:
+    """Token ids of rows. The folder's own file tokenizes; transformers renders conversations."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.render = partial(AutoTokenizer.from_pretrained(folder).apply_chat_template, tokenize=False)
+
+    def parts(self, row: dict, answer: str) -> tuple[list[int], list[int]]:
+        """What is given, and an answer behind it with its end."""
+        if "messages" not in row:
+            given = row["prompt"] if "completion" in row else row["context"]
+            return encode(self.tokenizer, given), encode(self.tokenizer, answer) + [PAD]
+        given = row["messages"][:-1]
+        prompt = self.render(given, add_generation_prompt=True)
+        whole = self.render(given + [{"role": "assistant", "content": answer}])
+        end = self.tokenizer.id_to_token(PAD)
+        if not whole.startswith(prompt) or end not in whole[len(prompt):]:
+            sys.exit("error: the template ends no turn of the assistant behind its generation prompt")
+        turn = whole[len(prompt):whole.rindex(end) + len(end)]
+        return encode(self.tokenizer, prompt), encode(self.tokenizer, turn)
+
+
 @torch.inference_mode()
-def judge(model: torch.nn.Module, tokenizer: Tokenizer, rows: list[dict], out: Path) -> dict:
+def judge(model: torch.nn.Module, texts: Texts, rows: list[dict], out: Path) -> dict:
     """Scores of every answer for every row; loss, accuracy and macro-F1."""
-    labels = sorted({row["target"] for row in rows})
-    answers = [encode(tokenizer, label) + [PAD] for label in labels]
+    labels = sorted({target(row) for row in rows})
     nats, count, pairs = 0.0, 0, []
     with out.open("w") as file:
         for number, row in enumerate(rows, 1):
-            prompt = encode(tokenizer, row["context"])
+            prompt = texts.parts(row, labels[0])[0]
+            answers = [texts.parts(row, label)[1] for label in labels]
             batch = padded([(prompt + answer, [-100] * len(prompt) + answer) for answer in answers], model.device)
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
             logp = logits[:, :-1].float().log_softmax(-1)
             wanted = batch["labels"][:, 1:]
             each = logp.gather(-1, wanted.clamp_min(0).unsqueeze(-1)).squeeze(-1)
             scores = (each * (wanted >= 0)).sum(-1).tolist()
-            truth, best = labels.index(row["target"]), max(range(len(labels)), key=lambda i: scores[i])
+            truth, best = labels.index(target(row)), max(range(len(labels)), key=lambda i: scores[i])
             pairs.append((truth, best))
             nats, count = nats - scores[truth], count + len(answers[truth])
-            file.write(json.dumps({"line": number, "reference": row["target"], "label": labels[best],
+            file.write(json.dumps({"line": number, "reference": target(row), "label": labels[best],
                                    "scores": dict(zip(labels, scores))}) + "\n")
     seen = [sum((t == c) + (g == c) for t, g in pairs) for c in range(len(labels))]
     hits = [sum(t == g == c for t, g in pairs) for c in range(len(labels))]
@@ -115,8 +150,8 @@ def main() -> None:
     args = parser.parse_args()
     logging.disable_progress_bar()
     rows = read(args.held_out)
-    if not all("context" in row and "target" in row for row in rows):
-        sys.exit("error: the peer knows rows of `context` and `target` only")
+    for row in rows:
+        target(row)
     dtype, folder = DTYPES[args.dtype], args.model
     if args.model.is_file():
         default = args.model.name.startswith("SmolLM2-135M-Instruct")
@@ -134,8 +169,7 @@ def main() -> None:
     seconds = train(model.train(), read(args.trace / "batches.jsonl"), rates, args.out / "adapter.metrics.jsonl")
     peak = device_peak_mb(args.device) * 10**6
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    judged = judge(model.eval(), tokenizer, rows, args.out / "rows.jsonl")
+    judged = judge(model.eval(), Texts(folder), rows, args.out / "rows.jsonl")
     print(json.dumps({
         "train": {"outcome": {"seconds": seconds}, "parameters": trained, "peak_bytes": peak, "load_seconds": loaded},
         "eval": judged,

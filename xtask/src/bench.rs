@@ -13,11 +13,11 @@ pub(crate) struct Args {
     /// Also the peer, interleaved with us round by round; unsloth: on a GPU, from a --venv that has it
     #[arg(long, value_parser = ["peft", "unsloth"])]
     peer: Option<String>,
-    /// Generation instead of training
-    #[arg(long)]
+    /// Generation instead of training, of the demo's model on the CPU
+    #[arg(long, conflicts_with_all = ["rows", "model", "device", "data", "steps"])]
     generation: bool,
     /// The operations instead, each over libtorch's own, against the ratios kept in benches/ratios.json
-    #[arg(long, conflicts_with = "generation")]
+    #[arg(long, conflicts_with_all = ["generation", "peer", "json", "rounds", "rows", "model", "device", "data", "steps"])]
     ops: bool,
     /// Keep the ratios of this run
     #[arg(long, requires = "ops")]
@@ -72,6 +72,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return ops::run(args.keep);
     }
     if args.generation {
+        if args.peer.as_deref() == Some("unsloth") {
+            bail!("--generation: the peer is peft alone");
+        }
         return generation::run(args.peer.is_some(), args.json, args.rounds, &args.peers);
     }
     let rows = args.rows.iter().map(|row| flags(row, args.data.as_deref())).collect::<Result<Vec<_>>>()?;
@@ -307,6 +310,26 @@ mod tests {
         {
             assert!(flags(bad, data).is_err(), "{bad}");
         }
+    }
+
+    /// What a kind of measuring does not read is refused.
+    #[test]
+    fn what_would_be_ignored_is_refused() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: Args,
+        }
+        let parse = |line: &str| <Line as clap::Parser>::try_parse_from(line.split(' '));
+        for more in ["--model m", "--device cuda", "--steps 2", "--rows lora-bf16-4x256", "--data d"] {
+            assert!(parse(&format!("bench --generation {more}")).is_err(), "{more}");
+            assert!(parse(&format!("bench --ops {more}")).is_err(), "{more}");
+            assert!(parse(&format!("bench {more}")).is_ok(), "{more}");
+        }
+        assert!(parse("bench --ops --keep").is_ok() && parse("bench --ops --peer peft").is_err());
+        assert!(parse("bench --generation --peer peft --rounds 1 --json").is_ok());
+        let unsloth = parse("bench --generation --peer unsloth").ok().unwrap();
+        assert!(run(&unsloth.args).unwrap_err().to_string().contains("peft alone"));
     }
 
     #[test]

@@ -48,7 +48,8 @@ fn story(gguf: &str, args: &Args) -> Story {
             ),
             "--max-steps 8 --limit 8",
         ),
-        after: words(&format!("{eval} --samples 3 --adapter {ADAPTER}"), "--limit 8"),
+        // Beside the base as it was kept in training.
+        after: words(&format!("{eval} --samples 3 --adapter {ADAPTER} --variant {{variant}}"), "--limit 8"),
         merge: words(
             &format!(
                 "merge --model {{model}} --adapter {ADAPTER} --out {MERGED} --verify {HELD_OUT} --overwrite"
@@ -173,6 +174,7 @@ mod tests {
         assert_eq!(after(&story.train, "--model"), "/a b/m.gguf", "a path with a blank stays one argument");
         assert_eq!(after(&story.train, "--max-steps"), "8");
         assert_eq!(after(&story.after, "--adapter"), after(&story.train, "--out"));
+        assert_eq!(after(&story.after, "--variant"), "qlora+dora", "its storage is that of training");
         assert_eq!(after(&story.merged, "--model"), after(&story.merge, "--out"));
     }
 

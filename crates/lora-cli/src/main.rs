@@ -85,7 +85,7 @@ fn main() -> ExitCode {
         Verb::Doctor(args) => commands::doctor::run(&args),
     });
     match result {
-        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Ok(())) => commands::all_told().map_or_else(|e| report(&e), |()| ExitCode::SUCCESS),
         Ok(Err(e)) => report(&e),
         Err(_) => ExitCode::from(70),
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::Args;
 use lora::model::{Checkpoint, Keep, Llama, Tokenizer};
-use lora::{AdapterConfig, Error, Linears, Recipe, VARIANTS};
+use lora::{AdapterConfig, Error, Recipe, VARIANTS};
 use tch::{Device, Kind};
 
 /// The name of the adapter that the command line works on.
@@ -122,13 +122,6 @@ pub(crate) fn kind_of(dtype: &str) -> Kind {
         "f16" => Kind::Half,
         _ => Kind::BFloat16,
     }
-}
-
-/// Trainable parameters and all parameters of a model.
-pub(crate) fn count(model: &Llama) -> (usize, usize) {
-    let trained = lora::params(model, ADAPTER).iter().map(|p| p.tensor.numel()).sum();
-    let frozen: i64 = model.linears().iter().map(|(_, l)| l.base().shape()).map(|(o, i)| o * i).sum();
-    (trained, frozen as usize + trained)
 }
 
 /// `123456` as `123,456`.

@@ -19,7 +19,7 @@ pub(crate) struct PrivacyArgs {
     #[arg(long, value_name = "DELTA", help_heading = "Privacy", requires = "dp_epsilon")]
     dp_delta: Option<f64>,
     /// The largest norm of one row's gradient
-    #[arg(long, value_name = "NORM", default_value_t = 1.0, help_heading = "Privacy")]
+    #[arg(long, value_name = "NORM", default_value_t = 1.0, help_heading = "Privacy", requires = "dp_epsilon")]
     dp_clip: f64,
 }
 
@@ -39,26 +39,25 @@ pub(crate) fn ledger_of(data: &Path) -> PathBuf {
 }
 
 /// The model's files and how they are kept: the same noise must never be added to the gradients of two models.
+/// Its texts are the data's; what else lies in its folder is nothing of it.
 pub(crate) fn bound_to(model: &ModelArgs) -> Result<Vec<u8>> {
     let (dtype, storage, skip, device) = (&model.dtype, model.packed(), &model.skip, model.device());
     let kept = format!("{dtype} {storage:?} {skip:?} {device:?}");
-    Ok([hash_of(&model.model)?, kept.into_bytes()].concat())
+    let mut files = lora::open(&model.model)?.files();
+    files.sort();
+    if model.model.is_dir() {
+        files.push(model.model.join("config.json"));
+    }
+    Ok([hash_of(&files)?, kept.into_bytes()].concat())
 }
 
-/// A hash of the files of a model, or of an adapter.
-pub(crate) fn hash_of(model: &Path) -> Result<Vec<u8>> {
-    let mut files = vec![model.to_owned()];
-    if model.is_dir() {
-        let entries = std::fs::read_dir(model).map_err(|e| Error::io("list the model's folder", model, e))?;
-        files = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-        files.retain(|path| path.extension().is_some_and(|e| e == "safetensors" || e == "json"));
-        files.sort();
-    }
+/// A hash of files and their names.
+pub(crate) fn hash_of(files: &[PathBuf]) -> Result<Vec<u8>> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     for path in files {
-        let io = |e| Error::io("read the model", &path, e);
-        let mut file = File::open(&path).map_err(io)?;
+        let io = |e| Error::io("read", path, e);
+        let mut file = File::open(path).map_err(io)?;
         hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());
         loop {
             match file.read(&mut buffer).map_err(io)? {

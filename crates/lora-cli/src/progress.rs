@@ -23,11 +23,16 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Writes events to `log`, which is begun anew, or keeps what it tells of the first steps, which are `done`.
-    pub(crate) fn new(log: &Path, done: Option<u64>) -> Result<Self> {
+    /// Writes events to `log`, which is begun anew, or keeps what it tells of the first steps, which are `done`. A log
+    /// of an adapter that is still there is `kept` under that name until another takes its place.
+    pub(crate) fn new(log: &Path, kept: Option<&Path>, done: Option<u64>) -> Result<Self> {
+        let io = |e| Error::io("write the metrics", log, e);
+        if let Some(kept) = kept.filter(|kept| log.exists() && !kept.exists()) {
+            std::fs::rename(log, kept).map_err(io)?;
+        }
         let file = match done {
             Some(done) => shortened(log, done)?,
-            None => File::create(log).map_err(|e| Error::io("write the metrics", log, e))?,
+            None => File::create(log).map_err(io)?,
         };
         Ok(Self {
             bar: None,

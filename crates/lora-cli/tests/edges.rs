@@ -89,6 +89,57 @@ fn a_merge_says_what_it_rounds() {
     }
 }
 
+/// An adapter that learnt beside 4 bits is another model beside the base as it was.
+#[test]
+fn a_merge_is_verified_beside_the_base_that_was_trained() {
+    let bench = Bench::new();
+    let train = "train --model model --data data.jsonl --out out --rank 2 --max-steps 1 --dtype f32";
+    bench.lora(&format!("{train} --variant qlora")).ok();
+    let kl = |more: &str| {
+        let merge = "merge --model model --adapter out --out merged --overwrite --dtype f32";
+        let found = bench.lora(&format!("{merge} --verify --tolerance 9 --json {more}")).ok();
+        serde_json::from_str::<Value>(found.trim()).unwrap()["mean_kl"].as_f64().unwrap()
+    };
+    let (asked, rounded) = (kl(""), kl("--variant qlora"));
+    assert!(asked < 1e-6 && rounded > 100.0 * asked.max(1e-9), "{asked} {rounded}");
+}
+
+/// What would change nothing is not taken for a promise.
+#[test]
+fn an_option_that_would_do_nothing_is_refused() {
+    let bench = Bench::new();
+    let (merge, train) = ("merge --model model --adapter out --out new", "train --model model --out new");
+    let generate = "generate --model model --dtype f32 --prompt hi";
+    let before = bench.files();
+    for (words, said) in [
+        (format!("{merge} --tolerance 0.001"), "--verify"),
+        (format!("{merge} --variant qlora"), "--verify"),
+        (format!("{train} --data data.jsonl --dp-clip 0.5"), "--dp-epsilon"),
+        (format!("{train} --data data.jsonl --limit 2"), "--eval"),
+        (format!("{train} --data data.jsonl --eval-every 2"), "--eval"),
+        (format!("{generate} --top-p 0.9"), "--temperature"),
+        (format!("{generate} --top-k 4"), "--temperature"),
+    ] {
+        refused(&bench, &words, 2, &[said]);
+    }
+    assert_eq!(bench.files(), before);
+}
+
+/// A full disk behind standard output.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_could_not_be_told_is_an_error() {
+    let bench = Bench::new();
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let run = bench.lora_into("variants --json", full);
+    assert_eq!(run.code, Some(5), "{}", run.err);
+    assert!(run.err.contains("standard output") && run.err.contains("cut short"), "{}", run.err);
+    // Who stops reading knows it.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    assert_eq!(bench.lora_into("variants --json", writer).code, Some(0));
+}
+
 /// Convolutions, and factors of two ranks.
 #[test]
 fn factors_that_do_not_fit_are_not_inspected() {

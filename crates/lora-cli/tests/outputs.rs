@@ -183,11 +183,12 @@ fn what_was_saved_is_for_that_run_alone() {
     let bench = Bench::new();
     let train = |every: u64, more: &str| {
         format!(
-            "train --model model --data data.jsonl --rank 2 --dtype f32 --epochs 100 --out out --overwrite \
+            "train --model model --data data.jsonl --rank 2 --dtype f32 --epochs 100 --out model/out --overwrite \
              --save-every {every} {more}"
         )
     };
-    let saved = bench.path("out.resume.safetensors");
+    // Beside the model's own files, which its own are no part of.
+    let saved = bench.path("model/out.resume.safetensors");
     let (one, two) = ("--batch-size 2 --accumulate 1", "--batch-size 1 --accumulate 2");
     for (begun, then, goes_on) in [
         (format!("{one} --variant qlora"), format!("{one} --variant qlora --skip q_proj"), false),
@@ -223,6 +224,28 @@ fn a_run_that_could_not_go_on_is_not_begun() {
         assert_eq!(run.code, Some(2), "{}", run.err);
         assert_eq!(fs::read(bench.path("out.metrics.jsonl")).unwrap(), metrics, "{more}");
     }
+}
+
+/// What fails leaves the adapter that was to be replaced, and what was told of it.
+#[test]
+fn a_run_that_fails_leaves_the_metrics_of_what_is_there() {
+    let bench = Bench::new();
+    bench.lora(&format!("{TRAIN} --out out")).ok();
+    let [now, earlier] = ["out.metrics.jsonl", "out.metrics.earlier.jsonl"].map(|name| bench.path(name));
+    let first = fs::read(&now).unwrap();
+    let wild = format!("{TRAIN} --out out --overwrite --lr 1e30 --clip 0 --schedule constant --warmup 0");
+    for _ in 0..2 {
+        assert_eq!(bench.lora(&wild).code, Some(6));
+        assert!(fs::read(&earlier).unwrap() == first && fs::read(&now).unwrap() != first);
+    }
+    bench.lora(&format!("{TRAIN} --out out --overwrite")).ok();
+    assert!(!earlier.exists());
+    // And a run that is to go on keeps its own.
+    bench.write("out.resume.safetensors", "");
+    let told = fs::read(&now).unwrap();
+    let run = bench.lora(&format!("{TRAIN} --out out --overwrite"));
+    assert!(run.code == Some(2) && run.err.contains("--save-every"), "{}", run.err);
+    assert_eq!(fs::read(&now).unwrap(), told);
 }
 
 /// Killed twice on the way, a run comes to the adapter of one that nobody killed, and tells of each step once.

@@ -77,6 +77,12 @@ pub fn vectors_bytes(config: &ModelConfig, kind: Kind) -> u64 {
     vectors.map(|(_, shape)| shape[0].unsigned_abs()).sum::<u64>() * kind.elt_size_in_bytes() as u64
 }
 
+/// Numbers in all tensors of such a model; a head that is the embedding counts once.
+pub fn parameters(config: &ModelConfig) -> usize {
+    let sizes = expected(config).into_iter().map(|(_, shape)| shape.iter().product::<i64>());
+    usize::try_from(sizes.sum::<i64>()).unwrap_or(0)
+}
+
 /// Names and shapes of all tensors of a llama-family model.
 fn expected(c: &ModelConfig) -> Vec<(String, Vec<i64>)> {
     let (h, i, hd) = (c.hidden_size, c.intermediate_size, c.head_dim);

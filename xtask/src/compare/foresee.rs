@@ -2,6 +2,7 @@
 
 use super::jobs::Grid;
 use super::plan::{FULL, NONE, Plan, split};
+use super::run::Settings;
 use super::stats;
 use crate::{cache, sh};
 use anyhow::Result;
@@ -28,7 +29,29 @@ pub(crate) fn faults(plan: &Plan, lora: &Path, model: &Path) -> Result<Vec<Strin
     Ok(faults.into_iter().collect())
 }
 
-/// Bytes that `lora plan` foresees, or what it says against it.
+/// What `lora` says against a command line, which is read and not run.
+pub(crate) fn refused(grid: &Grid<'_>, lora: &Path) -> Result<Vec<String>> {
+    let mut faults = BTreeSet::new();
+    let mut seen = BTreeSet::new();
+    for job in [grid.floors(), grid.grid(|_, _| 1e-3)].concat() {
+        let Settings { federation, start, .. } = &job.settings;
+        if !seen.insert((federation.is_some(), start.is_some())) || job.settings.variant == NONE {
+            continue;
+        }
+        for step in job.settings.steps(Path::new("run"), Path::new("general.jsonl")) {
+            // What is there before it is read, and then `lora` only tells of itself.
+            let output = sh::ours(lora).args(&step.args).arg("--help").output()?;
+            if !output.status.success() {
+                let errors = String::from_utf8_lossy(&output.stderr);
+                let first = errors.lines().next().unwrap_or_default().trim_start_matches("error: ");
+                faults.insert(format!("train: {}: {first}", job.settings.title()));
+            }
+        }
+    }
+    Ok(faults.into_iter().collect())
+}
+
+/// Bytes that `lora plan` foresees, if it knows the method, or what it says against it.
 fn memory(
     plan: &Plan,
     lora: &Path,
@@ -36,7 +59,7 @@ fn memory(
     data: &Path,
     variant: &str,
     rank: u64,
-) -> Result<Result<u64, String>> {
+) -> Result<Result<Option<u64>, String>> {
     let name = split(variant).recipe;
     let mut command = sh::ours(lora);
     command.args(["plan", "--json", "--dtype", &plan.dtype, "--base-storage", &plan.base_storage]);
@@ -48,6 +71,21 @@ fn memory(
         "--batch-size",
         &plan.batch_size.to_string(),
     ]);
+    let mut given = plan.train.iter();
+    while let Some(word) = given.next() {
+        match word.split('=').next() {
+            Some("--truncate") => {
+                command.arg(word);
+            }
+            Some("--max-length") => {
+                command.arg(word);
+                if !word.contains('=') {
+                    command.args(given.next());
+                }
+            }
+            _ => {}
+        }
+    }
     let output = command
         .arg("--rank")
         .arg(rank.to_string())
@@ -57,13 +95,16 @@ fn memory(
         .arg(data)
         .output()?;
     let errors = String::from_utf8_lossy(&output.stderr);
+    if errors.contains("is not planned") {
+        return Ok(Ok(None));
+    }
     if !output.status.success() {
         let from = errors.find("error:").unwrap_or(0);
         let lines: Vec<_> = errors[from..].lines().take(3).map(str::trim).collect();
         return Ok(Err(format!("{variant}, rank {rank}: {}", lines.join(" ").trim_start_matches("error: "))));
     }
     let found: Value = serde_json::from_slice(&output.stdout)?;
-    Ok(Ok(found["bytes"].as_u64().unwrap_or(0)))
+    Ok(Ok(found["bytes"].as_u64()))
 }
 
 /// Every run with its time and memory: from three steps and four rows of each set, on this machine, now.
@@ -106,7 +147,7 @@ pub(crate) fn print(grid: &Grid<'_>, lora: &Path, home: &Path) -> Result<()> {
         let rank = s.rank.unwrap_or(1);
         let bytes = match s.variant.as_str() {
             NONE | FULL => None,
-            variant => memory(grid.plan, lora, &grid.model.path, &s.train.path, variant, rank)?.ok(),
+            variant => memory(grid.plan, lora, &grid.model.path, &s.train.path, variant, rank)?.ok().flatten(),
         };
         let memory = match (bytes, &s.peer) {
             (Some(bytes), None) => format!("{:.2}", bytes as f64 / 1e9),
@@ -116,4 +157,41 @@ pub(crate) fn print(grid: &Grid<'_>, lora: &Path, home: &Path) -> Result<()> {
     }
     println!("\n{} runs, about {:.0} minutes if none has run yet", jobs.len(), total / 60.0);
     Ok(())
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::super::jobs::tests::{grid, plan};
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// Plans LoRA of rows that may be cut off, and knows no `--warmpu`, as `lora` does.
+    const STAND_IN: &str = r#"#!/bin/sh
+case "$*" in
+  *--warmpu*) echo "error: unexpected argument '--warmpu' found" >&2; exit 2;;
+  *"--variant loha"*) echo 'error: the memory of `loha` is not planned' >&2; exit 4;;
+  *"--truncate --max-length 64"*) echo '{"bytes": 7}';;
+  plan*) echo "error: line 1: 90 tokens" >&2; exit 3;;
+esac
+"#;
+
+    #[test]
+    fn what_is_not_planned_is_no_fault_and_what_training_would_refuse_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let lora = dir.path().join("lora");
+        fs::write(&lora, STAND_IN).unwrap();
+        fs::set_permissions(&lora, fs::Permissions::from_mode(0o755)).unwrap();
+        let plan = |train: &str| {
+            let grid = "variants = ['lora', 'loha']\nranks = [8]\nlearning_rates = [1e-3]\nseeds = [1]";
+            plan(&format!("{grid}\ntrain = {train}"))
+        };
+        let cut = plan("['--truncate', '--max-length', '64']");
+        assert_eq!(faults(&cut, &lora, Path::new("model")).unwrap(), Vec::<String>::new());
+        assert_eq!(refused(&grid(&cut), &lora).unwrap(), Vec::<String>::new());
+        let long = faults(&plan("[]"), &lora, Path::new("model")).unwrap();
+        assert_eq!(long, ["lora, rank 8: line 1: 90 tokens"]);
+        let wrong = plan("['--warmpu', '0.1']");
+        let said = refused(&grid(&wrong), &lora).unwrap();
+        assert!(said.len() == 1 && said[0].contains("--warmpu"), "{said:?}");
+    }
 }

@@ -4,6 +4,7 @@ use super::plan::{FULL, NONE, Parts, Plan, split};
 use super::run::{Federation, Fingerprint, Measure, Settings};
 use super::split::Parts as Split;
 use anyhow::Result;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 /// What all runs of a comparison share.
@@ -122,8 +123,9 @@ impl Grid<'_> {
                         plan.alphas.iter().filter_map(move |alpha| Some((rank, alpha.at(rank)?)))
                     });
                     let mut points: Vec<_> = if variant == FULL { vec![(1, 1.0)] } else { points.collect() };
-                    // Two alphas may be one at a rank.
-                    points.dedup_by(|a, b| a.0 == b.0 && a.1 == b.1);
+                    // Two alphas may be one at a rank, wherever they stand.
+                    let mut seen = BTreeSet::new();
+                    points.retain(|(rank, alpha)| seen.insert((*rank, alpha.to_bits())));
                     for (rank, alpha) in points {
                         let mut settings = self.at(set, variant, rank, alpha, lr, seed);
                         let at_rank = plan.peer_ranks.is_empty() || plan.peer_ranks.contains(&rank);
@@ -193,14 +195,12 @@ pub(crate) mod tests {
     #[test]
     fn alphas_that_meet_are_one_point() {
         let plan = plan(
-            "variants = ['lora']\nranks = [8, 64]\nalphas = [16, '2r']\nlearning_rates = [1e-3]\nseeds = [1, 2]",
+            "variants = ['lora']\nranks = [8, 64]\nalphas = [16, 'r', '2r']\nlearning_rates = [1e-3]\nseeds = [1, 2]",
         );
         let jobs = grid(&plan).grid(|_, _| 1.0);
-        let mut seen: Vec<_> = jobs.iter().map(|job| job.settings.hash()).collect();
-        seen.sort();
-        seen.dedup();
-        // Two sets, two seeds, and at rank 8 one alpha, at 64 two.
-        assert_eq!((jobs.len(), seen.len()), (12, 12));
+        let seen: BTreeSet<_> = jobs.iter().map(|job| job.settings.hash()).collect();
+        // Two sets, two seeds, and at rank 8 two alphas, the first and the last of which are one; at 64 three.
+        assert_eq!((jobs.len(), seen.len()), (20, 20));
     }
 
     #[test]
@@ -213,7 +213,7 @@ pub(crate) mod tests {
         let jobs = grid.grid(|_, variant| if variant == "full" { 1e-5 } else { 1e-3 });
         // A set and a seed: LoRA and LoftQ at 2 ranks and 2 alphas, full once, the peer at one rank.
         assert_eq!(jobs.len(), 2 * 3 * (4 + 4 + 1 + 2));
-        let hashes: std::collections::BTreeSet<_> = jobs.iter().map(|j| j.settings.hash()).collect();
+        let hashes: BTreeSet<_> = jobs.iter().map(|j| j.settings.hash()).collect();
         assert_eq!(hashes.len(), jobs.len(), "no two runs are one");
         let at = jobs.iter().position(|j| j.ours.is_some()).unwrap();
         assert_eq!(jobs[at].ours.as_ref(), Some(&jobs[at - 1].settings));

@@ -115,6 +115,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let sets = parts.iter().map(|p| Ok((p.name.clone(), Files::of(p)?))).collect::<Result<Vec<_>>>()?;
     let program = sh::capture(sh::ours(&lora).arg("--version"))?.trim().to_owned();
     let grid = Grid { plan: &plan, program, model: Fingerprint::of(&model)?, sets };
+    if !args.report {
+        plan::refuse(&foresee::refused(&grid, &lora)?)?;
+    }
     if args.dry_run {
         return foresee::print(&grid, &lora, &home);
     }

@@ -183,11 +183,10 @@ impl Settings {
             }
             steps.push(Step { name: "train", args });
         }
-        // The storage alone counts where an adapter is loaded.
+        // Of the variant the storage alone counts where an adapter is loaded.
         let mut loaded = common.clone();
         if trained {
-            let storage = self.variant.split('+').find(|v| v.starts_with("qlora")).unwrap_or("lora");
-            loaded.extend(words(&["--adapter", &adapter, "--variant", storage]));
+            loaded.extend(words(&["--adapter", &adapter, "--variant", &self.variant]));
         }
         let mut eval = [words(&["eval"]), loaded.clone()].concat();
         eval.extend(words(&[
@@ -216,7 +215,7 @@ impl Settings {
         if self.measure.merge && trained {
             let mut args = [words(&["merge"]), common].concat();
             args.extend(words(&["--adapter", &adapter, "--out", &at("merged"), "--overwrite"]));
-            args.extend(words(&["--verify", "--tolerance", "1000", "--json"]));
+            args.extend(words(&["--verify", "--variant", &self.variant, "--tolerance", "1000", "--json"]));
             steps.push(Step { name: "merge", args });
         }
         steps

@@ -90,21 +90,68 @@ struct Row {
 
 fn rows(file: &Path) -> Result<Vec<Row>> {
     let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let lines = text.trim_start_matches('\u{feff}').lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     lines
         .map(|(n, line)| {
             let row: Value =
                 serde_json::from_str(line).with_context(|| format!("{}:{}", file.display(), n + 1))?;
-            let question = row["context"].as_str().or(row["prompt"].as_str()).unwrap_or(line);
-            let hash = Sha256::digest(question.as_bytes());
+            let hash = Sha256::digest(question(&row).unwrap_or_else(|| line.to_owned()));
             Ok(Row { text: line.to_owned(), hash: [hash[0], hash[1]] })
         })
         .collect()
 }
 
+/// What stands before the answer; the fields count in the order in which training takes them (docs/data.md).
+fn question(row: &Value) -> Option<String> {
+    let text = |given: &Value| match given {
+        Value::String(text) => text.clone(),
+        given => {
+            let mut given = given.clone();
+            given.sort_all_objects();
+            given.to_string()
+        }
+    };
+    if let Some((_, before)) = row["messages"].as_array().and_then(|all| all.split_last()) {
+        return Some(text(&Value::from(before)));
+    }
+    let both = |a: &str, b: &str| row.get(a).filter(|_| row.get(b).is_some()).map(text);
+    both("prompt", "completion").or_else(|| both("context", "target"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// One question lies on one side, whatever its answers and its row's other fields.
+    #[test]
+    fn a_question_is_on_one_side() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("set.jsonl");
+        let asked = |i: i32| format!("{{\"role\": \"user\", \"content\": \"question {i}\"}}");
+        let chat = |i: i32, answer: &str| {
+            let asked = asked(i);
+            format!(
+                "{{\"messages\": [{asked}, {{\"role\": \"assistant\", \"content\": \"{answer}\"}}], \"context\": \"x\"}}\n"
+            )
+        };
+        let pair = |i: i32, answer: &str| {
+            let asked = asked(i);
+            format!("{{\"completion\": [\"{answer}\"], \"prompt\": [{asked}], \"context\": \"x\"}}\n")
+        };
+        for line in [&chat as &dyn Fn(i32, &str) -> String, &pair] {
+            let rows: String = (0..60).flat_map(|i| [line(i, "a"), line(i, "b")]).collect();
+            fs::write(&file, format!("\u{feff}{rows}")).unwrap();
+            let parts = split(&Data::Split(file.clone()), dir.path()).unwrap();
+            assert!(parts.held_out_rows > 4 && parts.held_out_rows < 60);
+            for part in [&parts.train, &parts.held_out, &parts.fit, &parts.validation] {
+                let text = fs::read_to_string(part).unwrap();
+                assert!(!text.starts_with('\u{feff}'));
+                let lines: Vec<_> = text.lines().collect();
+                let together = |pair: &[&str]| pair.len() == 2 && pair[1] == pair[0].replace("\"a\"", "\"b\"");
+                assert!(lines.chunks(2).all(together), "{text}");
+            }
+        }
+    }
 
     #[test]
     fn parts_are_apart_and_say_so_when_they_cannot_be() {

@@ -7,7 +7,7 @@ use anyhow::Result;
 use lora::Error;
 use lora::model::{Message, Sampling, generate};
 
-use super::say;
+use super::{say, told};
 use crate::open::ModelArgs;
 
 /// Answer a prompt, with or without an adapter
@@ -80,7 +80,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut failed = None;
     let put = |text: String| {
         let mut out = std::io::stdout();
-        out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
+        told(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
     };
     generate(&opened.model, &ids, args.max_tokens, tokenizer.eos_ids(), sampling, |id| {
         match stream.push(id) {
@@ -118,6 +118,11 @@ impl Args {
         if !sound {
             return Err(Error::usage("temperature, top-k or top-p is out of range")
                 .hint("temperature and top-k from 0, top-p above 0 and at most 1")
+                .into());
+        }
+        if temperature == 0.0 && (top_k > 0 || top_p < 1.0) {
+            return Err(Error::usage("at temperature 0 the likeliest token is taken, whatever top-k or top-p")
+                .hint("give a --temperature too, as 1")
                 .into());
         }
         Ok(if temperature == 0.0 { Sampling::Greedy } else { Sampling::Random { temperature, top_k, top_p } })

@@ -53,9 +53,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let checkpoint = lora::open(path)?;
             check(&modules, &linear_shapes(checkpoint.as_ref())?.into_iter().collect())
                 .map_err(|e| e.at(args.adapter.display()))?;
-            let shapes = checkpoint.names().into_iter().filter_map(|n| checkpoint.shape(&n));
-            let all = shapes.map(|s| s.iter().product::<i64>()).sum::<i64>();
-            Some((usize::try_from(all).unwrap_or(0), checkpoint.stored_bytes()))
+            Some((lora::model::parameters(checkpoint.config()), checkpoint.stored_bytes()))
         }
         None => None,
     };

@@ -27,6 +27,10 @@ Merged weights are written in --dtype, tensor by tensor, so that a model larger 
 bitsandbytes is dequantised. --requantize rounds the result to 4 bits again, which loses a part of what was learnt; it
 says how much, and --verify what it does to the answers.
 
+An adapter that was trained beside a rounded base is somewhat another model beside the original one. --verify measures it
+if --variant says how the base was kept, as in `--variant qlora`; the tolerance is for merging alone, and may be too small
+for that.
+
 A base stored in a float type that --dtype does not hold (f32 in bf16) is rounded, also where the
 adapter changes nothing; a note says so, and which --dtype keeps it.")]
 pub(crate) struct Args {
@@ -47,14 +51,17 @@ pub(crate) struct Args {
     /// Compare adapter and merged model on these rows, or on built-in texts, before the folder appears
     #[arg(long, value_name = "JSONL")]
     verify: Option<Option<PathBuf>>,
+    /// How the base was kept in training, for --verify: lora (as it is) or qlora (4 bits)
+    #[arg(long, default_value = "lora", requires = "verify")]
+    variant: String,
     /// Refuse if the mean KL divergence exceeds this (nats a token)
-    #[arg(long, default_value_t = 0.01)]
+    #[arg(long, default_value_t = 0.01, requires = "verify")]
     tolerance: f64,
     /// What --verify found as one JSON object
     #[arg(long, requires = "verify")]
     json: bool,
     /// Verify on the first so many rows
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 16, requires = "verify")]
     limit: usize,
 }
 
@@ -82,7 +89,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     model.check()?;
     let expected = match &args.verify {
         Some(rows) => {
-            let opened = args.model.open(Some(&args.adapter), "lora")?;
+            let opened = args.model.open(Some(&args.adapter), &args.variant)?;
             let texts = texts(rows.as_deref(), &tokenizer, args.limit, opened.model.config())?;
             let logits: Vec<_> = texts.iter().map(|ids| logits(&opened.model, ids)).collect::<Result<_>>()?;
             Some((texts, logits))

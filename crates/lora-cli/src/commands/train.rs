@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
-use lora::model::Keep;
+use lora::model::{Keep, parameters};
 use lora::train::{Batches, Dataset, Event, Fit, Load, SavePoint, Setting, TrainConfig, may_share};
 use lora::{AdapterConfig, Error, OutputFolder, Recipe, VARIANTS};
 
 use super::{bare, say};
-use crate::open::{ADAPTER, ModelArgs, count, grouped};
+use crate::open::{ADAPTER, ModelArgs, grouped};
 use crate::planning::{self, Size, Way};
 use crate::privacy::{PrivacyArgs, ledger_of};
 use crate::profile::Profile;
@@ -48,7 +48,8 @@ pub(crate) struct Args {
         conflicts_with_all = ["rank", "alpha", "dropout", "targets", "exclude", "layers", "rank_pattern", "alpha_pattern", "init"]
     )]
     adapter: Option<PathBuf>,
-    /// The adapter folder to write (PEFT's format); metrics go to OUT.metrics.jsonl
+    /// The adapter folder to write (PEFT's format); metrics go to OUT.metrics.jsonl (those of an adapter that it is to
+    /// replace stay in OUT.metrics.earlier.jsonl until it is replaced)
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
     /// Replace an adapter folder that is there
@@ -81,7 +82,7 @@ pub(crate) struct Args {
     #[arg(conflicts_with_all = ["dp_epsilon", "trace", "auto"])]
     save_every: Option<u64>,
     /// Use only the first so many held-out rows
-    #[arg(long, help_heading = "Training")]
+    #[arg(long, help_heading = "Training", requires = "eval")]
     limit: Option<usize>,
     /// Say at the end where time and memory went, and how near it came to this machine's limit
     #[arg(long, help_heading = "Training")]
@@ -91,6 +92,9 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let begin = Instant::now();
     // What is cheap to check comes first; the weights come last.
+    if args.training.eval_every.is_some() && args.eval.is_none() {
+        return Err(Error::usage("--eval-every without held-out rows").hint("give them by --eval").into());
+    }
     let asked = Way::asked(&args.model, &args.method)?;
     let mut config = match &args.adapter {
         Some(folder) => AdapterConfig::read(folder)?,
@@ -122,8 +126,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let out = OutputFolder::create(&args.out, args.overwrite, is_adapter_file)?;
     let saved = lora::sibling(&args.out, "resume.safetensors");
-    if args.save_every.is_none() && promise.is_none() && args.trace.is_none() && saved.exists() {
-        say!("note      {} holds an interrupted run: with --save-every it goes on", saved.display());
+    if args.save_every.is_none() && saved.exists() {
+        return Err(Error::usage("an interrupted run is to go on here, and this one would take its metrics")
+            .at(saved.display())
+            .hint("with --save-every it goes on; delete the file to give it up, or take another --out")
+            .into());
     }
 
     let device = args.model.device()?;
@@ -185,11 +192,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None => lora::attach(&mut model, ADAPTER, &recipe, &config)?,
     }
     let params = lora::params(&model, ADAPTER);
-    let (trained, all) = count(&model);
+    let trained: usize = params.iter().map(|p| p.tensor.numel()).sum();
+    let frozen = parameters(checkpoint.config());
     say!(
         "model     {} ({} parameters, {})",
         args.model.model.display(),
-        grouped(all - trained),
+        grouped(frozen),
         args.model.dtype
     );
     let loaded = begin.elapsed().as_secs_f64();
@@ -201,7 +209,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         lora::save(&model, ADAPTER, &recipe, &config, VARIANTS, folder.path())?;
         folder.commit()?;
     }
-    let share = 100.0 * trained as f64 / all as f64;
+    let share = 100.0 * trained as f64 / (frozen + trained) as f64;
     say!("adapter   {recipe}, rank {}: {} parameters train ({share:.3} %)", config.r, grouped(trained));
     say!(
         "data      {} rows, {} tokens, {} of them learnt{}",
@@ -212,10 +220,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     );
     let mut release = match (&promise, terms) {
         (Some(promise), Some(terms)) => {
-            let dimension = params.iter().map(|p| p.tensor.numel()).sum();
             let settings = args.bound_to((&recipe, packed), &config, &training)?;
             let run = bare(&args.out).display().to_string();
-            let release = promise.release(&data, (batch, terms), dimension, &run, &settings)?;
+            let release = promise.release(&data, (batch, terms), trained, &run, &settings)?;
             say!(
                 "privacy   epsilon {} at delta {:.1e} a row: noise {:.3}, {:.2} % of the rows a step; {}",
                 promise.epsilon,
@@ -229,12 +236,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         _ => None,
     };
     // Room for the result now, so that a full disk is found before hours of training and not after.
-    let room = vec![0u8; params.iter().map(|p| p.tensor.numel() * 4).sum::<usize>() + (64 << 10)];
+    let room = vec![0u8; trained * 4 + (64 << 10)];
     out.write(ROOM, &room)?;
 
     let tokens = data.tokens() * batch_size / data.samples.len().max(1);
     let profile = args.profile.then(|| Profile::begin(&model, tokens as i64, program));
-    let mut progress = Progress::new(&lora::sibling(&args.out, "metrics.jsonl"), done)?;
+    // A run that fails leaves the adapter that is there, and what was told of it.
+    let earlier = lora::sibling(&args.out, "metrics.earlier.jsonl");
+    let kept = (done.is_none() && args.out.exists()).then_some(earlier.as_path());
+    let mut progress = Progress::new(&lora::sibling(&args.out, "metrics.jsonl"), kept, done)?;
     let mut each = |event: &Event| progress.event(event);
     let train = || match &mut release {
         Some(release) => lora::train::train_privately(
@@ -271,6 +281,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let summary = args.summary(&recipe, packed, &training, (&outcome, trained, loaded), private.clone());
     out.write("training.json", summary)?;
     out.commit()?;
+    if earlier.exists() {
+        std::fs::remove_file(&earlier).map_err(|e| Error::io("remove the metrics of what was replaced", &earlier, e))?;
+    }
     if training.save.is_some() && saved.exists() {
         std::fs::remove_file(&saved).map_err(|e| Error::io("remove what the run was saved in", &saved, e))?;
     }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use assert_cmd::Command;
 use tempfile::TempDir;
@@ -114,7 +115,15 @@ impl Bench {
     pub(crate) fn start(&self, words: &str) -> std::process::Child {
         let mut command = std::process::Command::new(program());
         command.current_dir(self.0.path()).args(words.split_whitespace()).envs(QUIET);
-        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap()
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    /// As [`lora`](Self::lora), with standard output going elsewhere.
+    pub(crate) fn lora_into(&self, words: &str, stdout: impl Into<Stdio>) -> Run {
+        let mut command = std::process::Command::new(program());
+        command.current_dir(self.0.path()).args(words.split_whitespace()).envs(QUIET);
+        let output = command.stdin(Stdio::null()).stdout(stdout).output().unwrap();
+        Run { code: output.status.code(), out: String::new(), err: String::from_utf8(output.stderr).unwrap() }
     }
 
     fn run(&self, mut command: Command, words: &str) -> Run {
