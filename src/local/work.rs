@@ -13,13 +13,14 @@ use crate::Promise;
 
 impl Worker for Local {
     fn train(&mut self, client: &str, task: &Task) -> Result<Reply> {
+        self.agrees(task)?;
         let own = self.kept.of(client, &task.run, Some(task.round)).into_iter().flatten();
         let own =
             own.filter(|(name, _)| !task.sends.holds(name)).map(|(n, t)| (n.clone(), t.shallow_clone()));
-        let adapter = with(&task.adapter, Some(&own.collect()));
-        self.agrees(task)?;
+        // What runs, and so what noise is bound to: the client's own factors in the place of those that came.
+        let task = &task.starting_from(with(&task.adapter, Some(&own.collect())));
         let rounds = self.planned(client, task)?;
-        let all = self.put(&adapter, &task.beside)?;
+        let all = self.put(&task.adapter, &task.beside)?;
         let (trained, frozen): (Vec<_>, Vec<_>) = all.into_iter().partition(|p| task.trains.holds(&p.key()));
         for p in &frozen {
             let _ = p.tensor.set_requires_grad(false);
@@ -118,7 +119,8 @@ impl Local {
         Ok(())
     }
 
-    /// Private steps on a client's rows, and what may be told of them; and which texts counted as zeros, which may not.
+    /// Private steps on a client's rows, and what may be told of them; and which texts counted as zeros, which may not. `task` is
+    /// what runs, and not only what was sent.
     fn privately(
         &self,
         promise: &Promise,
@@ -130,7 +132,8 @@ impl Local {
         let dimension = trained.iter().map(|p| p.tensor.numel()).sum();
         let run = format!("{}, {client}, round {}", task.run, task.round);
         // What trains is bound by every step; what does not shapes its gradients as much.
-        let settings = format!("{} {:?} {training:?} {:?}", self.recipe, self.config, self.model.kind());
+        let (kind, trains) = (self.model.kind(), task.trains.name());
+        let settings = format!("{} {:?} {training:?} {kind:?} {trains}", self.recipe, self.config);
         let configuration = [&self.configuration[..], settings.as_bytes(), &task.fingerprint()?].concat();
         let mut release =
             opened(promise, data, (rounds, training), (dimension, &run, &configuration)).map_err(failed)?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use lora::fed::aggregate::Rule;
-use lora::fed::engine::{Task, Worker};
+use lora::fed::engine::{Task, Trains, Worker};
 use lora::train::{Sample, TrainConfig};
 use lora::{AdapterConfig, Local, Promise, recipe};
 
@@ -59,6 +59,22 @@ fn a_frozen_factor_is_part_of_what_noise_is_bound_to() {
     assert_eq!(charges(), 4);
     // Nothing that was computed from the rows goes out but the adapter.
     assert_eq!(first.metrics.keys().collect::<Vec<_>>(), ["epsilon"]);
+}
+
+/// What runs, and not only what was sent: with a factor that the client keeps it is another release than with the task's own.
+#[test]
+fn what_a_client_keeps_is_part_of_what_noise_is_bound_to() {
+    let _alone = RANDOM.lock();
+    let folder = tempfile::tempdir().unwrap();
+    let mut local = client(folder.path(), 1e-3);
+    let of = |local: &mut Local, round, trains, sends| Task { trains, sends, ..task(local, round) };
+    let first = of(&mut local, 1, Trains::All, Trains::A);
+    local.train("me", &first).unwrap();
+    for (charged, sends) in [(4, Trains::A), (6, Trains::All)] {
+        let next = of(&mut local, 2, Trains::A, sends);
+        local.train("me", &next).unwrap();
+        assert_eq!(charges(folder.path()), charged);
+    }
 }
 
 /// Rows are nobody else's affair: an error that names them, or a file, stays here.

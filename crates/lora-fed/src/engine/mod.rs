@@ -129,6 +129,11 @@ impl Task {
         state::fingerprint(&self.adapter, &self.beside)
     }
 
+    /// The same from another adapter.
+    pub fn starting_from(&self, adapter: BTreeMap<String, Tensor>) -> Self {
+        Self { adapter, ..self.share() }
+    }
+
     /// Another handle on the same tensors.
     pub(crate) fn share(&self) -> Self {
         let adapter = self.adapter.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
