@@ -75,17 +75,21 @@ impl Worker for Local {
 }
 
 impl Local {
-    /// Whether the coordinator scales updates as this client does.
+    /// Whether the coordinator scales every module's update as this client does.
     fn agrees(&self, task: &Task) -> Result<()> {
-        let first =
-            task.adapter.iter().find_map(|(name, a)| Some((name.strip_suffix(A)?, *a.size().first()?)));
-        let (Some(theirs), Some((module, rank))) = (task.scale, first) else { return Ok(()) };
-        let own = (self.scale()?)(module, rank);
-        if (theirs - own).abs() <= 1e-9 * own.abs() {
-            return Ok(());
+        let scale = self.scale()?;
+        for (module, theirs) in &task.scales {
+            let rank = task.adapter.get(&format!("{module}{A}")).and_then(|a| a.size().first().copied());
+            let rank = rank.ok_or_else(|| Error::data("the task scales it, and has no A of it").at(module))?;
+            let own = scale(module, rank);
+            if !((theirs - own).abs() <= 1e-9 * own.abs()) {
+                let what = format!("the task's updates are scaled by {theirs}, here by {own}");
+                return Err(Error::data(what)
+                    .at(module)
+                    .hint("use the coordinator's --variant, --alpha and --alpha-pattern"));
+            }
         }
-        let what = format!("the task's updates are scaled by {theirs}, here by {own}");
-        Err(Error::data(what).hint("use the coordinator's --variant and --alpha"))
+        Ok(())
     }
 
     /// The rounds that noise and rates are planned for. With a promise they are the client's own affair: by few a coordinator

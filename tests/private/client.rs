@@ -38,7 +38,7 @@ fn task(local: &mut Local, round: u64) -> Task {
     let adapter = local.start().unwrap();
     let (trains, sends) = Rule::FedSvd.trains();
     let (run, beside) = ("a run".into(), BTreeMap::new());
-    Task { run, round, rounds: 3, trains, sends, scale: None, adapter, beside }
+    Task { run, round, rounds: 3, trains, sends, scales: BTreeMap::new(), adapter, beside }
 }
 
 /// What does not train shapes gradients as much: another A is another release, with noise of its own and a charge.
