@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lora_core::{Error, ErrorKind, Param, Result};
 use lora_fed::engine::{Reply, Task, Worker};
-use lora_fed::privacy::Release;
+use lora_fed::privacy::{PrivacyError, Release};
 use lora_train::{Dataset, Event, TrainConfig, mean_loss, train, train_privately};
 use tch::Tensor;
 
@@ -56,7 +56,9 @@ impl Worker for Local {
         let (sent, kept): (BTreeMap<_, _>, BTreeMap<_, _>) =
             learnt.partition(|(name, _)| task.sends.holds(name));
         if !kept.is_empty() {
-            self.kept.put(client, &task.run, task.round, kept).map_err(failed)?;
+            // Whatever it is of, it may name the file.
+            let lost = |e| Error::data("what it keeps could not be written; why is told here alone").because(e);
+            self.kept.put(client, &task.run, task.round, kept).map_err(lost)?;
         }
         Ok(Reply { adapter: sent, examples, metrics })
     }
@@ -171,9 +173,14 @@ fn opened(
 
 /// What others hear of work on rows that failed: it may name them, and a file. The cause stays here.
 fn failed(e: Error) -> Error {
-    // Settings; a budget that is spent: nothing of the rows is in that.
-    if e.kind() == ErrorKind::Usage {
-        return e;
-    }
-    Error::data("work on its rows failed; why is told here alone").because(e)
+    let cause = std::error::Error::source(&e).and_then(|cause| cause.downcast_ref::<PrivacyError>());
+    let of_file = cause.is_some_and(|cause| cause.path().is_some());
+    let what = match e.kind() {
+        _ if of_file => "its ledger could not be used; why is told here alone",
+        // Settings; a budget that is spent: nothing of the rows is in that.
+        ErrorKind::Usage => return e,
+        ErrorKind::Io => "a file of its own could not be used; why is told here alone",
+        _ => "work on its rows failed; why is told here alone",
+    };
+    Error::data(what).because(e)
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use lora::fed::aggregate::Rule;
 use lora::fed::engine::{Task, Trains, Worker};
+use lora::fed::privacy::{Accounting, Budget, Ledger, Unit};
 use lora::train::{Sample, TrainConfig};
 use lora::{AdapterConfig, Local, Promise, recipe};
 
@@ -89,6 +90,34 @@ fn what_work_on_rows_failed_of_stays_here() {
     assert!(!e.to_string().contains("line") && !e.to_string().contains("made"), "{e}");
     let cause = std::error::Error::source(&e).unwrap().to_string();
     assert!(cause.contains("lines"), "{cause}");
+}
+
+/// Nor do names of files, which may tell whose rows they are.
+#[test]
+fn where_files_lie_stays_here() {
+    let _alone = RANDOM.lock();
+    let folder = tempfile::tempdir().unwrap();
+    let stays = |e: lora::Error, said: &str| {
+        let (told, cause) = (e.to_string(), std::error::Error::source(&e).unwrap().to_string());
+        let place = folder.path().display().to_string();
+        assert!(told.contains(said) && !told.contains(&place) && cause.contains(&place), "{told}: {cause}");
+    };
+    let mut local = client(folder.path(), 1e-3);
+    let one = task(&mut local, 1);
+    let budget = Budget { unit: Unit::Example, epsilon: 4.0, delta: 1e-5, accounting: Accounting::Pld };
+    let held = Ledger::open(&folder.path().join("ledger"), &budget).unwrap();
+    stays(local.train("me", &one).unwrap_err(), "its ledger");
+    drop(held);
+    local.train("me", &one).unwrap();
+    // What it keeps from round to round.
+    let kept = folder.path().join("kept");
+    let mut local = local.promising(BTreeMap::new(), Vec::new()).unwrap().keeping(kept.clone()).unwrap();
+    let one = Task { trains: Trains::All, sends: Trains::A, ..task(&mut local, 1) };
+    local.train("me", &one).unwrap();
+    let file = std::fs::read_dir(kept).unwrap().next().unwrap().unwrap().path();
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    stays(local.train("me", &one).unwrap_err(), "what it keeps");
 }
 
 /// Whether work on rows fails is of the rows too: with a promise to them it does not, it is charged, and it is noised.
