@@ -201,8 +201,8 @@ fn patterns_of_rank_and_alpha_are_heeded() {
                 let start = local.start().unwrap();
                 let (trains, sends) = rule.trains();
                 let beside = BTreeMap::new();
-                let (run, scale) = ("test".into(), None);
-                let task = Task { run, round: 1, rounds: 1, trains, sends, scale, adapter: start, beside };
+                let (run, scales) = ("test".into(), BTreeMap::new());
+                let task = Task { run, round: 1, rounds: 1, trains, sends, scales, adapter: start, beside };
                 local.train(client, &task).unwrap();
                 for (name, w) in effective(&local) {
                     let half = w / 2.0;
@@ -303,7 +303,7 @@ fn what_a_client_keeps_outlives_it() {
             rounds: 3,
             trains,
             sends,
-            scale: None,
+            scales: BTreeMap::new(),
             adapter,
             beside: BTreeMap::new(),
         }
@@ -332,6 +332,22 @@ fn what_a_client_keeps_outlives_it() {
     assert_eq!((own(&again), own(&open())), (own(&first), own(&first)));
 }
 
+/// Every module's scale is the coordinator's, and not the first one's alone.
+#[test]
+fn a_client_that_scales_a_module_otherwise_refuses() {
+    let _alone = RANDOM.lock();
+    let own = AdapterConfig { alpha_pattern: vec![("o_proj".into(), 40.0)], ..config() };
+    let mut node = local_with(own, "lora", &["one"], training());
+    let start = node.start().unwrap();
+    assert!(!start.keys().next().unwrap().contains("o_proj"));
+    let scale = local("lora", &[], training()).scale().unwrap();
+    let settings = Settings::new("test", Rule::FedSvd, 1);
+    let mut federation = Federation::new(settings, Common::new(start), scale).unwrap();
+    let mut engine = InProcess::new(vec!["one".into()], vec![Box::new(Lent(&mut node))]);
+    let e = federation.round(&mut engine).unwrap_err().to_string();
+    assert!(e.contains("o_proj: the task's updates are scaled by 2, here by 10"), "{e}");
+}
+
 /// What comes from elsewhere has any shape.
 #[test]
 fn a_task_of_odd_shapes_is_refused() {
@@ -339,6 +355,7 @@ fn a_task_of_odd_shapes_is_refused() {
     let mut local = local("lora", &["one"], training());
     let start = local.start().unwrap();
     let (trains, sends) = Rule::FedIt.trains();
+    let first = start.keys().find_map(|name| name.strip_suffix(".lora_A.weight")).unwrap();
     for shape in [&[][..], &[0], &[4], &[0, 64], &[4, 64, 1], &[1, 1]] {
         let mut adapter: BTreeMap<_, _> = start.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
         for (name, t) in adapter.iter_mut().filter(|(name, _)| name.contains("layers.0.")) {
@@ -346,8 +363,8 @@ fn a_task_of_odd_shapes_is_refused() {
                 *t = Tensor::zeros(shape, (Kind::Float, Device::Cpu));
             }
         }
-        let (run, beside) = ("odd".into(), BTreeMap::new());
-        let task = Task { run, round: 1, rounds: 1, trains, sends, scale: Some(2.0), adapter, beside };
+        let (run, scales, beside) = ("odd".into(), [(first.to_owned(), 2.0)].into(), BTreeMap::new());
+        let task = Task { run, round: 1, rounds: 1, trains, sends, scales, adapter, beside };
         assert!(local.train("one", &task).is_err(), "{shape:?}");
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lora_core::{Error, ErrorKind, Param, Result};
 use lora_fed::engine::{Reply, Task, Worker};
-use lora_fed::privacy::Release;
+use lora_fed::privacy::{PrivacyError, Release};
 use lora_train::{Dataset, Event, TrainConfig, mean_loss, train, train_privately};
 use tch::Tensor;
 
@@ -13,13 +13,14 @@ use crate::Promise;
 
 impl Worker for Local {
     fn train(&mut self, client: &str, task: &Task) -> Result<Reply> {
+        self.agrees(task)?;
         let own = self.kept.of(client, &task.run, Some(task.round)).into_iter().flatten();
         let own =
             own.filter(|(name, _)| !task.sends.holds(name)).map(|(n, t)| (n.clone(), t.shallow_clone()));
-        let adapter = with(&task.adapter, Some(&own.collect()));
-        self.agrees(task)?;
+        // What runs, and so what noise is bound to: the client's own factors in the place of those that came.
+        let task = &task.starting_from(with(&task.adapter, Some(&own.collect())));
         let rounds = self.planned(client, task)?;
-        let all = self.put(&adapter, &task.beside)?;
+        let all = self.put(&task.adapter, &task.beside)?;
         let (trained, frozen): (Vec<_>, Vec<_>) = all.into_iter().partition(|p| task.trains.holds(&p.key()));
         for p in &frozen {
             let _ = p.tensor.set_requires_grad(false);
@@ -55,7 +56,9 @@ impl Worker for Local {
         let (sent, kept): (BTreeMap<_, _>, BTreeMap<_, _>) =
             learnt.partition(|(name, _)| task.sends.holds(name));
         if !kept.is_empty() {
-            self.kept.put(client, &task.run, task.round, kept).map_err(failed)?;
+            // Whatever it is of, it may name the file.
+            let lost = |e| Error::data("what it keeps could not be written; why is told here alone").because(e);
+            self.kept.put(client, &task.run, task.round, kept).map_err(lost)?;
         }
         Ok(Reply { adapter: sent, examples, metrics })
     }
@@ -74,17 +77,21 @@ impl Worker for Local {
 }
 
 impl Local {
-    /// Whether the coordinator scales updates as this client does.
+    /// Whether the coordinator scales every module's update as this client does.
     fn agrees(&self, task: &Task) -> Result<()> {
-        let first =
-            task.adapter.iter().find_map(|(name, a)| Some((name.strip_suffix(A)?, *a.size().first()?)));
-        let (Some(theirs), Some((module, rank))) = (task.scale, first) else { return Ok(()) };
-        let own = (self.scale()?)(module, rank);
-        if (theirs - own).abs() <= 1e-9 * own.abs() {
-            return Ok(());
+        let scale = self.scale()?;
+        for (module, theirs) in &task.scales {
+            let rank = task.adapter.get(&format!("{module}{A}")).and_then(|a| a.size().first().copied());
+            let rank = rank.ok_or_else(|| Error::data("the task scales it, and has no A of it").at(module))?;
+            let own = scale(module, rank);
+            if !((theirs - own).abs() <= 1e-9 * own.abs()) {
+                let what = format!("the task's updates are scaled by {theirs}, here by {own}");
+                return Err(Error::data(what)
+                    .at(module)
+                    .hint("use the coordinator's --variant, --alpha and --alpha-pattern"));
+            }
         }
-        let what = format!("the task's updates are scaled by {theirs}, here by {own}");
-        Err(Error::data(what).hint("use the coordinator's --variant and --alpha"))
+        Ok(())
     }
 
     /// The rounds that noise and rates are planned for. With a promise they are the client's own affair: by few a coordinator
@@ -118,7 +125,8 @@ impl Local {
         Ok(())
     }
 
-    /// Private steps on a client's rows, and what may be told of them; and which texts counted as zeros, which may not.
+    /// Private steps on a client's rows, and what may be told of them; and which texts counted as zeros, which may not. `task` is
+    /// what runs, and not only what was sent.
     fn privately(
         &self,
         promise: &Promise,
@@ -130,7 +138,8 @@ impl Local {
         let dimension = trained.iter().map(|p| p.tensor.numel()).sum();
         let run = format!("{}, {client}, round {}", task.run, task.round);
         // What trains is bound by every step; what does not shapes its gradients as much.
-        let settings = format!("{} {:?} {training:?} {:?}", self.recipe, self.config, self.model.kind());
+        let (kind, trains) = (self.model.kind(), task.trains.name());
+        let settings = format!("{} {:?} {training:?} {kind:?} {trains}", self.recipe, self.config);
         let configuration = [&self.configuration[..], settings.as_bytes(), &task.fingerprint()?].concat();
         let mut release =
             opened(promise, data, (rounds, training), (dimension, &run, &configuration)).map_err(failed)?;
@@ -164,9 +173,14 @@ fn opened(
 
 /// What others hear of work on rows that failed: it may name them, and a file. The cause stays here.
 fn failed(e: Error) -> Error {
-    // Settings; a budget that is spent: nothing of the rows is in that.
-    if e.kind() == ErrorKind::Usage {
-        return e;
-    }
-    Error::data("work on its rows failed; why is told here alone").because(e)
+    let cause = std::error::Error::source(&e).and_then(|cause| cause.downcast_ref::<PrivacyError>());
+    let of_file = cause.is_some_and(|cause| cause.path().is_some());
+    let what = match e.kind() {
+        _ if of_file => "its ledger could not be used; why is told here alone",
+        // Settings; a budget that is spent: nothing of the rows is in that.
+        ErrorKind::Usage => return e,
+        ErrorKind::Io => "a file of its own could not be used; why is told here alone",
+        _ => "work on its rows failed; why is told here alone",
+    };
+    Error::data(what).because(e)
 }

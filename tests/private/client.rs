@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use lora::fed::aggregate::Rule;
-use lora::fed::engine::{Task, Worker};
+use lora::fed::engine::{Task, Trains, Worker};
+use lora::fed::privacy::{Accounting, Budget, Ledger, Unit};
 use lora::train::{Sample, TrainConfig};
 use lora::{AdapterConfig, Local, Promise, recipe};
 
@@ -38,7 +39,7 @@ fn task(local: &mut Local, round: u64) -> Task {
     let adapter = local.start().unwrap();
     let (trains, sends) = Rule::FedSvd.trains();
     let (run, beside) = ("a run".into(), BTreeMap::new());
-    Task { run, round, rounds: 3, trains, sends, scale: None, adapter, beside }
+    Task { run, round, rounds: 3, trains, sends, scales: BTreeMap::new(), adapter, beside }
 }
 
 /// What does not train shapes gradients as much: another A is another release, with noise of its own and a charge.
@@ -61,6 +62,22 @@ fn a_frozen_factor_is_part_of_what_noise_is_bound_to() {
     assert_eq!(first.metrics.keys().collect::<Vec<_>>(), ["epsilon"]);
 }
 
+/// What runs, and not only what was sent: with a factor that the client keeps it is another release than with the task's own.
+#[test]
+fn what_a_client_keeps_is_part_of_what_noise_is_bound_to() {
+    let _alone = RANDOM.lock();
+    let folder = tempfile::tempdir().unwrap();
+    let mut local = client(folder.path(), 1e-3);
+    let of = |local: &mut Local, round, trains, sends| Task { trains, sends, ..task(local, round) };
+    let first = of(&mut local, 1, Trains::All, Trains::A);
+    local.train("me", &first).unwrap();
+    for (charged, sends) in [(4, Trains::A), (6, Trains::All)] {
+        let next = of(&mut local, 2, Trains::A, sends);
+        local.train("me", &next).unwrap();
+        assert_eq!(charges(folder.path()), charged);
+    }
+}
+
 /// Rows are nobody else's affair: an error that names them, or a file, stays here.
 #[test]
 fn what_work_on_rows_failed_of_stays_here() {
@@ -73,6 +90,34 @@ fn what_work_on_rows_failed_of_stays_here() {
     assert!(!e.to_string().contains("line") && !e.to_string().contains("made"), "{e}");
     let cause = std::error::Error::source(&e).unwrap().to_string();
     assert!(cause.contains("lines"), "{cause}");
+}
+
+/// Nor do names of files, which may tell whose rows they are.
+#[test]
+fn where_files_lie_stays_here() {
+    let _alone = RANDOM.lock();
+    let folder = tempfile::tempdir().unwrap();
+    let stays = |e: lora::Error, said: &str| {
+        let (told, cause) = (e.to_string(), std::error::Error::source(&e).unwrap().to_string());
+        let place = folder.path().display().to_string();
+        assert!(told.contains(said) && !told.contains(&place) && cause.contains(&place), "{told}: {cause}");
+    };
+    let mut local = client(folder.path(), 1e-3);
+    let one = task(&mut local, 1);
+    let budget = Budget { unit: Unit::Example, epsilon: 4.0, delta: 1e-5, accounting: Accounting::Pld };
+    let held = Ledger::open(&folder.path().join("ledger"), &budget).unwrap();
+    stays(local.train("me", &one).unwrap_err(), "its ledger");
+    drop(held);
+    local.train("me", &one).unwrap();
+    // What it keeps from round to round.
+    let kept = folder.path().join("kept");
+    let mut local = local.promising(BTreeMap::new(), Vec::new()).unwrap().keeping(kept.clone()).unwrap();
+    let one = Task { trains: Trains::All, sends: Trains::A, ..task(&mut local, 1) };
+    local.train("me", &one).unwrap();
+    let file = std::fs::read_dir(kept).unwrap().next().unwrap().unwrap().path();
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    stays(local.train("me", &one).unwrap_err(), "what it keeps");
 }
 
 /// Whether work on rows fails is of the rows too: with a promise to them it does not, it is charged, and it is noised.

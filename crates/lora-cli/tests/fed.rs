@@ -151,8 +151,17 @@ fn a_bound_on_clients_is_kept_in_a_ledger() {
     let bench = Bench::new();
     let words = format!("{SIMULATE} --weights equal --rounds 2 --client-epsilon 5 --drawn 1");
     let out = bench.lora(&words).ok();
-    assert!(out.contains("epsilon 5") && out.contains("a client"), "{out}");
-    assert_eq!(json(&bench, "out.clients.privacy.jsonl").len(), 3);
+    assert!(out.contains("epsilon 5 at delta 1.0e-5 a client"), "{out}");
+    let ledger = || json(&bench, "out.clients.privacy.jsonl").len();
+    assert_eq!(ledger(), 3);
+    // The same again costs nothing. Where clients learn otherwise it is another run with noise of its own, for which nothing is
+    // left.
+    bench.lora(&format!("{words} --overwrite")).ok();
+    for other in ["--alpha 7", "--variant rslora", "--proximal 0.5"] {
+        let run = bench.lora(&format!("{words} --overwrite {other}"));
+        assert!(run.code == Some(2) && run.err.contains("the budget is 5"), "{other}: {}", run.err);
+    }
+    assert_eq!(ledger(), 3);
 }
 
 #[test]

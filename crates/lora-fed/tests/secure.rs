@@ -193,11 +193,12 @@ fn a_vector_leaves_once_a_round() {
 /// One party is given another model than the others (Pasquini et al. 2022).
 #[test]
 fn another_model_for_one_party_is_noticed() {
-    let meddles: [fn(&mut Task); 5] = [
+    let meddles: [fn(&mut Task); 6] = [
         |task| drop(task.adapter.values_mut().next().unwrap().get(0).fill_(0.5)),
         |task| task.round += 1,
         |task| task.run.push('x'),
-        |task| task.scale = Some(1e-9),
+        |task| task.scales.values_mut().for_each(|scale| *scale = 1e-9),
+        |task| task.scales.extend([("another".to_owned(), 1.0)]),
         |task| {
             drop(
                 task.beside
@@ -238,7 +239,7 @@ fn nothing_is_given_in_plain_and_not_to_two() {
         rounds: 1,
         trains: Trains::B,
         sends: Trains::B,
-        scale: None,
+        scales: [].into(),
         adapter: [].into(),
         beside: [].into(),
     };

@@ -73,6 +73,11 @@ impl Arena {
         &self.params
     }
 
+    /// Their names and sizes, a line each, in that order.
+    pub(crate) fn names(&self) -> String {
+        self.params.iter().map(|p| format!("{} {:?}\n", p.key(), p.tensor.size())).collect()
+    }
+
     /// All numbers `[n]`, to be read: copies that were made of a parameter would not see a change that goes past it.
     pub fn values(&self) -> &Tensor {
         &self.values

@@ -59,10 +59,13 @@ impl AdamW {
         self.v.copy_(v);
     }
 
-    /// A SHA-256 of all that the next step starts from: the parameters' numbers and this state.
+    /// A SHA-256 of all that the next step starts from: the parameters' names, sizes and numbers, and this state.
     pub(crate) fn fingerprint(&self, arena: &Arena) -> Result<[u8; 32]> {
         let mut hash = Sha256::new();
         hash.update(self.step.to_le_bytes());
+        let names = arena.names();
+        hash.update((names.len() as u64).to_le_bytes());
+        hash.update(names);
         for tensor in [arena.values(), &self.m, &self.v] {
             let bytes = tensor.detach().to_device(Device::Cpu).contiguous().view_dtype(Kind::Uint8);
             let bytes = elements::<u8>(&bytes);
@@ -144,5 +147,26 @@ tch_ext::simd! {
             *g = 0.0;
             *p = *p * r.decay - r.step * (*m / (v.sqrt() / r.root + r.eps));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lora_core::Param;
+
+    use super::*;
+
+    /// The same numbers in another factor, or in other rows, are another start.
+    #[test]
+    fn a_fingerprint_is_of_names_and_sizes_too() {
+        let of = |name: &'static str, size: [i64; 2]| {
+            let tensor = Tensor::ones(size, (Kind::Float, Device::Cpu)).set_requires_grad(true);
+            let arena = Arena::new(vec![Param { module: "m".into(), name, tensor }]).unwrap();
+            AdamW::new(&arena, AdamWConfig::default()).fingerprint(&arena).unwrap()
+        };
+        let one = of("lora_A.weight", [2, 6]);
+        assert_eq!(one, of("lora_A.weight", [2, 6]));
+        assert_ne!(one, of("lora_B.weight", [2, 6]));
+        assert_ne!(one, of("lora_A.weight", [6, 2]));
     }
 }

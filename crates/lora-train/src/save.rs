@@ -124,7 +124,5 @@ impl SavePoint {
 
 /// A hash of the parameters' names and sizes.
 fn names(arena: &Arena) -> String {
-    let mut hash = Sha256::new();
-    arena.params().iter().for_each(|p| hash.update(format!("{} {:?}\n", p.key(), p.tensor.size())));
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(arena.names()).iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -170,7 +170,8 @@ impl Federation {
             Some(rank) => self.model.at_rank(*rank, &self.scale, self.settings.seed)?,
             None => self.model.share().adapter,
         };
-        let first = adapter.iter().find_map(|(name, a)| Some((name.strip_suffix(A)?, a.size()[0])));
+        let ranks = adapter.iter().filter_map(|(name, a)| Some((name.strip_suffix(A)?, *a.size().first()?)));
+        let scales = ranks.map(|(module, rank)| (module.to_owned(), (self.scale)(module, rank))).collect();
         let (trains, sends) = rule.trains();
         Ok(Task {
             run: self.settings.run.clone(),
@@ -178,7 +179,7 @@ impl Federation {
             rounds: self.settings.rounds,
             trains,
             sends,
-            scale: first.map(|(module, rank)| (self.scale)(module, rank)),
+            scales,
             adapter,
             beside: self.model.share().beside,
         })

@@ -46,8 +46,9 @@ pub struct Task {
     pub trains: Trains,
     /// What of it to send back. The rest stays with the client, who starts its next round from it.
     pub sends: Trains,
-    /// How `B A` is scaled at this rank, where the coordinator says it: a client that scales otherwise must refuse.
-    pub scale: Option<f64>,
+    /// How each module's `B A` is scaled at its rank, as far as the coordinator says it: a client that scales one otherwise
+    /// must refuse.
+    pub scales: BTreeMap<String, f64>,
     /// The adapter to start from, by its names in PEFT's file.
     pub adapter: BTreeMap<String, Tensor>,
     /// What all learnt before and is frozen now, by module: `A [r, in]` and `B [out, r]`, beside the weight with scale 1.
@@ -129,10 +130,16 @@ impl Task {
         state::fingerprint(&self.adapter, &self.beside)
     }
 
+    /// The same from another adapter.
+    pub fn starting_from(&self, adapter: BTreeMap<String, Tensor>) -> Self {
+        Self { adapter, ..self.share() }
+    }
+
     /// Another handle on the same tensors.
     pub(crate) fn share(&self) -> Self {
         let adapter = self.adapter.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
-        Self { run: self.run.clone(), adapter, beside: model::share(&self.beside), ..*self }
+        let (run, scales) = (self.run.clone(), self.scales.clone());
+        Self { run, scales, adapter, beside: model::share(&self.beside), ..*self }
     }
 }
 

@@ -28,10 +28,7 @@ pub(crate) struct Entry {
     pub(crate) reply: Option<Message>,
     #[prost(message, optional, tag = "5")]
     pub(crate) reply_tree: Option<ObjectTree>,
-    /// Seconds that the reply took.
-    #[prost(double, tag = "6")]
-    pub(crate) seconds: f64,
-    /// The session in which its objects were being uploaded.
+    /// The session in which its objects were being uploaded. (Tag 6 was how long the reply took.)
     #[prost(string, tag = "7")]
     pub(crate) session: String,
 }
@@ -136,13 +133,9 @@ impl Inbox {
     }
 
     /// The reply is there, and its instruction no longer needed.
-    pub(crate) fn reply(&mut self, id: &str, parcel: &Parcel, seconds: f64) -> Result<()> {
-        let entry = Entry {
-            reply: Some(parcel.message.clone()),
-            reply_tree: Some(parcel.tree.clone()),
-            seconds,
-            ..self.entry(id)?
-        };
+    pub(crate) fn reply(&mut self, id: &str, parcel: &Parcel) -> Result<()> {
+        let (reply, reply_tree) = (Some(parcel.message.clone()), Some(parcel.tree.clone()));
+        let entry = Entry { reply, reply_tree, ..self.entry(id)? };
         let (space, known) = (objects_of(id), self.0.keys(KNOWN)?);
         let here = self.0.keys(&space)?;
         let mut new = Vec::new();

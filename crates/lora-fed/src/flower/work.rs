@@ -1,7 +1,5 @@
 //! One instruction, step by step.
 
-use std::time::Instant;
-
 use lora_core::{Error, Result};
 
 use super::deflate::deflate;
@@ -96,7 +94,6 @@ impl Worker<'_> {
                 self.fetch(entry, metadata, id, app)?
             };
             self.fleet.confirm(self.node, metadata.run_id, id)?;
-            let began = Instant::now();
             let reply = objects.and_then(|objects| {
                 let whole = inflate(id, &objects, self.limits).and_then(|i| incoming(id, i, metadata));
                 let (incoming, tasks) = whole.map_err(|e| reported(APP_FAILED, &e))?;
@@ -109,7 +106,7 @@ impl Worker<'_> {
             }
             let content = reply.as_ref().map(|(content, _)| content).map_err(Clone::clone);
             let parcel = deflate(answering(metadata, id, tasks), content)?;
-            self.inbox.reply(id, &parcel, began.elapsed().as_secs_f64())?;
+            self.inbox.reply(id, &parcel)?;
             app.notice(&Event::Replied(id.to_owned()));
         }
         self.push(id, metadata, app)
@@ -183,7 +180,7 @@ impl Worker<'_> {
             let (Some(reply), Some(tree)) = (entry.reply, entry.reply_tree) else {
                 return Err(Error::internal("a reply is gone").into());
             };
-            let (mut wanted, mut session) = self.fleet.push(self.node, reply, tree, entry.seconds)?;
+            let (mut wanted, mut session) = self.fleet.push(self.node, reply, tree)?;
             if wanted.is_empty() {
                 if entry.session.is_empty() {
                     return Ok(());

@@ -1,6 +1,6 @@
 //! Errors as data: what was wrong, where, and what to do about it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What every fallible function of [`privacy`](crate::privacy) returns.
 pub type Result<T> = std::result::Result<T, PrivacyError>;
@@ -123,6 +123,25 @@ pub enum PrivacyError {
 }
 
 impl PrivacyError {
+    /// The ledger's file, where the error is about that. Then its text names the file, which is for whoever keeps it alone.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Corrupt { path, .. }
+            | Self::OtherBudget { path, .. }
+            | Self::Locked { path }
+            | Self::Poisoned { path }
+            | Self::Disk { path, .. } => Some(path),
+            Self::Parameter { .. }
+            | Self::Unreachable { .. }
+            | Self::NonFinite { .. }
+            | Self::Length { .. }
+            | Self::Exceeded { .. }
+            | Self::Record { .. }
+            | Self::OtherRelease { .. }
+            | Self::Entropy(_) => None,
+        }
+    }
+
     /// What to do about it, where we know.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {

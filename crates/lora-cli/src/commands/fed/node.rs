@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
-use lora::fed::engine::{Claims, Joined, Reply, Task, Worker};
+use lora::fed::engine::{Claims, Joined, Letter, Reply, Task, Worker};
 use lora::fed::flower::{Event, Limits, NodeKey, NodeOptions, serve};
 use lora::fed::plain;
 use lora::model::Keep;
@@ -125,16 +125,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             stop.store(true, Ordering::Relaxed);
         }
     };
+    let local = Loud(Counted(local));
     let mut worker: Box<dyn Worker> = match (secure, &args.secure.party_key) {
         (Some((directory, own)), Some(key)) => {
             let claims = Claims::open(&sibling(key, "rounds"))?;
-            let party = args.secure.parties(Loud(local), directory)?.with(HERE, own, claims)?;
-            Box::new(match args.secure.ledger()? {
+            let party = args.secure.parties(local, directory)?.with(HERE, own, claims)?;
+            // Loud too: a party has errors of its own, and keeps to itself those of work for which it sends noise.
+            Box::new(Loud(match args.secure.ledger()? {
                 Some(ledger) => party.promising(HERE, ledger)?,
                 None => party,
-            })
+            }))
         }
-        _ => Box::new(Loud(local)),
+        _ => Box::new(local),
     };
     serve(&options, &mut Joined::new(&mut *worker, HERE, &mut told), &stop)?;
     Ok(())
@@ -161,13 +163,12 @@ impl Args {
 }
 
 /// Says here why a part failed.
-struct Loud(Local);
+struct Loud<W>(W);
 
-impl Worker for Loud {
+impl<W: Worker> Worker for Loud<W> {
     fn train(&mut self, client: &str, task: &Task) -> lora::Result<Reply> {
         let reply = self.0.train(client, task);
         told_here(client, &reply);
-        left_out_here(client, self.0.left_out());
         reply
     }
 
@@ -175,6 +176,27 @@ impl Worker for Loud {
         let judged = self.0.evaluate(client, task);
         told_here(client, &judged);
         judged
+    }
+
+    fn answer(&mut self, client: &str, letter: &Letter) -> lora::Result<Vec<u8>> {
+        let answer = self.0.answer(client, letter);
+        told_here(client, &answer);
+        answer
+    }
+}
+
+/// Says here how many texts counted as zeros.
+struct Counted(Local);
+
+impl Worker for Counted {
+    fn train(&mut self, client: &str, task: &Task) -> lora::Result<Reply> {
+        let reply = self.0.train(client, task);
+        left_out_here(client, self.0.left_out());
+        reply
+    }
+
+    fn evaluate(&mut self, client: &str, task: &Task) -> lora::Result<(f64, u64)> {
+        self.0.evaluate(client, task)
     }
 }
 

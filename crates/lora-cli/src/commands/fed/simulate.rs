@@ -67,8 +67,8 @@ pub(crate) struct Args {
     /// Rounds of so many clients and more, as `node --parties-at-least` has it
     #[arg(long, value_name = "N", requires = "secure", help_heading = "Federation")]
     parties_at_least: Option<usize>,
-    /// Bound what is learnt of any one client with all its rows, clipped and noised: by the coordinator, of --drawn clients a
-    /// round; or with --secure by the clients, a share each. With --weights equal
+    /// Bound what is learnt of any one client with all its rows (delta 1e-5), clipped and noised: by the coordinator, of --drawn
+    /// clients a round; or with --secure by the clients, a share each. With --weights equal
     #[arg(long, value_name = "EPSILON", help_heading = "Privacy")]
     client_epsilon: Option<f64>,
     /// The largest norm of what a client sends
@@ -122,7 +122,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let promises = args.promises(data.keys())?;
     // It is its own coordinator.
     let rounds = Some(settings.rounds);
-    let bound = if promises.is_empty() { Vec::new() } else { bound_to(&args.model)? };
+    let unbound = promises.is_empty() && args.client_epsilon.is_none();
+    let bound = if unbound { Vec::new() } else { bound_to(&args.model)? };
     let workers = (0..args.jobs).map(|_| {
         let keep = Keep { storage: recipe.storage(), packed: args.model.packed(), skip: &args.model.skip };
         let model = args.model.load(checkpoint.as_ref(), keep)?;
@@ -134,7 +135,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut workers = workers.collect::<Result<Vec<_>>>()?;
     let start = args.out.start(&mut workers[0])?;
     let mut course = Course::begin(settings, start, &workers[0], (&args.out.out, args.out.overwrite))?;
-    let mut release = args.release(&course, &names, &data)?;
+    // All that shapes what clients learn, but for the rounds, the rows and what a round starts from.
+    let promised: Vec<_> = promises.values().map(|p| (p.epsilon, p.delta, p.clip)).collect();
+    let how = format!("{recipe} {config:?} {training:?} {promised:?}");
+    let mut release = args.release(&course, (&names, &data), &[&bound[..], how.as_bytes()].concat())?;
     while course.goes_on() {
         let players = workers.iter_mut().map(|w| Player(w, &idle));
         let told = match (&cast, &mut release) {
@@ -175,17 +179,17 @@ impl Worker for Player<'_> {
 }
 
 impl Args {
-    /// The source of rounds that bound what is learnt of a client.
+    /// The source of rounds that bound what is learnt of a client. `how`: all that shapes what clients learn from their rows.
     fn release(
         &self,
         course: &Course,
-        names: &[String],
-        data: &BTreeMap<String, Dataset>,
+        (names, data): (&[String], &BTreeMap<String, Dataset>),
+        how: &[u8],
     ) -> Result<Option<Release>> {
         let (Some(epsilon), Some(drawn)) = (self.client_epsilon, self.drawn) else { return Ok(None) };
         course.settings().check_private()?;
         let ledger = sibling(&self.out.out, "clients.privacy.jsonl");
-        let promise = Promise { epsilon, delta: None, clip: self.client_clip, ledger };
+        let promise = Promise { epsilon, delta: Some(DELTA), clip: self.client_clip, ledger };
         let terms = promise.terms(names.len(), drawn, course.settings().rounds)?;
         say!(
             "privacy     epsilon {epsilon} at delta {:.1e} a client: noise {:.3}, {:.2} % of the clients a round; {}",
@@ -195,13 +199,9 @@ impl Args {
             promise.ledger.display()
         );
         let rows: Vec<_> = data.values().map(lora::train::fingerprint).collect();
-        let settings = format!("{:?} {:?} {rows:?}", course.settings(), self.training.train_config()?);
-        Ok(Some(promise.release_of_clients(
-            names,
-            (drawn, terms),
-            course.dimension(),
-            settings.as_bytes(),
-        )?))
+        let settings = format!("{:?} {rows:?}", course.settings());
+        let configuration = [how, settings.as_bytes()].concat();
+        Ok(Some(promise.release_of_clients(names, (drawn, terms), course.dimension(), &configuration)?))
     }
 
     fn promises<'a>(&self, clients: impl Iterator<Item = &'a String>) -> Result<BTreeMap<String, Promise>> {

@@ -24,6 +24,10 @@ const ARRAYS: &str = "arrays";
 /// What lies beside, in slices, and the modules' ranks there.
 const BESIDE: &str = "lora.beside";
 const RANKS: &str = "lora.beside.ranks";
+/// How each module is scaled.
+const SCALES: &str = "lora.scales";
+/// The first module's alone, which is all that versions before knew.
+const SCALE: &str = "lora.scale";
 const CONFIG: &str = "config";
 /// Its coordinator's name for the run.
 const RUN: &str = "lora.run";
@@ -52,11 +56,37 @@ fn of_task(task: &Task) -> Result<Records> {
     if task.rounds != 0 {
         config.insert("lora.rounds".to_owned(), number(task.rounds));
     }
-    if let Some(scale) = task.scale {
-        config.insert("lora.scale".to_owned(), Value::Float(scale));
+    if let Some(scale) = first_module(&task.adapter).and_then(|module| task.scales.get(module)) {
+        config.insert(SCALE.to_owned(), Value::Float(*scale));
     }
     records.insert(CONFIG.into(), Record::Config(config));
+    if !task.scales.is_empty() {
+        let scales = task.scales.iter().map(|(module, scale)| (module.clone(), Value::Float(*scale)));
+        records.insert(SCALES.into(), Record::Config(scales.collect()));
+    }
     Ok(records)
+}
+
+/// The first module that has factors.
+fn first_module(adapter: &BTreeMap<String, Tensor>) -> Option<&str> {
+    adapter.keys().find_map(|name| name.strip_suffix(A))
+}
+
+/// How a task's modules are scaled; by a coordinator of a version before, the first.
+fn scales_of(records: &Records, adapter: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, f64>> {
+    let number = |(module, value): (&String, &Value)| {
+        let number = value.number().ok_or_else(|| Error::data("it is no scale").at(module).at(SCALES))?;
+        Ok((module.clone(), number))
+    };
+    match (records.get(SCALES), records.get(CONFIG)) {
+        (Some(Record::Config(scales)), _) => scales.iter().map(number).collect(),
+        (Some(_), _) => Err(Error::data("it holds no numbers").at(SCALES)),
+        (None, Some(Record::Config(config))) => {
+            let one = config.get(SCALE).and_then(Value::number).zip(first_module(adapter));
+            Ok(one.map(|(scale, module)| (module.to_owned(), scale)).into_iter().collect())
+        }
+        (None, _) => Ok(BTreeMap::new()),
+    }
 }
 
 /// Whether a coordinator of ours sent the task.
@@ -102,7 +132,7 @@ fn to_task(records: &Records, run: &str) -> Result<Task> {
         rounds: count("lora.rounds")?.unwrap_or(0),
         trains: which("lora.trains")?,
         sends: which("lora.sends")?,
-        scale: config.get("lora.scale").and_then(Value::number),
+        scales: scales_of(records, &adapter)?,
         adapter,
         beside,
     })
@@ -145,7 +175,7 @@ mod tests {
             rounds: 7,
             trains: Trains::All,
             sends: Trains::A,
-            scale: Some(0.7),
+            scales: [("m".to_owned(), 0.7)].into(),
             adapter: [
                 ("m.lora_A.weight".to_owned(), random(&[2, 5])),
                 ("m.lora_B.weight".to_owned(), random(&[4, 2])),
@@ -228,13 +258,26 @@ mod tests {
         let mut records = of_task(&task()).unwrap();
         records.shift_remove(BESIDE);
         records.shift_remove(RANKS);
+        records.shift_remove(SCALES);
         records
             .insert(CONFIG.into(), Record::Config([(ROUND.to_owned(), Value::Int(2))].into_iter().collect()));
         let task = to_task(&records, "run 9").unwrap();
         assert_eq!((&*task.run, task.round, task.trains, task.sends), ("run 9", 2, Trains::All, Trains::All));
-        assert!(task.beside.is_empty());
+        assert!(task.beside.is_empty() && task.scales.is_empty());
         // It does not say of how many rounds.
         assert_eq!(task.rounds, 0);
+    }
+
+    /// A node and a coordinator of which one is older speak of the first module's scale.
+    #[test]
+    fn a_task_of_a_version_before_says_one_scale() {
+        let (mut task, other) = (task(), task());
+        task.adapter.extend(other.adapter.into_iter().map(|(name, t)| (format!("first.{name}"), t)));
+        task.scales.insert("first.m".into(), 0.3);
+        let mut records = of_task(&task).unwrap();
+        assert_eq!(to_task(&records, "").unwrap().scales, task.scales);
+        records.shift_remove(SCALES);
+        assert_eq!(to_task(&records, "").unwrap().scales, BTreeMap::from([("first.m".to_owned(), 0.3)]));
     }
 
     #[test]
@@ -250,6 +293,12 @@ mod tests {
         assert!(with("lora.sends", Value::Int(3)).contains("lora.sends"));
         assert!(with(ROUND, Value::Float(f64::NAN)).contains(ROUND));
         assert!(with("lora.rounds", Value::Int(-1)).contains("lora.rounds"));
+        let no_number = Values::from_iter([("m".to_owned(), Value::Bool(true))]);
+        for bad in [Record::Metrics(Values::new()), Record::Config(no_number)] {
+            let mut records = of_task(&task()).unwrap();
+            records.insert(SCALES.into(), bad);
+            assert!(to_task(&records, "").unwrap_err().to_string().contains(SCALES));
+        }
         let mut records = of_task(&task()).unwrap();
         records.shift_remove(ARRAYS);
         assert!(to_task(&records, "").is_err());

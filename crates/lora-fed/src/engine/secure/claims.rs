@@ -15,6 +15,8 @@ const KEY: &str = "claims";
 pub struct Claims {
     known: Known,
     store: Option<Store>,
+    /// What the last claim failed of, if it could not be written.
+    failed: Option<Error>,
 }
 
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
@@ -37,7 +39,7 @@ impl Claims {
             })?,
             None => Known::default(),
         };
-        Ok(Self { known, store: Some(store) })
+        Ok(Self { known, store: Some(store), failed: None })
     }
 
     /// The vector of this round of the run leaves now; refused if it has left before.
@@ -51,10 +53,18 @@ impl Claims {
         self.keep(next)
     }
 
+    /// A claim's error, with its cause where that is a store's: a [`SecAggError`] has room for words alone.
+    pub(super) fn whole(&mut self, e: SecAggError) -> Error {
+        let failed = self.failed.take().filter(|_| matches!(e, SecAggError::Log(_)));
+        failed.unwrap_or_else(|| e.into())
+    }
+
     fn keep(&mut self, next: Known) -> Result<()> {
         if let Some(store) = &mut self.store {
             let bytes = postcard::to_allocvec(&next).map_err(|e| Error::internal(e.to_string()))?;
-            store.put(SPACE, KEY, &bytes)?;
+            // It names the file, and an error travels in plain.
+            let failed = |e| Error::data("its rounds could not be written; why is told here alone").because(e);
+            store.put(SPACE, KEY, &bytes).map_err(failed)?;
         }
         self.known = next;
         Ok(())
@@ -65,6 +75,31 @@ impl RoundLog for Claims {
     fn claim(&mut self, round: RoundId) -> std::result::Result<(), SecAggError> {
         let mut next = self.known.clone();
         next.joined.claim(round)?;
-        self.keep(next).map_err(|e| SecAggError::Log(e.to_string()))
+        self.keep(next).map_err(|e| {
+            let told = SecAggError::Log(e.to_string());
+            self.failed = Some(e);
+            told
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where its store lies is told to the party alone.
+    #[test]
+    fn what_a_store_failed_of_is_a_cause() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("bank.rounds");
+        drop(Claims::open(&path).unwrap());
+        let fails = "CREATE TRIGGER fails BEFORE INSERT ON entry BEGIN SELECT RAISE(ABORT, 'no room'); END";
+        rusqlite::Connection::open(&path).unwrap().execute_batch(fails).unwrap();
+        let mut claims = Claims::open(&path).unwrap();
+        let claimed = claims.claim(RoundId { run: [1; 16], number: 1 }).unwrap_err();
+        for e in [claims.whole(claimed), claims.send([1; 16], 1).unwrap_err()] {
+            let cause = std::error::Error::source(&e).unwrap().to_string();
+            assert!(!e.to_string().contains("bank.rounds") && cause.contains("bank.rounds"), "{e}: {cause}");
+        }
     }
 }

@@ -67,12 +67,17 @@ fn round_id(run: &str, round: u64, tries: u64) -> RoundId {
 /// All that parties must agree on, and the plan itself does not say.
 fn context(task: &Task, noise: Option<Noise>, quorum: Quorum) -> Result<[u8; 32]> {
     let mut hash = Sha256::new();
-    hash.update(b"lora-fed secure round 2\0");
+    hash.update(b"lora-fed secure round 3\0");
     hash.update(task.fingerprint()?);
     hash.update((task.run.len() as u64).to_le_bytes());
     hash.update(&task.run);
-    for number in [task.round, task.rounds, LIMIT.to_bits(), task.scale.map_or(u64::MAX, f64::to_bits)] {
+    for number in [task.round, task.rounds, LIMIT.to_bits(), task.scales.len() as u64] {
         hash.update(number.to_le_bytes());
+    }
+    for (module, scale) in &task.scales {
+        hash.update((module.len() as u64).to_le_bytes());
+        hash.update(module);
+        hash.update(scale.to_le_bytes());
     }
     // How large a share of the noise is hangs on the directory.
     let shared = |noise: Noise| [noise.clip.to_bits(), noise.sigma.to_bits(), quorum.third() as u64];

@@ -2,7 +2,7 @@
 
 use super::{Claims, LIMIT, Quorum, RING, TRIES, WHO, context, lattice, round_id};
 use crate::engine::{Letter, Reply, Task, Worker};
-use crate::privacy::{Ledger, Secret, StepInputs, StepKey};
+use crate::privacy::{Ledger, PrivacyError, Secret, StepInputs, StepKey};
 use crate::secagg::wire::{Envelope, Kind};
 use crate::secagg::{Client, Directory, Identity, Own, PartyId, Plan, SecAggError, Session};
 use lora_core::{Error, ErrorKind, Result};
@@ -126,7 +126,8 @@ impl Member {
             return Err(Error::data("a plan for sums of fewer bits than vectors have here"));
         }
         self.round = None;
-        let mut client = Client::join(self.own.key.clone(), self.id, session, &mut self.claims)?;
+        let client = Client::join(self.own.key.clone(), self.id, session, &mut self.claims);
+        let mut client = client.map_err(|e| self.claims.whole(e))?;
         let keys = client.advertise()?;
         self.round = Some(client);
         Ok(keys)
@@ -150,7 +151,8 @@ impl Member {
         let (context, tries) = (context(task, letter.noise, quorum)?, plan.round.number % TRIES);
         if plan.context != context || plan.round != round_id(&task.run, task.round, tries) {
             return Err(Error::data("the task is not the one that the plan names")
-                .hint("somebody gives parties different models, or directories: tell them by another way"));
+                .hint("somebody gives parties different models, or directories: tell them by another way; \
+                       or the coordinator's version is another"));
         }
         let (run, round) = (plan.round.run, task.round);
         match (letter.noise, &mut self.ledger) {
@@ -170,7 +172,7 @@ impl Member {
                     weights: this.as_bytes(),
                 };
                 let (key, mechanism) = (StepKey::new(&inputs), noise.mechanism()?);
-                ledger.allow(&key, mechanism)?;
+                ledger.allow(&key, mechanism).map_err(of_ledger)?;
                 let random = |purpose| Ok::<_, Error>(key.randomness(&Secret::generate()?, purpose));
                 let share = noise.share(&plan, quorum, &random("noise")?)?;
                 // What is large is clipped, and not told of.
@@ -181,7 +183,7 @@ impl Member {
                 };
                 let residues = noise.hide(&plan, &learnt, &share, &random("rounding")?)?;
                 self.claims.send(run, round)?;
-                ledger.charge(&key, mechanism)?;
+                ledger.charge(&key, mechanism).map_err(of_ledger)?;
                 Ok(residues)
             }
             (None, Some(_)) => Err(Error::unsupported("this client takes part in noised sums alone")
@@ -226,4 +228,32 @@ fn is_of_rows(e: &Error) -> bool {
     let kept_back = |worker: &Error| cause(worker).is_some_and(|why| !elsewhere.contains(&why.kind()));
     let of = |worker: &Error| worker.kind() == ErrorKind::NonFinite || kept_back(worker);
     e.kind() == ErrorKind::NonFinite || cause(e).is_some_and(of)
+}
+
+/// What others hear of a ledger that failed: an error travels in plain, and may name its file.
+fn of_ledger(e: PrivacyError) -> Error {
+    if e.path().is_none() {
+        return e.into();
+    }
+    Error::data("its ledger could not be used; why is told here alone").because(Error::from(e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    #[test]
+    fn where_a_ledger_lies_is_a_cause() {
+        let path = || PathBuf::from("bank.privacy.jsonl");
+        let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let full = PrivacyError::Disk { action: "write", path: path(), source };
+        for e in [full, PrivacyError::Poisoned { path: path() }, PrivacyError::Locked { path: path() }] {
+            let e = of_ledger(e);
+            let cause = std::error::Error::source(&e).unwrap().to_string();
+            assert!(!e.to_string().contains("bank") && cause.contains("bank.privacy.jsonl"), "{e}: {cause}");
+        }
+        let spent = PrivacyError::Exceeded { step: 3, would: 9.0, budget: 8.0, delta: 1e-5 };
+        assert!(of_ledger(spent).to_string().contains("the budget is 8"));
+    }
 }

@@ -132,6 +132,8 @@ fn an_undisturbed_round_takes_these_steps() {
     let reply = state.pushed[0].messages_list[0].metadata.clone().unwrap();
     assert_eq!(reply.reply_to_message_id, instruction.tree.object_id);
     assert_eq!((reply.dst_node_id, reply.dst_task_id, reply.src_task_id), (1, Some(7), None));
+    // How long the work took is not told.
+    assert_eq!(state.pushed[0].clientapp_runtime_list, [0.0]);
 }
 
 #[test]
