@@ -5,7 +5,7 @@
 //! no reply counts twice.
 
 use super::had::Had;
-use super::model::Model;
+use super::model::{A, Model};
 use super::{Engine, Federation, Round, beside_of};
 use crate::privacy::Release;
 use crate::store::Store;
@@ -57,9 +57,10 @@ impl Federation {
     /// Takes up what `store` holds of this run; does it hold anything? An empty one is begun.
     ///
     /// # Errors
-    /// [`Error::usage`] if it is of a run with other settings; what the store meets.
+    /// [`Error::usage`] if it is of a run with other settings, shapes or scales; what the store meets.
     pub fn resume(&mut self, store: &mut Store) -> Result<bool> {
-        let settings = format!("{:?}", self.settings());
+        // Of the model that a run starts from, before one that is there takes its place.
+        let settings = format!("{:?} {:?}", self.settings(), self.form());
         let saved = store.get(SPACE, MODEL)?.map(|bytes| decode::<Saved>(&bytes)).transpose()?;
         let known = store.get(SPACE, SETTINGS)?.is_some_and(|bytes| bytes == settings.as_bytes());
         match saved {
@@ -69,7 +70,10 @@ impl Federation {
             }
             Some(Saved { rounds, .. }) if rounds > 0 => {
                 let what = format!("there is a run of other settings, {rounds} of whose rounds are done");
-                Err(Error::usage(what).hint("give that run's settings, or keep this one elsewhere"))
+                Err(Error::usage(what).hint(
+                    "give that run's settings, with its rank, alpha and variant, or keep this one elsewhere; what an \
+                     earlier version began is ended with that version",
+                ))
             }
             // Of a run that came to nothing, nothing is lost.
             _ => {
@@ -82,6 +86,22 @@ impl Federation {
                 Ok(false)
             }
         }
+    }
+
+    /// Each tensor's name and shape, and for an A how `B A` is scaled, at its rank and at those that clients have of their own:
+    /// under another rank, alpha or variant the numbers of a run mean something else.
+    fn form(&self) -> Vec<(&String, Vec<i64>, Vec<u64>)> {
+        let mut form = Vec::new();
+        for (name, tensor) in &self.model.adapter {
+            let size = tensor.size();
+            let mut scales = Vec::new();
+            if let Some(module) = name.strip_suffix(A) {
+                let ranks = size.iter().take(1).chain(self.settings.ranks.values());
+                scales.extend(ranks.map(|rank| (self.scale)(module, *rank).to_bits()));
+            }
+            form.push((name, size, scales));
+        }
+        form
     }
 
     /// A round that is in the store before anybody is asked and before the engine forgets, and is `told` in between.
