@@ -8,7 +8,7 @@ use super::app::{Refusal, Reply, ServerApp};
 use super::deflate::{envelope, records_tree};
 use super::http::{CONTROL, Fault};
 use super::inflate::inflate;
-use super::messages::{Metadata, ObjectTree};
+use super::messages::{Error as Reported, Message, Metadata, ObjectTree};
 use super::node::now;
 use super::objects::{self, Objects};
 use super::outbox::{Arrived, Sent};
@@ -17,6 +17,8 @@ use super::runtime::SUPERLINK;
 
 /// Announcements of one message in one go.
 const ROUNDS: usize = 3;
+/// The longest text of why a reply could not be fetched.
+const REASON: usize = 200;
 /// Flower's code for a reply that is not there any more.
 const REPLY_UNAVAILABLE: i64 = 4;
 
@@ -118,28 +120,22 @@ impl ServerApp {
         Err(Error::data(format!("the SuperLink does not take the objects of a message for node {node}")))
     }
 
-    /// The replies to these messages that are there and not confirmed. Ask again for the others.
+    /// The replies to these messages that are there and not confirmed. Ask again for the others: a call of the SuperLink each.
     ///
     /// # Errors
     /// If the SuperLink or the store fails. What is wrong with one reply is in that reply.
     pub fn receive(&mut self, ids: &[String]) -> Result<Vec<Reply>> {
-        let mut missing = Vec::new();
         for id in ids {
-            if !self.outbox.is_settled(id)? && self.outbox.arrived(id)?.is_none() {
-                missing.push(id.clone());
+            if self.outbox.is_settled(id)? || self.outbox.arrived(id)?.is_some() {
+                continue;
             }
-        }
-        if !missing.is_empty() {
-            let mut arrived = Vec::new();
-            for (message, tree) in self.runtime.pull(missing.clone())? {
-                let answered =
-                    message.metadata.as_ref().map(|m| m.reply_to_message_id.clone()).unwrap_or_default();
-                // What nobody asked for is left lying.
-                if missing.contains(&answered) {
-                    arrived.push((answered, Arrived { message: Some(message), tree: Some(tree) }));
-                }
-            }
-            self.outbox.arrive(&arrived)?;
+            let arrived = match self.runtime.pull(id) {
+                Ok(None) => continue,
+                Ok(Some((message, tree))) => Arrived { message: Some(message), tree: Some(tree) },
+                Err(fault) if fault.is_of_one() => broken(id, &fault),
+                Err(fault) => return Err(fault.into()),
+            };
+            self.outbox.arrive(id, &arrived)?;
         }
         let mut replies = Vec::new();
         for id in ids {
@@ -179,8 +175,8 @@ impl ServerApp {
         let (mut objects, mut bytes) = (Objects::new(), 0);
         for object in wanted {
             let answer = match self.runtime.pull_object(self.run, &object, self.limits.object + CONTROL) {
-                // Larger than an object may be, or none.
-                Err(Fault::Malformed(what)) => return refuse(0, what),
+                // Larger than an object may be, say, or none.
+                Err(fault) if fault.is_of_one() => return refuse(0, fault.to_string()),
                 answer => answer?,
             };
             if !answer.object_found {
@@ -219,10 +215,27 @@ impl ServerApp {
         for id in ids {
             if let Some(arrived) = self.outbox.arrived(id)? {
                 let reply = arrived.message.and_then(|m| m.metadata).unwrap_or_default().message_id;
-                self.runtime.confirm(self.run, &reply)?;
+                // What stands in for a reply that broke has no id; and what a SuperLink cannot drop holds nothing up.
+                if !reply.is_empty() {
+                    match self.runtime.confirm(self.run, &reply) {
+                        Err(fault) if fault.is_of_one() => {}
+                        answer => answer?,
+                    }
+                }
                 self.outbox.settle(id)?;
             }
         }
         Ok(())
     }
+}
+
+/// In place of a reply whose announcement broke the call that fetched it: it is not given again.
+fn broken(id: &str, fault: &Fault) -> Arrived {
+    let metadata =
+        Metadata { src_node_id: SUPERLINK, reply_to_message_id: id.to_owned(), ..Metadata::default() };
+    // Of many words the last say most: what was found at the end of a long way down a tree.
+    let words: Vec<char> = fault.to_string().chars().collect();
+    let last: String = words[words.len().saturating_sub(REASON)..].iter().collect();
+    let error = Reported { code: 0, reason: format!("its reply cannot be fetched: {last}") };
+    Arrived { message: Some(Message { metadata: Some(metadata), content: None, error: Some(error) }), tree: None }
 }

@@ -21,6 +21,8 @@ pub struct Server {
 
 /// Between two questions.
 const ASK: Duration = Duration::from_millis(500);
+/// The same where the question itself takes long.
+const SELDOM: Duration = Duration::from_secs(15);
 /// How long a letter is waited for that asks for no training; a node that is not there is known to Flower in a minute.
 const POST: Duration = Duration::from_secs(180);
 /// How long a SuperLink may be away: a task whose server app is silent for a minute is ended.
@@ -107,13 +109,16 @@ impl Server {
         let mut replies = Vec::new();
         let mut missing = ids.clone();
         loop {
+            let began = Instant::now();
             let new = patiently(Instant::now() + HICCUP, || self.app.receive(&missing))?;
+            // A question is a call for each that is missing: of very many they are put less often.
+            let wait = if new.is_empty() { (began.elapsed() * 3).clamp(ASK, SELDOM) } else { ASK };
             missing.retain(|id| new.iter().all(|reply| reply.id != *id));
             replies.extend(new);
             if missing.is_empty() || Instant::now() > until {
                 break;
             }
-            std::thread::sleep(ASK);
+            std::thread::sleep(wait);
         }
         let of = |(id, client): (&String, String)| {
             let reply = match replies.iter().position(|reply| reply.id == *id) {

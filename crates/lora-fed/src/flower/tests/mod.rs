@@ -5,6 +5,7 @@ mod fake;
 mod hostile;
 mod node;
 mod objects;
+mod superlink;
 mod wire;
 
 use std::collections::BTreeMap;
