@@ -18,6 +18,7 @@ use tch::{Kind, Tensor};
 const SPACE: &str = "federation";
 const SETTINGS: &str = "settings";
 const CHOSEN: &str = "chosen";
+/// With what the server remembers; it may be of gigabytes.
 const MODEL: &str = "model";
 /// A report each.
 const ROUNDS: &str = "rounds";
@@ -61,7 +62,7 @@ impl Federation {
     pub fn resume(&mut self, store: &mut Store) -> Result<bool> {
         // Of the model that a run starts from, before one that is there takes its place.
         let settings = format!("{:?} {:?}", self.settings(), self.form());
-        let saved = store.get(SPACE, MODEL)?.map(|bytes| decode::<Saved>(&bytes)).transpose()?;
+        let saved = store.get_long(SPACE, MODEL)?.map(|bytes| decode::<Saved>(&bytes)).transpose()?;
         let known = store.get(SPACE, SETTINGS)?.is_some_and(|bytes| bytes == settings.as_bytes());
         match saved {
             Some(saved) if known => {
@@ -81,7 +82,7 @@ impl Federation {
                 store.write(|changes| {
                     changes.clear(SPACE)?;
                     changes.put(SPACE, SETTINGS, settings.as_bytes())?;
-                    changes.put(SPACE, MODEL, &model)
+                    changes.put_long(SPACE, MODEL, &model)
                 })?;
                 Ok(false)
             }
@@ -155,7 +156,7 @@ impl Federation {
         let report = serde_json::to_vec(round).map_err(|e| Error::internal(e.to_string()))?;
         let model = bytes_of(self)?;
         store.write(|changes| {
-            changes.put(SPACE, MODEL, &model)?;
+            changes.put_long(SPACE, MODEL, &model)?;
             changes.put(ROUNDS, &format!("{:020}", round.round), &report)
         })
     }
@@ -267,4 +268,47 @@ pub(super) fn encode(value: &impl Serialize) -> Result<Vec<u8>> {
 
 pub(super) fn decode<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> Result<T> {
     postcard::from_bytes(bytes).map_err(|e| Error::data(format!("the store's state cannot be read: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::aggregate::Rule;
+    use crate::engine::model::B;
+    use crate::engine::{InProcess, Reply, Settings, Task, Worker};
+    use tch::Device;
+
+    /// Learns something.
+    struct More;
+
+    impl Worker for More {
+        fn train(&mut self, _: &str, task: &Task) -> Result<Reply> {
+            let adapter = task.adapter.iter().map(|(name, t)| (name.clone(), t + 1.0)).collect();
+            Ok(Reply { adapter, examples: 1, metrics: BTreeMap::new() })
+        }
+    }
+
+    /// SQLite takes no value of a billion bytes; here of a million, and the model has three.
+    #[test]
+    fn a_model_that_is_longer_than_a_value_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(&dir.path().join("state")).unwrap();
+        store.limit(1 << 20);
+        let open = |store: &mut Store| {
+            let zeros = |size: [i64; 2]| Tensor::zeros(size, (Kind::Float, Device::Cpu));
+            let factors = [(A, zeros([8, 49152])), (B, zeros([49152, 8]))];
+            let adapter = factors.map(|(factor, tensor)| (format!("m{factor}"), tensor));
+            let settings = Settings::new("a run", Rule::FedIt, 2);
+            let mut federation = Federation::new(settings, Model::new(adapter.into()), |_, _| 1.0).unwrap();
+            let known = federation.resume(store).unwrap();
+            (federation, known)
+        };
+        let (mut federation, known) = open(&mut store);
+        assert!(!known);
+        let mut engine = InProcess::new(vec!["a".to_owned()], vec![Box::new(More)]);
+        federation.round_in(&mut store, &mut engine).unwrap();
+        let (again, known) = open(&mut store);
+        assert!(known);
+        assert_eq!((again.model.rounds, again.model.adapter), (1, federation.model.adapter));
+    }
 }

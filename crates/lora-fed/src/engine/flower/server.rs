@@ -46,6 +46,24 @@ impl Engine for Server {
         Ok(nodes.into_iter().map(|id| id.to_string()).collect())
     }
 
+    fn carries(&self, bytes: u64) -> Result<()> {
+        let most = self.app.limits().message as u64;
+        // Names, shapes and settings come on top.
+        if bytes <= most - most / 64 {
+            return Ok(());
+        }
+        let gigabytes = |bytes: u64| bytes as f64 / 1e9;
+        let what = format!(
+            "a task, or its answer, has {:.2} GB, and nodes take {:.2} GB, with what they have already",
+            gigabytes(bytes),
+            gigabytes(most)
+        );
+        Err(Error::usage(what).hint(
+            "take a rule that lays nothing beside the weights (fedex and flora lay down more each round), fewer targets or a \
+             lower rank",
+        ))
+    }
+
     fn run(&mut self, tasks: Vec<(String, Task)>) -> Result<Vec<(String, Result<Reply>)>> {
         let round = tasks.first().map_or(0, |(_, task)| task.round);
         self.last = if self.last.0 == round { (round, self.last.1 + 1) } else { (round, 1) };

@@ -3,7 +3,7 @@
 use super::talk::Talk;
 use super::{FEWEST, Quorum, RING, TRIES, context, lattice, round_id};
 use crate::engine::state::{decode, encode, settle};
-use crate::engine::{Engine, Federation, Noise, Round, Settings, Weights};
+use crate::engine::{Engine, Federation, Noise, Round, Settings, Weights, bytes_of_task};
 use crate::secagg::{Directory, IdentityKey, Own, Plan, Server, Session, Sum};
 use crate::store::Store;
 use lora_core::{Error, ErrorKind, Result};
@@ -141,6 +141,9 @@ impl Federation {
     ) -> Result<Round> {
         let rule = self.rule(now.round);
         let task = self.task("", rule, now.round)?;
+        let sent = task.adapter.iter().filter(|(name, _)| task.sends.holds(name));
+        let numbers: usize = sent.map(|(_, t)| t.numel()).sum();
+        engine.carries(bytes_of_task(&task).max((numbers * RING.bytes()) as u64))?;
         let id = round_id(&task.run, now.round, now.tries);
         // Tried again, it asks others.
         self.draw = now.tries - 1;
@@ -148,9 +151,7 @@ impl Federation {
         let mut talk = Talk::begin(engine, chosen, id.number)?;
         talk.keep(|party| by.directory.parties.contains_key(&party));
 
-        let sent = task.adapter.iter().filter(|(name, _)| task.sends.holds(name));
-        let parties = talk.parties();
-        let mut plan = Plan::new(id, parties, RING, sent.map(|(_, t)| t.numel()).sum());
+        let mut plan = Plan::new(id, talk.parties(), RING, numbers);
         plan.context = context(&task, by.noise, by.quorum)?;
         let count = plan.parties.len();
         plan.threshold = by.quorum.threshold(count).max(self.settings().minimum);

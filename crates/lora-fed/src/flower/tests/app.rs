@@ -10,10 +10,11 @@ use super::super::deflate::Parcel;
 use super::super::messages::*;
 use super::super::objects::Limits;
 use super::superlink::{State, answer, examples, give, options, refusal, send, superlink};
-use crate::engine::Server;
-use crate::engine::{Engine, Letter};
+use crate::aggregate::Rule;
+use crate::engine::{Engine, Federation, Letter, Model, Server, Settings};
 use crate::hex::hex;
 use sha2::{Digest, Sha256};
+use tch::{Device, Kind, Tensor};
 
 #[test]
 fn a_reply_is_given_until_it_is_confirmed_and_nothing_is_sent_twice() {
@@ -179,6 +180,30 @@ fn a_huge_object_holds_nobody_up() {
     assert_eq!(replies.iter().map(|r| r.node).collect::<Vec<_>>(), [40, 41]);
     assert!(replies[0].content.is_err());
     assert_eq!(replies[1].content, Ok(examples(6)));
+}
+
+/// Nodes refuse a task above their limit: it is said here, before anybody works.
+#[test]
+fn a_task_that_nodes_would_refuse_is_sent_to_nobody() {
+    let ((address, state), dir) = (superlink(), tempfile::tempdir().unwrap());
+    let limits = Limits { message: 1 << 14, ..Limits::default() };
+    let app = ServerApp::acquire(&AppOptions { limits, ..options(&address, dir.path()) }).unwrap();
+    let mut server = Server::new(app, Duration::ZERO);
+    let mut round = |width: i64| {
+        let ones = |size: [i64; 2]| Tensor::ones(size, (Kind::Float, Device::Cpu));
+        let factors =
+            [("m.lora_A.weight", ones([4, width])), ("m.lora_B.weight", ones([width, 4]))];
+        let model = Model::new(factors.map(|(name, tensor)| (name.to_owned(), tensor)).into());
+        let mut federation =
+            Federation::new(Settings::new("a run", Rule::FedIt, 1), model, |_, _| 1.0).unwrap();
+        federation.round_of(vec!["40".to_owned()], &mut server).unwrap_err()
+    };
+    let e = round(512);
+    assert!(e.to_string().contains("nodes take 0.00 GB") && e.hint_text().is_some(), "{e}");
+    assert!(state.lock().unwrap().sent.is_empty());
+    let e = round(256);
+    assert!(e.to_string().contains("good replies"), "{e}");
+    assert_eq!(state.lock().unwrap().sent.len(), 1);
 }
 
 /// An announcement of megabytes, or deeper than messages may be, or over which the SuperLink itself breaks: others' replies come.
