@@ -22,6 +22,8 @@ const CHOSEN: &str = "chosen";
 const MODEL: &str = "model";
 /// A report each.
 const ROUNDS: &str = "rounds";
+/// What secure rounds know of the run.
+pub(super) const SECURE: &str = "secure";
 
 /// A tensor as bytes.
 #[derive(Serialize, Deserialize)]
@@ -81,6 +83,7 @@ impl Federation {
                 let model = bytes_of(self)?;
                 store.write(|changes| {
                     changes.clear(SPACE)?;
+                    changes.clear(SECURE)?;
                     changes.put(SPACE, SETTINGS, settings.as_bytes())?;
                     changes.put_long(SPACE, MODEL, &model)
                 })?;
