@@ -5,10 +5,10 @@ use std::time::Duration;
 use lora_core::{Error, Result};
 
 use super::app::{Refusal, Reply, ServerApp};
-use super::deflate::{envelope, records_tree};
+use super::deflate::{Content, envelope};
 use super::http::{CONTROL, Fault};
 use super::inflate::inflate;
-use super::messages::{Error as Reported, Message, Metadata, ObjectTree};
+use super::messages::{Error as Reported, Message, Metadata};
 use super::node::now;
 use super::objects::{self, Objects};
 use super::outbox::{Arrived, Sent};
@@ -24,7 +24,8 @@ const REPLY_UNAVAILABLE: i64 = 4;
 
 impl ServerApp {
     /// Sends an instruction to each node; their ids, in the same order. One that went to the same node with the same
-    /// kind, group and content is the same: it is not sent twice, unless its time is up.
+    /// kind, group and content is the same: it is not sent twice, unless its time is up. Nodes that get the same, by reference,
+    /// should follow each other: it is made ready once for them.
     ///
     /// # Errors
     /// If the SuperLink does not take one; those before it are sent.
@@ -35,35 +36,35 @@ impl ServerApp {
         group: &str,
         ttl: Duration,
     ) -> Result<Vec<String>> {
-        let mut contents = Vec::<(&Records, ObjectTree, Objects)>::new();
+        let mut ready: Option<(&Records, Content)> = None;
         let mut ids = Vec::with_capacity(to.len());
         for &(node, records) in to {
-            let place = match contents.iter().position(|(same, ..)| std::ptr::eq(*same, records)) {
-                Some(place) => place,
-                None => {
-                    let mut objects = Objects::new();
-                    let tree = records_tree(records, &mut objects)?;
-                    contents.push((records, tree, objects));
-                    contents.len() - 1
-                }
-            };
-            if let Some((_, tree, objects)) = contents.get(place) {
-                ids.push(self.send_one(node, kind, group, ttl, tree, objects)?);
+            if ready.as_ref().is_none_or(|(last, _)| !std::ptr::eq(*last, records)) {
+                // The last one goes before another is made.
+                drop(ready.take());
+                ready = Some((records, Content::of(records)?));
+            }
+            if let Some((_, content)) = &ready {
+                ids.push(self.post(node, kind, group, ttl, &[content])?);
             }
         }
         Ok(ids)
     }
 
-    fn send_one(
+    /// The same to one node, of parts that are made ready.
+    ///
+    /// # Errors
+    /// If the SuperLink does not take it.
+    pub(crate) fn post(
         &mut self,
         node: u64,
         kind: &str,
         group: &str,
         ttl: Duration,
-        tree: &ObjectTree,
-        objects: &Objects,
+        parts: &[&Content],
     ) -> Result<String> {
         let mut own = Objects::new();
+        let content = Content::join(parts, &mut own)?;
         let mut wrap = |created_at: f64, ttl: f64| {
             let metadata = Metadata {
                 run_id: self.run,
@@ -76,7 +77,7 @@ impl ServerApp {
                 src_task_id: Some(self.task),
                 ..Metadata::default()
             };
-            envelope(metadata, Ok(tree.clone()), &mut own)
+            envelope(metadata, Ok(content.clone()), &mut own)
         };
         let before = self.outbox.sent(node, kind, group)?;
         let is_late = before.as_ref().is_some_and(|sent| sent.created + sent.ttl <= now());
@@ -107,8 +108,8 @@ impl ServerApp {
             }
             let mut all = true;
             for object in wanted {
-                let content = own.get(&object).or_else(|| objects.get(&object)).cloned();
-                all &= match content {
+                let known = own.get(&object).or_else(|| parts.iter().find_map(|part| part.object(&object)));
+                all &= match known.cloned() {
                     Some(content) => self.runtime.push_object(self.run, &session, &object, content)?,
                     None => false,
                 };

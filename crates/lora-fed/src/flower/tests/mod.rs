@@ -3,6 +3,7 @@
 mod app;
 mod fake;
 mod hostile;
+mod large;
 mod node;
 mod objects;
 mod superlink;
