@@ -15,6 +15,9 @@ use sha2::{Digest, Sha256};
 const APPLICATION: i64 = 0x4c6f_4664;
 const VERSION: i64 = 1;
 
+/// Bytes of a part of a long value: SQLite takes a billion in one.
+const PART: usize = if cfg!(test) { 256 << 10 } else { 64 << 20 };
+
 /// Values by space and key.
 #[derive(Debug)]
 pub struct Store {
@@ -106,6 +109,20 @@ impl Store {
         }
     }
 
+    /// A value that was put as [`Changes::put_long`], or by [`Changes::put`].
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn get_long(&self, space: &str, key: &str) -> Result<Option<Vec<u8>>> {
+        let Some(mut value) = self.get(space, key)? else { return Ok(None) };
+        let mut number = 1;
+        while let Some(part) = self.get(space, &part_of(key, number))? {
+            value.extend_from_slice(&part);
+            number += 1;
+        }
+        Ok(Some(value))
+    }
+
     /// A space's keys, in the order in which they first came.
     ///
     /// # Errors
@@ -152,6 +169,25 @@ impl Changes<'_> {
         self.run(sql, params![space, key, value, digest_of(space, key, value)]).map(drop)
     }
 
+    /// Sets a value of any length, in parts. No other key of the space may be `key` and a number.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn put_long(&self, space: &str, key: &str, value: &[u8]) -> Result<()> {
+        let (first, rest) = value.split_at(value.len().min(PART));
+        self.put(space, key, first)?;
+        let mut number = 1;
+        for part in rest.chunks(PART) {
+            self.put(space, &part_of(key, number), part)?;
+            number += 1;
+        }
+        // Of a longer one that was there.
+        while self.delete(space, &part_of(key, number))? {
+            number += 1;
+        }
+        Ok(())
+    }
+
     /// Sets a value if there is none; is there now a new one?
     ///
     /// # Errors
@@ -166,7 +202,12 @@ impl Changes<'_> {
     /// # Errors
     /// If the disk fails.
     pub fn remove(&self, space: &str, key: &str) -> Result<()> {
-        self.run("DELETE FROM entry WHERE space = ? AND key = ?", params![space, key]).map(drop)
+        self.delete(space, key).map(drop)
+    }
+
+    /// Was there a value?
+    fn delete(&self, space: &str, key: &str) -> Result<bool> {
+        Ok(self.run("DELETE FROM entry WHERE space = ? AND key = ?", params![space, key])? > 0)
     }
 
     /// Removes a whole space.
@@ -184,6 +225,11 @@ impl Changes<'_> {
             .and_then(|mut s| s.execute(values))
             .map_err(|e| fault(&self.store.path, e))
     }
+}
+
+/// The key of a part behind the first.
+fn part_of(key: &str, number: usize) -> String {
+    format!("{key} {number}")
 }
 
 fn digest_of(space: &str, key: &str, value: &[u8]) -> Vec<u8> {
@@ -212,4 +258,36 @@ fn fault(path: &Path, e: rusqlite::Error) -> Error {
         _ => Error::data(format!("the store failed: {e}")),
     };
     error.at(path.display()).because(e)
+}
+
+#[cfg(test)]
+impl Store {
+    /// No value, and no row, may be longer.
+    pub(crate) fn limit(&self, bytes: i32) {
+        self.connection.set_limit(rusqlite::limits::Limit::SQLITE_LIMIT_LENGTH, bytes).unwrap();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_values_are_kept_in_parts() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(&dir.path().join("store")).unwrap();
+        store.limit(1 << 20);
+        let value = |length: usize| (0..length).map(|i| (i % 251) as u8).collect::<Vec<u8>>();
+        let refused = store.put("s", "k", &value(2 << 20)).unwrap_err().to_string();
+        assert!(refused.contains("too big"), "{refused}");
+        // Longer and shorter ones in turn, and lengths about a part's.
+        for length in [0, 1, PART - 1, PART, PART + 1, 3 << 20, 2 * PART, 7] {
+            store.write(|changes| changes.put_long("s", "k", &value(length))).unwrap();
+            assert_eq!(store.get_long("s", "k").unwrap().unwrap(), value(length), "{length}");
+            assert_eq!(store.keys("s").unwrap().len(), length.div_ceil(PART).max(1));
+        }
+        assert_eq!(store.get_long("s", "another").unwrap(), None);
+        store.put("s", "k", b"whole").unwrap();
+        assert_eq!(store.get_long("s", "k").unwrap().unwrap(), b"whole");
+    }
 }

@@ -11,8 +11,12 @@ use tch::{Device, Kind, Tensor};
 const F32: (Kind, Device) = (Kind::Float, Device::Cpu);
 
 fn start() -> Model {
-    let a = Tensor::arange(12, F32).view([2, 6]) / 12.0;
-    let b = Tensor::zeros([5, 2], F32);
+    of_rank(2)
+}
+
+fn of_rank(rank: i64) -> Model {
+    let a = Tensor::arange(6 * rank, F32).view([rank, 6]) / 12.0;
+    let b = Tensor::zeros([5, rank], F32);
     Model::new([("m.lora_A.weight".to_owned(), a), ("m.lora_B.weight".to_owned(), b)].into())
 }
 
@@ -185,4 +189,29 @@ fn a_store_of_another_run_is_refused() {
     federation.round_in(&mut store, &mut Nodes::default()).unwrap();
     let e = other().resume(&mut store).unwrap_err();
     assert!(e.to_string().contains("1 of whose rounds") && e.hint_text().is_some(), "{e}");
+}
+
+/// Of another rank it would write what nothing loads, and by another alpha or variant all that was learnt would count otherwise.
+#[test]
+fn a_run_of_another_rank_scale_or_variant_is_refused() {
+    type Scale = fn(&str, i64) -> f64;
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = Store::open(&folder.path().join("store")).unwrap();
+    open(Rule::FedIt, &mut store).round_in(&mut store, &mut Nodes::default()).unwrap();
+    let mut with_magnitudes = start();
+    with_magnitudes.adapter.insert("m.lora_magnitude_vector".to_owned(), Tensor::ones([5], F32));
+    let same: Scale = |_, r| 4.0 / r as f64;
+    let others: [(Model, Scale); 4] = [
+        (of_rank(3), same),
+        (start(), |_, r| 8.0 / r as f64),
+        (start(), |_, r| 4.0 / (r as f64).sqrt()),
+        (with_magnitudes, same),
+    ];
+    for (number, (model, scale)) in others.into_iter().enumerate() {
+        let mut other = Federation::new(settings(Rule::FedIt, 1), model, scale).unwrap();
+        let e = other.resume(&mut store).unwrap_err();
+        assert!(e.to_string().contains("1 of whose rounds"), "{number}: {e}");
+        assert!(e.hint_text().is_some_and(|hint| hint.contains("rank")), "{number}: {e}");
+    }
+    assert_eq!(open(Rule::FedIt, &mut store).model.rounds, 1);
 }

@@ -169,8 +169,9 @@ fn a_vector_leaves_once_a_round() {
     cast.store = Store::open(&cast.dir.path().join("again")).unwrap();
     let mut f = federation(settings("ffa"));
     let mut engine = cast.between(|_, _, _| Ok(()));
-    let refused = cast.round(&mut f, &mut engine).unwrap_err().to_string();
-    assert!(refused.contains("was joined before"), "{refused}");
+    let refused = cast.round(&mut f, &mut engine).unwrap_err();
+    assert!(refused.to_string().contains("was joined before"), "{refused}");
+    assert!(refused.hint_text().is_some_and(|hint| hint.contains("begins anew")), "{refused}");
     drop(engine);
     // With a number that none has seen.
     cast.store = Store::open(&cast.dir.path().join("new number")).unwrap();

@@ -2,7 +2,7 @@
 
 use super::had::Had;
 use super::model::{A, Model};
-use super::{Engine, Settings, Task};
+use super::{Engine, Settings, Task, bytes_of_task};
 use crate::aggregate::{Rule, ServerOptimiser};
 use lora_core::{Error, ErrorKind, Result};
 use rand::SeedableRng;
@@ -117,6 +117,7 @@ impl Federation {
         let rule = self.rule(number);
         let tasks = chosen.iter().map(|client| self.task(client, rule, number));
         let tasks = tasks.collect::<Result<Vec<_>>>()?;
+        tasks.iter().try_for_each(|task| engine.carries(bytes_of_task(task)))?;
         let sent: Vec<Task> = tasks.iter().map(Task::share).collect();
         let replies = engine.run(chosen.into_iter().zip(tasks).collect())?;
         let (uploads, clients) = self.screen(rule, &sent, replies);

@@ -95,6 +95,15 @@ pub trait Engine {
     /// What the engine meets.
     fn clients(&mut self) -> Result<Vec<String>>;
 
+    /// Whether it can carry so many bytes of tensors to a client, or from one. It is asked before anybody works.
+    ///
+    /// # Errors
+    /// [`Error::usage`] if it, or who is at its other end, takes no message as large.
+    fn carries(&self, bytes: u64) -> Result<()> {
+        let _ = bytes;
+        Ok(())
+    }
+
     /// Carries the tasks out: a result of each, in their order.
     ///
     /// # Errors
@@ -158,4 +167,9 @@ pub(crate) fn beside_of(mut flat: BTreeMap<String, Tensor>) -> Result<BTreeMap<S
 /// Bytes of tensors.
 pub(crate) fn bytes<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> u64 {
     tensors.into_iter().map(|t| (t.numel() * t.kind().elt_size_in_bytes()) as u64).sum()
+}
+
+/// Bytes of a task's tensors, of which a client may have some already.
+pub(crate) fn bytes_of_task(task: &Task) -> u64 {
+    bytes(task.adapter.values().chain(task.beside.values().flat_map(|(a, b)| [a, b])))
 }

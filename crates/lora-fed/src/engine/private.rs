@@ -5,7 +5,7 @@
 //! answered. A client that is drawn and gives no good reply counts as one that learnt nothing. The coordinator sees single
 //! replies, and who was drawn: the bound is about whoever sees the model, the other clients among them.
 
-use super::{Engine, Federation, Round, Settings, Task, Weights};
+use super::{Engine, Federation, Round, Settings, Task, Weights, bytes_of_task};
 use crate::aggregate::Upload;
 use crate::privacy::Release;
 use lora_core::{Error, ErrorKind, Result};
@@ -75,6 +75,7 @@ impl Federation {
             step.drawn().iter().filter_map(|&i| Some((i, population.get(i)?.clone()))).collect();
         let tasks =
             drawn.iter().map(|(_, client)| self.task(client, rule, number)).collect::<Result<Vec<_>>>()?;
+        tasks.iter().try_for_each(|task| engine.carries(bytes_of_task(task)))?;
         let sent: Vec<Task> = tasks.iter().map(Task::share).collect();
         let names = drawn.iter().map(|(_, client)| client.clone());
         let replies = engine.run(names.zip(tasks).collect())?;

@@ -5,7 +5,7 @@
 //! no reply counts twice.
 
 use super::had::Had;
-use super::model::Model;
+use super::model::{A, Model};
 use super::{Engine, Federation, Round, beside_of};
 use crate::privacy::Release;
 use crate::store::Store;
@@ -18,9 +18,12 @@ use tch::{Kind, Tensor};
 const SPACE: &str = "federation";
 const SETTINGS: &str = "settings";
 const CHOSEN: &str = "chosen";
+/// With what the server remembers; it may be of gigabytes.
 const MODEL: &str = "model";
 /// A report each.
 const ROUNDS: &str = "rounds";
+/// What secure rounds know of the run.
+pub(super) const SECURE: &str = "secure";
 
 /// A tensor as bytes.
 #[derive(Serialize, Deserialize)]
@@ -57,10 +60,11 @@ impl Federation {
     /// Takes up what `store` holds of this run; does it hold anything? An empty one is begun.
     ///
     /// # Errors
-    /// [`Error::usage`] if it is of a run with other settings; what the store meets.
+    /// [`Error::usage`] if it is of a run with other settings, shapes or scales; what the store meets.
     pub fn resume(&mut self, store: &mut Store) -> Result<bool> {
-        let settings = format!("{:?}", self.settings());
-        let saved = store.get(SPACE, MODEL)?.map(|bytes| decode::<Saved>(&bytes)).transpose()?;
+        // Of the model that a run starts from, before one that is there takes its place.
+        let settings = format!("{:?} {:?}", self.settings(), self.form());
+        let saved = store.get_long(SPACE, MODEL)?.map(|bytes| decode::<Saved>(&bytes)).transpose()?;
         let known = store.get(SPACE, SETTINGS)?.is_some_and(|bytes| bytes == settings.as_bytes());
         match saved {
             Some(saved) if known => {
@@ -69,19 +73,39 @@ impl Federation {
             }
             Some(Saved { rounds, .. }) if rounds > 0 => {
                 let what = format!("there is a run of other settings, {rounds} of whose rounds are done");
-                Err(Error::usage(what).hint("give that run's settings, or keep this one elsewhere"))
+                Err(Error::usage(what).hint(
+                    "give that run's settings, with its rank, alpha and variant, or keep this one elsewhere; what an \
+                     earlier version began is ended with that version",
+                ))
             }
             // Of a run that came to nothing, nothing is lost.
             _ => {
                 let model = bytes_of(self)?;
                 store.write(|changes| {
                     changes.clear(SPACE)?;
+                    changes.clear(SECURE)?;
                     changes.put(SPACE, SETTINGS, settings.as_bytes())?;
-                    changes.put(SPACE, MODEL, &model)
+                    changes.put_long(SPACE, MODEL, &model)
                 })?;
                 Ok(false)
             }
         }
+    }
+
+    /// Each tensor's name and shape, and for an A how `B A` is scaled, at its rank and at those that clients have of their own:
+    /// under another rank, alpha or variant the numbers of a run mean something else.
+    fn form(&self) -> Vec<(&String, Vec<i64>, Vec<u64>)> {
+        let mut form = Vec::new();
+        for (name, tensor) in &self.model.adapter {
+            let size = tensor.size();
+            let mut scales = Vec::new();
+            if let Some(module) = name.strip_suffix(A) {
+                let ranks = size.iter().take(1).chain(self.settings.ranks.values());
+                scales.extend(ranks.map(|rank| (self.scale)(module, *rank).to_bits()));
+            }
+            form.push((name, size, scales));
+        }
+        form
     }
 
     /// A round that is in the store before anybody is asked and before the engine forgets, and is `told` in between.
@@ -135,7 +159,7 @@ impl Federation {
         let report = serde_json::to_vec(round).map_err(|e| Error::internal(e.to_string()))?;
         let model = bytes_of(self)?;
         store.write(|changes| {
-            changes.put(SPACE, MODEL, &model)?;
+            changes.put_long(SPACE, MODEL, &model)?;
             changes.put(ROUNDS, &format!("{:020}", round.round), &report)
         })
     }
@@ -247,4 +271,47 @@ pub(super) fn encode(value: &impl Serialize) -> Result<Vec<u8>> {
 
 pub(super) fn decode<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> Result<T> {
     postcard::from_bytes(bytes).map_err(|e| Error::data(format!("the store's state cannot be read: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::aggregate::Rule;
+    use crate::engine::model::B;
+    use crate::engine::{InProcess, Reply, Settings, Task, Worker};
+    use tch::Device;
+
+    /// Learns something.
+    struct More;
+
+    impl Worker for More {
+        fn train(&mut self, _: &str, task: &Task) -> Result<Reply> {
+            let adapter = task.adapter.iter().map(|(name, t)| (name.clone(), t + 1.0)).collect();
+            Ok(Reply { adapter, examples: 1, metrics: BTreeMap::new() })
+        }
+    }
+
+    /// SQLite takes no value of a billion bytes; here of a million, and the model has three.
+    #[test]
+    fn a_model_that_is_longer_than_a_value_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(&dir.path().join("state")).unwrap();
+        store.limit(1 << 20);
+        let open = |store: &mut Store| {
+            let zeros = |size: [i64; 2]| Tensor::zeros(size, (Kind::Float, Device::Cpu));
+            let factors = [(A, zeros([8, 49152])), (B, zeros([49152, 8]))];
+            let adapter = factors.map(|(factor, tensor)| (format!("m{factor}"), tensor));
+            let settings = Settings::new("a run", Rule::FedIt, 2);
+            let mut federation = Federation::new(settings, Model::new(adapter.into()), |_, _| 1.0).unwrap();
+            let known = federation.resume(store).unwrap();
+            (federation, known)
+        };
+        let (mut federation, known) = open(&mut store);
+        assert!(!known);
+        let mut engine = InProcess::new(vec!["a".to_owned()], vec![Box::new(More)]);
+        federation.round_in(&mut store, &mut engine).unwrap();
+        let (again, known) = open(&mut store);
+        assert!(known);
+        assert_eq!((again.model.rounds, again.model.adapter), (1, federation.model.adapter));
+    }
 }

@@ -137,6 +137,11 @@ impl ServerApp {
         &self.config
     }
 
+    /// What is refused unread, here and at nodes.
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     /// The nodes that are online.
     ///
     /// # Errors

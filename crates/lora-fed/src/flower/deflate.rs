@@ -19,6 +19,47 @@ pub(crate) struct Parcel {
     pub(crate) objects: Objects,
 }
 
+/// Records made ready to be sent: the content of a message, or a part of it that stands in many.
+#[derive(Debug)]
+pub(crate) struct Content {
+    names: Vec<String>,
+    trees: Vec<ObjectTree>,
+    objects: Objects,
+    #[cfg(test)]
+    _held: held::Held,
+}
+
+impl Content {
+    /// Makes them ready: a copy of all their numbers.
+    pub(crate) fn of(records: &Records) -> Result<Self> {
+        let mut objects = Objects::new();
+        let trees = records.values().map(|record| record_tree(record, &mut objects));
+        let trees = trees.collect::<Result<_>>()?;
+        let names = records.keys().cloned().collect();
+        #[cfg(test)]
+        let _held = held::Held::of(&objects);
+        Ok(Self {
+            names,
+            trees,
+            objects,
+            #[cfg(test)]
+            _held,
+        })
+    }
+
+    /// One of its objects.
+    pub(crate) fn object(&self, id: &str) -> Option<&Vec<u8>> {
+        self.objects.get(id)
+    }
+
+    /// Parts as one content, whose own object goes to `objects`.
+    pub(crate) fn join(parts: &[&Self], objects: &mut Objects) -> Result<ObjectTree> {
+        let trees: Vec<ObjectTree> = parts.iter().flat_map(|part| part.trees.iter().cloned()).collect();
+        let body = objects::to_json(&names(parts.iter().flat_map(|part| &part.names), &trees))?;
+        Ok(put("RecordDict", trees, &body, objects))
+    }
+}
+
 /// Makes `content`, or an error, a message; its id is found here.
 pub(crate) fn deflate(metadata: Metadata, content: std::result::Result<&Records, Error>) -> Result<Parcel> {
     let mut objects = Objects::new();
@@ -47,7 +88,7 @@ pub(crate) fn envelope(
 }
 
 /// The objects of `records`.
-pub(crate) fn records_tree(records: &Records, objects: &mut Objects) -> Result<ObjectTree> {
+fn records_tree(records: &Records, objects: &mut Objects) -> Result<ObjectTree> {
     let trees: Vec<ObjectTree> =
         records.values().map(|record| record_tree(record, objects)).collect::<Result<_>>()?;
     let body = objects::to_json(&names(records.keys(), &trees))?;
@@ -109,4 +150,43 @@ fn put(kind: &str, children: Vec<ObjectTree>, body: &[u8], objects: &mut Objects
     let object_id = objects::id(&object);
     objects.insert(object_id.clone(), object);
     ObjectTree { object_id, children: distinct }
+}
+
+/// Bytes of the contents of a test's thread.
+#[cfg(test)]
+pub(super) mod held {
+    use std::cell::Cell;
+
+    use super::Objects;
+
+    thread_local! {
+        static NOW: Cell<usize> = const { Cell::new(0) };
+        static MOST: Cell<usize> = const { Cell::new(0) };
+        static MADE: Cell<usize> = const { Cell::new(0) };
+    }
+
+    /// Counts while it lives.
+    #[derive(Debug)]
+    pub(super) struct Held(usize);
+
+    impl Held {
+        pub(super) fn of(objects: &Objects) -> Self {
+            let bytes: usize = objects.values().map(Vec::len).sum();
+            NOW.set(NOW.get() + bytes);
+            MOST.set(MOST.get().max(NOW.get()));
+            MADE.set(MADE.get() + bytes);
+            Self(bytes)
+        }
+    }
+
+    impl Drop for Held {
+        fn drop(&mut self) {
+            NOW.set(NOW.get() - self.0);
+        }
+    }
+
+    /// How many there were at most at a time, and how many were made, since it was asked last.
+    pub(in crate::flower) fn take() -> (usize, usize) {
+        (MOST.replace(NOW.get()), MADE.replace(0))
+    }
 }

@@ -51,6 +51,16 @@ impl Fault {
         }
     }
 
+    /// Whether it may be for what one node sent: an answer that cannot be read, or a request over which the server broke. What
+    /// else is refused (401, 403, 412) would be whatever it is about.
+    pub(crate) fn is_of_one(&self) -> bool {
+        match self {
+            Self::Malformed(_) => true,
+            Self::Refused { status, .. } => matches!(status, 400 | 404 | 422 | 500),
+            _ => false,
+        }
+    }
+
     /// Flower's code, or 0.
     pub(crate) fn code(&self) -> i64 {
         if let Self::Refused { code, .. } = self { *code } else { 0 }

@@ -36,6 +36,7 @@ mod work;
 
 pub use app::{AppOptions, Refusal, Reply, ServerApp};
 pub use auth::NodeKey;
+pub(crate) use deflate::Content;
 pub use node::{App, Event, Incoming, NodeOptions, serve};
 pub use objects::Limits;
 pub use records::{Arrays, Dtype, NdArray, Record, Records, metric, only_arrays};

@@ -90,10 +90,9 @@ impl Outbox {
         Ok(self.0.get(TO, id)?.and_then(|v| v.try_into().ok()).map(u64::from_le_bytes))
     }
 
-    pub(crate) fn arrive(&mut self, replies: &[(String, Arrived)]) -> Result<()> {
-        self.0.write(|changes| {
-            replies.iter().try_for_each(|(id, reply)| changes.put(ARRIVED, id, &reply.encode_to_vec()))
-        })
+    /// The reply to this message.
+    pub(crate) fn arrive(&mut self, id: &str, reply: &Arrived) -> Result<()> {
+        self.0.put(ARRIVED, id, &reply.encode_to_vec())
     }
 
     pub(crate) fn arrived(&self, id: &str) -> Result<Option<Arrived>> {

@@ -5,10 +5,10 @@ use std::time::Duration;
 use lora_core::{Error, Result};
 
 use super::app::{Refusal, Reply, ServerApp};
-use super::deflate::{envelope, records_tree};
+use super::deflate::{Content, envelope};
 use super::http::{CONTROL, Fault};
 use super::inflate::inflate;
-use super::messages::{Metadata, ObjectTree};
+use super::messages::{Error as Reported, Message, Metadata};
 use super::node::now;
 use super::objects::{self, Objects};
 use super::outbox::{Arrived, Sent};
@@ -17,12 +17,15 @@ use super::runtime::SUPERLINK;
 
 /// Announcements of one message in one go.
 const ROUNDS: usize = 3;
+/// The longest text of why a reply could not be fetched.
+const REASON: usize = 200;
 /// Flower's code for a reply that is not there any more.
 const REPLY_UNAVAILABLE: i64 = 4;
 
 impl ServerApp {
     /// Sends an instruction to each node; their ids, in the same order. One that went to the same node with the same
-    /// kind, group and content is the same: it is not sent twice, unless its time is up.
+    /// kind, group and content is the same: it is not sent twice, unless its time is up. Nodes that get the same, by reference,
+    /// should follow each other: it is made ready once for them.
     ///
     /// # Errors
     /// If the SuperLink does not take one; those before it are sent.
@@ -33,35 +36,35 @@ impl ServerApp {
         group: &str,
         ttl: Duration,
     ) -> Result<Vec<String>> {
-        let mut contents = Vec::<(&Records, ObjectTree, Objects)>::new();
+        let mut ready: Option<(&Records, Content)> = None;
         let mut ids = Vec::with_capacity(to.len());
         for &(node, records) in to {
-            let place = match contents.iter().position(|(same, ..)| std::ptr::eq(*same, records)) {
-                Some(place) => place,
-                None => {
-                    let mut objects = Objects::new();
-                    let tree = records_tree(records, &mut objects)?;
-                    contents.push((records, tree, objects));
-                    contents.len() - 1
-                }
-            };
-            if let Some((_, tree, objects)) = contents.get(place) {
-                ids.push(self.send_one(node, kind, group, ttl, tree, objects)?);
+            if ready.as_ref().is_none_or(|(last, _)| !std::ptr::eq(*last, records)) {
+                // The last one goes before another is made.
+                drop(ready.take());
+                ready = Some((records, Content::of(records)?));
+            }
+            if let Some((_, content)) = &ready {
+                ids.push(self.post(node, kind, group, ttl, &[content])?);
             }
         }
         Ok(ids)
     }
 
-    fn send_one(
+    /// The same to one node, of parts that are made ready.
+    ///
+    /// # Errors
+    /// If the SuperLink does not take it.
+    pub(crate) fn post(
         &mut self,
         node: u64,
         kind: &str,
         group: &str,
         ttl: Duration,
-        tree: &ObjectTree,
-        objects: &Objects,
+        parts: &[&Content],
     ) -> Result<String> {
         let mut own = Objects::new();
+        let content = Content::join(parts, &mut own)?;
         let mut wrap = |created_at: f64, ttl: f64| {
             let metadata = Metadata {
                 run_id: self.run,
@@ -74,7 +77,7 @@ impl ServerApp {
                 src_task_id: Some(self.task),
                 ..Metadata::default()
             };
-            envelope(metadata, Ok(tree.clone()), &mut own)
+            envelope(metadata, Ok(content.clone()), &mut own)
         };
         let before = self.outbox.sent(node, kind, group)?;
         let is_late = before.as_ref().is_some_and(|sent| sent.created + sent.ttl <= now());
@@ -105,8 +108,8 @@ impl ServerApp {
             }
             let mut all = true;
             for object in wanted {
-                let content = own.get(&object).or_else(|| objects.get(&object)).cloned();
-                all &= match content {
+                let known = own.get(&object).or_else(|| parts.iter().find_map(|part| part.object(&object)));
+                all &= match known.cloned() {
                     Some(content) => self.runtime.push_object(self.run, &session, &object, content)?,
                     None => false,
                 };
@@ -118,28 +121,22 @@ impl ServerApp {
         Err(Error::data(format!("the SuperLink does not take the objects of a message for node {node}")))
     }
 
-    /// The replies to these messages that are there and not confirmed. Ask again for the others.
+    /// The replies to these messages that are there and not confirmed. Ask again for the others: a call of the SuperLink each.
     ///
     /// # Errors
     /// If the SuperLink or the store fails. What is wrong with one reply is in that reply.
     pub fn receive(&mut self, ids: &[String]) -> Result<Vec<Reply>> {
-        let mut missing = Vec::new();
         for id in ids {
-            if !self.outbox.is_settled(id)? && self.outbox.arrived(id)?.is_none() {
-                missing.push(id.clone());
+            if self.outbox.is_settled(id)? || self.outbox.arrived(id)?.is_some() {
+                continue;
             }
-        }
-        if !missing.is_empty() {
-            let mut arrived = Vec::new();
-            for (message, tree) in self.runtime.pull(missing.clone())? {
-                let answered =
-                    message.metadata.as_ref().map(|m| m.reply_to_message_id.clone()).unwrap_or_default();
-                // What nobody asked for is left lying.
-                if missing.contains(&answered) {
-                    arrived.push((answered, Arrived { message: Some(message), tree: Some(tree) }));
-                }
-            }
-            self.outbox.arrive(&arrived)?;
+            let arrived = match self.runtime.pull(id) {
+                Ok(None) => continue,
+                Ok(Some((message, tree))) => Arrived { message: Some(message), tree: Some(tree) },
+                Err(fault) if fault.is_of_one() => broken(id, &fault),
+                Err(fault) => return Err(fault.into()),
+            };
+            self.outbox.arrive(id, &arrived)?;
         }
         let mut replies = Vec::new();
         for id in ids {
@@ -179,8 +176,8 @@ impl ServerApp {
         let (mut objects, mut bytes) = (Objects::new(), 0);
         for object in wanted {
             let answer = match self.runtime.pull_object(self.run, &object, self.limits.object + CONTROL) {
-                // Larger than an object may be, or none.
-                Err(Fault::Malformed(what)) => return refuse(0, what),
+                // Larger than an object may be, say, or none.
+                Err(fault) if fault.is_of_one() => return refuse(0, fault.to_string()),
                 answer => answer?,
             };
             if !answer.object_found {
@@ -219,10 +216,27 @@ impl ServerApp {
         for id in ids {
             if let Some(arrived) = self.outbox.arrived(id)? {
                 let reply = arrived.message.and_then(|m| m.metadata).unwrap_or_default().message_id;
-                self.runtime.confirm(self.run, &reply)?;
+                // What stands in for a reply that broke has no id; and what a SuperLink cannot drop holds nothing up.
+                if !reply.is_empty() {
+                    match self.runtime.confirm(self.run, &reply) {
+                        Err(fault) if fault.is_of_one() => {}
+                        answer => answer?,
+                    }
+                }
                 self.outbox.settle(id)?;
             }
         }
         Ok(())
     }
+}
+
+/// In place of a reply whose announcement broke the call that fetched it: it is not given again.
+fn broken(id: &str, fault: &Fault) -> Arrived {
+    let metadata =
+        Metadata { src_node_id: SUPERLINK, reply_to_message_id: id.to_owned(), ..Metadata::default() };
+    // Of many words the last say most: what was found at the end of a long way down a tree.
+    let words: Vec<char> = fault.to_string().chars().collect();
+    let last: String = words[words.len().saturating_sub(REASON)..].iter().collect();
+    let error = Reported { code: 0, reason: format!("its reply cannot be fetched: {last}") };
+    Arrived { message: Some(Message { metadata: Some(metadata), content: None, error: Some(error) }), tree: None }
 }

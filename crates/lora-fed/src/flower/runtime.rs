@@ -19,7 +19,7 @@ use crate::hex::hex;
 pub(crate) const SUPERLINK: u64 = 1;
 
 const SERVER_APP: &str = "flwr-serverapp";
-/// An app's files, and the announcements of many replies.
+/// An app's files, and the announcement of a reply.
 const LARGE: usize = 64 << 20;
 
 /// A SuperLink as one task sees it.
@@ -108,14 +108,18 @@ impl Runtime {
         Ok((taken, answer.objects_to_push, answer.session_id))
     }
 
-    /// The replies that are there to these; the SuperLink gives each announcement once.
-    pub(crate) fn pull(&self, ids: Vec<String>) -> Answer<Vec<(Message, ObjectTree)>> {
-        let request = PullAppMessagesRequest { message_ids: ids };
+    /// The reply to this message, if it is there; the SuperLink gives each announcement once. One a call: an announcement that
+    /// is too large or too deep spoils the whole answer, and the SuperLink has then forgotten all that was in it.
+    pub(crate) fn pull(&self, id: &str) -> Answer<Option<(Message, ObjectTree)>> {
+        let request = PullAppMessagesRequest { message_ids: vec![id.to_owned()] };
         let answer: PullAppMessagesResponse = self.repeat("pull-messages", &request, LARGE)?;
         if answer.messages_list.len() != answer.message_object_trees.len() {
             return Err(Fault::Malformed("messages and trees that do not match".into()));
         }
-        Ok(answer.messages_list.into_iter().zip(answer.message_object_trees).collect())
+        let mut both = answer.messages_list.into_iter().zip(answer.message_object_trees);
+        // What nobody asked for is left lying.
+        let answers = |message: &Message| message.metadata.as_ref().is_some_and(|m| m.reply_to_message_id == id);
+        Ok(both.find(|(message, _)| answers(message)))
     }
 
     pub(crate) fn pull_object(

@@ -62,6 +62,11 @@ impl Course {
         Ok(Self { federation, store, state, log, overwrite })
     }
 
+    /// Gives the run a name that parties of secure sums have not met, or the one that it has.
+    pub(super) fn name(&mut self) -> Result<()> {
+        Ok(self.federation.name_in(&mut self.store)?)
+    }
+
     /// How it goes.
     pub(super) fn settings(&self) -> &Settings {
         self.federation.settings()

@@ -99,6 +99,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let start = args.out.start(&mut host)?;
     let mut course = Course::begin(settings, start, &host, (&args.out.out, args.out.overwrite))?;
     if secure.is_some() {
+        course.name()?;
         say!("            by secure sums: nobody sees a client's part");
     }
     say!("            waits for a run at {}", args.link.address);

@@ -1,6 +1,6 @@
 //! Letters as records: the bytes as an array, which travels in parts however long it is, and the task beside it.
 
-use super::{ARRAYS, of_task, to_task};
+use super::{ARRAYS, to_task};
 use crate::engine::{Letter, Noise};
 use crate::flower::{Dtype, NdArray, Record, Records, Value, Values};
 use lora_core::{Error, Result};
@@ -11,12 +11,9 @@ const LETTER: &str = "lora.letter";
 const NOISE: &str = "lora.noise";
 const LENGTH: &str = "lora.letter.length";
 
+/// All but its task.
 pub(super) fn of_letter(letter: &Letter) -> Result<Records> {
-    let mut records = match &letter.task {
-        Some(task) => of_task(task)?,
-        None => Records::new(),
-    };
-    records.extend(of_bytes(&letter.bytes)?);
+    let mut records = of_bytes(&letter.bytes)?;
     if let Some(Noise { clip, sigma }) = letter.noise {
         let terms = [("clip", clip), ("sigma", sigma)].map(|(name, x)| (name.to_owned(), Value::Float(x)));
         records.insert(NOISE.into(), Record::Config(Values::from_iter(terms)));

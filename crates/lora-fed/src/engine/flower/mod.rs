@@ -219,7 +219,8 @@ mod tests {
             let bytes: Vec<u8> = (0..length).map(|i| i as u8).collect();
             let noise = with.then_some(Noise { clip: 0.1, sigma: 3.7 });
             let letter = Letter { bytes: bytes.clone(), task: with.then(task), noise };
-            let mut records = letter::of_letter(&letter).unwrap();
+            let mut records = letter.task.as_ref().map_or_else(|| Ok(Records::new()), of_task).unwrap();
+            records.extend(letter::of_letter(&letter).unwrap());
             let again = letter::to_letter(&records, "").unwrap();
             assert_eq!((again.bytes, again.task.is_some(), again.noise), (bytes, with, noise));
             if let Some(task) = &again.task {

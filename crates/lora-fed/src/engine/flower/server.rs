@@ -3,9 +3,10 @@
 use super::letter::{self, of_letter, to_bytes};
 use super::{of_task, to_reply};
 use crate::engine::{Engine, Letter, Reply, Task};
-use crate::flower::{Records, ServerApp};
+use crate::flower::{Content, Records, ServerApp};
 use lora_core::{Error, ErrorKind, Result};
 use std::time::{Duration, Instant};
+use tch::Tensor;
 
 /// A running server app. Clients are known by the ids that the SuperLink authenticated.
 #[derive(Debug)]
@@ -19,8 +20,18 @@ pub struct Server {
     last: (u64, u64),
 }
 
+/// What a client is asked.
+struct Question {
+    client: String,
+    task: Option<Task>,
+    /// What stands beside the task, for this client alone: little.
+    own: Records,
+}
+
 /// Between two questions.
 const ASK: Duration = Duration::from_millis(500);
+/// The same where the question itself takes long.
+const SELDOM: Duration = Duration::from_secs(15);
 /// How long a letter is waited for that asks for no training; a node that is not there is known to Flower in a minute.
 const POST: Duration = Duration::from_secs(180);
 /// How long a SuperLink may be away: a task whose server app is silent for a minute is ended.
@@ -44,6 +55,24 @@ impl Engine for Server {
         Ok(nodes.into_iter().map(|id| id.to_string()).collect())
     }
 
+    fn carries(&self, bytes: u64) -> Result<()> {
+        let most = self.app.limits().message as u64;
+        // Names, shapes and settings come on top.
+        if bytes <= most - most / 64 {
+            return Ok(());
+        }
+        let gigabytes = |bytes: u64| bytes as f64 / 1e9;
+        let what = format!(
+            "a task, or its answer, has {:.2} GB, and nodes take {:.2} GB, with what they have already",
+            gigabytes(bytes),
+            gigabytes(most)
+        );
+        Err(Error::usage(what).hint(
+            "take a rule that lays nothing beside the weights (fedex and flora lay down more each round), fewer targets or a \
+             lower rank",
+        ))
+    }
+
     fn run(&mut self, tasks: Vec<(String, Task)>) -> Result<Vec<(String, Result<Reply>)>> {
         let round = tasks.first().map_or(0, |(_, task)| task.round);
         self.last = if self.last.0 == round { (round, self.last.1 + 1) } else { (round, 1) };
@@ -51,8 +80,8 @@ impl Engine for Server {
             (round, 1) => round.to_string(),
             (round, again) => format!("{round}, again {again}"),
         };
-        let asked = tasks.iter().map(|(client, task)| Ok((client.clone(), of_task(task)?)));
-        let asked = asked.collect::<Result<Vec<_>>>()?;
+        let question = |(client, task)| Question { client, task: Some(task), own: Records::new() };
+        let asked = tasks.into_iter().map(question).collect();
         let replies = self.ask(asked, "train", &group, self.patience)?;
         let read = |(client, reply): (String, Result<Records>)| {
             (client, reply.and_then(|records| to_reply(&records)))
@@ -63,8 +92,11 @@ impl Engine for Server {
     fn exchange(&mut self, letters: Vec<(String, Letter)>) -> Result<Vec<(String, Result<Vec<u8>>)>> {
         let trains = letters.iter().any(|(_, letter)| letter.task.is_some());
         let patience = if trains { self.patience } else { self.patience.min(POST) };
-        let asked = letters.iter().map(|(client, letter)| Ok((client.clone(), of_letter(letter)?)));
-        let asked = asked.collect::<Result<Vec<_>>>()?;
+        let question = |(client, letter): (String, Letter)| {
+            let own = of_letter(&letter)?;
+            Ok(Question { client, task: letter.task, own })
+        };
+        let asked = letters.into_iter().map(question).collect::<Result<Vec<_>>>()?;
         let replies = self.ask(asked, letter::KIND, "letters", patience)?;
         let read = |(client, reply): (String, Result<Records>)| {
             (client, reply.and_then(|records| to_bytes(&records)))
@@ -80,40 +112,55 @@ impl Engine for Server {
 }
 
 impl Server {
-    /// Sends each client its records, and waits for what they answer.
+    /// Asks each client, and waits for what they answer.
     fn ask(
         &mut self,
-        asked: Vec<(String, Records)>,
+        asked: Vec<Question>,
         kind: &str,
         group: &str,
         patience: Duration,
     ) -> Result<Vec<(String, Result<Records>)>> {
-        let mut contents: Vec<Records> = Vec::new();
-        let (mut clients, mut to) = (Vec::new(), Vec::new());
-        for (client, records) in asked {
-            let node: u64 = client.parse().map_err(|_| Error::usage("it is no node's id").at(&client))?;
-            // What is the same for many is uploaded once.
-            let place = contents.iter().position(|known| *known == records).unwrap_or_else(|| {
-                contents.push(records);
-                contents.len() - 1
-            });
-            clients.push(client);
-            to.push((node, place));
-        }
-        let to: Vec<_> = to.into_iter().map(|(node, place)| (node, &contents[place])).collect();
+        let node = |asked: &Question| {
+            asked.client.parse::<u64>().map_err(|_| Error::usage("it is no node's id").at(&asked.client))
+        };
+        let nodes = asked.iter().map(node).collect::<Result<Vec<_>>>()?;
         let until = Instant::now() + patience;
-        let ids = patiently(Instant::now() + HICCUP, || self.app.send(&to, kind, group, patience))?;
-        self.ids.extend(ids.iter().cloned());
+        let (mut clients, mut ids) = (Vec::new(), Vec::new());
+        // The last client's task as it travels, which is a copy of all its numbers: there is one at a time, and none while
+        // replies are waited for.
+        let mut ready: Option<(Task, Content)> = None;
+        for (node, Question { client, task, own }) in nodes.into_iter().zip(asked) {
+            let has_task = task.is_some();
+            if let Some(task) = task
+                && ready.as_ref().is_none_or(|(last, _)| !are_one(last, &task))
+            {
+                drop(ready.take());
+                let content = Content::of(&of_task(&task)?)?;
+                ready = Some((task, content));
+            }
+            let own = Content::of(&own)?;
+            let shared = ready.iter().filter(|_| has_task).map(|(_, content)| content);
+            let parts: Vec<&Content> = shared.chain([&own]).collect();
+            let post = || self.app.post(node, kind, group, patience, &parts);
+            let id = patiently(Instant::now() + HICCUP, post)?;
+            self.ids.push(id.clone());
+            ids.push(id);
+            clients.push(client);
+        }
+        drop(ready);
         let mut replies = Vec::new();
         let mut missing = ids.clone();
         loop {
+            let began = Instant::now();
             let new = patiently(Instant::now() + HICCUP, || self.app.receive(&missing))?;
+            // A question is a call for each that is missing: of very many they are put less often.
+            let wait = if new.is_empty() { (began.elapsed() * 3).clamp(ASK, SELDOM) } else { ASK };
             missing.retain(|id| new.iter().all(|reply| reply.id != *id));
             replies.extend(new);
             if missing.is_empty() || Instant::now() > until {
                 break;
             }
-            std::thread::sleep(ASK);
+            std::thread::sleep(wait);
         }
         let of = |(id, client): (&String, String)| {
             let reply = match replies.iter().position(|reply| reply.id == *id) {
@@ -126,6 +173,16 @@ impl Server {
         };
         Ok(ids.iter().zip(clients).map(of).collect())
     }
+}
+
+/// Whether both are one task, by their very tensors, whose numbers need not be looked at.
+fn are_one(a: &Task, b: &Task) -> bool {
+    fn tensors(task: &Task) -> impl Iterator<Item = &Tensor> {
+        task.adapter.values().chain(task.beside.values().flat_map(|(a, b)| [a, b]))
+    }
+    let is_one = |(a, b): (&Tensor, &Tensor)| a.data_ptr() == b.data_ptr() && a.stride() == b.stride();
+    // Names, shapes, and all else that a task says.
+    tensors(a).zip(tensors(b)).all(is_one) && format!("{a:?}") == format!("{b:?}")
 }
 
 /// Calls again what the network failed, until then: each of a server app's calls may be repeated.

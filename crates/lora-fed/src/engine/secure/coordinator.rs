@@ -2,14 +2,15 @@
 
 use super::talk::Talk;
 use super::{FEWEST, Quorum, RING, TRIES, context, lattice, round_id};
-use crate::engine::state::{decode, encode, settle};
-use crate::engine::{Engine, Federation, Noise, Round, Settings, Weights};
-use crate::secagg::{Directory, IdentityKey, Own, Plan, Server, Session, Sum};
+use crate::engine::state::{SECURE, decode, encode, settle};
+use crate::engine::{Engine, Federation, Noise, Round, Settings, Weights, bytes_of_task};
+use crate::hex::hex;
+use crate::secagg::{Directory, IdentityKey, Own, Plan, SecAggError, Server, Session, Sum};
 use crate::store::Store;
 use lora_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
-const SPACE: &str = "secure";
+const NAME: &str = "name";
 const TRY: &str = "try";
 
 /// Who collects: its key, and whom it knows.
@@ -96,8 +97,29 @@ impl Settings {
 }
 
 impl Federation {
+    /// Gives the run a name that no other has, its own and a random part, which the store keeps: one that goes on has the same,
+    /// and one that begins anew another. Parties take part in no round of a name twice, and remember it when the run is over.
+    /// To be called behind [`Federation::resume`], which knows a run by the name that it was made with.
+    ///
+    /// # Errors
+    /// What the store meets; [`Error::data`] if the operating system gives no randomness.
+    pub fn name_in(&mut self, store: &mut Store) -> Result<()> {
+        if let Some(name) = store.get(SECURE, NAME)? {
+            self.settings.run =
+                String::from_utf8(name).map_err(|_| Error::data("the run's name in the store is no text"))?;
+            return Ok(());
+        }
+        let mut random = [0; 16];
+        getrandom::fill(&mut random).map_err(|_| SecAggError::Entropy)?;
+        let name = format!("{} {}", self.settings.run, hex(&random));
+        store.put(SECURE, NAME, name.as_bytes())?;
+        self.settings.run = name;
+        Ok(())
+    }
+
     /// A round of which the coordinator sees the sum alone; see [`Coordinator`]. What came of it is in `store` before the
-    /// engine forgets. A round that breaks after vectors were sent is lost, and is told of as such.
+    /// engine forgets. A round that breaks after vectors were sent is lost, and is told of as such. The run must have a name
+    /// that its parties have not met: [`Federation::name_in`].
     ///
     /// # Errors
     /// Those of [`Coordinator::check`], of the engine and the store; [`Error::data`] if too few parties are there. The
@@ -110,7 +132,7 @@ impl Federation {
     ) -> Result<Round> {
         by.check(self.settings())?;
         let number = self.model.rounds + 1;
-        let known = store.get(SPACE, TRY)?.map(|bytes| decode::<Try>(&bytes)).transpose()?;
+        let known = store.get(SECURE, TRY)?.map(|bytes| decode::<Try>(&bytes)).transpose()?;
         let last = known.filter(|last| last.round == number).unwrap_or_default();
         self.whole(|federation| {
             let round = if last.asked {
@@ -121,7 +143,7 @@ impl Federation {
                 if now.tries >= TRIES {
                     return Err(Error::data(format!("round {number} was tried {TRIES} times")));
                 }
-                store.put(SPACE, TRY, &encode(&now)?)?;
+                store.put(SECURE, TRY, &encode(&now)?)?;
                 federation.secure_try(store, now, by, engine)?
             };
             // One that is lost counts, and the model stays.
@@ -141,6 +163,9 @@ impl Federation {
     ) -> Result<Round> {
         let rule = self.rule(now.round);
         let task = self.task("", rule, now.round)?;
+        let sent = task.adapter.iter().filter(|(name, _)| task.sends.holds(name));
+        let numbers: usize = sent.map(|(_, t)| t.numel()).sum();
+        engine.carries(bytes_of_task(&task).max((numbers * RING.bytes()) as u64))?;
         let id = round_id(&task.run, now.round, now.tries);
         // Tried again, it asks others.
         self.draw = now.tries - 1;
@@ -148,9 +173,7 @@ impl Federation {
         let mut talk = Talk::begin(engine, chosen, id.number)?;
         talk.keep(|party| by.directory.parties.contains_key(&party));
 
-        let sent = task.adapter.iter().filter(|(name, _)| task.sends.holds(name));
-        let parties = talk.parties();
-        let mut plan = Plan::new(id, parties, RING, sent.map(|(_, t)| t.numel()).sum());
+        let mut plan = Plan::new(id, talk.parties(), RING, numbers);
         plan.context = context(&task, by.noise, by.quorum)?;
         let count = plan.parties.len();
         plan.threshold = by.quorum.threshold(count).max(self.settings().minimum);
@@ -158,7 +181,10 @@ impl Federation {
             let said =
                 talk.end(&[]).into_iter().filter_map(|t| Some(format!("{}: {}", t.client, t.refused?)));
             Error::faults(ErrorKind::Data, format!("round {}: {why}", now.round), said.collect())
-                .hint("no vector was sent: the round can be tried again")
+                .hint(
+                    "no vector was sent: the round can be tried again; if parties joined it before, they know more of this run \
+                     than its state does, and only a run that begins anew will do",
+                )
         };
         let needed = by.least().max(plan.threshold);
         if count < needed {
@@ -178,7 +204,7 @@ impl Federation {
             Err(e) => return Err(few(talk, e.to_string())),
         };
 
-        store.put(SPACE, TRY, &encode(&Try { asked: true, ..now })?)?;
+        store.put(SECURE, TRY, &encode(&Try { asked: true, ..now })?)?;
         talk.ask(&mut server, bundles, (Some(&task), by.noise))?;
         let sum = finish(&mut talk, &mut server)?;
         let (lost, counted) = match &sum {

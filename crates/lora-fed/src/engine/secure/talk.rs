@@ -1,7 +1,7 @@
 //! The letters of a round, and what came of each client's part.
 
 use super::WHO;
-use crate::engine::{Engine, Letter, Noise, Task, Told, bytes};
+use crate::engine::{Engine, Letter, Noise, Task, Told, bytes_of_task};
 use crate::plain;
 use crate::secagg::{PartyId, Server};
 use lora_core::{Error, Result};
@@ -104,9 +104,7 @@ impl<'a> Talk<'a> {
 
     fn exchange(&mut self, letters: Vec<(String, Letter)>) -> Result<Vec<(String, Result<Vec<u8>>)>> {
         for (client, letter) in &letters {
-            let task = letter.task.as_ref().map_or(0, |task| {
-                bytes(task.adapter.values().chain(task.beside.values().flat_map(|(a, b)| [a, b])))
-            });
+            let task = letter.task.as_ref().map_or(0, bytes_of_task);
             if let Some(told) = self.told.iter_mut().find(|told| told.client == *client) {
                 told.bytes_down += letter.bytes.len() as u64 + task;
             }

@@ -1,151 +1,20 @@
 //! A server app against nodes that lie, uploads that stop, and its own death.
 
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use prost::Message as Proto;
 
-use super::super::app::{AppOptions, Refusal, Reply, ServerApp};
-use super::super::deflate::{Parcel, deflate};
+use super::super::app::{AppOptions, ServerApp};
+use super::super::deflate::Parcel;
 use super::super::messages::*;
-use super::super::node::now;
-use super::super::objects::{Limits, Objects};
-use super::super::records::{Record, Records};
-use super::super::values::{Value, Values};
-use super::RUN;
-use super::fake::{every_id, listen};
-use crate::engine::Server;
-use crate::engine::{Engine, Letter};
+use super::super::objects::Limits;
+use super::superlink::{State, answer, examples, give, options, refusal, send, superlink};
+use crate::aggregate::Rule;
+use crate::engine::{Engine, Federation, Letter, Model, Server, Settings};
 use crate::hex::hex;
 use sha2::{Digest, Sha256};
-
-const ALIVE: &str = "token";
-
-#[derive(Default)]
-struct State {
-    calls: Vec<String>,
-    /// Messages that the app sent, and their ids.
-    sent: Vec<Message>,
-    ids: Vec<String>,
-    objects: Objects,
-    /// Replies to be given, each once.
-    replies: Vec<(Message, ObjectTree)>,
-    asked: Vec<Vec<String>>,
-    started: usize,
-    output: Option<PushTaskOutputRequest>,
-}
-
-type Shared = Arc<Mutex<State>>;
-
-fn superlink() -> (String, Shared) {
-    let state = Shared::default();
-    let shared = Arc::clone(&state);
-    (listen(move |path, body| Some((200, shared.lock().unwrap().handle(path, body)))), state)
-}
-
-impl State {
-    fn handle(&mut self, path: &str, body: &[u8]) -> Vec<u8> {
-        self.calls.push(path.to_owned());
-        match path {
-            "acquire-task" => {
-                let task = Task { task_id: 7, kind: "flwr-serverapp".into(), run_id: RUN };
-                AcquireTaskResponse { task: Some(task), token: ALIVE.into() }.encode_to_vec()
-            }
-            "pull-task-input" => {
-                self.started += 1;
-                PullTaskInputResponse { task_id: 7, ..Default::default() }.encode_to_vec()
-            }
-            "send-task-heartbeat" => HeartbeatResponse { success: true }.encode_to_vec(),
-            "push-messages" => {
-                let request = PushAppMessagesRequest::decode(body).unwrap();
-                let id = request.message_object_trees[0].object_id.clone();
-                let mut ids = Vec::new();
-                every_id(&request.message_object_trees[0], &mut ids);
-                ids.retain(|id| !self.objects.contains_key(id));
-                self.sent.extend(request.messages_list);
-                self.ids.push(id.clone());
-                let answer = PushAppMessagesResponse {
-                    message_ids: vec![id],
-                    objects_to_push: ids,
-                    session_id: "s".into(),
-                };
-                answer.encode_to_vec()
-            }
-            "push-object" => {
-                let request = PushObjectRequest::decode(body).unwrap();
-                self.objects.insert(request.object_id, request.object_content);
-                PushObjectResponse { stored: true }.encode_to_vec()
-            }
-            "pull-messages" => {
-                let asked = PullAppMessagesRequest::decode(body).unwrap().message_ids;
-                self.asked.push(asked);
-                let (messages_list, message_object_trees) = self.replies.drain(..).unzip();
-                PullAppMessagesResponse { messages_list, message_object_trees }.encode_to_vec()
-            }
-            "pull-object" => {
-                let content = self.objects.get(&PullObjectRequest::decode(body).unwrap().object_id).cloned();
-                let (object_found, object_content) = (content.is_some(), content.unwrap_or_default());
-                let object_available = !object_content.is_empty();
-                PullObjectResponse { object_found, object_available, object_content }.encode_to_vec()
-            }
-            "push-task-output" => {
-                self.output = Some(PushTaskOutputRequest::decode(body).unwrap());
-                vec![]
-            }
-            _ => vec![],
-        }
-    }
-}
-
-fn options(address: &str, dir: &Path) -> AppOptions {
-    AppOptions {
-        address: address.to_owned(),
-        roots: None,
-        insecure: true,
-        secret: None,
-        wait: Duration::from_secs(1),
-        store: dir.join("app"),
-        limits: Limits::default(),
-    }
-}
-
-fn examples(n: i64) -> Records {
-    let metrics = Values::from([("num-examples".to_owned(), Value::Int(n))]);
-    Records::from([("metrics".to_owned(), Record::Metrics(metrics))])
-}
-
-/// A node's answer to the message `to`.
-fn answer(from: u64, to: &str, n: i64) -> Parcel {
-    let metadata = Metadata {
-        run_id: RUN,
-        src_node_id: from,
-        dst_node_id: 1,
-        reply_to_message_id: to.to_owned(),
-        ttl: 60.0,
-        message_type: "train".into(),
-        created_at: now(),
-        ..Metadata::default()
-    };
-    deflate(metadata, Ok(&examples(n))).unwrap()
-}
-
-fn give(state: &Shared, parcel: &Parcel, objects: &Objects) {
-    let mut state = state.lock().unwrap();
-    state.objects.extend(objects.clone());
-    state.replies.push((parcel.message.clone(), parcel.tree.clone()));
-}
-
-fn send(app: &mut ServerApp, nodes: &[u64]) -> Vec<String> {
-    let content = examples(1);
-    let to: Vec<(u64, &Records)> = nodes.iter().map(|&n| (n, &content)).collect();
-    app.send(&to, "train", "1", Duration::from_secs(60)).unwrap()
-}
-
-fn refusal(reply: &Reply) -> (i64, &str) {
-    let Refusal { code, reason } = reply.content.as_ref().unwrap_err();
-    (*code, reason.as_str())
-}
+use tch::{Device, Kind, Tensor};
 
 #[test]
 fn a_reply_is_given_until_it_is_confirmed_and_nothing_is_sent_twice() {
@@ -311,6 +180,67 @@ fn a_huge_object_holds_nobody_up() {
     assert_eq!(replies.iter().map(|r| r.node).collect::<Vec<_>>(), [40, 41]);
     assert!(replies[0].content.is_err());
     assert_eq!(replies[1].content, Ok(examples(6)));
+}
+
+/// Nodes refuse a task above their limit: it is said here, before anybody works.
+#[test]
+fn a_task_that_nodes_would_refuse_is_sent_to_nobody() {
+    let ((address, state), dir) = (superlink(), tempfile::tempdir().unwrap());
+    let limits = Limits { message: 1 << 14, ..Limits::default() };
+    let app = ServerApp::acquire(&AppOptions { limits, ..options(&address, dir.path()) }).unwrap();
+    let mut server = Server::new(app, Duration::ZERO);
+    let mut round = |width: i64| {
+        let ones = |size: [i64; 2]| Tensor::ones(size, (Kind::Float, Device::Cpu));
+        let factors =
+            [("m.lora_A.weight", ones([4, width])), ("m.lora_B.weight", ones([width, 4]))];
+        let model = Model::new(factors.map(|(name, tensor)| (name.to_owned(), tensor)).into());
+        let mut federation =
+            Federation::new(Settings::new("a run", Rule::FedIt, 1), model, |_, _| 1.0).unwrap();
+        federation.round_of(vec!["40".to_owned()], &mut server).unwrap_err()
+    };
+    let e = round(512);
+    assert!(e.to_string().contains("nodes take 0.00 GB") && e.hint_text().is_some(), "{e}");
+    assert!(state.lock().unwrap().sent.is_empty());
+    let e = round(256);
+    assert!(e.to_string().contains("good replies"), "{e}");
+    assert_eq!(state.lock().unwrap().sent.len(), 1);
+}
+
+/// An announcement of megabytes, or deeper than messages may be, or over which the SuperLink itself breaks: others' replies come.
+#[test]
+fn what_one_node_announces_spoils_its_own_reply_alone() {
+    let ((address, state), dir) = (superlink(), tempfile::tempdir().unwrap());
+    let mut app = ServerApp::acquire(&options(&address, dir.path())).unwrap();
+    let ids = send(&mut app, &[3, 4, 5, 6, 7]);
+    let large = answer(3, &ids[0], 5);
+    let tree = ObjectTree { object_id: "a".repeat(65 << 20), children: vec![] };
+    give(&state, &Parcel { tree, ..large.clone() }, &large.objects);
+    state.lock().unwrap().breaks_over.push(ids[1].clone());
+    let deep = answer(5, &ids[2], 5);
+    let tree = (0..150).fold(deep.tree.clone(), |tree, _| ObjectTree {
+        object_id: tree.object_id.clone(),
+        children: vec![tree],
+    });
+    give(&state, &Parcel { tree, ..deep.clone() }, &deep.objects);
+    let sound = answer(6, &ids[3], 6);
+    give(&state, &sound, &sound.objects);
+    let lost = answer(7, &ids[4], 7);
+    give(&state, &lost, &lost.objects);
+    state.lock().unwrap().breaks_over.push(lost.tree.object_id.clone());
+
+    let replies = app.receive(&ids).unwrap();
+    assert_eq!(replies.iter().map(|r| r.node).collect::<Vec<_>>(), [3, 4, 5, 6, 7]);
+    assert_eq!(replies[3].content, Ok(examples(6)));
+    for (place, why) in [(0, "more than"), (1, "HTTP 500"), (2, "recursion"), (4, "HTTP 500")] {
+        let (code, reason) = refusal(&replies[place]);
+        assert!(code == 0 && reason.contains(why) && reason.len() < 400, "{place}: {reason}");
+    }
+    // What stands in for a reply is no message of the SuperLink's, to be confirmed there.
+    app.confirm(&ids).unwrap();
+    let state = state.lock().unwrap();
+    assert_eq!(state.calls.iter().filter(|call| *call == "confirm-message-received").count(), 2);
+    drop(state);
+    assert_eq!(app.receive(&ids).unwrap(), []);
 }
 
 #[test]

@@ -3,8 +3,10 @@
 mod app;
 mod fake;
 mod hostile;
+mod large;
 mod node;
 mod objects;
+mod superlink;
 mod wire;
 
 use std::collections::BTreeMap;
