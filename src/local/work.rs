@@ -57,7 +57,8 @@ impl Worker for Local {
             learnt.partition(|(name, _)| task.sends.holds(name));
         if !kept.is_empty() {
             // Whatever it is of, it may name the file.
-            let lost = |e| Error::data("what it keeps could not be written; why is told here alone").because(e);
+            let lost =
+                |e| Error::data("what it keeps could not be written; why is told here alone").because(e);
             self.kept.put(client, &task.run, task.round, kept).map_err(lost)?;
         }
         Ok(Reply { adapter: sent, examples, metrics })
@@ -82,7 +83,8 @@ impl Local {
         let scale = self.scale()?;
         for (module, theirs) in &task.scales {
             let rank = task.adapter.get(&format!("{module}{A}")).and_then(|a| a.size().first().copied());
-            let rank = rank.ok_or_else(|| Error::data("the task scales it, and has no A of it").at(module))?;
+            let rank =
+                rank.ok_or_else(|| Error::data("the task scales it, and has no A of it").at(module))?;
             let own = scale(module, rank);
             if !((theirs - own).abs() <= 1e-9 * own.abs()) {
                 let what = format!("the task's updates are scaled by {theirs}, here by {own}");

@@ -19,7 +19,13 @@ pub(crate) struct PrivacyArgs {
     #[arg(long, value_name = "DELTA", help_heading = "Privacy", requires = "dp_epsilon")]
     dp_delta: Option<f64>,
     /// The largest norm of one row's gradient
-    #[arg(long, value_name = "NORM", default_value_t = 1.0, help_heading = "Privacy", requires = "dp_epsilon")]
+    #[arg(
+        long,
+        value_name = "NORM",
+        default_value_t = 1.0,
+        help_heading = "Privacy",
+        requires = "dp_epsilon"
+    )]
     dp_clip: f64,
 }
 

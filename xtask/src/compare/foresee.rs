@@ -147,7 +147,9 @@ pub(crate) fn print(grid: &Grid<'_>, lora: &Path, home: &Path) -> Result<()> {
         let rank = s.rank.unwrap_or(1);
         let bytes = match s.variant.as_str() {
             NONE | FULL => None,
-            variant => memory(grid.plan, lora, &grid.model.path, &s.train.path, variant, rank)?.ok().flatten(),
+            variant => {
+                memory(grid.plan, lora, &grid.model.path, &s.train.path, variant, rank)?.ok().flatten()
+            }
         };
         let memory = match (bytes, &s.peer) {
             (Some(bytes), None) => format!("{:.2}", bytes as f64 / 1e9),

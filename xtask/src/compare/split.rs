@@ -90,7 +90,8 @@ struct Row {
 
 fn rows(file: &Path) -> Result<Vec<Row>> {
     let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let lines = text.trim_start_matches('\u{feff}').lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let lines =
+        text.trim_start_matches('\u{feff}').lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     lines
         .map(|(n, line)| {
             let row: Value =
@@ -147,7 +148,8 @@ mod tests {
                 let text = fs::read_to_string(part).unwrap();
                 assert!(!text.starts_with('\u{feff}'));
                 let lines: Vec<_> = text.lines().collect();
-                let together = |pair: &[&str]| pair.len() == 2 && pair[1] == pair[0].replace("\"a\"", "\"b\"");
+                let together =
+                    |pair: &[&str]| pair.len() == 2 && pair[1] == pair[0].replace("\"a\"", "\"b\"");
                 assert!(lines.chunks(2).all(together), "{text}");
             }
         }

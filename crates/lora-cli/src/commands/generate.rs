@@ -121,9 +121,11 @@ impl Args {
                 .into());
         }
         if temperature == 0.0 && (top_k > 0 || top_p < 1.0) {
-            return Err(Error::usage("at temperature 0 the likeliest token is taken, whatever top-k or top-p")
-                .hint("give a --temperature too, as 1")
-                .into());
+            return Err(Error::usage(
+                "at temperature 0 the likeliest token is taken, whatever top-k or top-p",
+            )
+            .hint("give a --temperature too, as 1")
+            .into());
         }
         Ok(if temperature == 0.0 { Sampling::Greedy } else { Sampling::Random { temperature, top_k, top_p } })
     }

@@ -194,12 +194,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let params = lora::params(&model, ADAPTER);
     let trained: usize = params.iter().map(|p| p.tensor.numel()).sum();
     let frozen = parameters(checkpoint.config());
-    say!(
-        "model     {} ({} parameters, {})",
-        args.model.model.display(),
-        grouped(frozen),
-        args.model.dtype
-    );
+    say!("model     {} ({} parameters, {})", args.model.model.display(), grouped(frozen), args.model.dtype);
     let loaded = begin.elapsed().as_secs_f64();
     if let Some(path) = &args.trace {
         let folder = OutputFolder::create(path, args.overwrite, |path| {
@@ -282,7 +277,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     out.write("training.json", summary)?;
     out.commit()?;
     if earlier.exists() {
-        std::fs::remove_file(&earlier).map_err(|e| Error::io("remove the metrics of what was replaced", &earlier, e))?;
+        std::fs::remove_file(&earlier)
+            .map_err(|e| Error::io("remove the metrics of what was replaced", &earlier, e))?;
     }
     if training.save.is_some() && saved.exists() {
         std::fs::remove_file(&saved).map_err(|e| Error::io("remove what the run was saved in", &saved, e))?;

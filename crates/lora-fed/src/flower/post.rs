@@ -238,5 +238,8 @@ fn broken(id: &str, fault: &Fault) -> Arrived {
     let words: Vec<char> = fault.to_string().chars().collect();
     let last: String = words[words.len().saturating_sub(REASON)..].iter().collect();
     let error = Reported { code: 0, reason: format!("its reply cannot be fetched: {last}") };
-    Arrived { message: Some(Message { metadata: Some(metadata), content: None, error: Some(error) }), tree: None }
+    Arrived {
+        message: Some(Message { metadata: Some(metadata), content: None, error: Some(error) }),
+        tree: None,
+    }
 }

@@ -118,7 +118,8 @@ impl Runtime {
         }
         let mut both = answer.messages_list.into_iter().zip(answer.message_object_trees);
         // What nobody asked for is left lying.
-        let answers = |message: &Message| message.metadata.as_ref().is_some_and(|m| m.reply_to_message_id == id);
+        let answers =
+            |message: &Message| message.metadata.as_ref().is_some_and(|m| m.reply_to_message_id == id);
         Ok(both.find(|(message, _)| answers(message)))
     }
 

@@ -63,7 +63,8 @@ impl Claims {
         if let Some(store) = &mut self.store {
             let bytes = postcard::to_allocvec(&next).map_err(|e| Error::internal(e.to_string()))?;
             // It names the file, and an error travels in plain.
-            let failed = |e| Error::data("its rounds could not be written; why is told here alone").because(e);
+            let failed =
+                |e| Error::data("its rounds could not be written; why is told here alone").because(e);
             store.put(SPACE, KEY, &bytes).map_err(failed)?;
         }
         self.known = next;

@@ -150,9 +150,10 @@ impl Member {
         let plan = self.plan()?;
         let (context, tries) = (context(task, letter.noise, quorum)?, plan.round.number % TRIES);
         if plan.context != context || plan.round != round_id(&task.run, task.round, tries) {
-            return Err(Error::data("the task is not the one that the plan names")
-                .hint("somebody gives parties different models, or directories: tell them by another way; \
-                       or the coordinator's version is another"));
+            return Err(Error::data("the task is not the one that the plan names").hint(
+                "somebody gives parties different models, or directories: tell them by another way; \
+                       or the coordinator's version is another",
+            ));
         }
         let (run, round) = (plan.round.run, task.round);
         match (letter.noise, &mut self.ledger) {

@@ -191,8 +191,7 @@ fn a_task_that_nodes_would_refuse_is_sent_to_nobody() {
     let mut server = Server::new(app, Duration::ZERO);
     let mut round = |width: i64| {
         let ones = |size: [i64; 2]| Tensor::ones(size, (Kind::Float, Device::Cpu));
-        let factors =
-            [("m.lora_A.weight", ones([4, width])), ("m.lora_B.weight", ones([width, 4]))];
+        let factors = [("m.lora_A.weight", ones([4, width])), ("m.lora_B.weight", ones([width, 4]))];
         let model = Model::new(factors.map(|(name, tensor)| (name.to_owned(), tensor)).into());
         let mut federation =
             Federation::new(Settings::new("a run", Rule::FedIt, 1), model, |_, _| 1.0).unwrap();
