@@ -184,7 +184,7 @@ impl Linear {
         self.merged = None;
     }
 
-    fn refuse_merged(&self, what: &str) -> Result<()> {
+    pub(crate) fn refuse_merged(&self, what: &str) -> Result<()> {
         match self.merged {
             Some(_) => Err(Error::usage(format!("cannot {what} while merged")).hint("unmerge first")),
             None => Ok(()),

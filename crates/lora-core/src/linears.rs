@@ -58,7 +58,8 @@ impl Param {
 /// Random numbers come from libtorch's generator: seed it first.
 ///
 /// # Errors
-/// All of [`AdapterConfig::select`]'s, and what the recipe's variants refuse. Nothing is attached then.
+/// All of [`AdapterConfig::select`]'s, what the recipe's variants refuse, and [`Error::usage`] if a layer is merged. Nothing
+/// is attached then.
 pub fn attach(model: &mut dyn Linears, name: &str, recipe: &Recipe, config: &AdapterConfig) -> Result<()> {
     attach_from(model, name, recipe, config, &BTreeMap::new())
 }
@@ -74,6 +75,7 @@ pub fn attach_from(
     config: &AdapterConfig,
     given: &BTreeMap<String, (Tensor, Tensor)>,
 ) -> Result<()> {
+    refuse_merged(model, "attach an adapter")?;
     config.check()?;
     let shapes: Vec<_> = model.linears().iter().map(|(n, l)| (n.clone(), l.base().shape())).collect();
     let head = model.output_head().map(str::to_owned);
@@ -108,8 +110,9 @@ pub fn attach_from(
 /// Makes the adapter of that name the active one everywhere, or none.
 ///
 /// # Errors
-/// [`Error::usage`] if no layer has it, or the model is merged.
+/// [`Error::usage`] if no layer has it, or a layer is merged; nothing is switched then.
 pub fn activate(model: &mut dyn Linears, name: Option<&str>) -> Result<()> {
+    refuse_merged(model, "switch adapters")?;
     if let Some(name) = name
         && !model.linears().iter().any(|(_, l)| l.adapter_named(name).is_some())
     {
@@ -121,9 +124,16 @@ pub fn activate(model: &mut dyn Linears, name: Option<&str>) -> Result<()> {
 /// Takes the adapter of that name away everywhere.
 ///
 /// # Errors
-/// [`Error::usage`] if the model is merged.
+/// [`Error::usage`] if a layer is merged; nothing is taken away then.
 pub fn detach(model: &mut dyn Linears, name: &str) -> Result<()> {
+    refuse_merged(model, "detach an adapter")?;
     model.linears_mut().into_iter().try_for_each(|(_, layer)| layer.detach(name).map(|_| ()))
+}
+
+/// Asked of all layers before anything is done to one: an adapter need not lie beside each of them.
+fn refuse_merged(model: &dyn Linears, what: &str) -> Result<()> {
+    let mut layers = model.linears().into_iter();
+    layers.try_for_each(|(module, layer)| layer.refuse_merged(what).map_err(|e| e.at(module)))
 }
 
 /// The parameters of the adapter named `name`, in the model's order.
