@@ -135,8 +135,23 @@ impl Local {
     pub fn start(&mut self) -> Result<BTreeMap<String, Tensor>> {
         self.bare()?;
         attach(self.model.as_mut(), ADAPTER, &self.recipe, &self.config)?;
+        Ok(self.numbers())
+    }
+
+    /// The adapter of a folder by its names in PEFT's file, for the federation to begin with. The folder's configuration is
+    /// this one's.
+    ///
+    /// # Errors
+    /// Those of [`lora_core::load`].
+    pub fn start_from(&mut self, folder: &Path) -> Result<BTreeMap<String, Tensor>> {
+        self.bare()?;
+        lora_core::load(self.model.as_mut(), ADAPTER, folder, VARIANTS)?;
+        Ok(self.numbers())
+    }
+
+    fn numbers(&self) -> BTreeMap<String, Tensor> {
         let all = params(self.model.as_ref(), ADAPTER);
-        Ok(all.into_iter().map(|p| (p.key(), p.tensor.detach().copy())).collect())
+        all.into_iter().map(|p| (p.key(), p.tensor.detach().copy())).collect()
     }
 
     /// The same that plans noise and rates for so many rounds, whatever a task says. Where something is promised, a task that
