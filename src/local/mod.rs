@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use lora_core::{
     AdapterConfig, BaseWeight, Error, Param, Recipe, Result, attach, attach_from, beside, detach, params,
+    targets_by_name,
 };
 use lora_fed::aggregate::Stack;
 use lora_fed::engine::Model as Common;
@@ -226,7 +227,8 @@ impl Local {
     /// # Errors
     /// Those of [`Local::put`] and of [`lora_core::save`].
     pub fn save(&mut self, model: &Common, base_model: &str, dir: &Path) -> Result<()> {
-        let mut config = AdapterConfig { base_model: Some(base_model.to_owned()), ..self.config.clone() };
+        let mut config = targets_by_name(self.model.as_ref(), &self.config)?;
+        config.base_model = Some(base_model.to_owned());
         if model.beside.is_empty() {
             self.put(&model.adapter, &BTreeMap::new())?;
             return lora_core::save(self.model.as_ref(), ADAPTER, &self.recipe, &config, VARIANTS, dir);

@@ -77,9 +77,7 @@ pub fn attach_from(
 ) -> Result<()> {
     refuse_merged(model, "attach an adapter")?;
     config.check()?;
-    let shapes: Vec<_> = model.linears().iter().map(|(n, l)| (n.clone(), l.base().shape())).collect();
-    let head = model.output_head().map(str::to_owned);
-    let chosen = config.select(&shapes, head.as_deref())?;
+    let chosen = config.select(&shapes(model), model.output_head())?;
     let chosen: BTreeMap<_, _> = chosen.into_iter().map(|s| (s.name.clone(), s)).collect();
 
     let _inside = ADAPTERS.enter();
@@ -105,6 +103,32 @@ pub fn attach_from(
         }
     }
     Ok(())
+}
+
+/// What [`AdapterConfig::select`] chooses among.
+fn shapes(model: &dyn Linears) -> Vec<(String, (i64, i64))> {
+    model.linears().into_iter().map(|(name, layer)| (name, layer.base().shape())).collect()
+}
+
+/// `config`, to be written for an adapter that it made: modules that a regular expression chose stand in it by name, those
+/// that one left out not at all. PEFT would hold it against every module and refuse one that is no linear layer (`mlp.act_fn`),
+/// and Python may read it otherwise. What names cannot say stays as it is.
+///
+/// # Errors
+/// Those of [`AdapterConfig::select`].
+pub fn targets_by_name(model: &dyn Linears, config: &AdapterConfig) -> Result<AdapterConfig> {
+    let by_regex = |targets: &Targets| matches!(targets, Targets::Regex(_));
+    if !by_regex(&config.target_modules) && !config.exclude_modules.as_ref().is_some_and(by_regex) {
+        return Ok(config.clone());
+    }
+    let (modules, head) = (shapes(model), model.output_head());
+    let all: Vec<_> = modules.iter().map(|(name, _)| name.clone()).collect();
+    let selected = config.select(&modules, head)?;
+    let chosen: Vec<_> = selected.iter().map(|s| s.name.clone()).collect();
+    let target_modules = Targets::Names(compact_names(&chosen, &all));
+    let named = AdapterConfig { target_modules, exclude_modules: None, ..config.clone() };
+    let same = named.select(&modules, head).is_ok_and(|again| again == selected);
+    Ok(if same { named } else { config.clone() })
 }
 
 /// Makes the adapter of that name the active one everywhere, or none.
