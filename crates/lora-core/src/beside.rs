@@ -1,5 +1,7 @@
 //! A frozen weight and a frozen low-rank change of it, kept apart so that a packed weight stays as it is.
 
+use std::cell::OnceCell;
+
 use tch::{Device, Kind, Tensor};
 
 use crate::weight::{BaseWeight, Dense, all_finite, master_kind, row_norms_sq};
@@ -11,6 +13,7 @@ struct Beside {
     base: Box<dyn BaseWeight>,
     a: Tensor,
     b: Tensor,
+    norms_sq: OnceCell<Tensor>,
 }
 
 /// The weight `W + B A` as a storage: `a [r, in]`, `b [out, r]`, of any r.
@@ -29,11 +32,9 @@ pub fn beside(base: Box<dyn BaseWeight>, a: &Tensor, b: &Tensor) -> Result<Box<d
         return Err(Error::non_finite("what lies beside the weight is not finite"));
     }
     let kept = |t: &Tensor| t.detach().to_device(base.device()).to_kind(master_kind(base.kind()));
-    let made = Beside { a: kept(a), b: kept(b), base };
-    Ok(match made.base.parts() {
-        Some(_) => Box::new(made),
-        None => Box::new(Dense::new(made.dense(made.kind()))),
-    })
+    let made = Beside { a: kept(a), b: kept(b), base, norms_sq: OnceCell::new() };
+    let packed = made.base.bytes() < (out * inp).unsigned_abs() * made.kind().elt_size_in_bytes() as u64;
+    Ok(if packed { Box::new(made) } else { Box::new(Dense::new(made.dense(made.kind()))) })
 }
 
 impl BaseWeight for Beside {
@@ -62,11 +63,11 @@ impl BaseWeight for Beside {
     }
 
     fn to_device(&self, device: Device) -> Box<dyn BaseWeight> {
-        let base = self.base.to_device(device);
-        Box::new(Self { base, a: self.a.to_device(device), b: self.b.to_device(device) })
+        let (base, norms_sq) = (self.base.to_device(device), OnceCell::new());
+        Box::new(Self { base, a: self.a.to_device(device), b: self.b.to_device(device), norms_sq })
     }
 
     fn row_norms_sq(&self) -> Tensor {
-        row_norms_sq(&self.dense(self.kind()))
+        self.norms_sq.get_or_init(|| row_norms_sq(&self.dense(self.kind()))).shallow_clone()
     }
 }
