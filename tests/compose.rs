@@ -154,6 +154,31 @@ fn what_is_merged_is_neither_switched_nor_detached() {
     assert!(outputs(&model, &x) == adapted);
 }
 
+/// Where an adapter lies beside some layers only, the others have what they had when a merged one refuses.
+#[test]
+fn a_model_that_is_merged_in_part_loses_nothing() {
+    let (mut model, x) = toy();
+    let config = |targets| AdapterConfig { r: 2, target_modules: targets, ..AdapterConfig::default() };
+    let (plain, all) = (recipe("lora").unwrap(), config(Targets::AllLinear));
+    lora::attach(&mut model, "b", &plain, &all).unwrap();
+    model.scramble(1);
+    let down = config(Targets::Names(vec!["down_proj".to_owned()]));
+    lora::attach(&mut model, "a", &plain, &down).unwrap();
+    model.scramble(2);
+    lora::merge(&mut model).unwrap();
+    let before = outputs(&model, &x);
+    let refused = [
+        lora::detach(&mut model, "b"),
+        lora::activate(&mut model, Some("b")),
+        lora::attach(&mut model, "c", &plain, &all),
+    ];
+    for e in refused.map(Result::unwrap_err) {
+        assert!(e.to_string().contains("down_proj") && e.hint_text().unwrap().contains("unmerge"), "{e}");
+    }
+    assert_eq!(["a", "b", "c"].map(|name| params(&model, name).len()), [2, 4, 0]);
+    assert!(outputs(&model, &x) == before);
+}
+
 #[test]
 fn the_storage_hole_decides_how_a_weight_is_kept() {
     let w = Tensor::randn([8, 4], (Kind::Float, here()));

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use lora_core::{
     AdapterConfig, BaseWeight, Error, Param, Recipe, Result, attach, attach_from, beside, detach, params,
+    targets_by_name,
 };
 use lora_fed::aggregate::Stack;
 use lora_fed::engine::Model as Common;
@@ -135,8 +136,23 @@ impl Local {
     pub fn start(&mut self) -> Result<BTreeMap<String, Tensor>> {
         self.bare()?;
         attach(self.model.as_mut(), ADAPTER, &self.recipe, &self.config)?;
+        Ok(self.numbers())
+    }
+
+    /// The adapter of a folder by its names in PEFT's file, for the federation to begin with. The folder's configuration is
+    /// this one's.
+    ///
+    /// # Errors
+    /// Those of [`lora_core::load`].
+    pub fn start_from(&mut self, folder: &Path) -> Result<BTreeMap<String, Tensor>> {
+        self.bare()?;
+        lora_core::load(self.model.as_mut(), ADAPTER, folder, VARIANTS)?;
+        Ok(self.numbers())
+    }
+
+    fn numbers(&self) -> BTreeMap<String, Tensor> {
         let all = params(self.model.as_ref(), ADAPTER);
-        Ok(all.into_iter().map(|p| (p.key(), p.tensor.detach().copy())).collect())
+        all.into_iter().map(|p| (p.key(), p.tensor.detach().copy())).collect()
     }
 
     /// The same that plans noise and rates for so many rounds, whatever a task says. Where something is promised, a task that
@@ -211,7 +227,8 @@ impl Local {
     /// # Errors
     /// Those of [`Local::put`] and of [`lora_core::save`].
     pub fn save(&mut self, model: &Common, base_model: &str, dir: &Path) -> Result<()> {
-        let mut config = AdapterConfig { base_model: Some(base_model.to_owned()), ..self.config.clone() };
+        let mut config = targets_by_name(self.model.as_ref(), &self.config)?;
+        config.base_model = Some(base_model.to_owned());
         if model.beside.is_empty() {
             self.put(&model.adapter, &BTreeMap::new())?;
             return lora_core::save(self.model.as_ref(), ADAPTER, &self.recipe, &config, VARIANTS, dir);

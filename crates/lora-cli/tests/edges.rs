@@ -156,6 +156,38 @@ fn factors_that_do_not_fit_are_not_inspected() {
     }
 }
 
+/// PEFT writes the base's own weight beside an adapter of the output head: it is none of the adapter's.
+#[test]
+fn an_adapter_of_the_output_head_is_read_by_all() {
+    let bench = Bench::new();
+    let train = "train --model model --data data.jsonl --out out --rank 2 --max-steps 1 --dtype f32";
+    bench.lora(&format!("{train} --targets q_proj,lm_head")).ok();
+    let inspect = |more: &str| -> Value {
+        serde_json::from_str(&bench.lora(&format!("inspect out --json {more}")).ok()).unwrap()
+    };
+    let before = inspect("");
+    let file = bench.path("out/adapter_model.safetensors");
+    let adapter = lora::read_tensors(&file).unwrap();
+    let base = lora::read_tensors(&bench.path("model/model.safetensors")).unwrap();
+    let lay_beside = |more: f64| {
+        let mut named: Vec<_> = adapter.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
+        let head = &base["model.embed_tokens.weight"] + more;
+        named.push(("base_model.model.lm_head.base_layer.weight".into(), head));
+        lora::write_tensors(&file, &named, &[]).unwrap();
+    };
+    lay_beside(0.0);
+    for more in ["", "--model model"] {
+        let now = inspect(more);
+        let same = ["parameters", "modules"].iter().all(|key| now[key] == before[key]);
+        assert!(same, "{now} {before}");
+    }
+    let simulate = "fed simulate --model model --dtype f32 --data data.jsonl --split 2 --rule fedit --rounds 1 \
+                    --adapter out --out together";
+    bench.lora(simulate).ok();
+    lay_beside(0.5);
+    refused(&bench, &format!("{simulate} --overwrite"), 3, &["another weight than this model's"]);
+}
+
 /// The score of an answer is what a row with that answer loses, however many are read in a pass and however they begin.
 #[test]
 fn the_score_of_an_answer_is_its_loss() {

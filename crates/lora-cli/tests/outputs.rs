@@ -37,6 +37,23 @@ fn an_output_may_end_in_a_slash() {
     assert!(bench.path("together.rounds.jsonl").is_file() && !bench.path("together.state").exists());
 }
 
+/// What is written names the modules that a pattern chose, whatever wrote it.
+#[test]
+fn a_pattern_is_written_by_name() {
+    let bench = Bench::new();
+    let pattern = r"--targets regex:.*\.mlp\.[a-z_]+";
+    bench.lora(&format!("{TRAIN} {pattern} --trace trace --out trained")).ok();
+    bench.lora(&format!("init --model model --init pissa --rank 2 --dtype f32 --out start {pattern}")).ok();
+    let simulate = "fed simulate --model model --dtype f32 --data data.jsonl --split 2 --rule fedex --rounds 2";
+    bench.lora(&format!("{simulate} --rank 2 --out together {pattern}")).ok();
+    for folder in ["trained", "trace", "start/adapter", "together"] {
+        let config = fs::read_to_string(bench.path(folder).join("adapter_config.json")).unwrap();
+        let targets = &json(&config)["target_modules"];
+        assert_eq!(*targets, serde_json::json!(["down_proj", "gate_proj", "up_proj"]), "{folder}");
+        bench.lora(&format!("inspect {folder}")).ok();
+    }
+}
+
 /// A file that is not ours comes into the folder while the run goes on.
 #[test]
 fn a_finished_adapter_is_not_thrown_away() {

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use tch::Tensor;
 
 use crate::factors::Factors;
-use crate::weight::{BaseWeight, master_kind};
+use crate::weight::{BaseWeight, whole};
 
 /// Whether dropout acts. An argument, never state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,8 +27,8 @@ pub trait Adapter: Debug + Send {
     /// The trainable leaves, named as in the adapter file (`lora_A.weight`), f32 masters.
     fn params(&self) -> Vec<(&'static str, &Tensor)>;
 
-    /// The normal form, if W' has it: it is never built then. `w` is the base's weight, dense, in the dtype that
-    /// is computed in.
+    /// The normal form, if W' has it: it is never built then. `w` is the base's weight, dense ([`BaseWeight::bare`]), in the
+    /// dtype that is computed in.
     fn factors(&self, base: &dyn BaseWeight, w: &Tensor) -> Option<Factors<'_>> {
         let _ = (base, w);
         None
@@ -44,9 +44,8 @@ pub trait Adapter: Debug + Send {
 
     /// `‖W'ᵢ‖` of each row `[out]` in the master dtype, without gradient; `w` as for `factors`.
     fn row_norms(&self, base: &dyn BaseWeight, w: &Tensor) -> Tensor {
-        let _ = base;
         tch::no_grad(|| {
-            let w = self.effective(&w.to_kind(master_kind(w.kind())));
+            let w = self.effective(&whole(base, w));
             w.square().sum_dim_intlist([1i64].as_slice(), false, None).sqrt()
         })
     }

@@ -15,9 +15,9 @@ use staged::Staged;
 /// Whether a file (a path inside the folder, such as `adapter_config.json`) is one that may be overwritten.
 pub type IsOurs = fn(&Path) -> bool;
 
-/// A folder being written beside its target, as `NAME.partial-PID-N`, that takes the target's place at
+/// A folder being written beside its target, as `NAME.partial-HOST-PID-N`, that takes the target's place at
 /// [`commit`](Self::commit), in one step. Dropped before, it is deleted; if its process was killed, by the next that
-/// writes the same target.
+/// writes the same target on the same host.
 #[derive(Debug)]
 pub struct OutputFolder {
     target: PathBuf,

@@ -45,7 +45,8 @@ pub use folder::{IsOurs, OutputFile, OutputFolder, sibling, write_file, write_fi
 pub use footprint::Footprint;
 pub use linear::Linear;
 pub use linears::{
-    Linears, Param, WEIGHTS_FILE, activate, attach, attach_from, detach, load, merge, params, save, unmerge,
+    Linears, Param, WEIGHTS_FILE, activate, attach, attach_from, detach, load, merge, params, save,
+    targets_by_name, unmerge,
 };
 pub use low_rank::LowRank;
 pub use projection::{Held, Input, LayerSize, each_text, project, project_onto};

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 use crate::adapter::{Adapter, Mode};
 use crate::factors::Factors;
 use crate::projection::{linear, project};
-use crate::weight::{BaseWeight, Dense, all_finite, master_kind};
+use crate::weight::{BaseWeight, Dense, all_finite, master_kind, whole};
 use crate::{Error, Result};
 
 /// A linear layer whose weight is frozen. Any number of named adapters lie beside it, at most one is active.
@@ -37,9 +37,15 @@ impl Linear {
 
     /// Through `W'` itself: for an adapter that has no normal form.
     pub(crate) fn forward_by_definition(&self, x: &Tensor) -> Tensor {
-        let dense = self.weight().dense(x.kind());
-        let effective = self.adapter().map_or(dense.shallow_clone(), |a| a.effective(&dense));
-        linear(x, &effective, self.bias())
+        let (weight, kind) = (self.weight(), x.kind());
+        let effective = |w: &Tensor| self.adapter().map_or_else(|| w.shallow_clone(), |a| a.effective(w));
+        let bare = weight.bare(kind);
+        // What lies beside stays a product of its own: it is taken out of W' again.
+        let dense = match weight.beside() {
+            Some((a, b)) => (effective(&whole(weight, &bare)) - b.matmul(a)).to_kind(kind),
+            None => effective(&bare),
+        };
+        linear(x, &dense, self.bias(), weight)
     }
 
     /// The weight that is multiplied with: the merged one, or the base that adapters lie beside.
@@ -47,7 +53,8 @@ impl Linear {
         self.merged.as_ref().map_or(self.base.as_ref(), |merged| merged)
     }
 
-    /// What is to be added to `weight` (dense: `w`): nothing, or the active adapter in its normal form, if it has one.
+    /// What is to be added to `weight` (dense, by its `bare`: `w`): nothing, or the active adapter in its normal form, if it
+    /// has one.
     pub(crate) fn factors(&self, w: &Tensor) -> Option<Option<Factors<'_>>> {
         match (self.constant(), self.adapter()) {
             (None, Some(adapter)) => adapter.factors(self.base.as_ref(), w).map(Some),
@@ -184,7 +191,7 @@ impl Linear {
         self.merged = None;
     }
 
-    fn refuse_merged(&self, what: &str) -> Result<()> {
+    pub(crate) fn refuse_merged(&self, what: &str) -> Result<()> {
         match self.merged {
             Some(_) => Err(Error::usage(format!("cannot {what} while merged")).hint("unmerge first")),
             None => Ok(()),

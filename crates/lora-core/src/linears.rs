@@ -58,7 +58,8 @@ impl Param {
 /// Random numbers come from libtorch's generator: seed it first.
 ///
 /// # Errors
-/// All of [`AdapterConfig::select`]'s, and what the recipe's variants refuse. Nothing is attached then.
+/// All of [`AdapterConfig::select`]'s, what the recipe's variants refuse, and [`Error::usage`] if a layer is merged. Nothing
+/// is attached then.
 pub fn attach(model: &mut dyn Linears, name: &str, recipe: &Recipe, config: &AdapterConfig) -> Result<()> {
     attach_from(model, name, recipe, config, &BTreeMap::new())
 }
@@ -74,10 +75,9 @@ pub fn attach_from(
     config: &AdapterConfig,
     given: &BTreeMap<String, (Tensor, Tensor)>,
 ) -> Result<()> {
+    refuse_merged(model, "attach an adapter")?;
     config.check()?;
-    let shapes: Vec<_> = model.linears().iter().map(|(n, l)| (n.clone(), l.base().shape())).collect();
-    let head = model.output_head().map(str::to_owned);
-    let chosen = config.select(&shapes, head.as_deref())?;
+    let chosen = config.select(&shapes(model), model.output_head())?;
     let chosen: BTreeMap<_, _> = chosen.into_iter().map(|s| (s.name.clone(), s)).collect();
 
     let _inside = ADAPTERS.enter();
@@ -105,11 +105,38 @@ pub fn attach_from(
     Ok(())
 }
 
+/// What [`AdapterConfig::select`] chooses among.
+fn shapes(model: &dyn Linears) -> Vec<(String, (i64, i64))> {
+    model.linears().into_iter().map(|(name, layer)| (name, layer.base().shape())).collect()
+}
+
+/// `config`, to be written for an adapter that it made: modules that a regular expression chose stand in it by name, those
+/// that one left out not at all. PEFT would hold it against every module and refuse one that is no linear layer (`mlp.act_fn`),
+/// and Python may read it otherwise. What names cannot say stays as it is.
+///
+/// # Errors
+/// Those of [`AdapterConfig::select`].
+pub fn targets_by_name(model: &dyn Linears, config: &AdapterConfig) -> Result<AdapterConfig> {
+    let by_regex = |targets: &Targets| matches!(targets, Targets::Regex(_));
+    if !by_regex(&config.target_modules) && !config.exclude_modules.as_ref().is_some_and(by_regex) {
+        return Ok(config.clone());
+    }
+    let (modules, head) = (shapes(model), model.output_head());
+    let all: Vec<_> = modules.iter().map(|(name, _)| name.clone()).collect();
+    let selected = config.select(&modules, head)?;
+    let chosen: Vec<_> = selected.iter().map(|s| s.name.clone()).collect();
+    let target_modules = Targets::Names(compact_names(&chosen, &all));
+    let named = AdapterConfig { target_modules, exclude_modules: None, ..config.clone() };
+    let same = named.select(&modules, head).is_ok_and(|again| again == selected);
+    Ok(if same { named } else { config.clone() })
+}
+
 /// Makes the adapter of that name the active one everywhere, or none.
 ///
 /// # Errors
-/// [`Error::usage`] if no layer has it, or the model is merged.
+/// [`Error::usage`] if no layer has it, or a layer is merged; nothing is switched then.
 pub fn activate(model: &mut dyn Linears, name: Option<&str>) -> Result<()> {
+    refuse_merged(model, "switch adapters")?;
     if let Some(name) = name
         && !model.linears().iter().any(|(_, l)| l.adapter_named(name).is_some())
     {
@@ -121,9 +148,16 @@ pub fn activate(model: &mut dyn Linears, name: Option<&str>) -> Result<()> {
 /// Takes the adapter of that name away everywhere.
 ///
 /// # Errors
-/// [`Error::usage`] if the model is merged.
+/// [`Error::usage`] if a layer is merged; nothing is taken away then.
 pub fn detach(model: &mut dyn Linears, name: &str) -> Result<()> {
+    refuse_merged(model, "detach an adapter")?;
     model.linears_mut().into_iter().try_for_each(|(_, layer)| layer.detach(name).map(|_| ()))
+}
+
+/// Asked of all layers before anything is done to one: an adapter need not lie beside each of them.
+fn refuse_merged(model: &dyn Linears, what: &str) -> Result<()> {
+    let mut layers = model.linears().into_iter();
+    layers.try_for_each(|(module, layer)| layer.refuse_merged(what).map_err(|e| e.at(module)))
 }
 
 /// The parameters of the adapter named `name`, in the model's order.

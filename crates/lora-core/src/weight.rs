@@ -22,6 +22,17 @@ pub trait BaseWeight: Debug + Send {
     /// `W [out, in]` in `kind`.
     fn dense(&self, kind: Kind) -> Tensor;
 
+    /// Factors `A [r, in]` and `B [out, r]`, in the master dtype, whose product is a part of W that lies beside the rest:
+    /// products take it by itself, so that half precision does not round it away ([`crate::beside()`]).
+    fn beside(&self) -> Option<(&Tensor, &Tensor)> {
+        None
+    }
+
+    /// `W [out, in]` in `kind` without what lies beside it, as products take it.
+    fn bare(&self, kind: Kind) -> Tensor {
+        self.dense(kind)
+    }
+
     /// The same weight on `device`; another handle on the same storage where it lies there already.
     fn to_device(&self, device: Device) -> Box<dyn BaseWeight>;
 
@@ -35,8 +46,8 @@ pub trait BaseWeight: Debug + Send {
         None
     }
 
-    /// `‖Wᵢ‖²` of each row of the weight in its `kind`, which is what products see: f32 (f64 for an f64 weight) `[out]`;
-    /// computed once.
+    /// `‖Wᵢ‖²` of each row of the weight in its `kind`, and of what lies beside it in full, which is what products see: f32
+    /// (f64 for an f64 weight) `[out]`; computed once.
     fn row_norms_sq(&self) -> Tensor;
 }
 
@@ -88,6 +99,15 @@ impl BaseWeight for Dense {
 /// The dtype in which trainable parameters and norms are kept beside a weight of `kind`: f32, or f64 for f64.
 pub fn master_kind(kind: Kind) -> Kind {
     if kind == Kind::Double { Kind::Double } else { Kind::Float }
+}
+
+/// The whole weight in the master dtype: `w [out, in]`, its [`BaseWeight::bare`], and what lies beside it.
+pub(crate) fn whole(base: &dyn BaseWeight, w: &Tensor) -> Tensor {
+    let w = w.to_kind(master_kind(w.kind()));
+    match base.beside() {
+        Some((a, b)) => w.addmm(&b.to_kind(w.kind()), &a.to_kind(w.kind())),
+        None => w,
+    }
 }
 
 /// `‖wᵢ‖²` of each row of `w [out, in]`, in the master dtype; for storages to cache.

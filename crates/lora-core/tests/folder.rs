@@ -258,10 +258,14 @@ fn remnants_are_swept() {
     };
     let aged = std::time::SystemTime::now() - Duration::from_secs(3600);
     let age = |path: &Path| fs::File::open(path).unwrap().set_modified(aged).unwrap();
-    let gone = [old("out.partial-1-0"), old("out.partial-99999999-12")];
+    // NAME.partial-HOST-PID-N; without the host, as earlier versions left it.
+    let name = living.path().file_name().unwrap().to_string_lossy().into_owned();
+    let host: u32 = name.split('-').nth(1).unwrap().parse().unwrap();
+    let gone = ["1-0".to_owned(), "99999999-12".to_owned(), format!("{host}-1-0")];
+    let gone = gone.map(|rest| old(&format!("out.partial-{rest}")));
     let kept =
         ["out.partial-2-0-old", "out.partial-2-0", "out2.partial-1-0", "out.partial-1", "out.partial-x-0"];
-    let kept = kept.map(old);
+    let kept = [&kept.map(old)[..], &[old(&format!("out.partial-{}-1-0", host ^ 1))]].concat();
     gone.iter().chain(&kept).for_each(|path| age(path));
     age(living.path());
     let young = old("out.partial-3-0");

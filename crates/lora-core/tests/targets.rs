@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use lora_core::{AdapterConfig, Selection, Targets, compact_names};
+use lora_core::{AdapterConfig, Linear, Linears, Selection, Targets, compact_names, targets_by_name};
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use tch::{Device, Kind, Tensor};
 
 type Modules = Vec<(String, (i64, i64))>;
 
@@ -101,6 +102,62 @@ fn all_linear_written_out_is_short() {
         compact_names(&selected, &all),
         ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
     );
+}
+
+struct Model(Vec<(String, Linear)>);
+
+impl Model {
+    fn new(modules: Modules) -> Self {
+        let layer = |(name, (out, inp)): (String, (i64, i64))| {
+            let weight = Tensor::zeros([out, inp], (Kind::Float, Device::Cpu));
+            (name, Linear::dense(weight, None))
+        };
+        Self(modules.into_iter().map(layer).collect())
+    }
+}
+
+impl Linears for Model {
+    fn linears(&self) -> Vec<(String, &Linear)> {
+        self.0.iter().map(|(name, layer)| (name.clone(), layer)).collect()
+    }
+
+    fn linears_mut(&mut self) -> Vec<(String, &mut Linear)> {
+        self.0.iter_mut().map(|(name, layer)| (name.clone(), layer)).collect()
+    }
+}
+
+/// PEFT would hold a pattern against every module: against `mlp.act_fn` too.
+#[test]
+fn what_a_pattern_chose_is_written_by_name() {
+    let models: Vec<_> = golden().iter().map(|model| Model::new(modules(model))).collect();
+    let cases = [
+        (0, json!({"target_modules": r".*\.mlp\.[a-z_]+"}), &["down_proj", "gate_proj", "up_proj"][..]),
+        // Not Python's.
+        (0, json!({"target_modules": r".*\.[a-z&&[^kv]]_proj"}), &["o_proj", "q_proj"]),
+        (
+            0,
+            json!({"target_modules": ["q_proj", "v_proj"], "exclude_modules": r".*\.[a-z&&[^q]]_proj"}),
+            &["q_proj"],
+        ),
+        (
+            0,
+            json!({"target_modules": r".*layers\.11\.mlp\.\w+", "exclude_modules": ["up_proj"]}),
+            &["11.mlp.down_proj", "11.mlp.gate_proj"],
+        ),
+        (1, json!({"target_modules": r".*experts\.2\.\w+"}), &["2.down", "2.up"]),
+    ];
+    for (model, fields, names) in cases {
+        let named = targets_by_name(&models[model], &read(&fields, 1)).unwrap();
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        assert_eq!(named.target_modules, Targets::Names(names), "{fields}");
+        assert_eq!(named.exclude_modules, None, "{fields}");
+    }
+    // Nothing that could be misread; and what a list cannot say.
+    let plain = json!({"target_modules": ["q_proj"], "exclude_modules": ["layers.1.self_attn.q_proj"]});
+    for (model, fields) in [(0, plain), (1, json!({"target_modules": "down"}))] {
+        let config = read(&fields, 1);
+        assert_eq!(targets_by_name(&models[model], &config).unwrap(), config);
+    }
 }
 
 proptest! {

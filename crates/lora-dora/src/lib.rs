@@ -66,7 +66,7 @@ impl Dora {
     /// # Errors
     /// None today; a top may refuse a base.
     pub fn new(direction: Box<dyn Adapter>, base: &dyn BaseWeight) -> Result<Self> {
-        let magnitude = direction.row_norms(base, &base.dense(base.kind())).set_requires_grad(true);
+        let magnitude = direction.row_norms(base, &base.bare(base.kind())).set_requires_grad(true);
         Ok(Self { direction, magnitude, known: RefCell::default() })
     }
 

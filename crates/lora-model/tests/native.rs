@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use lora_core::{ErrorKind, Linears, Mode};
+use lora_core::{ErrorKind, Linears, Mode, beside};
 use lora_model::{Keep, Llama, Model, Texts, open};
 use tch::{Device, Kind, Tensor};
 use tch_ext::cuda::{emulated, here};
@@ -64,6 +64,27 @@ fn a_native_model_is_the_dense_one() {
         let [want, got] = [&dense, &native].map(|m| m.logits(Texts::Rows(&ids), None, Mode::Eval).unwrap());
         assert!(lora_core::all_finite(&want) && want.equal(&got), "{kind:?}");
     }
+}
+
+/// A change that is laid beside a weight, as a federation does it, leaves the blocks as they are.
+#[test]
+fn blocks_stay_blocks_whatever_lies_beside() {
+    let checkpoint = open(&data("k_quants.gguf")).unwrap();
+    let model = Llama::load(checkpoint.as_ref(), Kind::Float, Device::Cpu, NATIVE).unwrap();
+    let mut seen = 0;
+    for (name, layer) in model.linears() {
+        let ((out, inp), own) = (layer.base().shape(), layer.base().bytes());
+        if own < (out * inp) as u64 {
+            let ones = |size: [i64; 2]| Tensor::ones(size, (Kind::Float, Device::Cpu));
+            let both = beside(layer.base().share(), &ones([1, inp]), &ones([out, 1])).unwrap();
+            assert_eq!(both.bytes(), own + ((out + inp) * 4) as u64, "{name}");
+            assert_eq!(both.dense(Kind::Float), layer.base().dense(Kind::Float) + 1.0, "{name}");
+            let norms = [both.row_norms_sq(), both.row_norms_sq()];
+            assert_eq!(norms[0].data_ptr(), norms[1].data_ptr(), "made once");
+            seen += 1;
+        }
+    }
+    assert!(seen > 0);
 }
 
 /// An infinite scale is refused when the weight is read, packed or not, in the same words.

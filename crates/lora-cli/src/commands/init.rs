@@ -111,7 +111,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut model = OnDisk::new(lora::open(&base_path)?, Kind::Float)?;
     lora::attach_from(&mut model, ADAPTER, &recipe, &config, &given.into_inner())?;
     model.check()?;
-    let config = AdapterConfig { base_model: Some(args.out.join(BASE).display().to_string()), ..config };
+    let base = Some(args.out.join(BASE).display().to_string());
+    let config = AdapterConfig { base_model: base, ..lora::targets_by_name(&model, &config)? };
     let adapter = OutputFolder::create(&out.path().join(FOLDER), false, is_adapter_file)?;
     lora::save(&model, ADAPTER, &recipe, &config, VARIANTS, adapter.path())?;
     adapter.commit()?;

@@ -41,6 +41,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let bytes = std::fs::metadata(&file).map_err(|e| lora::Error::io("read", &file, e))?.len();
     let mut modules: BTreeMap<String, Module> = BTreeMap::new();
     for (key, tensor) in lora::read_tensors(&file)? {
+        // The base's own weight, which PEFT writes beside an adapter of the output head.
+        if key.ends_with(".base_layer.weight") {
+            continue;
+        }
         let path = key.strip_prefix("base_model.model.").unwrap_or(&key);
         let split = path.find(".lora_").or_else(|| path.rfind('.')).unwrap_or(path.len());
         let (module, name) = path.split_at(split);

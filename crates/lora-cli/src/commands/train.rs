@@ -96,7 +96,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return Err(Error::usage("--eval-every without held-out rows").hint("give them by --eval").into());
     }
     let asked = Way::asked(&args.model, &args.method)?;
-    let mut config = match &args.adapter {
+    let config = match &args.adapter {
         Some(folder) => AdapterConfig::read(folder)?,
         None => args.method.adapter_config()?,
     };
@@ -187,9 +187,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let keep = Keep { storage: recipe.storage(), packed, skip: &args.model.skip };
     let mut model = args.model.load(checkpoint.as_ref(), keep)?;
     tch::manual_seed(training.seed as i64);
+    let mut written = config.clone();
     match &args.adapter {
         Some(folder) => drop(lora::load(&mut model, ADAPTER, folder, VARIANTS)?),
-        None => lora::attach(&mut model, ADAPTER, &recipe, &config)?,
+        None => {
+            lora::attach(&mut model, ADAPTER, &recipe, &config)?;
+            written = lora::targets_by_name(&model, &config)?;
+        }
     }
     let params = lora::params(&model, ADAPTER);
     let trained: usize = params.iter().map(|p| p.tensor.numel()).sum();
@@ -201,7 +205,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             is_adapter_file(path) || path == Path::new(BATCHES)
         })?;
         folder.write_with(BATCHES, |file| batches(file, &data, &training))?;
-        lora::save(&model, ADAPTER, &recipe, &config, VARIANTS, folder.path())?;
+        lora::save(&model, ADAPTER, &recipe, &written, VARIANTS, folder.path())?;
         folder.commit()?;
     }
     let share = 100.0 * trained as f64 / (frozen + trained) as f64;
@@ -259,8 +263,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
     let path = out.path().join(ROOM);
     std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
-    config.base_model = Some(args.model.model.display().to_string());
-    lora::save(&model, ADAPTER, &recipe, &config, VARIANTS, out.path())?;
+    written.base_model = Some(args.model.model.display().to_string());
+    lora::save(&model, ADAPTER, &recipe, &written, VARIANTS, out.path())?;
     let private = match (&release, &terms) {
         (Some(release), Some(terms)) => Some(serde_json::json!({
             "epsilon": release.ledger().spent()?,

@@ -22,12 +22,13 @@ pub(super) struct Staged {
 }
 
 impl Staged {
-    /// Creates `NAME.partial-PID-N` beside `target` with the first N that is free.
+    /// Creates `NAME.partial-HOST-PID-N` beside `target` with the first N that is free.
     pub(super) fn new<T>(target: &Path, create: impl Fn(&Path) -> io::Result<T>) -> Result<(Self, T)> {
-        sweep(target);
+        let host = host();
+        sweep(target, host);
         for n in 0_u64.. {
             let mut name = stem(target);
-            name.push(format!("{}-{n}", std::process::id()));
+            name.push(format!("{host}-{}-{n}", std::process::id()));
             let path = target.with_file_name(name);
             match create(&path) {
                 Ok(made) => return Ok((Self { _lock: lock(&path), path, armed: true }, made)),
@@ -84,20 +85,27 @@ fn stem(target: &Path) -> OsString {
     name
 }
 
-/// None if somebody has it, or the file system has no locks.
+/// This host's name as a number, the same in every build (FNV-1a).
+fn host() -> u32 {
+    let of = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
+    rustix::system::uname().nodename().to_bytes().iter().fold(0x811c_9dc5, of)
+}
+
+/// None if somebody on this host has it, or the file system has no locks.
 fn lock(path: &Path) -> Option<File> {
     let file = File::open(path).ok()?;
     file.try_lock().ok()?;
     Some(file)
 }
 
-/// Deletes what killed processes left beside `target`. What cannot be deleted stays.
-fn sweep(target: &Path) {
+/// Deletes what killed processes of this host left beside `target`. What cannot be deleted stays, and so does what others
+/// have there: over a network a folder's lock is not seen (NFS), and what lives looks like nobody's.
+fn sweep(target: &Path, host: u32) {
     let parent = target.parent().filter(|p| *p != Path::new("")).unwrap_or(Path::new("."));
     let stem = stem(target);
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let path = entry.path();
-        if is_remnant(&entry.file_name(), &stem)
+        if is_remnant(&entry.file_name(), &stem, host)
             && is_old(&path)
             && !replaces(&path)
             && let Some(lock) = lock(&path)
@@ -107,13 +115,18 @@ fn sweep(target: &Path) {
     }
 }
 
-/// `NAME.partial-PID-N`.
-fn is_remnant(name: &OsStr, stem: &OsStr) -> bool {
+/// `NAME.partial-HOST-PID-N` of this host, or `NAME.partial-PID-N`, as it was before hosts were told apart.
+fn is_remnant(name: &OsStr, stem: &OsStr, host: u32) -> bool {
     let rest = name.as_encoded_bytes().strip_prefix(stem.as_encoded_bytes());
     let number = |part: &[u8]| !part.is_empty() && part.iter().all(u8::is_ascii_digit);
     rest.is_some_and(|rest| {
-        let mut parts = rest.split(|&b| b == b'-');
-        parts.next().is_some_and(number) && parts.next().is_some_and(number) && parts.next().is_none()
+        let parts: Vec<&[u8]> = rest.split(|&b| b == b'-').collect();
+        let ours = match &parts[..] {
+            [_, _] => true,
+            [of, _, _] => *of == host.to_string().as_bytes(),
+            _ => false,
+        };
+        ours && parts.into_iter().all(number)
     })
 }
 

@@ -1,12 +1,12 @@
 //! The gradients: `dv = g ∘ dy`, `dh = dv B`, `dx = Σ dv W + dh (sA)`, `dA = s dhᵀ x`, `dB = dvᵀ h`,
-//! `dm = Σ dy ∘ z / n`.
+//! `dm = Σ dy ∘ z / n`. What lies beside W adds its own `(dv B) A` to dx.
 
 use tch::Tensor;
 use tch_ext::{Function, Product, Sum, gemm};
 
 use super::each::Each;
 use super::gain;
-use super::part::{Low, Part};
+use super::part::{Low, Part, Side};
 use super::{LAYERS, Remake, flat_of, like};
 use crate::weight::master_kind;
 
@@ -73,12 +73,20 @@ impl Function for Backward {
         );
         let dx = self.wants_dx.then(|| x.empty_like());
         let weights: Vec<Tensor> =
-            if self.wants_dx { parts().map(|(p, _)| p.weight.dense(kind)).collect() } else { vec![] };
+            if self.wants_dx { parts().map(|(p, _)| p.weight.bare(kind)).collect() } else { vec![] };
+        let side = |(part, dv): (&Part, &Tensor)| {
+            let side = Side::of(part.weight.as_ref(), kind)?;
+            let back = side.back(dv);
+            Some((side, back))
+        };
+        let sides: Vec<(Side, Tensor)> =
+            if self.wants_dx { parts().filter_map(side).collect() } else { vec![] };
         if let Some(dx) = &dx {
             let whole = parts().zip(&weights).map(|((_, dv), w)| Product::plain(dv, w));
             let unmasked = lows().zip(&columns).filter(|((low, _), _)| low.mask.is_none());
             let low = unmasked.map(|((low, _), dh)| Product::plain(dh, &low.a));
-            sums.push(Sum::new(whole.chain(low).collect(), dx));
+            let beside = sides.iter().map(|(side, dh)| Product::plain(dh, &side.a));
+            sums.push(Sum::new(whole.chain(beside).chain(low).collect(), dx));
         }
         if !sums.is_empty() {
             gemm(&sums);

@@ -2,7 +2,8 @@
 //!
 //! All storages and all methods of the normal form `W' = diag(g) (W + s B A)` go through one function:
 //! `y = g ∘ (x Wᵀ + h Bᵀ) + b`, `h = x (sA)ᵀ`, every sum in f32 and rounded once. Nothing of size `[out, in]` is
-//! made but the dense weight of a packed storage, and that is not kept: backward makes it again.
+//! made but the dense weight of a packed storage, and that is not kept: backward makes it again. What lies beside a weight
+//! ([`crate::beside()`]) is one product more in the same sum.
 
 mod backward;
 mod definition;
@@ -25,7 +26,7 @@ pub use held::{Held, LayerSize};
 use backward::Backward;
 pub(crate) use definition::linear;
 use each::Each;
-use part::{Low, Part, gain, hidden};
+use part::{Low, Part, Side, gain, hidden};
 
 /// What layers read: a tensor, and perhaps a cheap way to make it again, so that backward need not keep it.
 pub struct Input {
@@ -75,7 +76,7 @@ static LAYERS: Region = Region::new("layers");
 fn compute(layers: &[&Linear], input: Input, residual: Option<&Tensor>, mode: Mode) -> Vec<Tensor> {
     let _inside = LAYERS.enter();
     let (flat, kind) = (flat_of(&input.x), input.x.kind());
-    let dense: Vec<Tensor> = layers.iter().map(|layer| layer.weight().dense(kind)).collect();
+    let dense: Vec<Tensor> = layers.iter().map(|layer| layer.weight().bare(kind)).collect();
     let factors: Option<Vec<Option<Factors<'_>>>> =
         layers.iter().zip(&dense).map(|(layer, w)| layer.factors(w)).collect();
     let Some(factors) = factors else {
@@ -98,6 +99,12 @@ fn compute(layers: &[&Linear], input: Input, residual: Option<&Tensor>, mode: Mo
     });
     let mut lows: Vec<Option<Low>> = lows.collect();
     let (h, columns) = hidden(&flat, &lows, rank, trains);
+    let side = |layer: &&Linear| {
+        let side = Side::of(layer.weight(), kind)?;
+        let through = side.through(&flat);
+        Some((side, through))
+    };
+    let sides: Vec<Option<(Side, Tensor)>> = layers.iter().map(side).collect();
     // Where backward needs the sum itself, what is done to it comes after.
     let later: Vec<bool> = lows.iter().map(|low| gain(low).is_some_and(|g| g.before)).collect();
     let outs = dense.iter().zip(&later).map(|(w, &later)| {
@@ -110,6 +117,7 @@ fn compute(layers: &[&Linear], input: Input, residual: Option<&Tensor>, mode: Mo
     let mut sums = Vec::new();
     for (i, layer) in layers.iter().enumerate() {
         let mut products = vec![Product::transposed(&flat, &dense[i])];
+        products.extend(sides[i].as_ref().map(|(side, through)| Product::transposed(through, &side.b)));
         let low = lows[i].as_ref();
         products.extend(
             low.and_then(|low| Some((low, columns.next()?))).map(|(low, h)| Product::transposed(h, &low.b)),

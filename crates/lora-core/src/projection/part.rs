@@ -14,6 +14,32 @@ pub(super) struct Part {
     pub(super) low: Option<Low>,
 }
 
+/// What lies beside a weight ([`BaseWeight::beside`]), in the compute dtype: frozen, and seen by no dropout.
+pub(super) struct Side {
+    pub(super) a: Tensor,
+    pub(super) b: Tensor,
+}
+
+impl Side {
+    pub(super) fn of(weight: &dyn BaseWeight, kind: Kind) -> Option<Self> {
+        weight.beside().map(|(a, b)| Self { a: a.to_kind(kind), b: b.to_kind(kind) })
+    }
+
+    /// `x Aᵀ [n, r]`.
+    pub(super) fn through(&self, x: &Tensor) -> Tensor {
+        let h = Tensor::empty([x.size()[0], self.a.size()[0]], (x.kind(), x.device()));
+        gemm(&[Sum::new(vec![Product::transposed(x, &self.a)], &h)]);
+        h
+    }
+
+    /// The gradient of that, `dv B [n, r]`.
+    pub(super) fn back(&self, dv: &Tensor) -> Tensor {
+        let dh = Tensor::empty([dv.size()[0], self.b.size()[1]], (dv.kind(), dv.device()));
+        gemm(&[Sum::new(vec![Product::plain(dv, &self.b)], &dh)]);
+        dh
+    }
+}
+
 /// Its update in the compute dtype: `a = s A [r, in]`, `b = B [out, r]`.
 pub(super) struct Low {
     pub(super) a: Tensor,

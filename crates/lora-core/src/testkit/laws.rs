@@ -88,7 +88,7 @@ pub fn shortcut_is_the_definition(recipe: &Recipe, _: &[Variant], case: &Case) -
     near("the output", &short, &defined)?;
     near(
         "the row norms",
-        &adapter.row_norms(layer.base(), &layer.base().dense(case.kind)),
+        &adapter.row_norms(layer.base(), &layer.base().bare(case.kind)),
         &definition_norms(&adapter.effective(&w)),
     )?;
     let names = adapter.params().into_iter().map(|(n, _)| n).chain(["the input"]);

@@ -13,8 +13,8 @@ pub const IGNORE: i64 = -100;
 /// The summed cross-entropy of `hidden [n, d]` through `head` against `labels [n]` (i64, [`IGNORE`]: not
 /// supervised), an f32 scalar, and how many labels count.
 ///
-/// Only supervised rows reach the head. A constant head works in chunks and makes the gradient on the way:
-/// logits are never kept.
+/// Only supervised rows reach the head. A constant head with nothing beside its weight works in chunks and makes the
+/// gradient on the way: logits are never kept.
 pub fn cross_entropy(hidden: &Tensor, labels: &Tensor, head: &Linear, mode: Mode) -> (Tensor, i64) {
     let rows = labels.not_equal(IGNORE).nonzero().reshape(-1);
     (cross_entropy_of(hidden, &rows, &labels.index_select(0, &rows), head, mode), rows.size()[0])
@@ -31,7 +31,9 @@ pub(crate) fn cross_entropy_of(
     let _inside = LOSS.enter();
     let hidden = hidden.index_select(0, rows);
     match head.constant() {
-        Some(base) if head.bias().is_none() => chunked(&hidden, targets, &base.dense(hidden.kind())),
+        Some(base) if head.bias().is_none() && base.beside().is_none() => {
+            chunked(&hidden, targets, &base.dense(hidden.kind()))
+        }
         _ => {
             let logits = wide(&head.forward(&hidden, mode));
             logits.cross_entropy_loss::<Tensor>(targets, None, Reduction::Sum, IGNORE, 0.0)

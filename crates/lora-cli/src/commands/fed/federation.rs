@@ -33,7 +33,7 @@ impl OutArgs {
     /// The adapter that all begin with, on the model of `host`.
     pub(super) fn start(&self, host: &mut Local) -> Result<BTreeMap<String, Tensor>> {
         let start = match &self.adapter {
-            Some(folder) => lora::read_tensors(&folder.join(lora::WEIGHTS_FILE))?,
+            Some(folder) => host.start_from(folder)?,
             None => host.start()?,
         };
         host.put(&start, &BTreeMap::new())?;
