@@ -17,7 +17,7 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::checkpoint::Gguf;
 use crate::tokenizer::{Parts, parse, surround};
-pub(crate) use ends::more_ends;
+pub(crate) use ends::{ends_in_template, more_ends};
 pub(crate) use splits::{Split, steps};
 
 /// Token types, as llama.cpp numbers them.

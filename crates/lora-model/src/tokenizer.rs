@@ -186,7 +186,8 @@ impl Tokenizer {
         self.inner.id_to_token(id).is_none_or(|token| skip_special && special(&token))
     }
 
-    /// Ids that end a generation: the tokenizer's own first, then those of the model's generation settings.
+    /// Ids that end a generation: the tokenizer's own first, then those of the model's generation settings, then what the chat
+    /// template ends turns with.
     pub fn eos_ids(&self) -> &[i64] {
         &self.eos
     }

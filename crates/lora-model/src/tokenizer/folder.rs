@@ -13,6 +13,7 @@ use serde_json::{Map, Value as Json};
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
 use super::{Parts, parse};
+use crate::gguf_tokenizer::ends_in_template;
 
 const CONFIG: &str = "tokenizer_config.json";
 /// Where old folders keep what their configuration does not name.
@@ -41,6 +42,8 @@ pub(super) fn read(dir: &Path) -> Result<Parts> {
         more_eos.extend(eos_ids(&settings).map_err(|e| e.at(dir.join(name).display()))?);
     }
     let template = read_template(dir, &config)?;
+    // A base model's folder often has a template for chats, and as its end that of texts alone.
+    more_eos.extend(template.iter().flat_map(|source| ends_in_template(&inner, source)));
     Ok(Parts { inner, bos, pad, eos, more_eos, template, config })
 }
 
