@@ -39,7 +39,7 @@ pub struct DataOptions {
 pub struct Dataset {
     /// The file.
     pub path: PathBuf,
-    /// Its rows, as written, in order.
+    /// Its rows, as written but for an end-of-text token at their end, in order.
     pub rows: Vec<Row>,
     /// Its samples, in the same order.
     pub samples: Vec<Sample>,
@@ -59,13 +59,14 @@ impl Dataset {
     pub fn read(path: &Path, tokenizer: &Tokenizer, options: DataOptions) -> Result<Self> {
         let (mut samples, mut rows, mut faults, mut truncated) = (Vec::new(), Vec::new(), Vec::new(), 0);
         let mut hint = None;
+        let end = end_text(tokenizer);
         for (line, row) in read_rows(path)? {
             let result = encode(&row, tokenizer).and_then(|pair| fit(pair, options));
             match result {
                 Ok((ids, labels, cut)) => {
                     truncated += usize::from(cut);
                     samples.push(Sample { ids, labels, line });
-                    rows.push(row);
+                    rows.push(without(row, end.as_deref()));
                 }
                 Err(e) => {
                     faults.push(format!("{}:{line}: {e}", path.display()));
@@ -138,16 +139,20 @@ pub fn read_ids(path: &Path, tokenizer: &Tokenizer, rows: usize, longest: usize)
 
 /// Token ids, and which of them are learnt.
 pub(crate) fn encode(row: &Row, tokenizer: &Tokenizer) -> Result<(Vec<i64>, Vec<bool>)> {
-    let end = || {
-        tokenizer.eos_ids().first().copied().ok_or_else(|| {
+    // A row may bring its end along, and a tokenizer put it behind every text: there is no second one then.
+    let ended = |mut ids: Vec<i64>, given: usize| {
+        let end = tokenizer.eos_ids().first().copied().ok_or_else(|| {
             Error::unsupported("the tokenizer has no end-of-text token")
                 .hint("set eos_token in tokenizer_config.json")
-        })
+        })?;
+        if ids.len() == given || ids.last() != Some(&end) {
+            ids.push(end);
+        }
+        Ok::<_, Error>(ids)
     };
     match row {
         Row::Text(text) => {
-            let mut ids = tokenizer.encode(text, true)?;
-            ids.push(end()?);
+            let ids = ended(tokenizer.encode(text, true)?, 0)?;
             let learnt = vec![true; ids.len()];
             Ok((ids, learnt))
         }
@@ -156,7 +161,7 @@ pub(crate) fn encode(row: &Row, tokenizer: &Tokenizer) -> Result<(Vec<i64>, Vec<
             let mut ids = tokenizer.encode(prompt, true)?;
             let given = ids.len();
             ids.extend(tokenizer.encode_after(completion)?);
-            ids.push(end()?);
+            let ids = ended(ids, given)?;
             let learnt = (0..ids.len()).map(|i| i >= given).collect();
             Ok((ids, learnt))
         }
@@ -166,6 +171,29 @@ pub(crate) fn encode(row: &Row, tokenizer: &Tokenizer) -> Result<(Vec<i64>, Vec<
             let learnt = encoding.mask(&spans);
             Ok((encoding.ids, learnt))
         }
+    }
+}
+
+/// How a row may write the end-of-text token.
+fn end_text(tokenizer: &Tokenizer) -> Option<String> {
+    let &end = tokenizer.eos_ids().first()?;
+    let text = tokenizer.decode(&[end], false).ok()?;
+    let ids = tokenizer.encode(&text, false).ok()?;
+    (ids == [end]).then_some(text)
+}
+
+/// The row without that text at its end: no answer is asked to say it.
+fn without(row: Row, end: Option<&str>) -> Row {
+    let cut = |mut text: String| {
+        if let Some(rest) = end.and_then(|end| text.strip_suffix(end)).map(str::len) {
+            text.truncate(rest);
+        }
+        text
+    };
+    match row {
+        Row::Text(text) => Row::Text(cut(text)),
+        Row::Pair { prompt, completion } => Row::Pair { prompt, completion: cut(completion) },
+        Row::Chat(messages) => Row::Chat(messages),
     }
 }
 

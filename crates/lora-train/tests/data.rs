@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use lora_model::{IGNORE, Tokenizer};
-use lora_train::{DataOptions, Dataset};
+use lora_train::{DataOptions, Dataset, reference};
 
 fn tokenizer(kind: &str) -> Tokenizer {
     let texts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lora-model/tests/data/text");
@@ -46,5 +46,34 @@ fn a_completion_follows_its_prompt() {
                 assert!(answer == said || format!(" {answer}") == said, "{place}: {answer:?}");
             }
         }
+    }
+}
+
+/// What writes its own end has no second one, and its answer is what stands before.
+#[test]
+fn an_end_that_is_there_is_not_added() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("rows.jsonl");
+    for kind in ["spm", "smollm"] {
+        let tokenizer = tokenizer(kind);
+        let end = tokenizer.decode(&tokenizer.eos_ids()[..1], false).unwrap();
+        let read = |end: &str| {
+            let said = |text: &str| format!("{text}{end}");
+            let pair = serde_json::json!({ "prompt": format!("say it:{end}"), "completion": said("four") });
+            let text = serde_json::json!({ "text": said("two and two") });
+            std::fs::write(&file, format!("{pair}\n{text}\n")).unwrap();
+            Dataset::read(&file, &tokenizer, DataOptions { max_length: 100, truncate: false }).unwrap()
+        };
+        let (without, with) = (read(""), read(&end));
+        // In a prompt it is the row's affair.
+        let given = tokenizer.encode(&format!("say it:{end}"), true).unwrap();
+        assert!(with.samples[0].ids.starts_with(&given), "{kind}");
+        let learnt = |data: &Dataset| -> Vec<i64> {
+            data.samples[0].labels.iter().copied().filter(|&l| l != IGNORE).collect()
+        };
+        assert_eq!(learnt(&with), learnt(&without), "{kind}");
+        assert_eq!(with.samples[1], without.samples[1], "{kind}");
+        assert_eq!(reference(&with.rows[0]), Some("four"), "{kind}");
+        assert_eq!(with.rows[1], without.rows[1], "{kind}");
     }
 }
