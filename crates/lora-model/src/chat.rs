@@ -20,6 +20,7 @@ use serde_json::{Map, Value as Json};
 
 use self::environment::template_error;
 use self::generation::Markers;
+pub use self::spans::LastTurn;
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
