@@ -110,6 +110,24 @@ fn spans_do_not_depend_on_what_is_said() {
     }
 }
 
+/// The parts of a rendering are of one instant, and so are comparable, while the clock goes on.
+#[test]
+fn the_clock_stands_still_while_a_conversation_is_rendered() {
+    let source = "{% for m in messages %}<{{ strftime_now('%H:%M:%S') }}>{{ m.content }}{% endfor %}\
+                  {% if add_generation_prompt %}<{{ strftime_now('%H:%M:%S') }}>{% endif %}";
+    let template = ChatTemplate::new(source, "", "").unwrap();
+    let messages = [Message::new("user", "When?"), Message::new("assistant", "Now.")];
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(1050) {
+        let (text, spans) = template.render_with_spans(&messages).unwrap();
+        assert_eq!((&text[spans[0].clone()], spans.len()), ("Now.", 1));
+        assert_eq!(template.last_turn(&messages).unwrap().unwrap().content, "Now.");
+    }
+    // Told by hand it is UTC.
+    let then = template.at_time(1_700_000_000).render(&messages[..1], false).unwrap();
+    assert_eq!(then, "<22:13:20>When?");
+}
+
 /// What a model says again is what training has it say, with what the template writes around the content.
 #[test]
 fn the_last_turn_is_what_training_has_the_model_say() {

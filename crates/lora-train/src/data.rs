@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use lora_core::{Error, ErrorKind, Result};
-use lora_model::{IGNORE, Tokenizer};
+use lora_model::{ChatTemplate, IGNORE, Tokenizer};
 
-use crate::rows::{Row, read_rows};
+use crate::rows::{Conversation, Row, read_rows};
 
 /// One example, ready to train on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -165,8 +165,8 @@ pub(crate) fn encode(row: &Row, tokenizer: &Tokenizer) -> Result<(Vec<i64>, Vec<
             let learnt = (0..ids.len()).map(|i| i >= given).collect();
             Ok((ids, learnt))
         }
-        Row::Chat(messages) => {
-            let (text, spans) = template(tokenizer)?.render_with_spans(messages)?;
+        Row::Chat(chat) => {
+            let (text, spans) = template(tokenizer, chat)?.render_with_spans(&chat.messages)?;
             let encoding = tokenizer.encode_with_offsets(&text, false)?;
             let learnt = encoding.mask(&spans);
             Ok((encoding.ids, learnt))
@@ -193,14 +193,19 @@ fn without(row: Row, end: Option<&str>) -> Row {
     match row {
         Row::Text(text) => Row::Text(cut(text)),
         Row::Pair { prompt, completion } => Row::Pair { prompt, completion: cut(completion) },
-        Row::Chat(messages) => Row::Chat(messages),
+        Row::Chat(chat) => Row::Chat(chat),
     }
 }
 
-pub(crate) fn template(tokenizer: &Tokenizer) -> Result<&lora_model::ChatTemplate> {
-    tokenizer.chat_template().ok_or_else(|| {
+/// The model's chat template, for one conversation.
+pub(crate) fn template(tokenizer: &Tokenizer, chat: &Conversation) -> Result<ChatTemplate> {
+    let template = tokenizer.chat_template().cloned().ok_or_else(|| {
         Error::unsupported("the row has `messages`, but the model has no chat template")
             .hint("use `prompt` + `completion` rows, or add chat_template.jinja to the model's folder")
+    })?;
+    Ok(match chat.time {
+        Some(time) => template.at_time(time),
+        None => template,
     })
 }
 

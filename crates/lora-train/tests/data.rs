@@ -1,9 +1,10 @@
 //! Rows as token ids.
 
 use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
 
 use lora_model::{IGNORE, Tokenizer};
-use lora_train::{DataOptions, Dataset, reference};
+use lora_train::{DataOptions, Dataset, Row, reference};
 
 fn tokenizer(kind: &str) -> Tokenizer {
     let texts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lora-model/tests/data/text");
@@ -75,5 +76,33 @@ fn an_end_that_is_there_is_not_added() {
         assert_eq!(with.samples[1], without.samples[1], "{kind}");
         assert_eq!(reference(&with.rows[0]), Some("four"), "{kind}");
         assert_eq!(with.rows[1], without.rows[1], "{kind}");
+    }
+}
+
+/// With a template that prints it, the time is that of the file: the same texts at any time, and others once it was changed.
+#[test]
+fn a_file_gives_the_same_texts_at_any_time() {
+    let dir = tempfile::tempdir().unwrap();
+    tokenizer("smollm").save(dir.path()).unwrap();
+    let template = "{{ strftime_now('%Y %S') }}: {% for m in messages %}{{ m.content }}\
+                    {{ eos_token if m.role == 'assistant' else '\\n' }}{% endfor %}";
+    std::fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
+    let tokenizer = Tokenizer::open(dir.path()).unwrap();
+    let file = dir.path().join("rows.jsonl");
+    let row = r#"{"messages": [{"role": "user", "content": "When?"}, {"role": "assistant", "content": "Then."}]}"#;
+    std::fs::write(&file, row).unwrap();
+    let read = |seconds: u64| {
+        let rows = std::fs::File::options().append(true).open(&file).unwrap();
+        rows.set_modified(UNIX_EPOCH + Duration::from_secs(seconds)).unwrap();
+        Dataset::read(&file, &tokenizer, DataOptions { max_length: 100, truncate: false }).unwrap()
+    };
+    for (seconds, text) in [(1_700_000_000, "2023 20: When?\nThen."), (1_500_000_000, "2017 00: When?\nThen.")] {
+        let data = read(seconds);
+        assert_eq!(tokenizer.decode(&data.samples[0].ids, false).unwrap(), text);
+        let learnt: Vec<i64> = data.samples[0].labels.iter().copied().filter(|&l| l != IGNORE).collect();
+        assert_eq!(tokenizer.decode(&learnt, false).unwrap(), "Then.<|im_end|>");
+        // What is asked of the row later is asked as of then.
+        let time = i64::try_from(seconds).unwrap();
+        assert!(matches!(&data.rows[0], Row::Chat(chat) if chat.time == Some(time)), "{:?}", data.rows);
     }
 }

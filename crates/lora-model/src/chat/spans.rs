@@ -44,13 +44,14 @@ impl ChatTemplate {
         let Some((last, earlier)) = messages.split_last().filter(|(last, _)| last.role == "assistant") else {
             return Ok(None);
         };
-        let (prompt, text) = (self.render(earlier, true)?, self.render(messages, false)?);
+        let still = self.still();
+        let (prompt, text) = (still.rendered(earlier, true)?, still.rendered(messages, false)?);
         let (start, end) = (prompt.len(), text.len());
         if !text.starts_with(&prompt) {
             let [before, behind] = [String::new(), String::new()];
             return Ok(Some(LastTurn { prompt, before, content: last.content.clone(), behind }));
         }
-        let content = self.around_content(messages, earlier.len(), &text)?;
+        let content = still.around_content(messages, earlier.len(), &text)?;
         let content = content.filter(|content| start <= content.start).unwrap_or(start..end);
         let part = |range: Range<usize>| text.get(range).unwrap_or_default().to_owned();
         let [before, behind] = [start..content.start, content.end..end].map(part);

@@ -97,9 +97,10 @@ impl Question {
                 let turn = [String::new(), completion.clone(), String::new()];
                 (prompt.clone(), tokenizer.encode(prompt, true)?, turn)
             }
-            Row::Chat(messages) => {
-                let Some(turn) = template(tokenizer)?.last_turn(messages)? else { return Ok(None) };
-                let asked = messages.iter().nth_back(1).map(|m| m.content.clone()).unwrap_or_default();
+            Row::Chat(chat) => {
+                let turn = template(tokenizer, chat)?.last_turn(&chat.messages)?;
+                let Some(turn) = turn else { return Ok(None) };
+                let asked = chat.messages.iter().nth_back(1).map(|m| m.content.clone()).unwrap_or_default();
                 (asked, tokenizer.encode(&turn.prompt, false)?, [turn.before, turn.content, turn.behind])
             }
         };
