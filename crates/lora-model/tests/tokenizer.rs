@@ -322,6 +322,19 @@ fn padding_that_is_no_token_is_none() {
     }
 }
 
+/// As llama.cpp finds it, and the original's `tokenizer.json`.
+#[test]
+fn the_unknown_token_is_found_in_a_text() {
+    for kind in ["spm", "spm-plain"] {
+        let tokenizer = Tokenizer::open(&data(&format!("{kind}.gguf"))).unwrap();
+        assert_eq!(tokenizer.encode("<unk>", false).unwrap(), [0], "{kind}");
+        let [hello, world] = ["hello", "world"].map(|text| tokenizer.encode(text, false).unwrap());
+        let between = tokenizer.encode("hello<unk>world", false).unwrap();
+        assert_eq!(between, [&hello[..], &[0], &world].concat(), "{kind}");
+        assert_eq!(tokenizer.decode(&[0], true).unwrap(), "", "{kind}");
+    }
+}
+
 /// At the tokens that llama.cpp stops at, of any type, wherever the file's keys do not name them.
 #[test]
 fn gguf_files_end_texts_at_more_than_their_keys_say() {
