@@ -106,6 +106,8 @@ pub struct ChatTemplate {
     marked: bool,
     /// What `strftime_now` reads; else now.
     clock: Option<Clock>,
+    /// Bytes of the variables that it was given: a rendering may be so much longer.
+    given: usize,
 }
 
 const NAME: &str = "chat template";
@@ -121,13 +123,16 @@ impl ChatTemplate {
         let mut env = environment::environment()?;
         env.add_global("bos_token", bos.to_owned());
         env.add_global("eos_token", eos.to_owned());
+        env.add_global("tools", ());
+        env.add_global("documents", ());
         env.add_template_owned(NAME, program).map_err(|e| template_error(&e))?;
-        Ok(Self { source: source.to_owned(), env, markers, marked, clock: None })
+        Ok(Self { source: source.to_owned(), env, markers, marked, clock: None, given: 0 })
     }
 
-    /// Gives the template one more variable, such as `pad_token`, or `enable_thinking` for Qwen3.
+    /// Gives the template one more variable, such as `pad_token`, `tools`, or `enable_thinking` for Qwen3.
     #[must_use]
     pub fn with_variable(mut self, name: &str, value: Json) -> Self {
+        self.given += name.len() + value.to_string().len();
         self.env.add_global(name.to_owned(), Value::from(Serde(value)));
         self
     }
@@ -228,10 +233,9 @@ impl ChatTemplate {
         let context = minijinja::context! {
             messages => messages.iter().map(to_value).collect::<Vec<_>>(),
             add_generation_prompt,
-            tools => (),
-            documents => (),
         };
-        sandbox::render(env, context, self.source.len() + messages.iter().map(size).sum::<usize>())
+        let said: usize = messages.iter().map(size).sum();
+        sandbox::render(env, context, self.source.len() + self.given + said)
     }
 }
 

@@ -199,14 +199,16 @@ fn without(row: Row, end: Option<&str>) -> Row {
 
 /// The model's chat template, for one conversation.
 pub(crate) fn template(tokenizer: &Tokenizer, chat: &Conversation) -> Result<ChatTemplate> {
-    let template = tokenizer.chat_template().cloned().ok_or_else(|| {
+    let mut template = tokenizer.chat_template().cloned().ok_or_else(|| {
         Error::unsupported("the row has `messages`, but the model has no chat template")
             .hint("use `prompt` + `completion` rows, or add chat_template.jinja to the model's folder")
     })?;
-    Ok(match chat.time {
-        Some(time) => template.at_time(time),
-        None => template,
-    })
+    if let Some(time) = chat.time {
+        template = template.at_time(time);
+    }
+    let tools = chat.tools.iter().map(|tools| ("tools", tools));
+    let variables = chat.variables.iter().map(|(name, value)| (name.as_str(), value));
+    Ok(tools.chain(variables).fold(template, |of, (name, value)| of.with_variable(name, value.clone())))
 }
 
 /// Input, labels, and whether it was cut.

@@ -33,6 +33,10 @@ pub enum Row {
 pub struct Conversation {
     /// Its turns.
     pub messages: Vec<Message>,
+    /// Descriptions of the tools that may be called: a list of JSON schemas, in the field `tools`.
+    pub tools: Option<Value>,
+    /// More of the template's variables, in the field `chat_template_kwargs`.
+    pub variables: Map<String, Value>,
     /// The time that a template may print, in seconds since 1970 (UTC): of a row, when its file was last changed, so that a file
     /// gives the same texts at any time. Without one it is now.
     pub time: Option<i64>,
@@ -41,7 +45,8 @@ pub struct Conversation {
 /// Reads every row with its line number (from 1). Blank lines are skipped.
 ///
 /// # Errors
-/// [`Error::data`] naming file and line for what is not UTF-8, not JSON, or not a row; for a file without rows.
+/// [`Error::data`] naming file and line for what is not UTF-8, not JSON, or not a row; for a file without rows;
+/// [`Error::unsupported`] for a row that would be rendered otherwise than all.
 pub fn read_rows(path: &Path) -> Result<Vec<(usize, Row)>> {
     let file = File::open(path).map_err(|e| Error::io("open the data", path, e))?;
     let time = changed(&file);
@@ -92,16 +97,13 @@ fn row(text: &str, time: i64) -> Result<Row> {
     let Value::Object(object) = value else {
         return Err(Error::data("not a JSON object").hint(SHAPES));
     };
-    let chat = |messages: Vec<Message>| Row::Chat(Conversation { messages, time: Some(time) });
     if object.contains_key("messages") {
-        return Ok(chat(messages(&object, "messages")?));
+        return chat(&object, &["messages"], time);
     }
     for (prompt, completion) in [("prompt", "completion"), ("context", "target")] {
         match (object.get(prompt), object.get(completion)) {
             (Some(Value::Array(_)), Some(Value::Array(_))) => {
-                let mut all = messages(&object, prompt)?;
-                all.extend(messages(&object, completion)?);
-                return Ok(chat(all));
+                return chat(&object, &[prompt, completion], time);
             }
             (Some(_), Some(_)) => {
                 let (prompt, completion) = (string(&object, prompt)?, string(&object, completion)?);
@@ -128,6 +130,47 @@ fn string(object: &Map<String, Value>, field: &str) -> Result<String> {
         Some(Value::String(s)) if !s.is_empty() => Ok(s.clone()),
         Some(Value::String(_)) => Err(Error::data(format!("`{field}` is empty"))),
         _ => Err(Error::data(format!("`{field}` is not a string")).hint(SHAPES)),
+    }
+}
+
+/// The messages of these fields, one list behind the other, and what the template is given beside them.
+fn chat(object: &Map<String, Value>, fields: &[&str], time: i64) -> Result<Row> {
+    let lists = fields.iter().map(|field| messages(object, field)).collect::<Result<Vec<_>>>()?;
+    let (messages, tools, variables) = (lists.concat(), tools(object)?, variables(object)?);
+    Ok(Row::Chat(Conversation { messages, tools, variables, time: Some(time) }))
+}
+
+/// A list, or its text: columns of one type cannot hold schemas of several shapes.
+fn tools(object: &Map<String, Value>) -> Result<Option<Value>> {
+    let bad = || Error::data("`tools` is not a list").hint("a list of JSON schemas, or the text of one");
+    let tools = match object.get("tools") {
+        Some(Value::String(text)) => serde_json::from_str(text).map_err(|_| bad())?,
+        other => other.cloned().unwrap_or_default(),
+    };
+    match tools {
+        Value::Null => Ok(None),
+        Value::Array(_) => Ok(Some(tools)),
+        _ => Err(bad()),
+    }
+}
+
+/// What says in TRL how a row is rendered, and is no variable of its template.
+const SETTLED: [&str; 4] = ["messages", "add_generation_prompt", "continue_final_message", "chat_template"];
+
+fn variables(object: &Map<String, Value>) -> Result<Map<String, Value>> {
+    const FIELD: &str = "chat_template_kwargs";
+    let variables = match object.get(FIELD) {
+        None | Some(Value::Null) => return Ok(Map::new()),
+        Some(Value::Object(variables)) => variables.clone(),
+        Some(_) => {
+            let e = Error::data(format!("`{FIELD}` is not an object"));
+            return Err(e.hint("an object: values of the chat template's variables, by their names"));
+        }
+    };
+    match SETTLED.into_iter().find(|name| variables.contains_key(*name)) {
+        Some(name) => Err(Error::unsupported(format!("`{name}` in `{FIELD}`"))
+            .hint("leave it out: only variables of the chat template may be set for a row")),
+        None => Ok(variables),
     }
 }
 

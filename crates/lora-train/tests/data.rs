@@ -5,10 +5,18 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use lora_model::{IGNORE, Tokenizer};
 use lora_train::{DataOptions, Dataset, Row, reference};
+use serde_json::{Value, json};
 
 fn tokenizer(kind: &str) -> Tokenizer {
     let texts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lora-model/tests/data/text");
     Tokenizer::open(&texts.join(format!("{kind}.gguf"))).unwrap()
+}
+
+/// A folder with that chat template.
+fn with_template(dir: &Path, template: &str) -> Tokenizer {
+    tokenizer("smollm").save(dir).unwrap();
+    std::fs::write(dir.join("chat_template.jinja"), template).unwrap();
+    Tokenizer::open(dir).unwrap()
 }
 
 const COMPLETIONS: [&str; 8] = ["hello", " hello", "  hello", "\nhello", "éa 😀", "1234", " ", "▁a"];
@@ -83,11 +91,9 @@ fn an_end_that_is_there_is_not_added() {
 #[test]
 fn a_file_gives_the_same_texts_at_any_time() {
     let dir = tempfile::tempdir().unwrap();
-    tokenizer("smollm").save(dir.path()).unwrap();
     let template = "{{ strftime_now('%Y %S') }}: {% for m in messages %}{{ m.content }}\
                     {{ eos_token if m.role == 'assistant' else '\\n' }}{% endfor %}";
-    std::fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
-    let tokenizer = Tokenizer::open(dir.path()).unwrap();
+    let tokenizer = with_template(dir.path(), template);
     let file = dir.path().join("rows.jsonl");
     let row = r#"{"messages": [{"role": "user", "content": "When?"}, {"role": "assistant", "content": "Then."}]}"#;
     std::fs::write(&file, row).unwrap();
@@ -104,5 +110,57 @@ fn a_file_gives_the_same_texts_at_any_time() {
         // What is asked of the row later is asked as of then.
         let time = i64::try_from(seconds).unwrap();
         assert!(matches!(&data.rows[0], Row::Chat(chat) if chat.time == Some(time)), "{:?}", data.rows);
+    }
+}
+
+/// A conversation with tools is read with their descriptions, as a list or as its text.
+#[test]
+fn a_template_is_given_a_rows_tools() {
+    let dir = tempfile::tempdir().unwrap();
+    let templates = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lora-model/tests/data/templates");
+    let tokenizer =
+        with_template(dir.path(), &std::fs::read_to_string(templates.join("qwen25.jinja")).unwrap());
+    let file = dir.path().join("rows.jsonl");
+    let read = |tools: Value| {
+        let call = json!({"function": {"name": "weather", "arguments": {"city": "Ulm"}}});
+        let row = json!({"tools": tools, "messages": [
+            {"role": "user", "content": "Rain?"}, {"role": "assistant", "content": null, "tool_calls": [call]},
+            {"role": "tool", "content": "dry"}, {"role": "assistant", "content": "No."}]});
+        std::fs::write(&file, row.to_string()).unwrap();
+        Dataset::read(&file, &tokenizer, DataOptions { max_length: 2000, truncate: false })
+    };
+    let text = |tools: Value| tokenizer.decode(&read(tools).unwrap().samples[0].ids, false).unwrap();
+    let about = "What the sky does";
+    let tools = json!([{"type": "function", "function": {"name": "weather", "description": about}}]);
+    let told = text(tools.clone());
+    assert!(told.contains(about) && told.contains("\"city\": \"Ulm\""), "{told}");
+    assert_eq!(text(tools.to_string().into()), told);
+    for none in [Value::Null, json!("null"), json!([])] {
+        assert!(!text(none).contains("# Tools"));
+    }
+    for bad in [json!(3), json!({"name": "weather"}), json!("[weather")] {
+        let e = read(bad).unwrap_err().to_string();
+        assert!(e.contains("rows.jsonl:1") && e.contains("`tools`"), "{e}");
+    }
+}
+
+/// And what it sets of the template's variables.
+#[test]
+fn a_template_is_given_a_rows_variables() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokenizer = with_template(dir.path(), "{{ mood }}: {{ messages[0].content }}{{ eos_token }}");
+    let file = dir.path().join("rows.jsonl");
+    let read = |variables: Value| {
+        let answer = json!([{"role": "assistant", "content": "Yes."}]);
+        let row = json!({"messages": answer, "chat_template_kwargs": variables});
+        std::fs::write(&file, row.to_string()).unwrap();
+        Dataset::read(&file, &tokenizer, DataOptions { max_length: 100, truncate: false })
+    };
+    let text = |variables: Value| tokenizer.decode(&read(variables).unwrap().samples[0].ids, false).unwrap();
+    assert_eq!(text(json!({"mood": "glad"})), "glad: Yes.");
+    assert_eq!(text(Value::Null), ": Yes.");
+    for (bad, said) in [(json!("glad"), "not an object"), (json!({"messages": []}), "`messages` in")] {
+        let e = read(bad).unwrap_err().to_string();
+        assert!(e.contains("rows.jsonl:1") && e.contains(said), "{e}");
     }
 }
