@@ -1,5 +1,8 @@
 //! Ids, offsets and texts against transformers (see data/make_text.py), and malformed files.
 
+#[path = "tokenizer/folder.rs"]
+mod folder;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -67,26 +70,6 @@ fn folder_gives_the_same_ids_and_knows_its_special_tokens() {
     assert_eq!(gguf.eos_ids(), [2, 0], "the file's own, then what llama.cpp stops at");
     assert_eq!(gguf.vocab_size(), tokenizer.vocab_size());
     assert_eq!(gguf.chat_template().unwrap().source(), tokenizer.chat_template().unwrap().source());
-}
-
-/// Base models have a chat template and another end: what the template teaches as one is one.
-#[test]
-fn a_folder_ends_turns_where_its_chat_template_does() {
-    let dir = tempfile::tempdir().unwrap();
-    let json = fs::read_to_string(data("smollm/tokenizer.json")).unwrap();
-    let ends = |json: &str, template: &str| {
-        fs::write(dir.path().join("tokenizer.json"), json).unwrap();
-        fs::write(dir.path().join("tokenizer_config.json"), r#"{"eos_token": "<|endoftext|>"}"#).unwrap();
-        fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
-        Tokenizer::open(dir.path()).unwrap().eos_ids().to_vec()
-    };
-    let chatml = fs::read_to_string(data("../templates/chatml.jinja")).unwrap();
-    assert_eq!(ends(&json, &chatml), [0, 2], "the tokenizer's own stays the first");
-    assert_eq!(ends(&json, "{{ messages[0].content }}"), [0], "a token that the template does not write");
-    // Within a turn.
-    let harmony = [("<|im_end|>", "<|end|>"), ("<|im_start|>", "<|call|>"), ("<think>", "<|return|>")];
-    let json = harmony.into_iter().fold(json, |json, (from, to)| json.replace(from, to));
-    assert_eq!(ends(&json, "<|end|><|return|><|call|>"), [0, 3, 1]);
 }
 
 /// What goes on a text is encoded as within it, in either spelling of SentencePiece's blank.
