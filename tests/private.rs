@@ -2,6 +2,8 @@
 
 #[path = "private/client.rs"]
 mod client;
+#[path = "private/diverged.rs"]
+mod diverged;
 #[allow(dead_code)]
 mod common;
 

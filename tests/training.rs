@@ -97,6 +97,20 @@ fn f16_keeps_small_gradients() {
     assert!(error < 0.008, "{error}");
 }
 
+/// As torch's AdamW does: what is below 0 grows the weights, and what is no number makes them none.
+#[test]
+fn a_weight_decay_is_a_number_from_0_up() {
+    let check = |weight_decay: f64| {
+        let adamw = AdamWConfig { weight_decay, ..AdamWConfig::default() };
+        TrainConfig { adamw, ..TrainConfig::default() }.check()
+    };
+    for bad in [-1.0, f64::NAN, f64::INFINITY] {
+        let e = check(bad).unwrap_err();
+        assert!(e.kind() == ErrorKind::Usage && e.to_string().contains("weight decay"), "{bad}: {e}");
+    }
+    assert!([0.0, 0.1].into_iter().all(|decay| check(decay).is_ok()));
+}
+
 /// A token that the model does not have is told of with its line.
 #[test]
 fn unknown_tokens_are_refused() {

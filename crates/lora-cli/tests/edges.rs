@@ -267,3 +267,28 @@ fn an_evaluation_is_that_of_its_rows() {
     assert_eq!(answers[0].iter().filter(|a| a.is_string()).count(), 24);
     assert!(answers.iter().all(|of| *of == answers[0]), "{answers:?}");
 }
+
+/// What was learnt with a turn that the template writes more into than its content is right, and known as the label it is.
+#[test]
+fn an_answer_is_judged_without_what_its_template_writes() {
+    let bench = Bench::new();
+    bench.write(
+        "model/chat_template.jinja",
+        "{% for m in messages %}<|{{ m.role }}|>{% if loop.last and m.role == 'assistant' %}[] {% endif %}{{ m.content }}\
+         {% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}",
+    );
+    let turns = serde_json::json!([{ "role": "user", "content": "hi" }, { "role": "assistant", "content": "yes" }]);
+    bench.write("chat.jsonl", serde_json::json!({ "messages": turns }).to_string());
+    let train = "train --model model --data chat.jsonl --out out --variant full --rank 4 --lr 1e-2 --dtype f32";
+    bench.lora(&format!("{train} --epochs 100")).ok();
+    let eval = "eval --model model --adapter out --dtype f32 --data chat.jsonl --rows seen.jsonl --json";
+    // Room for the reference alone would be none for what stands before it.
+    let seen = bench.lora(&format!("{eval} --max-tokens 1 --labels yes,no")).ok();
+    let seen: Value = serde_json::from_str(&seen).unwrap();
+    assert!(seen["loss"].as_f64().unwrap() < 0.1, "it should be memorised: {seen}");
+    assert_eq!(seen["accuracy"], 1.0, "{seen}");
+    assert_eq!(seen["macro_f1"], 1.0, "{seen}");
+    let row: Value = serde_json::from_slice(&fs::read(bench.path("seen.jsonl")).unwrap()).unwrap();
+    assert_eq!(row["answer"], " yes", "{row}");
+    assert_eq!(row["right"], true, "{row}");
+}

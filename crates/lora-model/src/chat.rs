@@ -10,6 +10,7 @@ mod json;
 mod sandbox;
 mod spans;
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use lora_core::{Error, ErrorKind, Result};
@@ -18,8 +19,9 @@ use minijinja::{Environment, Value};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value as Json};
 
-use self::environment::template_error;
+use self::environment::{Clock, template_error};
 use self::generation::Markers;
+pub use self::spans::LastTurn;
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -102,6 +104,10 @@ pub struct ChatTemplate {
     markers: Markers,
     /// Whether the template marks what the assistant writes with `{% generation %}`.
     marked: bool,
+    /// What `strftime_now` reads; else now.
+    clock: Option<Clock>,
+    /// Bytes of the variables that it was given: a rendering may be so much longer.
+    given: usize,
 }
 
 const NAME: &str = "chat template";
@@ -117,23 +123,35 @@ impl ChatTemplate {
         let mut env = environment::environment()?;
         env.add_global("bos_token", bos.to_owned());
         env.add_global("eos_token", eos.to_owned());
+        env.add_global("tools", ());
+        env.add_global("documents", ());
         env.add_template_owned(NAME, program).map_err(|e| template_error(&e))?;
-        Ok(Self { source: source.to_owned(), env, markers, marked })
+        Ok(Self { source: source.to_owned(), env, markers, marked, clock: None, given: 0 })
     }
 
-    /// Gives the template one more variable, such as `pad_token`, or `enable_thinking` for Qwen3.
+    /// Gives the template one more variable, such as `pad_token`, `tools`, or `enable_thinking` for Qwen3.
     #[must_use]
     pub fn with_variable(mut self, name: &str, value: Json) -> Self {
+        self.given += name.len() + value.to_string().len();
         self.env.add_global(name.to_owned(), Value::from(Serde(value)));
         self
     }
 
     /// Fixes the clock that `strftime_now` reads (seconds since 1970, UTC), so that a template that prints the
-    /// date renders the same on another day. Without it, the local time of the machine is used.
+    /// date renders the same on another day. Without it, the local time of the machine is used, one instant for all that a
+    /// call renders.
     #[must_use]
     pub fn at_time(mut self, unix_seconds: i64) -> Self {
-        environment::set_clock(&mut self.env, Some(unix_seconds));
+        self.clock = Some(Clock::utc(unix_seconds));
         self
+    }
+
+    /// With a clock that stands still: what is compared must be of one instant.
+    fn still(&self) -> Cow<'_, Self> {
+        match self.clock {
+            Some(_) => Cow::Borrowed(self),
+            None => Cow::Owned(Self { clock: Some(Clock::now()), ..self.clone() }),
+        }
     }
 
     /// The template as written.
@@ -153,6 +171,10 @@ impl ChatTemplate {
     /// Data, when the template refuses the conversation (`raise_exception`) or fails; unsupported, when it runs
     /// too long or builds too much.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        self.still().rendered(messages, add_generation_prompt)
+    }
+
+    fn rendered(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let rendered = self.run(messages, add_generation_prompt, ["", ""]);
         rendered.map_err(|e| match self.wants_content(messages, add_generation_prompt, &e) {
             Some(at) => e.hint(format!(
@@ -193,11 +215,12 @@ impl ChatTemplate {
     /// As [`render`](Self::render); and data, when the template renders the beginning of a conversation so
     /// differently from the whole that the assistant's turns cannot be placed.
     pub fn render_with_spans(&self, messages: &[Message]) -> Result<(String, Vec<Range<usize>>)> {
-        let text = self.render(messages, false)?;
-        let spans = if self.marked {
-            self.spans_from_blocks(messages, &text)?
+        let still = self.still();
+        let text = still.rendered(messages, false)?;
+        let spans = if still.marked {
+            still.spans_from_blocks(messages, &text)?
         } else {
-            self.spans_from_parts(messages, &text)?
+            still.spans_from_parts(messages, &text)?
         };
         Ok((text, spans))
     }
@@ -206,13 +229,13 @@ impl ChatTemplate {
         let mut env = self.env.clone();
         env.add_global(generation::START, marks[0].to_owned());
         env.add_global(generation::END, marks[1].to_owned());
+        environment::set_clock(&mut env, self.clock.unwrap_or_else(Clock::now));
         let context = minijinja::context! {
             messages => messages.iter().map(to_value).collect::<Vec<_>>(),
             add_generation_prompt,
-            tools => (),
-            documents => (),
         };
-        sandbox::render(env, context, self.source.len() + messages.iter().map(size).sum::<usize>())
+        let said: usize = messages.iter().map(size).sum();
+        sandbox::render(env, context, self.source.len() + self.given + said)
     }
 }
 

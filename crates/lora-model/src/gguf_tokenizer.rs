@@ -17,11 +17,12 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::checkpoint::Gguf;
 use crate::tokenizer::{Parts, parse, surround};
-pub(crate) use ends::more_ends;
+pub(crate) use ends::{ends_in_template, more_ends};
 pub(crate) use splits::{Split, steps};
 
 /// Token types, as llama.cpp numbers them.
 pub(crate) const NORMAL: i64 = 1;
+const UNKNOWN: i64 = 2;
 pub(crate) const CONTROL: i64 = 3;
 pub(crate) const USER_DEFINED: i64 = 4;
 pub(crate) const UNUSED: i64 = 5;
@@ -108,11 +109,11 @@ impl Vocabulary<'_> {
         self.types.get(id).copied().unwrap_or(NORMAL)
     }
 
-    /// Tokens that are found in the text before it is split.
+    /// Tokens that are found in the text before it is split: llama.cpp's `cache_special_tokens`.
     fn added(&self) -> Vec<Json> {
         let of = |(id, token): (usize, &String)| {
             let special = match self.kind_of(id) {
-                CONTROL => true,
+                CONTROL | UNKNOWN => true,
                 USER_DEFINED => false,
                 _ => return None,
             };

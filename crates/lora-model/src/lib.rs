@@ -19,7 +19,7 @@ mod shapes;
 mod slots;
 mod tokenizer;
 
-pub use chat::{ChatTemplate, Message, Unsaid};
+pub use chat::{ChatTemplate, LastTurn, Message, Unsaid};
 #[doc(hidden)]
 pub use checkpoint::fuzz;
 pub use checkpoint::{Checkpoint, Gguf, GgufKind, GgufOut, GgufValue, Keep, Kept, open, open_with};

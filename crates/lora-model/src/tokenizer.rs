@@ -90,10 +90,14 @@ impl Tokenizer {
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::data(e.to_string()))?;
         let named = [&parts.bos, &parts.eos, &parts.pad].into_iter().flatten();
-        let missing: Vec<_> = named
-            .filter(|text| !inner.get_added_vocabulary().is_special_token(text))
-            .map(|text| AddedToken::from(text.as_str(), true).normalized(false))
-            .collect();
+        let known = inner.get_added_tokens_decoder();
+        // One that is there as a plain token stays what it is but for that.
+        let special = |text: &String| {
+            let plain = known.values().find(|token| token.content == *text).cloned();
+            plain.unwrap_or_else(|| AddedToken::from(text.as_str(), true).normalized(false)).special(true)
+        };
+        let missing = named.filter(|text| !inner.get_added_vocabulary().is_special_token(text));
+        let missing: Vec<_> = missing.map(special).collect();
         inner.add_special_tokens(missing).map_err(|e| Error::data(e.to_string()).at("special tokens"))?;
         let id =
             |text: &Option<String>| text.as_deref().and_then(|text| inner.token_to_id(text)).map(i64::from);
@@ -186,7 +190,8 @@ impl Tokenizer {
         self.inner.id_to_token(id).is_none_or(|token| skip_special && special(&token))
     }
 
-    /// Ids that end a generation: the tokenizer's own first, then those of the model's generation settings.
+    /// Ids that end a generation: the tokenizer's own first, then those of the model's generation settings, then what the chat
+    /// template ends turns with.
     pub fn eos_ids(&self) -> &[i64] {
         &self.eos
     }

@@ -110,6 +110,60 @@ fn spans_do_not_depend_on_what_is_said() {
     }
 }
 
+/// The parts of a rendering are of one instant, and so are comparable, while the clock goes on.
+#[test]
+fn the_clock_stands_still_while_a_conversation_is_rendered() {
+    let source = "{% for m in messages %}<{{ strftime_now('%H:%M:%S') }}>{{ m.content }}{% endfor %}\
+                  {% if add_generation_prompt %}<{{ strftime_now('%H:%M:%S') }}>{% endif %}";
+    let template = ChatTemplate::new(source, "", "").unwrap();
+    let messages = [Message::new("user", "When?"), Message::new("assistant", "Now.")];
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(1050) {
+        let (text, spans) = template.render_with_spans(&messages).unwrap();
+        assert_eq!((&text[spans[0].clone()], spans.len()), ("Now.", 1));
+        assert_eq!(template.last_turn(&messages).unwrap().unwrap().content, "Now.");
+    }
+    // Told by hand it is UTC.
+    let then = template.at_time(1_700_000_000).render(&messages[..1], false).unwrap();
+    assert_eq!(then, "<22:13:20>When?");
+}
+
+/// What a model says again is what training has it say, with what the template writes around the content.
+#[test]
+fn the_last_turn_is_what_training_has_the_model_say() {
+    let qwen3 = ChatTemplate::new(&source("qwen3"), "", "<|im_end|>").unwrap();
+    let last = |template: &ChatTemplate, messages: serde_json::Value| {
+        let messages: Vec<Message> = serde_json::from_value(messages).unwrap();
+        let turn = template.last_turn(&messages).unwrap()?;
+        let text = template.render(&messages, false).unwrap();
+        assert_eq!(format!("{}{}{}{}", turn.prompt, turn.before, turn.content, turn.behind), text);
+        assert!(turn.prompt.ends_with("<|im_start|>assistant\n"), "{turn:?}");
+        Some([turn.before, turn.content, turn.behind])
+    };
+    let user = json!({"role": "user", "content": "card?"});
+    let empty = "<think>\n\n</think>\n\n";
+    for (said, parts) in [
+        ("card / high", [empty, "card / high", "<|im_end|>\n"]),
+        // What the template writes is not looked for in the content, nor the content in what it writes.
+        ("think", [empty, "think", "<|im_end|>\n"]),
+        ("", [empty, "", "<|im_end|>\n"]),
+        // The place of a content that the template takes apart cannot be told.
+        ("<think>\nhm\n</think>\n\nyes", ["", "<think>\nhm\n</think>\n\nyes<|im_end|>\n", ""]),
+    ] {
+        let answer = json!({"role": "assistant", "content": said});
+        assert_eq!(last(&qwen3, json!([user, answer, user, answer])), Some(parts.map(str::to_owned)), "{said}");
+    }
+    let call = json!({"role": "assistant", "content": null, "tool_calls": [{"name": "weather", "arguments": {}}]});
+    let [_, content, _] = last(&qwen3, json!([user, call])).unwrap();
+    assert!(content.starts_with(empty) && content.contains("weather"), "{content}");
+    assert_eq!(qwen3.last_turn(&[Message::new("user", "card?")]).unwrap(), None);
+    // Where the beginning is written otherwise, the content is all there is.
+    let counting = ChatTemplate::new("{% for m in messages %}{{ loop.length }}{{ m.content }}{% endfor %}", "", "");
+    let messages = [Message::new("user", "card?"), Message::new("assistant", "yes")];
+    let turn = counting.unwrap().last_turn(&messages).unwrap().unwrap();
+    assert_eq!([turn.before, turn.content, turn.behind], ["", "yes", ""]);
+}
+
 #[test]
 fn variables_reach_the_template() {
     let template = ChatTemplate::new(&source("qwen3"), "", "<|im_end|>").unwrap();

@@ -1,5 +1,8 @@
 //! Ids, offsets and texts against transformers (see data/make_text.py), and malformed files.
 
+#[path = "tokenizer/folder.rs"]
+mod folder;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -299,6 +302,19 @@ fn padding_that_is_no_token_is_none() {
     for (id, found) in [(2, Some(2)), (462, None), (u32::MAX, None)] {
         let tokenizer = patched("gpt-2.gguf", &bos(0), &pad(id)).unwrap();
         assert_eq!((tokenizer.pad_id(), tokenizer.bos_id()), (found, None), "{id}");
+    }
+}
+
+/// As llama.cpp finds it, and the original's `tokenizer.json`.
+#[test]
+fn the_unknown_token_is_found_in_a_text() {
+    for kind in ["spm", "spm-plain"] {
+        let tokenizer = Tokenizer::open(&data(&format!("{kind}.gguf"))).unwrap();
+        assert_eq!(tokenizer.encode("<unk>", false).unwrap(), [0], "{kind}");
+        let [hello, world] = ["hello", "world"].map(|text| tokenizer.encode(text, false).unwrap());
+        let between = tokenizer.encode("hello<unk>world", false).unwrap();
+        assert_eq!(between, [&hello[..], &[0], &world].concat(), "{kind}");
+        assert_eq!(tokenizer.decode(&[0], true).unwrap(), "", "{kind}");
     }
 }
 

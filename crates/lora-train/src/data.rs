@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use lora_core::{Error, ErrorKind, Result};
-use lora_model::{IGNORE, Tokenizer};
+use lora_model::{ChatTemplate, IGNORE, Tokenizer};
 
-use crate::rows::{Row, read_rows};
+use crate::rows::{Conversation, Row, read_rows};
 
 /// One example, ready to train on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub struct DataOptions {
 pub struct Dataset {
     /// The file.
     pub path: PathBuf,
-    /// Its rows, as written, in order.
+    /// Its rows, as written but for an end-of-text token at their end, in order.
     pub rows: Vec<Row>,
     /// Its samples, in the same order.
     pub samples: Vec<Sample>,
@@ -59,13 +59,14 @@ impl Dataset {
     pub fn read(path: &Path, tokenizer: &Tokenizer, options: DataOptions) -> Result<Self> {
         let (mut samples, mut rows, mut faults, mut truncated) = (Vec::new(), Vec::new(), Vec::new(), 0);
         let mut hint = None;
+        let end = end_text(tokenizer);
         for (line, row) in read_rows(path)? {
             let result = encode(&row, tokenizer).and_then(|pair| fit(pair, options));
             match result {
                 Ok((ids, labels, cut)) => {
                     truncated += usize::from(cut);
                     samples.push(Sample { ids, labels, line });
-                    rows.push(row);
+                    rows.push(without(row, end.as_deref()));
                 }
                 Err(e) => {
                     faults.push(format!("{}:{line}: {e}", path.display()));
@@ -138,16 +139,20 @@ pub fn read_ids(path: &Path, tokenizer: &Tokenizer, rows: usize, longest: usize)
 
 /// Token ids, and which of them are learnt.
 pub(crate) fn encode(row: &Row, tokenizer: &Tokenizer) -> Result<(Vec<i64>, Vec<bool>)> {
-    let end = || {
-        tokenizer.eos_ids().first().copied().ok_or_else(|| {
+    // A row may bring its end along, and a tokenizer put it behind every text: there is no second one then.
+    let ended = |mut ids: Vec<i64>, given: usize| {
+        let end = tokenizer.eos_ids().first().copied().ok_or_else(|| {
             Error::unsupported("the tokenizer has no end-of-text token")
                 .hint("set eos_token in tokenizer_config.json")
-        })
+        })?;
+        if ids.len() == given || ids.last() != Some(&end) {
+            ids.push(end);
+        }
+        Ok::<_, Error>(ids)
     };
     match row {
         Row::Text(text) => {
-            let mut ids = tokenizer.encode(text, true)?;
-            ids.push(end()?);
+            let ids = ended(tokenizer.encode(text, true)?, 0)?;
             let learnt = vec![true; ids.len()];
             Ok((ids, learnt))
         }
@@ -156,12 +161,12 @@ pub(crate) fn encode(row: &Row, tokenizer: &Tokenizer) -> Result<(Vec<i64>, Vec<
             let mut ids = tokenizer.encode(prompt, true)?;
             let given = ids.len();
             ids.extend(tokenizer.encode_after(completion)?);
-            ids.push(end()?);
+            let ids = ended(ids, given)?;
             let learnt = (0..ids.len()).map(|i| i >= given).collect();
             Ok((ids, learnt))
         }
-        Row::Chat(messages) => {
-            let (text, spans) = template(tokenizer)?.render_with_spans(messages)?;
+        Row::Chat(chat) => {
+            let (text, spans) = template(tokenizer, chat)?.render_with_spans(&chat.messages)?;
             let encoding = tokenizer.encode_with_offsets(&text, false)?;
             let learnt = encoding.mask(&spans);
             Ok((encoding.ids, learnt))
@@ -169,11 +174,41 @@ pub(crate) fn encode(row: &Row, tokenizer: &Tokenizer) -> Result<(Vec<i64>, Vec<
     }
 }
 
-pub(crate) fn template(tokenizer: &Tokenizer) -> Result<&lora_model::ChatTemplate> {
-    tokenizer.chat_template().ok_or_else(|| {
+/// How a row may write the end-of-text token.
+fn end_text(tokenizer: &Tokenizer) -> Option<String> {
+    let &end = tokenizer.eos_ids().first()?;
+    let text = tokenizer.decode(&[end], false).ok()?;
+    let ids = tokenizer.encode(&text, false).ok()?;
+    (ids == [end]).then_some(text)
+}
+
+/// The row without that text at its end: no answer is asked to say it.
+fn without(row: Row, end: Option<&str>) -> Row {
+    let cut = |mut text: String| {
+        if let Some(rest) = end.and_then(|end| text.strip_suffix(end)).map(str::len) {
+            text.truncate(rest);
+        }
+        text
+    };
+    match row {
+        Row::Text(text) => Row::Text(cut(text)),
+        Row::Pair { prompt, completion } => Row::Pair { prompt, completion: cut(completion) },
+        Row::Chat(chat) => Row::Chat(chat),
+    }
+}
+
+/// The model's chat template, for one conversation.
+pub(crate) fn template(tokenizer: &Tokenizer, chat: &Conversation) -> Result<ChatTemplate> {
+    let mut template = tokenizer.chat_template().cloned().ok_or_else(|| {
         Error::unsupported("the row has `messages`, but the model has no chat template")
             .hint("use `prompt` + `completion` rows, or add chat_template.jinja to the model's folder")
-    })
+    })?;
+    if let Some(time) = chat.time {
+        template = template.at_time(time);
+    }
+    let tools = chat.tools.iter().map(|tools| ("tools", tools));
+    let variables = chat.variables.iter().map(|(name, value)| (name.as_str(), value));
+    Ok(tools.chain(variables).fold(template, |of, (name, value)| of.with_variable(name, value.clone())))
 }
 
 /// Input, labels, and whether it was cut.

@@ -31,7 +31,7 @@ pub use plan::{Fit, Load, Plan, Planner, Setting};
 pub use private::{check_rows, fingerprint, no_dropout, train_privately};
 pub use recorder::Recorder;
 pub use report::{Event, Outcome, StepReport};
-pub use rows::{Row, read_rows};
+pub use rows::{Conversation, Row, read_rows};
 pub use save::SavePoint;
 pub use schedule::Schedule;
 pub use sharing::may_share;

@@ -38,8 +38,8 @@ use crate::trainer::{Gradient, Source, TrainConfig, run};
 ///
 /// # Errors
 /// Those of [`check_rows`], and of [`crate::train`], but for what a single text fails of; before anything is charged, what any
-/// text whatever would fail of, and parameters that are not finite; [`Error::usage`] for dropout; those of the ledger, but for
-/// a spent budget after the first step.
+/// text whatever would fail of; before a step is charged, parameters that are not finite; [`Error::usage`] for dropout; those of
+/// the ledger, but for a spent budget after the first step.
 pub fn train_privately(
     model: &dyn Model,
     params: Vec<Param>,
@@ -141,6 +141,11 @@ impl Source for Drawn<'_> {
     fn gradients(&mut self, step: u64, arena: &mut Arena, optimiser: &AdamW) -> Result<Option<Gradient>> {
         if step == 0 {
             self.passes(arena)?;
+        }
+        // No text would have a gradient, and zeros would spend the budget. What was released so far tells it anyway.
+        if !all_finite(arena.values()) {
+            return Err(Error::non_finite(format!("step {step} left parameters that are not finite"))
+                .hint("lower the learning rate; the ledger holds what the steps before gave away"));
         }
         let Self { model, data, config, .. } = *self;
         let state = optimiser.fingerprint(arena)?;

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use lora_core::{Error, Result};
 use lora_model::Message;
@@ -15,7 +16,7 @@ const LINE_LIMIT: u64 = 64 << 20;
 #[derive(Debug, Clone, PartialEq)]
 pub enum Row {
     /// A conversation; the assistant's turns are learnt.
-    Chat(Vec<Message>),
+    Chat(Conversation),
     /// The completion is learnt.
     Pair {
         /// What is given.
@@ -27,12 +28,28 @@ pub enum Row {
     Text(String),
 }
 
+/// What a chat template is given.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Conversation {
+    /// Its turns.
+    pub messages: Vec<Message>,
+    /// Descriptions of the tools that may be called: a list of JSON schemas, in the field `tools`.
+    pub tools: Option<Value>,
+    /// More of the template's variables, in the field `chat_template_kwargs`.
+    pub variables: Map<String, Value>,
+    /// The time that a template may print, in seconds since 1970 (UTC): of a row, when its file was last changed, so that a file
+    /// gives the same texts at any time. Without one it is now.
+    pub time: Option<i64>,
+}
+
 /// Reads every row with its line number (from 1). Blank lines are skipped.
 ///
 /// # Errors
-/// [`Error::data`] naming file and line for what is not UTF-8, not JSON, or not a row; for a file without rows.
+/// [`Error::data`] naming file and line for what is not UTF-8, not JSON, or not a row; for a file without rows;
+/// [`Error::unsupported`] for a row that would be rendered otherwise than all.
 pub fn read_rows(path: &Path) -> Result<Vec<(usize, Row)>> {
     let file = File::open(path).map_err(|e| Error::io("open the data", path, e))?;
+    let time = changed(&file);
     let mut reader = BufReader::new(file);
     let mut rows = Vec::new();
     for line in 1.. {
@@ -50,7 +67,7 @@ pub fn read_rows(path: &Path) -> Result<Vec<(usize, Row)>> {
         // A byte order mark is no part of the JSON.
         let text = if line == 1 { text.trim_start_matches('\u{feff}') } else { text };
         if !text.trim().is_empty() {
-            rows.push((line, row(text.trim_end()).map_err(at)?));
+            rows.push((line, row(text.trim_end(), time).map_err(at)?));
         }
     }
     if rows.is_empty() {
@@ -62,7 +79,16 @@ pub fn read_rows(path: &Path) -> Result<Vec<(usize, Row)>> {
 const SHAPES: &str = "a row is a JSON object with `messages`, `prompt` + `completion`, `context` + `target`, or \
                       `text`; see docs/data.md";
 
-fn row(text: &str) -> Result<Row> {
+/// When a file was last changed, in seconds since 1970; now, if nobody knows.
+fn changed(file: &File) -> i64 {
+    let at = file.metadata().and_then(|about| about.modified()).unwrap_or_else(|_| SystemTime::now());
+    match at.duration_since(UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        Err(before) => i64::try_from(before.duration().as_secs()).map_or(i64::MIN, |seconds| -seconds),
+    }
+}
+
+fn row(text: &str, time: i64) -> Result<Row> {
     let value: Value = serde_json::from_str(text).map_err(|e| {
         let what = e.to_string();
         let what = what.split(" at line ").next().unwrap_or_default();
@@ -72,14 +98,12 @@ fn row(text: &str) -> Result<Row> {
         return Err(Error::data("not a JSON object").hint(SHAPES));
     };
     if object.contains_key("messages") {
-        return Ok(Row::Chat(messages(&object, "messages")?));
+        return chat(&object, &["messages"], time);
     }
     for (prompt, completion) in [("prompt", "completion"), ("context", "target")] {
         match (object.get(prompt), object.get(completion)) {
             (Some(Value::Array(_)), Some(Value::Array(_))) => {
-                let mut all = messages(&object, prompt)?;
-                all.extend(messages(&object, completion)?);
-                return Ok(Row::Chat(all));
+                return chat(&object, &[prompt, completion], time);
             }
             (Some(_), Some(_)) => {
                 let (prompt, completion) = (string(&object, prompt)?, string(&object, completion)?);
@@ -106,6 +130,47 @@ fn string(object: &Map<String, Value>, field: &str) -> Result<String> {
         Some(Value::String(s)) if !s.is_empty() => Ok(s.clone()),
         Some(Value::String(_)) => Err(Error::data(format!("`{field}` is empty"))),
         _ => Err(Error::data(format!("`{field}` is not a string")).hint(SHAPES)),
+    }
+}
+
+/// The messages of these fields, one list behind the other, and what the template is given beside them.
+fn chat(object: &Map<String, Value>, fields: &[&str], time: i64) -> Result<Row> {
+    let lists = fields.iter().map(|field| messages(object, field)).collect::<Result<Vec<_>>>()?;
+    let (messages, tools, variables) = (lists.concat(), tools(object)?, variables(object)?);
+    Ok(Row::Chat(Conversation { messages, tools, variables, time: Some(time) }))
+}
+
+/// A list, or its text: columns of one type cannot hold schemas of several shapes.
+fn tools(object: &Map<String, Value>) -> Result<Option<Value>> {
+    let bad = || Error::data("`tools` is not a list").hint("a list of JSON schemas, or the text of one");
+    let tools = match object.get("tools") {
+        Some(Value::String(text)) => serde_json::from_str(text).map_err(|_| bad())?,
+        other => other.cloned().unwrap_or_default(),
+    };
+    match tools {
+        Value::Null => Ok(None),
+        Value::Array(_) => Ok(Some(tools)),
+        _ => Err(bad()),
+    }
+}
+
+/// What says in TRL how a row is rendered, and is no variable of its template.
+const SETTLED: [&str; 4] = ["messages", "add_generation_prompt", "continue_final_message", "chat_template"];
+
+fn variables(object: &Map<String, Value>) -> Result<Map<String, Value>> {
+    const FIELD: &str = "chat_template_kwargs";
+    let variables = match object.get(FIELD) {
+        None | Some(Value::Null) => return Ok(Map::new()),
+        Some(Value::Object(variables)) => variables.clone(),
+        Some(_) => {
+            let e = Error::data(format!("`{FIELD}` is not an object"));
+            return Err(e.hint("an object: values of the chat template's variables, by their names"));
+        }
+    };
+    match SETTLED.into_iter().find(|name| variables.contains_key(*name)) {
+        Some(name) => Err(Error::unsupported(format!("`{name}` in `{FIELD}`"))
+            .hint("leave it out: only variables of the chat template may be set for a row")),
+        None => Ok(variables),
     }
 }
 

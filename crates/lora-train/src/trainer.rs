@@ -310,6 +310,8 @@ impl TrainConfig {
         refuse(self.accumulate == 0, "accumulate must be positive");
         let lr = self.learning_rate;
         refuse(!(lr > 0.0 && lr.is_finite()), "the learning rate must be positive");
+        let decay = self.adamw.weight_decay;
+        refuse(!(decay >= 0.0 && decay.is_finite()), "the weight decay must be 0 or more");
         refuse(!(0.0..=1.0).contains(&self.warmup), "warmup is a share of the steps, from 0 to 1");
         refuse(self.clip.is_some_and(|c| !(c > 0.0)), "the clipping norm must be positive");
         let mu = self.proximal.unwrap_or(0.0);

@@ -1,13 +1,22 @@
 //! Rows as token ids.
 
 use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
 
 use lora_model::{IGNORE, Tokenizer};
-use lora_train::{DataOptions, Dataset};
+use lora_train::{DataOptions, Dataset, Row, reference};
+use serde_json::{Value, json};
 
 fn tokenizer(kind: &str) -> Tokenizer {
     let texts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lora-model/tests/data/text");
     Tokenizer::open(&texts.join(format!("{kind}.gguf"))).unwrap()
+}
+
+/// A folder with that chat template.
+fn with_template(dir: &Path, template: &str) -> Tokenizer {
+    tokenizer("smollm").save(dir).unwrap();
+    std::fs::write(dir.join("chat_template.jinja"), template).unwrap();
+    Tokenizer::open(dir).unwrap()
 }
 
 const COMPLETIONS: [&str; 8] = ["hello", " hello", "  hello", "\nhello", "éa 😀", "1234", " ", "▁a"];
@@ -46,5 +55,112 @@ fn a_completion_follows_its_prompt() {
                 assert!(answer == said || format!(" {answer}") == said, "{place}: {answer:?}");
             }
         }
+    }
+}
+
+/// What writes its own end has no second one, and its answer is what stands before.
+#[test]
+fn an_end_that_is_there_is_not_added() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("rows.jsonl");
+    for kind in ["spm", "smollm"] {
+        let tokenizer = tokenizer(kind);
+        let end = tokenizer.decode(&tokenizer.eos_ids()[..1], false).unwrap();
+        let read = |end: &str| {
+            let said = |text: &str| format!("{text}{end}");
+            let pair = serde_json::json!({ "prompt": format!("say it:{end}"), "completion": said("four") });
+            let text = serde_json::json!({ "text": said("two and two") });
+            std::fs::write(&file, format!("{pair}\n{text}\n")).unwrap();
+            Dataset::read(&file, &tokenizer, DataOptions { max_length: 100, truncate: false }).unwrap()
+        };
+        let (without, with) = (read(""), read(&end));
+        // In a prompt it is the row's affair.
+        let given = tokenizer.encode(&format!("say it:{end}"), true).unwrap();
+        assert!(with.samples[0].ids.starts_with(&given), "{kind}");
+        let learnt = |data: &Dataset| -> Vec<i64> {
+            data.samples[0].labels.iter().copied().filter(|&l| l != IGNORE).collect()
+        };
+        assert_eq!(learnt(&with), learnt(&without), "{kind}");
+        assert_eq!(with.samples[1], without.samples[1], "{kind}");
+        assert_eq!(reference(&with.rows[0]), Some("four"), "{kind}");
+        assert_eq!(with.rows[1], without.rows[1], "{kind}");
+    }
+}
+
+/// With a template that prints it, the time is that of the file: the same texts at any time, and others once it was changed.
+#[test]
+fn a_file_gives_the_same_texts_at_any_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let template = "{{ strftime_now('%Y %S') }}: {% for m in messages %}{{ m.content }}\
+                    {{ eos_token if m.role == 'assistant' else '\\n' }}{% endfor %}";
+    let tokenizer = with_template(dir.path(), template);
+    let file = dir.path().join("rows.jsonl");
+    let row = r#"{"messages": [{"role": "user", "content": "When?"}, {"role": "assistant", "content": "Then."}]}"#;
+    std::fs::write(&file, row).unwrap();
+    let read = |seconds: u64| {
+        let rows = std::fs::File::options().append(true).open(&file).unwrap();
+        rows.set_modified(UNIX_EPOCH + Duration::from_secs(seconds)).unwrap();
+        Dataset::read(&file, &tokenizer, DataOptions { max_length: 100, truncate: false }).unwrap()
+    };
+    for (seconds, text) in [(1_700_000_000, "2023 20: When?\nThen."), (1_500_000_000, "2017 00: When?\nThen.")] {
+        let data = read(seconds);
+        assert_eq!(tokenizer.decode(&data.samples[0].ids, false).unwrap(), text);
+        let learnt: Vec<i64> = data.samples[0].labels.iter().copied().filter(|&l| l != IGNORE).collect();
+        assert_eq!(tokenizer.decode(&learnt, false).unwrap(), "Then.<|im_end|>");
+        // What is asked of the row later is asked as of then.
+        let time = i64::try_from(seconds).unwrap();
+        assert!(matches!(&data.rows[0], Row::Chat(chat) if chat.time == Some(time)), "{:?}", data.rows);
+    }
+}
+
+/// A conversation with tools is read with their descriptions, as a list or as its text.
+#[test]
+fn a_template_is_given_a_rows_tools() {
+    let dir = tempfile::tempdir().unwrap();
+    let templates = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lora-model/tests/data/templates");
+    let tokenizer =
+        with_template(dir.path(), &std::fs::read_to_string(templates.join("qwen25.jinja")).unwrap());
+    let file = dir.path().join("rows.jsonl");
+    let read = |tools: Value| {
+        let call = json!({"function": {"name": "weather", "arguments": {"city": "Ulm"}}});
+        let row = json!({"tools": tools, "messages": [
+            {"role": "user", "content": "Rain?"}, {"role": "assistant", "content": null, "tool_calls": [call]},
+            {"role": "tool", "content": "dry"}, {"role": "assistant", "content": "No."}]});
+        std::fs::write(&file, row.to_string()).unwrap();
+        Dataset::read(&file, &tokenizer, DataOptions { max_length: 2000, truncate: false })
+    };
+    let text = |tools: Value| tokenizer.decode(&read(tools).unwrap().samples[0].ids, false).unwrap();
+    let about = "What the sky does";
+    let tools = json!([{"type": "function", "function": {"name": "weather", "description": about}}]);
+    let told = text(tools.clone());
+    assert!(told.contains(about) && told.contains("\"city\": \"Ulm\""), "{told}");
+    assert_eq!(text(tools.to_string().into()), told);
+    for none in [Value::Null, json!("null"), json!([])] {
+        assert!(!text(none).contains("# Tools"));
+    }
+    for bad in [json!(3), json!({"name": "weather"}), json!("[weather")] {
+        let e = read(bad).unwrap_err().to_string();
+        assert!(e.contains("rows.jsonl:1") && e.contains("`tools`"), "{e}");
+    }
+}
+
+/// And what it sets of the template's variables.
+#[test]
+fn a_template_is_given_a_rows_variables() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokenizer = with_template(dir.path(), "{{ mood }}: {{ messages[0].content }}{{ eos_token }}");
+    let file = dir.path().join("rows.jsonl");
+    let read = |variables: Value| {
+        let answer = json!([{"role": "assistant", "content": "Yes."}]);
+        let row = json!({"messages": answer, "chat_template_kwargs": variables});
+        std::fs::write(&file, row.to_string()).unwrap();
+        Dataset::read(&file, &tokenizer, DataOptions { max_length: 100, truncate: false })
+    };
+    let text = |variables: Value| tokenizer.decode(&read(variables).unwrap().samples[0].ids, false).unwrap();
+    assert_eq!(text(json!({"mood": "glad"})), "glad: Yes.");
+    assert_eq!(text(Value::Null), ": Yes.");
+    for (bad, said) in [(json!("glad"), "not an object"), (json!({"messages": []}), "`messages` in")] {
+        let e = read(bad).unwrap_err().to_string();
+        assert!(e.contains("rows.jsonl:1") && e.contains(said), "{e}");
     }
 }

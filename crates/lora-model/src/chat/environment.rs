@@ -7,8 +7,8 @@ use lora_core::{Error, Result};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
 use minijinja::{AutoEscape, Environment, Error as JinjaError, ErrorKind, State, Value};
-use time::OffsetDateTime;
 use time::format_description::parse_strftime_owned;
+use time::{OffsetDateTime, UtcOffset};
 
 use super::{NAME, json};
 
@@ -23,7 +23,6 @@ pub(super) fn environment() -> Result<Environment<'static>> {
     env.set_unknown_method_callback(call_method);
     env.add_function("raise_exception", raise_exception);
     env.add_filter("tojson", json::to_json);
-    set_clock(&mut env, None);
     Ok(env)
 }
 
@@ -53,16 +52,33 @@ fn call_method(state: &mut State<'_, '_>, value: &Value, method: &str, args: &[V
     minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
 }
 
-/// `strftime_now(format)`: now, or the given second.
-pub(super) fn set_clock(env: &mut Environment<'_>, unix_seconds: Option<i64>) {
+/// An instant: seconds since 1970, and where they are told.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Clock {
+    seconds: i64,
+    place: UtcOffset,
+}
+
+impl Clock {
+    pub(super) fn utc(seconds: i64) -> Self {
+        Self { seconds, place: UtcOffset::UTC }
+    }
+
+    /// The local time of the machine, if it tells one.
+    pub(super) fn now() -> Self {
+        let now = OffsetDateTime::now_local().unwrap_or_else(|_| OffsetDateTime::now_utc());
+        Self { seconds: now.unix_timestamp(), place: now.offset() }
+    }
+}
+
+/// `strftime_now(format)`.
+pub(super) fn set_clock(env: &mut Environment<'_>, clock: Clock) {
     env.add_function("strftime_now", move |format: &str| {
         let fail =
             |e: &dyn fmt::Display| JinjaError::new(ErrorKind::InvalidOperation, format!("`{format}`: {e}"));
-        let now = match unix_seconds {
-            Some(s) => OffsetDateTime::from_unix_timestamp(s).map_err(|e| fail(&e))?,
-            None => OffsetDateTime::now_local().unwrap_or_else(|_| OffsetDateTime::now_utc()),
-        };
-        now.format(&parse_strftime_owned(format).map_err(|e| fail(&e))?).map_err(|e| fail(&e))
+        let instant = OffsetDateTime::from_unix_timestamp(clock.seconds).map_err(|e| fail(&e))?;
+        let format = parse_strftime_owned(format).map_err(|e| fail(&e))?;
+        instant.to_offset(clock.place).format(&format).map_err(|e| fail(&e))
     });
 }
 

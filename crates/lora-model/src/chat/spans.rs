@@ -21,7 +21,43 @@ use super::{ChatTemplate, Message, NAME};
 /// system prompt, say), which only means that this part tells nothing.
 type Part<T> = Result<Option<T>>;
 
+/// The assistant's last turn, to be said again: what is given, and what training has the model say behind it, in three parts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastTurn {
+    /// The conversation before, with the generation prompt.
+    pub prompt: String,
+    /// What the template writes before the content: Qwen3's empty thinking, say.
+    pub before: String,
+    /// The content as the template writes it; the whole turn where its place cannot be told.
+    pub content: String,
+    /// What it writes behind the content, the end of the turn among it.
+    pub behind: String,
+}
+
 impl ChatTemplate {
+    /// The last message of a conversation as a turn to be said again; none if it is not the assistant's. Where the template
+    /// writes the conversation before it otherwise than in the whole, its content stands alone.
+    ///
+    /// # Errors
+    /// As [`render`](Self::render).
+    pub fn last_turn(&self, messages: &[Message]) -> Result<Option<LastTurn>> {
+        let Some((last, earlier)) = messages.split_last().filter(|(last, _)| last.role == "assistant") else {
+            return Ok(None);
+        };
+        let still = self.still();
+        let (prompt, text) = (still.rendered(earlier, true)?, still.rendered(messages, false)?);
+        let (start, end) = (prompt.len(), text.len());
+        if !text.starts_with(&prompt) {
+            let [before, behind] = [String::new(), String::new()];
+            return Ok(Some(LastTurn { prompt, before, content: last.content.clone(), behind }));
+        }
+        let content = still.around_content(messages, earlier.len(), &text)?;
+        let content = content.filter(|content| start <= content.start).unwrap_or(start..end);
+        let part = |range: Range<usize>| text.get(range).unwrap_or_default().to_owned();
+        let [before, behind] = [start..content.start, content.end..end].map(part);
+        Ok(Some(LastTurn { prompt, before, content: part(content), behind }))
+    }
+
     /// Ranges of `text` (the rendering of `messages`) that assistant turns wrote.
     pub(super) fn spans_from_parts(&self, messages: &[Message], text: &str) -> Result<Vec<Range<usize>>> {
         let mut spans: Vec<Range<usize>> = Vec::new();

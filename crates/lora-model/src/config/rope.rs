@@ -31,6 +31,8 @@ pub enum RopeScaling {
     Factors(Vec<f64>),
 }
 
+const SUPPORTED: &str = "supported are default, linear, llama3, and longrope whose factors are the same at every length";
+
 /// Base and scaling.
 pub(super) fn parse(cfg: &Object<'_>, head_dim: i64, max_positions: i64) -> Result<(f64, RopeScaling)> {
     let scaling = cfg.object("rope_scaling")?.filter(|o| o.values().next().is_some());
@@ -79,9 +81,7 @@ pub(super) fn parse(cfg: &Object<'_>, head_dim: i64, max_positions: i64) -> Resu
         "longrope" => factors(&params, head_dim)?,
         other => {
             let what = format!("position scaling `{other}`");
-            return Err(params
-                .fault("rope_type", Error::unsupported(what))
-                .hint("supported are default, linear and llama3"));
+            return Err(params.fault("rope_type", Error::unsupported(what)).hint(SUPPORTED));
         }
     };
     Ok((theta, scaling))
@@ -94,9 +94,7 @@ fn factors(params: &Object<'_>, head_dim: i64) -> Result<RopeScaling> {
     let long = params.needed("long_factor", params.positives("long_factor")?)?;
     if short != long || params.positive("attention_factor")? != Some(1.0) {
         let what = "position scaling `longrope` with factors that depend on the length";
-        return Err(params
-            .fault("rope_type", Error::unsupported(what))
-            .hint("supported are default, linear and llama3"));
+        return Err(params.fault("rope_type", Error::unsupported(what)).hint(SUPPORTED));
     }
     if long.len() as i64 * 2 != head_dim {
         let what = format!("has {} factors, should have {}: half of head_dim", long.len(), head_dim / 2);

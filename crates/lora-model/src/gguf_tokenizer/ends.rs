@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use lora_core::Result;
+use tokenizers::Tokenizer as Inner;
 
 use crate::checkpoint::Gguf;
 
@@ -53,12 +54,23 @@ pub(crate) fn more_ends(gguf: &Gguf) -> Result<Vec<i64>> {
     for (name, texts) in FILLING {
         ids.extend(key(name)?.or_else(|| texts.iter().find_map(|text| id_of(text))));
     }
-    // At `<|end|>` gpt-oss and Solar end a message and not the turn; to Gemma 4 `</s>` is a word like any.
-    let has = |text: &str| id_of(text).is_some();
-    let harmony = (has("<|call|>") || has("<|calls|>")) && (has("<|return|>") || has("<|flush|>"));
-    let gemma = has("<|tool_response>");
-    let no_ends = [id_of("<|end|>").filter(|_| harmony), id_of("</s>").filter(|_| gemma)];
+    let no_ends = no_ends(|text| id_of(text).is_some()).map(|text| id_of(text?));
     let mut seen = HashSet::new();
     ids.retain(|id| !no_ends.contains(&Some(*id)) && seen.insert(*id));
     Ok(ids)
+}
+
+/// Ids that end a turn or a text, of those whose texts the chat template `source` writes: it teaches them. In the order of our
+/// list.
+pub(crate) fn ends_in_template(inner: &Inner, source: &str) -> Vec<i64> {
+    let added = inner.get_added_vocabulary().get_vocab();
+    let no_ends = no_ends(|text| added.contains_key(text));
+    let ends = TEXTS.iter().filter(|text| source.contains(**text) && !no_ends.contains(&Some(**text)));
+    ends.filter_map(|text| added.get(*text)).map(|&id| i64::from(id)).collect()
+}
+
+/// At `<|end|>` gpt-oss and Solar end a message and not the turn; to Gemma 4 `</s>` is a word like any.
+fn no_ends(has: impl Fn(&str) -> bool) -> [Option<&'static str>; 2] {
+    let harmony = (has("<|call|>") || has("<|calls|>")) && (has("<|return|>") || has("<|flush|>"));
+    [harmony.then_some("<|end|>"), has("<|tool_response>").then_some("</s>")]
 }

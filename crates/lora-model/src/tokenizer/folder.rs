@@ -1,10 +1,10 @@
 //! A tokenizer from a folder in Hugging Face's layout.
 //!
-//! `tokenizer.json` is followed to the letter. (transformers 5 rebuilds some tokenizers from a Python class named
-//! in `tokenizer_config.json` and drops parts of the file; with the class `PreTrainedTokenizerFast` it does not.) So what
-//! goes around a text is the post-processor's affair alone: as in transformers 5 (5.23), which leaves `add_bos_token` and
-//! `add_eos_token` of `tokenizer_config.json` out where there is a `tokenizer.json`. transformers 4 obeyed them in
-//! Llama's classes.
+//! `tokenizer.json` is followed to the letter, but for added tokens that `tokenizer_config.json` describes otherwise.
+//! (transformers 5 rebuilds some tokenizers from a Python class named in `tokenizer_config.json` and drops parts of the file;
+//! with the class `PreTrainedTokenizerFast` it does not.) So what goes around a text is the post-processor's affair alone: as
+//! in transformers 5 (5.23), which leaves `add_bos_token` and `add_eos_token` of `tokenizer_config.json` out where there is a
+//! `tokenizer.json`. transformers 4 obeyed them in Llama's classes.
 
 use std::path::Path;
 
@@ -13,9 +13,12 @@ use serde_json::{Map, Value as Json};
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
 use super::{Parts, parse};
+use crate::gguf_tokenizer::ends_in_template;
 
 const CONFIG: &str = "tokenizer_config.json";
-/// Where old folders keep what their configuration does not name.
+/// The configuration's list of added tokens.
+const ADDED: &str = "added_tokens_decoder";
+/// Where old folders name the special tokens.
 const SPECIALS: &str = "special_tokens_map.json";
 
 pub(super) fn read(dir: &Path) -> Result<Parts> {
@@ -27,9 +30,10 @@ pub(super) fn read(dir: &Path) -> Result<Parts> {
     })?;
     let mut inner = parse(&bytes).map_err(|e| e.at(path.display()))?;
     let mut config = read_json(&dir.join(CONFIG))?.unwrap_or_default();
-    let named = read_json(&dir.join(SPECIALS))?.unwrap_or_default();
-    for (name, token) in named.into_iter().filter(|(name, _)| name.ends_with("_token")) {
-        config.entry(name).or_insert(token);
+    // As transformers 5: a configuration that lists the added tokens is one of its time, else the old file has the last word.
+    if !config.contains_key(ADDED) {
+        let named = read_json(&dir.join(SPECIALS))?.unwrap_or_default();
+        config.extend(named.into_iter().filter(|(name, _)| name.ends_with("_token")));
     }
     let in_config = |e: Error| e.at(dir.join(CONFIG).display());
     add_tokens(&mut inner, &config).map_err(in_config)?;
@@ -41,6 +45,8 @@ pub(super) fn read(dir: &Path) -> Result<Parts> {
         more_eos.extend(eos_ids(&settings).map_err(|e| e.at(dir.join(name).display()))?);
     }
     let template = read_template(dir, &config)?;
+    // A base model's folder often has a template for chats, and as its end that of texts alone.
+    more_eos.extend(template.iter().flat_map(|source| ends_in_template(&inner, source)));
     Ok(Parts { inner, bos, pad, eos, more_eos, template, config })
 }
 
@@ -55,10 +61,11 @@ fn read_json(path: &Path) -> Result<Option<Map<String, Json>>> {
     object.map(Some).map_err(|e| Error::data(format!("not a JSON object: {e}")).at(path.display()))
 }
 
-/// Tokens that the configuration adds to those of `tokenizer.json`.
+/// Tokens that the configuration adds to those of `tokenizer.json`, or describes otherwise: what it says of one goes before
+/// what the file says, as in transformers 5.
 fn add_tokens(inner: &mut Inner, config: &Map<String, Json>) -> Result<()> {
-    let Some(Json::Object(listed)) = config.get("added_tokens_decoder") else { return Ok(()) };
-    let bad = |id: &str| Error::data(format!("malformed entry `{id}`")).at("`added_tokens_decoder`");
+    let Some(Json::Object(listed)) = config.get(ADDED) else { return Ok(()) };
+    let bad = |id: &str| Error::data(format!("malformed entry `{id}`")).at(format!("`{ADDED}`"));
     let mut tokens = Vec::new();
     for (key, value) in listed {
         let id: u32 = key.parse().map_err(|_| bad(key))?;
@@ -66,17 +73,17 @@ fn add_tokens(inner: &mut Inner, config: &Map<String, Json>) -> Result<()> {
         tokens.push((id, token));
     }
     tokens.sort_by_key(|(id, _)| *id);
-    for (id, token) in tokens {
-        let text = token.content.clone();
-        if !inner.get_added_tokens_decoder().contains_key(&id) {
-            inner.add_tokens([token]).map_err(|e| Error::data(e.to_string()))?;
-        }
-        if inner.token_to_id(&text) != Some(id) {
-            return Err(bad(&id.to_string())
-                .hint("its id does not fit `tokenizer.json`: do the files belong together?"));
-        }
+    let known = inner.get_added_tokens_decoder();
+    let other = tokens.iter().filter(|(id, token)| known.get(id) != Some(token));
+    let other: Vec<_> = other.map(|(_, token)| token.clone()).collect();
+    if !other.is_empty() {
+        inner.add_tokens(other).map_err(|e| Error::data(e.to_string()))?;
     }
-    Ok(())
+    match tokens.iter().find(|(id, token)| inner.token_to_id(&token.content) != Some(*id)) {
+        Some((id, _)) => Err(bad(&id.to_string())
+            .hint("its id does not fit `tokenizer.json`: do the files belong together?")),
+        None => Ok(()),
+    }
 }
 
 /// A special token, written as a text or as an object with its `content`.

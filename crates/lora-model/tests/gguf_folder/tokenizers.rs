@@ -75,6 +75,21 @@ fn conversations_come_back() {
     assert!(rendered >= 9, "{rendered}");
 }
 
+/// A turn may end otherwise than a text.
+#[test]
+fn the_end_of_a_turn_comes_along() {
+    let (dir, _) = folder_of("smollm", 0, &json!({}));
+    fs::write(dir.path().join("tokenizer_config.json"), r#"{"eos_token": "<|endoftext|>"}"#).unwrap();
+    fs::copy(data("templates/chatml.jinja"), dir.path().join("chat_template.jinja")).unwrap();
+    let (_, to) = written(dir.path(), None).unwrap();
+    let file = Gguf::open(&to).unwrap();
+    for (name, id) in [("eos", 0), ("eot", 2)] {
+        let key = format!("tokenizer.ggml.{name}_token_id");
+        assert_eq!(file.meta(&key), Some(&GgufValue::U64(id)), "{name}");
+    }
+    assert_eq!(Tokenizer::open(&to).unwrap().eos_ids(), [0, 2]);
+}
+
 /// SentencePiece's vocabularies in the newer spelling of `tokenizer.json`.
 #[test]
 fn metaspace_is_a_prefix_or_none() {

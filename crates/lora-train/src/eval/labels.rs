@@ -1,11 +1,11 @@
 //! Which of a few answers a model finds likeliest: classification by scoring, without generating.
 
 use lora_core::{Error, Mode, Result};
-use lora_model::{Message, Model, Piece, Texts, Tokenizer};
+use lora_model::{Model, Piece, Texts, Tokenizer};
 use tch::{Kind, Tensor};
 
 use crate::data::encode;
-use crate::rows::Row;
+use crate::rows::{Conversation, Row};
 use crate::sharing::Tree;
 
 /// Logits of so many positions exist at one time.
@@ -108,7 +108,9 @@ pub fn reference(row: &Row) -> Option<&str> {
     match row {
         Row::Text(_) => None,
         Row::Pair { completion, .. } => Some(completion),
-        Row::Chat(messages) => messages.last().filter(|m| m.role == "assistant").map(|m| m.content.as_str()),
+        Row::Chat(Conversation { messages, .. }) => {
+            messages.last().filter(|m| m.role == "assistant").map(|m| m.content.as_str())
+        }
     }
 }
 
@@ -136,10 +138,10 @@ fn answered(row: &Row, label: &str) -> Option<Row> {
     match row {
         Row::Text(_) => None,
         Row::Pair { prompt, .. } => Some(Row::Pair { prompt: prompt.clone(), completion: answer }),
-        Row::Chat(messages) => {
-            let (last, before) = messages.split_last()?;
-            let last = Message { content: answer, ..last.clone() };
-            Some(Row::Chat(before.iter().cloned().chain([last]).collect()))
+        Row::Chat(chat) => {
+            let mut chat = chat.clone();
+            chat.messages.last_mut()?.content = answer;
+            Some(Row::Chat(chat))
         }
     }
 }

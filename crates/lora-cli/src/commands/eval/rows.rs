@@ -42,7 +42,10 @@ impl Args {
         let added: usize = encoded.map(|ids| ids.map(|ids| ids.len() + 1)).sum::<lora::Result<_>>()?;
         let mut rest = &rows[..];
         while !rest.is_empty() {
-            let lengths = rest.iter().map(|(_, sample)| sample.ids.len() + added);
+            let lengths = rest.iter().map(|(row, sample)| {
+                let generated = reference(row).map_or(0, |_| self.max_tokens);
+                longest(sample.ids.len(), added, generated, context(opened))
+            });
             let (rows, others) = rest.split_at(pass(self.batch_size, lengths));
             rest = others;
             let asked = rows.iter().map(|row| self.ask(opened, *row, labels)).collect::<Result<Vec<_>>>()?;
@@ -102,7 +105,7 @@ impl Args {
 
     /// What is asked of the model about a row.
     fn ask(&self, opened: &Opened, (row, sample): (&Row, &Sample), labels: &[String]) -> Result<Asked> {
-        let context = usize::try_from(opened.checkpoint.config().max_positions).unwrap_or(usize::MAX);
+        let context = context(opened);
         let at = |e: Error| e.at(format!("{}:{}", self.data.display(), sample.line));
         let question = match self.max_tokens {
             0 => None,
@@ -117,6 +120,17 @@ impl Args {
         let truth = choices.as_ref().map(|_| truth(row, labels).map_err(at)).transpose()?;
         Ok(Asked { line: sample.line, question, choices: choices.zip(truth) })
     }
+}
+
+/// Tokens that the model can read.
+fn context(opened: &Opened) -> usize {
+    usize::try_from(opened.checkpoint.config().max_positions).unwrap_or(usize::MAX)
+}
+
+/// How many tokens of a row the model holds at once: with all labels, or with an answer that is generated, which ends with the
+/// context at the latest.
+fn longest(row: usize, labels: usize, answer: usize, context: usize) -> usize {
+    (row + labels).max(row.saturating_add(answer).min(context))
 }
 
 /// How many of these rows, of so many tokens, are read at once.
@@ -169,6 +183,14 @@ fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_generated_counts() {
+        assert_eq!(longest(40, 0, 24, 256), 64);
+        assert_eq!(longest(40, 30, 24, 256), 70, "labels and answers are passes of their own");
+        assert_eq!(longest(40, 0, usize::MAX, 256), 256);
+        assert_eq!(longest(40, 0, 0, 256), 40);
+    }
 
     #[test]
     fn a_pass_is_of_so_many_rows_and_tokens() {
