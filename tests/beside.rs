@@ -39,7 +39,8 @@ fn what_is_less_than_a_digit_counts() {
             [y.detach(), x.grad()]
         };
         let digit = 0.5f64.powi(10);
-        let want = [rows.repeat([n, 1]) * (inp as f64 * digit), columns.repeat([n, 1]) * (out as f64 * digit)];
+        let want =
+            [rows.repeat([n, 1]) * (inp as f64 * digit), columns.repeat([n, 1]) * (out as f64 * digit)];
         let near = |layer: &Linear, what: &str| {
             for (got, want) in passed(layer).iter().zip(&want) {
                 let error = relative(got, want);
@@ -49,7 +50,8 @@ fn what_is_less_than_a_digit_counts() {
         let mut low = Linear::new(ones(kind, out, inp), None);
         let nothing = passed(&low).iter().all(|t| t.abs().max().double_value(&[]) == 0.0);
         assert!(nothing, "{kind:?}: the weights alone");
-        low.attach("a", recipe("lora").unwrap().adapter_from(low.base(), (&a, &b), 2.0, 0.0).unwrap()).unwrap();
+        low.attach("a", recipe("lora").unwrap().adapter_from(low.base(), (&a, &b), 2.0, 0.0).unwrap())
+            .unwrap();
         near(&low, "as an adapter");
         let laid = || Linear::new(beside(ones(kind, out, inp), &a, &b).unwrap(), None);
         near(&laid(), "beside the weight");
@@ -102,9 +104,8 @@ fn a_layer_on_a_packed_weight_is_its_definition() {
             let defined = x.linear(&adapter.effective(&layer.base().dense(Kind::Double)), layer.bias());
             let leaves: Vec<&Tensor> = adapter.params().into_iter().map(|(_, p)| p).chain([&x]).collect();
             let weights = noise(&[16, 24], 11);
-            let run = |y: &Tensor| {
-                Tensor::run_backward(&[(y * &weights).sum(Kind::Double)], &leaves, false, false)
-            };
+            let run =
+                |y: &Tensor| Tensor::run_backward(&[(y * &weights).sum(Kind::Double)], &leaves, false, false);
             let (got, want) = (run(&short), run(&defined));
             let near = |what: &str, got: &Tensor, want: &Tensor| {
                 let error = relative(got, want);

@@ -2,10 +2,10 @@
 
 #[path = "private/client.rs"]
 mod client;
-#[path = "private/diverged.rs"]
-mod diverged;
 #[allow(dead_code)]
 mod common;
+#[path = "private/diverged.rs"]
+mod diverged;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

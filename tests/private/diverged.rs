@@ -15,7 +15,8 @@ fn what_has_diverged_is_not_charged() {
     let model = model("lora", &AdapterConfig::default());
     let (rows, all) = (data(&model, 40), params(&model, "a"));
     let terms = promise.terms(40, 8, 3).unwrap();
-    let mut release = promise.release(&rows, (8, terms), leaves(&model).numel(), "a run", b"a model").unwrap();
+    let mut release =
+        promise.release(&rows, (8, terms), leaves(&model).numel(), "a run", b"a model").unwrap();
     let mut each = |event: &Event| {
         if let Event::Step(_) = event {
             tch::no_grad(|| drop(all[0].tensor.shallow_clone().fill_(f64::NAN)));

@@ -277,9 +277,11 @@ fn an_answer_is_judged_without_what_its_template_writes() {
         "{% for m in messages %}<|{{ m.role }}|>{% if loop.last and m.role == 'assistant' %}[] {% endif %}{{ m.content }}\
          {% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}",
     );
-    let turns = serde_json::json!([{ "role": "user", "content": "hi" }, { "role": "assistant", "content": "yes" }]);
+    let turns =
+        serde_json::json!([{ "role": "user", "content": "hi" }, { "role": "assistant", "content": "yes" }]);
     bench.write("chat.jsonl", serde_json::json!({ "messages": turns }).to_string());
-    let train = "train --model model --data chat.jsonl --out out --variant full --rank 4 --lr 1e-2 --dtype f32";
+    let train =
+        "train --model model --data chat.jsonl --out out --variant full --rank 4 --lr 1e-2 --dtype f32";
     bench.lora(&format!("{train} --epochs 100")).ok();
     let eval = "eval --model model --adapter out --dtype f32 --data chat.jsonl --rows seen.jsonl --json";
     // Room for the reference alone would be none for what stands before it.

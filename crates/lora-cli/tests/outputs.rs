@@ -44,7 +44,8 @@ fn a_pattern_is_written_by_name() {
     let pattern = r"--targets regex:.*\.mlp\.[a-z_]+";
     bench.lora(&format!("{TRAIN} {pattern} --trace trace --out trained")).ok();
     bench.lora(&format!("init --model model --init pissa --rank 2 --dtype f32 --out start {pattern}")).ok();
-    let simulate = "fed simulate --model model --dtype f32 --data data.jsonl --split 2 --rule fedex --rounds 2";
+    let simulate =
+        "fed simulate --model model --dtype f32 --data data.jsonl --split 2 --rule fedex --rounds 2";
     bench.lora(&format!("{simulate} --rank 2 --out together {pattern}")).ok();
     for folder in ["trained", "trace", "start/adapter", "together"] {
         let config = fs::read_to_string(bench.path(folder).join("adapter_config.json")).unwrap();

@@ -157,7 +157,11 @@ fn configurations() {
         ("num_hidden_layers", Value::Null, &["`num_hidden_layers` is missing"]),
         ("num_key_value_heads", json!(3), &["does not divide"]),
         ("rms_norm_eps", json!(-1.0), &["`rms_norm_eps`", "above 0"]),
-        ("rope_scaling", json!({"rope_type": "yarn", "factor": 2.0}), &["position scaling `yarn`", "linear", "longrope"]),
+        (
+            "rope_scaling",
+            json!({"rope_type": "yarn", "factor": 2.0}),
+            &["position scaling `yarn`", "linear", "longrope"],
+        ),
         ("rope_scaling", json!({"type": "linear"}), &["`rope_scaling`", "`factor` is missing"]),
         ("rope_parameters", json!({"full_attention": {"rope_theta": 1.0}}), &["differ by layer type"]),
         ("partial_rotary_factor", json!(0.5), &["a part (0.5) of each head"]),

@@ -151,14 +151,20 @@ fn the_last_turn_is_what_training_has_the_model_say() {
         ("<think>\nhm\n</think>\n\nyes", ["", "<think>\nhm\n</think>\n\nyes<|im_end|>\n", ""]),
     ] {
         let answer = json!({"role": "assistant", "content": said});
-        assert_eq!(last(&qwen3, json!([user, answer, user, answer])), Some(parts.map(str::to_owned)), "{said}");
+        assert_eq!(
+            last(&qwen3, json!([user, answer, user, answer])),
+            Some(parts.map(str::to_owned)),
+            "{said}"
+        );
     }
-    let call = json!({"role": "assistant", "content": null, "tool_calls": [{"name": "weather", "arguments": {}}]});
+    let call =
+        json!({"role": "assistant", "content": null, "tool_calls": [{"name": "weather", "arguments": {}}]});
     let [_, content, _] = last(&qwen3, json!([user, call])).unwrap();
     assert!(content.starts_with(empty) && content.contains("weather"), "{content}");
     assert_eq!(qwen3.last_turn(&[Message::new("user", "card?")]).unwrap(), None);
     // Where the beginning is written otherwise, the content is all there is.
-    let counting = ChatTemplate::new("{% for m in messages %}{{ loop.length }}{{ m.content }}{% endfor %}", "", "");
+    let counting =
+        ChatTemplate::new("{% for m in messages %}{{ loop.length }}{{ m.content }}{% endfor %}", "", "");
     let messages = [Message::new("user", "card?"), Message::new("assistant", "yes")];
     let turn = counting.unwrap().last_turn(&messages).unwrap().unwrap();
     assert_eq!([turn.before, turn.content, turn.behind], ["", "yes", ""]);

@@ -95,14 +95,17 @@ fn a_file_gives_the_same_texts_at_any_time() {
                     {{ eos_token if m.role == 'assistant' else '\\n' }}{% endfor %}";
     let tokenizer = with_template(dir.path(), template);
     let file = dir.path().join("rows.jsonl");
-    let row = r#"{"messages": [{"role": "user", "content": "When?"}, {"role": "assistant", "content": "Then."}]}"#;
+    let row =
+        r#"{"messages": [{"role": "user", "content": "When?"}, {"role": "assistant", "content": "Then."}]}"#;
     std::fs::write(&file, row).unwrap();
     let read = |seconds: u64| {
         let rows = std::fs::File::options().append(true).open(&file).unwrap();
         rows.set_modified(UNIX_EPOCH + Duration::from_secs(seconds)).unwrap();
         Dataset::read(&file, &tokenizer, DataOptions { max_length: 100, truncate: false }).unwrap()
     };
-    for (seconds, text) in [(1_700_000_000, "2023 20: When?\nThen."), (1_500_000_000, "2017 00: When?\nThen.")] {
+    for (seconds, text) in
+        [(1_700_000_000, "2023 20: When?\nThen."), (1_500_000_000, "2017 00: When?\nThen.")]
+    {
         let data = read(seconds);
         assert_eq!(tokenizer.decode(&data.samples[0].ids, false).unwrap(), text);
         let learnt: Vec<i64> = data.samples[0].labels.iter().copied().filter(|&l| l != IGNORE).collect();

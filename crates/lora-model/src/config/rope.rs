@@ -31,7 +31,8 @@ pub enum RopeScaling {
     Factors(Vec<f64>),
 }
 
-const SUPPORTED: &str = "supported are default, linear, llama3, and longrope whose factors are the same at every length";
+const SUPPORTED: &str =
+    "supported are default, linear, llama3, and longrope whose factors are the same at every length";
 
 /// Base and scaling.
 pub(super) fn parse(cfg: &Object<'_>, head_dim: i64, max_positions: i64) -> Result<(f64, RopeScaling)> {

@@ -80,8 +80,10 @@ fn add_tokens(inner: &mut Inner, config: &Map<String, Json>) -> Result<()> {
         inner.add_tokens(other).map_err(|e| Error::data(e.to_string()))?;
     }
     match tokens.iter().find(|(id, token)| inner.token_to_id(&token.content) != Some(*id)) {
-        Some((id, _)) => Err(bad(&id.to_string())
-            .hint("its id does not fit `tokenizer.json`: do the files belong together?")),
+        Some((id, _)) => {
+            Err(bad(&id.to_string())
+                .hint("its id does not fit `tokenizer.json`: do the files belong together?"))
+        }
         None => Ok(()),
     }
 }

@@ -144,7 +144,8 @@ fn within<'a>(text: &'a str, before: &str, behind: &str) -> &'a str {
 pub fn answers(model: &dyn Model, tokenizer: &Tokenizer, questions: &[&Question]) -> Result<Vec<Answer>> {
     let prompts: Vec<_> = questions.iter().map(|q| (&q.ids[..], q.limit)).collect();
     let texts = generate_all(model, &prompts, tokenizer.eos_ids(), Sampling::Greedy)?;
-    let answered = |(question, ids): (&&Question, Vec<i64>)| Ok(question.judge(&tokenizer.decode(&ids, true)?));
+    let answered =
+        |(question, ids): (&&Question, Vec<i64>)| Ok(question.judge(&tokenizer.decode(&ids, true)?));
     questions.iter().zip(texts).map(answered).collect()
 }
 
