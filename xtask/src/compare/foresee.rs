@@ -35,7 +35,8 @@ pub(crate) fn refused(grid: &Grid<'_>, lora: &Path) -> Result<Vec<String>> {
     let mut seen = BTreeSet::new();
     for job in [grid.floors(), grid.grid(|_, _| 1e-3)].concat() {
         let Settings { federation, start, .. } = &job.settings;
-        if !seen.insert((federation.is_some(), start.is_some())) || job.settings.variant == NONE {
+        // Those of a sort have the same options.
+        if !seen.insert((job.settings.variant == NONE, federation.is_some(), start.is_some())) {
             continue;
         }
         for step in job.settings.steps(Path::new("run"), Path::new("general.jsonl")) {

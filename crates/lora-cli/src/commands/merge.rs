@@ -27,9 +27,9 @@ Merged weights are written in --dtype, tensor by tensor, so that a model larger 
 bitsandbytes is dequantised. --requantize rounds the result to 4 bits again, which loses a part of what was learnt; it
 says how much, and --verify what it does to the answers.
 
-An adapter that was trained beside a rounded base is somewhat another model beside the original one. --verify measures it
-if --variant says how the base was kept, as in `--variant qlora`; the tolerance is for merging alone, and may be too small
-for that.
+An adapter that was trained beside a rounded base is somewhat another model beside the original
+one. --verify measures it if --variant says how the base was kept, as in `--variant qlora`; the
+tolerance is for merging alone, and may be too small for that.
 
 A base stored in a float type that --dtype does not hold (f32 in bf16) is rounded, also where the
 adapter changes nothing; a note says so, and which --dtype keeps it.")]

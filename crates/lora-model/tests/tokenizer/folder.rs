@@ -23,7 +23,10 @@ fn a_folder_ends_turns_where_its_chat_template_does() {
     assert_eq!(ends(&json, "{{ messages[0].content }}"), [0], "a token that the template does not write");
     // Within a turn.
     let harmony = [("<|im_end|>", "<|end|>"), ("<|im_start|>", "<|call|>"), ("<think>", "<|return|>")];
-    let json = harmony.into_iter().fold(json, |json, (from, to)| json.replace(from, to));
+    let mut json: Value = serde_json::from_str(&json).unwrap();
+    // What makes a token of that old name.
+    json["model"]["merges"].as_array_mut().unwrap().retain(|pair| *pair != json!(["<|im_", "end|>"]));
+    let json = harmony.into_iter().fold(json.to_string(), |json, (from, to)| json.replace(from, to));
     assert_eq!(ends(&json, "<|end|><|return|><|call|>"), [0, 3, 1]);
 }
 
