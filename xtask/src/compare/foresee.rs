@@ -40,7 +40,7 @@ pub(crate) fn refused(grid: &Grid<'_>, lora: &Path) -> Result<Vec<String>> {
             continue;
         }
         for step in job.settings.steps(Path::new("run"), Path::new("general.jsonl")) {
-            // What is there before it is read, and then `lora` only tells of itself.
+            // `--help` stands last: what is before it is read first, and nothing runs.
             let output = sh::ours(lora).args(&step.args).arg("--help").output()?;
             if !output.status.success() {
                 let errors = String::from_utf8_lossy(&output.stderr);
