@@ -49,7 +49,7 @@ def random_ids(batch: int, seq: int, vocab: int) -> torch.Tensor:
 def read_batches(path: Path, folder: Path, size: int, count: int) -> list[dict[str, torch.Tensor]]:
     """Padded batches of prompts and completions, in the file's order, from the start again at its end."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     batches = []
     for n in range(count):
         pairs = [rows[(n * size + i) % len(rows)] for i in range(size)]

@@ -1,13 +1,13 @@
 """Repeats a run of `lora train --trace` with transformers + PEFT, judges it, and prints one JSON line.
 
-    python xtask/peers/peft_train.py --model GGUF|FOLDER --cache FOLDER --trace FOLDER --metrics JSONL --held-out JSONL
-        --out FOLDER [--dtype bf16|f32] [--device cpu|cuda]
+    python xtask/peers/peft_train.py --model GGUF|FOLDER --cache FOLDER --trace FOLDER --metrics JSONL --out FOLDER
+        [--dtype bf16|f32] [--device cpu|cuda]
 
---trace holds the adapter as ours started and `batches.jsonl`, the token ids and labels of every step; --metrics is what
-ours logged, of which the learning rate of each step is taken. So start, batches and schedule are the same; the rest is
-theirs: fused attention, padded batches, torch's AdamW and clipping to a joint norm of 1. OUT/adapter.metrics.jsonl and
-OUT/rows.jsonl are written as ours are. A held-out row (`messages`, or texts as `prompt` + `completion` or `context` +
-`target`) is judged by the total log-probability of each answer that the file has, its end included.
+--trace holds the adapter as ours started, `batches.jsonl`, the token ids and labels of every step, and `heldout.jsonl`,
+those of the rows to judge by (`lora eval --trace`); --metrics is what ours logged, of which the learning rate of each
+step is taken. So start, batches, schedule and questions are the same; the rest is theirs: fused attention, padded
+batches, torch's AdamW and clipping to a joint norm of 1. OUT/adapter.metrics.jsonl and OUT/rows.jsonl are written as
+ours are. A row is judged by the total log-probability of each of its answers, if it comes with several.
 
     {"train": {"outcome": {"seconds"}, "parameters", "peak_bytes", "load_seconds"},
      "eval": {"examples", "loss", "labels": {"accuracy", "macro_f1"}}}
@@ -17,7 +17,6 @@ import argparse
 import json
 import sys
 import time
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -25,22 +24,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.dont_write_bytecode = True
 
 import torch
-from hf import encode, hf_folder, load_model
+from hf import hf_folder, load_model
 from peft import PeftModel
 from peft_step import DTYPES, device_peak_mb
-from tokenizers import Tokenizer
-from transformers import AutoTokenizer
 from transformers.utils import logging
 
-PAD = 2
+# Behind a text, where nothing attends.
+PAD = 0
 
 
 def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
-def padded(texts: list[tuple[list[int], list[int]]], device: torch.device) -> dict[str, torch.Tensor]:
-    """Ids and labels (of the same positions), padded on the right, on the device."""
+def padded(texts: list[dict], device: torch.device) -> dict[str, torch.Tensor]:
+    """Ids and labels, padded on the right, on the device."""
+    # Ours names the token that follows each position; theirs the token at it.
+    texts = [(t["ids"] + [max(t["labels"][-1], PAD)], [-100] + t["labels"]) for t in texts]
     longest = max(len(ids) for ids, _ in texts)
     rest = [longest - len(ids) for ids, _ in texts]
     batch = {
@@ -58,10 +59,8 @@ def train(model: torch.nn.Module, steps: list[dict], rates: list[float], log: Pa
     total = 0.0
     with log.open("w") as file:
         for step, rate in zip(steps, rates, strict=True):
-            # Ours names the token that follows each position; theirs the token at it.
-            texts = [(t["ids"] + [t["labels"][-1]], [-100] + t["labels"]) for t in step["texts"]]
             start = time.perf_counter()
-            loss = model(**padded(texts, model.device)).loss
+            loss = model(**padded(step["texts"], model.device)).loss
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             for group in optimizer.param_groups:
@@ -80,78 +79,45 @@ def train(model: torch.nn.Module, steps: list[dict], rates: list[float], log: Pa
     return total
 
 
-def target(row: dict) -> str:
-    """The answer of a row."""
-    if "messages" in row:
-        return row["messages"][-1]["content"]
-    kinds = [("prompt", "completion"), ("context", "target")]
-    found = [row[answer] for given, answer in kinds if isinstance(row.get(given), str) and answer in row]
-    if not found:
-        sys.exit("error: a held-out row has neither `messages` nor texts as `prompt` + `completion`, `context` + `target`")
-    return found[0]
-
-
-class Texts:
-    """Token ids of rows. The folder's own file tokenizes; transformers renders conversations."""
-
-    def __init__(self, folder: Path) -> None:
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.render = partial(AutoTokenizer.from_pretrained(folder).apply_chat_template, tokenize=False)
-
-    def parts(self, row: dict, answer: str) -> tuple[list[int], list[int]]:
-        """What is given, and an answer behind it with its end."""
-        if "messages" not in row:
-            given = row["prompt"] if "completion" in row else row["context"]
-            return encode(self.tokenizer, given), encode(self.tokenizer, answer) + [PAD]
-        given = row["messages"][:-1]
-        prompt = self.render(given, add_generation_prompt=True)
-        whole = self.render(given + [{"role": "assistant", "content": answer}])
-        end = self.tokenizer.id_to_token(PAD)
-        if not whole.startswith(prompt) or end not in whole[len(prompt):]:
-            sys.exit("error: the template ends no turn of the assistant behind its generation prompt")
-        turn = whole[len(prompt):whole.rindex(end) + len(end)]
-        return encode(self.tokenizer, prompt), encode(self.tokenizer, turn)
-
-
 @torch.inference_mode()
-def judge(model: torch.nn.Module, texts: Texts, rows: list[dict], out: Path) -> dict:
-    """Scores of every answer for every row; loss, accuracy and macro-F1."""
-    labels = sorted({target(row) for row in rows})
+def judge(model: torch.nn.Module, rows: list[dict], out: Path) -> dict:
+    """Scores of the answers of every row; loss, accuracy and macro-F1."""
     nats, count, pairs = 0.0, 0, []
     with out.open("w") as file:
-        for number, row in enumerate(rows, 1):
-            prompt = texts.parts(row, labels[0])[0]
-            answers = [texts.parts(row, label)[1] for label in labels]
-            batch = padded([(prompt + answer, [-100] * len(prompt) + answer) for answer in answers], model.device)
+        for row in rows:
+            batch = padded(row["texts"], model.device)
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
             logp = logits[:, :-1].float().log_softmax(-1)
             wanted = batch["labels"][:, 1:]
             each = logp.gather(-1, wanted.clamp_min(0).unsqueeze(-1)).squeeze(-1)
             scores = (each * (wanted >= 0)).sum(-1).tolist()
-            truth, best = labels.index(target(row)), max(range(len(labels)), key=lambda i: scores[i])
-            pairs.append((truth, best))
-            nats, count = nats - scores[truth], count + len(answers[truth])
-            file.write(json.dumps({"line": number, "reference": target(row), "label": labels[best],
-                                   "scores": dict(zip(labels, scores))}) + "\n")
-    seen = [sum((t == c) + (g == c) for t, g in pairs) for c in range(len(labels))]
-    hits = [sum(t == g == c for t, g in pairs) for c in range(len(labels))]
-    f1 = [2 * h / s for h, s in zip(hits, seen) if s]
-    return {"examples": len(rows), "loss": nats / count,
-            "labels": {"accuracy": sum(hits) / len(pairs), "macro_f1": sum(f1) / len(f1)}}
+            truth, line = row.get("right", 0), {"line": row["line"]}
+            nats, count = nats - scores[truth], count + int((wanted[truth] >= 0).sum())
+            if answers := row.get("answers"):
+                best = max(range(len(answers)), key=lambda i: scores[i])
+                pairs.append((answers[truth], answers[best]))
+                line |= {"reference": answers[truth], "label": answers[best], "scores": dict(zip(answers, scores))}
+            file.write(json.dumps(line) + "\n")
+    judged = {"examples": len(rows), "loss": nats / count}
+    if pairs:
+        labels = sorted({label for pair in pairs for label in pair})
+        hits = [sum(t == g == c for t, g in pairs) for c in labels]
+        seen = [sum((t == c) + (g == c) for t, g in pairs) for c in labels]
+        f1 = [2 * h / s for h, s in zip(hits, seen)]
+        judged["labels"] = {"accuracy": sum(hits) / len(pairs), "macro_f1": sum(f1) / len(f1)}
+    return judged
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("model", "cache", "trace", "metrics", "held-out", "out"):
+    for name in ("model", "cache", "trace", "metrics", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     found = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=found, help="cpu or cuda; default: cuda where it is, as ours")
     args = parser.parse_args()
     logging.disable_progress_bar()
-    rows = read(args.held_out)
-    for row in rows:
-        target(row)
+    steps, rows = [read(args.trace / name) for name in ("batches.jsonl", "heldout.jsonl")]
     dtype, folder = DTYPES[args.dtype], args.model
     if args.model.is_file():
         default = args.model.name.startswith("SmolLM2-135M-Instruct")
@@ -166,10 +132,10 @@ def main() -> None:
     model = PeftModel.from_pretrained(base.to(args.device), args.trace, is_trainable=True)
     loaded = time.perf_counter() - begin
     rates = [event["lr"] for event in read(args.metrics) if event["event"] == "step"]
-    seconds = train(model.train(), read(args.trace / "batches.jsonl"), rates, args.out / "adapter.metrics.jsonl")
+    seconds = train(model.train(), steps, rates, args.out / "adapter.metrics.jsonl")
     peak = device_peak_mb(args.device) * 10**6
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    judged = judge(model.eval(), Texts(folder), rows, args.out / "rows.jsonl")
+    judged = judge(model.eval(), rows, args.out / "rows.jsonl")
     print(json.dumps({
         "train": {"outcome": {"seconds": seconds}, "parameters": trained, "peak_bytes": peak, "load_seconds": loaded},
         "eval": judged,

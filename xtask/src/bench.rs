@@ -17,7 +17,7 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with_all = ["rows", "model", "device", "data", "steps"])]
     generation: bool,
     /// The operations instead, each over libtorch's own, against the ratios kept in benches/ratios.json
-    #[arg(long, conflicts_with_all = ["generation", "peer", "json", "rounds", "rows", "model", "device", "data", "steps"])]
+    #[arg(long, conflicts_with_all = ["generation", "peer", "json", "rounds", "rows", "model", "device", "data", "steps", "venv"])]
     ops: bool,
     /// Keep the ratios of this run
     #[arg(long, requires = "ops")]
@@ -74,6 +74,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.generation {
         if args.peer.as_deref() == Some("unsloth") {
             bail!("--generation: the peer is peft alone");
+        }
+        if args.peers.venv.is_some() && args.peer.is_none() {
+            bail!("--venv is a peer's, and --peer names none");
         }
         return generation::run(args.peer.is_some(), args.json, args.rounds, &args.peers);
     }

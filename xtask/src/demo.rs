@@ -95,7 +95,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         ready.elapsed().as_secs_f64(),
         (ready - start).as_secs_f64()
     );
-    println!("{}", next(&program, &gguf.to_string_lossy()));
+    println!("{}", next(&program, &gguf.to_string_lossy(), &args.variant));
     Ok(())
 }
 
@@ -103,12 +103,12 @@ fn tell(number: u32, title: &str, text: &str) {
     println!("\n== {number}. {title}\n{text}\n");
 }
 
-fn next(program: &Path, gguf: &str) -> String {
+fn next(program: &Path, gguf: &str, variant: &str) -> String {
     let lora = sh::show(&sh::ours(program));
     format!(
         "\n== What next\n
   talk to it     {lora} generate --model {gguf} --adapter {ADAPTER} \\
-                   --system 'Bank inbox' --prompt 'My card is gone'
+                   --variant {variant} --system 'Bank inbox' --prompt 'My card is gone'
   other methods  cargo xtask demo --variant dora        (or rslora, qlora, qlora+dora+rslora)
   your own data  a file like docs/demo/train.jsonl: one JSON object a line
   all commands   {lora} --help
@@ -175,6 +175,7 @@ mod tests {
         assert_eq!(after(&story.train, "--max-steps"), "8");
         assert_eq!(after(&story.after, "--adapter"), after(&story.train, "--out"));
         assert_eq!(after(&story.after, "--variant"), "qlora+dora", "its storage is that of training");
+        assert!(next(Path::new("lora"), "m.gguf", "qlora+dora").contains("--variant qlora+dora "));
         assert_eq!(after(&story.merged, "--model"), after(&story.merge, "--out"));
     }
 

@@ -211,6 +211,11 @@ pub(crate) fn template(tokenizer: &Tokenizer, chat: &Conversation) -> Result<Cha
     Ok(tools.chain(variables).fold(template, |of, (name, value)| of.with_variable(name, value.clone())))
 }
 
+/// What is learnt at each position but the last: the token that follows, or [`IGNORE`].
+pub(crate) fn next_tokens(ids: &[i64], learnt: &[bool]) -> Vec<i64> {
+    ids.iter().zip(learnt).skip(1).map(|(&id, &learnt)| if learnt { id } else { IGNORE }).collect()
+}
+
 /// Input, labels, and whether it was cut.
 fn fit(
     (mut ids, mut learnt): (Vec<i64>, Vec<bool>),
@@ -223,8 +228,7 @@ fn fit(
     }
     ids.truncate(options.max_length);
     learnt.truncate(options.max_length);
-    let labels: Vec<_> =
-        ids.iter().zip(&learnt).skip(1).map(|(&id, &learnt)| if learnt { id } else { IGNORE }).collect();
+    let labels = next_tokens(&ids, &learnt);
     if labels.iter().all(|&l| l == IGNORE) {
         return Err(Error::data("no token of it is learnt").hint(
             "a conversation needs an assistant turn, a completion some text; if the sample was cut, its answer \

@@ -2,7 +2,8 @@
 
 use super::jobs::Grid;
 use super::plan::{FULL, NONE, Plan, split};
-use super::run::Settings;
+use super::run::{Fingerprint, Settings};
+use super::split::Parts;
 use super::stats;
 use crate::{cache, sh};
 use anyhow::Result;
@@ -11,45 +12,69 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-/// The faults that `lora plan` finds in the plan's methods, ranks and rows.
-pub(crate) fn faults(plan: &Plan, lora: &Path, model: &Path) -> Result<Vec<String>> {
+/// The exit code of a command line that makes no sense.
+const USAGE: i32 = 2;
+
+/// The faults that `lora plan` finds in the plan's methods, ranks and rows: in training's, as it cuts them, and in those that
+/// are only judged by, as they are.
+pub(crate) fn faults(plan: &Plan, parts: &[Parts], lora: &Path, model: &Path) -> Result<Vec<String>> {
     let mut faults = BTreeSet::new();
-    for data in &plan.data {
-        for file in data.files() {
-            // `lora plan` knows adapters alone.
-            for variant in plan.variants.iter().filter(|v| ![NONE, FULL].contains(&v.as_str())) {
-                for &rank in &plan.ranks {
-                    if let Err(e) = memory(plan, lora, model, file, variant, rank)? {
-                        faults.insert(e);
-                    }
-                }
+    let cut = lengths(plan);
+    for part in parts {
+        // `lora plan` knows adapters alone.
+        for variant in plan.variants.iter().filter(|v| ![NONE, FULL].contains(&v.as_str())) {
+            for &rank in &plan.ranks {
+                faults.extend(memory(plan, lora, model, (&part.train, &cut), variant, rank)?.err());
+            }
+        }
+        for file in [&part.held_out, &part.validation] {
+            faults.extend(memory(plan, lora, model, (file, &[]), "lora", 1)?.err());
+        }
+    }
+    Ok(faults.into_iter().collect())
+}
+
+/// What `lora` says against a command line before it looks for the model, which is not there.
+pub(crate) fn refused(grid: &Grid<'_>, lora: &Path, home: &Path) -> Result<Vec<String>> {
+    let mut faults = BTreeSet::new();
+    let mut seen = BTreeSet::new();
+    for job in [grid.floors(), grid.grid(|_, _| 1e-3)].concat() {
+        let Settings { federation, start, measure, .. } = &job.settings;
+        // Those of a sort have the same options; a peer's are ours.
+        let sort = (job.settings.variant == NONE, federation.is_some(), start.is_some(), measure.trace);
+        if job.ours.is_some() || !seen.insert(sort) {
+            continue;
+        }
+        let nowhere = home.join("nowhere");
+        let model = Fingerprint { path: nowhere.join("model"), ..job.settings.model.clone() };
+        let settings = Settings { model, ..job.settings.clone() };
+        for step in settings.steps(&nowhere, Path::new("general.jsonl")) {
+            let output = sh::ours(lora).args(&step.args).output()?;
+            if output.status.code() == Some(USAGE) {
+                let errors = String::from_utf8_lossy(&output.stderr);
+                let first = errors.lines().next().unwrap_or_default().trim_start_matches("error: ");
+                faults.insert(format!("train: {}: {first}", settings.title()));
             }
         }
     }
     Ok(faults.into_iter().collect())
 }
 
-/// What `lora` says against a command line, which is read and not run.
-pub(crate) fn refused(grid: &Grid<'_>, lora: &Path) -> Result<Vec<String>> {
-    let mut faults = BTreeSet::new();
-    let mut seen = BTreeSet::new();
-    for job in [grid.floors(), grid.grid(|_, _| 1e-3)].concat() {
-        let Settings { federation, start, .. } = &job.settings;
-        // Those of a sort have the same options.
-        if !seen.insert((job.settings.variant == NONE, federation.is_some(), start.is_some())) {
-            continue;
-        }
-        for step in job.settings.steps(Path::new("run"), Path::new("general.jsonl")) {
-            // `--help` stands last: what is before it is read first, and nothing runs.
-            let output = sh::ours(lora).args(&step.args).arg("--help").output()?;
-            if !output.status.success() {
-                let errors = String::from_utf8_lossy(&output.stderr);
-                let first = errors.lines().next().unwrap_or_default().trim_start_matches("error: ");
-                faults.insert(format!("train: {}: {first}", job.settings.title()));
+/// The options of training that say how long rows may be.
+fn lengths(plan: &Plan) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut given = plan.train.iter();
+    while let Some(word) = given.next() {
+        match word.split('=').next() {
+            Some("--truncate") => found.push(word.clone()),
+            Some("--max-length") => {
+                found.push(word.clone());
+                found.extend(given.next().filter(|_| !word.contains('=')).cloned());
             }
+            _ => {}
         }
     }
-    Ok(faults.into_iter().collect())
+    found
 }
 
 /// Bytes that `lora plan` foresees, if it knows the method, or what it says against it.
@@ -57,7 +82,7 @@ fn memory(
     plan: &Plan,
     lora: &Path,
     model: &Path,
-    data: &Path,
+    (data, lengths): (&Path, &[String]),
     variant: &str,
     rank: u64,
 ) -> Result<Result<Option<u64>, String>> {
@@ -72,21 +97,6 @@ fn memory(
         "--batch-size",
         &plan.batch_size.to_string(),
     ]);
-    let mut given = plan.train.iter();
-    while let Some(word) = given.next() {
-        match word.split('=').next() {
-            Some("--truncate") => {
-                command.arg(word);
-            }
-            Some("--max-length") => {
-                command.arg(word);
-                if !word.contains('=') {
-                    command.args(given.next());
-                }
-            }
-            _ => {}
-        }
-    }
     let output = command
         .arg("--rank")
         .arg(rank.to_string())
@@ -94,6 +104,7 @@ fn memory(
         .arg(model)
         .arg("--data")
         .arg(data)
+        .args(lengths)
         .output()?;
     let errors = String::from_utf8_lossy(&output.stderr);
     if errors.contains("is not planned") {
@@ -119,7 +130,7 @@ pub(crate) fn print(grid: &Grid<'_>, lora: &Path, home: &Path) -> Result<()> {
         let mut train = sh::ours(lora);
         train.args(["train", "--max-steps", "3", "--overwrite", "--dtype", &plan.dtype, "--batch-size"]);
         train.arg(plan.batch_size.to_string()).arg("--model").arg(&grid.model.path).arg("--data");
-        train.arg(&files.train.path).arg("--out").arg(&probe);
+        train.arg(&files.train.path).args(lengths(plan)).arg("--out").arg(&probe);
         eprintln!("trying three steps and four rows of {set}");
         sh::capture(train.stderr(std::process::Stdio::null()))?;
         let metrics = fs::read_to_string(probe.with_extension("metrics.jsonl"))?;
@@ -149,7 +160,8 @@ pub(crate) fn print(grid: &Grid<'_>, lora: &Path, home: &Path) -> Result<()> {
         let bytes = match s.variant.as_str() {
             NONE | FULL => None,
             variant => {
-                memory(grid.plan, lora, &grid.model.path, &s.train.path, variant, rank)?.ok().flatten()
+                let rows = (s.train.path.as_path(), lengths(grid.plan).as_slice());
+                memory(grid.plan, lora, &grid.model.path, rows, variant, rank)?.ok().flatten()
             }
         };
         let memory = match (bytes, &s.peer) {
@@ -167,14 +179,17 @@ mod tests {
     use super::super::jobs::tests::{grid, plan};
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+    use std::path::PathBuf;
 
-    /// Plans LoRA of rows that may be cut off, and knows no `--warmpu`, as `lora` does.
+    /// Plans LoRA of rows that may be cut off, knows no `--warmpu`, and finds no model, as `lora` does.
     const STAND_IN: &str = r#"#!/bin/sh
 case "$*" in
   *--warmpu*) echo "error: unexpected argument '--warmpu' found" >&2; exit 2;;
   *"--variant loha"*) echo 'error: the memory of `loha` is not planned' >&2; exit 4;;
-  *"--truncate --max-length 64"*) echo '{"bytes": 7}';;
+  plan*"--data cut"*"--truncate --max-length 64"*) echo '{"bytes": 7}';;
+  plan*"--data short"*) case "$*" in *--max-length*) exit 9;; *) echo '{"bytes": 7}';; esac;;
   plan*) echo "error: line 1: 90 tokens" >&2; exit 3;;
+  *) echo "error: no model" >&2; exit 5;;
 esac
 "#;
 
@@ -188,13 +203,23 @@ esac
             let grid = "variants = ['lora', 'loha']\nranks = [8]\nlearning_rates = [1e-3]\nseeds = [1]";
             plan(&format!("{grid}\ntrain = {train}"))
         };
+        let parts = |train: &str, judged: &str| {
+            let of = PathBuf::from;
+            let [held_out, validation] = [of(judged), of(judged)];
+            let (train, fit) = (of(train), of(train));
+            [Parts { name: "x".into(), train, held_out, fit, validation, train_rows: 1, held_out_rows: 1 }]
+        };
+        let said = |plan: &Plan, train: &str, judged: &str| {
+            faults(plan, &parts(train, judged), &lora, Path::new("model")).unwrap()
+        };
         let cut = plan("['--truncate', '--max-length', '64']");
-        assert_eq!(faults(&cut, &lora, Path::new("model")).unwrap(), Vec::<String>::new());
-        assert_eq!(refused(&grid(&cut), &lora).unwrap(), Vec::<String>::new());
-        let long = faults(&plan("[]"), &lora, Path::new("model")).unwrap();
-        assert_eq!(long, ["lora, rank 8: line 1: 90 tokens"]);
+        assert_eq!(said(&cut, "cut", "short"), Vec::<String>::new());
+        // What is judged by is not cut.
+        assert_eq!(said(&cut, "cut", "long"), ["lora, rank 1: line 1: 90 tokens"]);
+        assert_eq!(said(&plan("[]"), "cut", "short"), ["lora, rank 8: line 1: 90 tokens"]);
+        assert_eq!(refused(&grid(&cut), &lora, dir.path()).unwrap(), Vec::<String>::new());
         let wrong = plan("['--warmpu', '0.1']");
-        let said = refused(&grid(&wrong), &lora).unwrap();
+        let said = refused(&grid(&wrong), &lora, dir.path()).unwrap();
         assert!(said.len() == 1 && said[0].contains("--warmpu"), "{said:?}");
     }
 }

@@ -75,6 +75,8 @@ pub(crate) fn read(seed: Option<u64>, found: &Value, dir: &Path) -> Result<Read>
     let mut put = |measure: Measure, value: Option<f64>| {
         measures.extend(value.filter(|v| v.is_finite()).map(|value| (measure, value)));
     };
+    let commands = found["commands"].as_array().into_iter().flatten();
+    let commands: Vec<String> = commands.filter_map(Value::as_str).map(str::to_owned).collect();
     let number = |path: &str| found.pointer(path).and_then(Value::as_f64);
     for (measure, path) in [
         (Measure::Accuracy, "/eval/labels/accuracy"),
@@ -100,19 +102,24 @@ pub(crate) fn read(seed: Option<u64>, found: &Value, dir: &Path) -> Result<Read>
     ] {
         put(measure, number(path));
     }
+    if of_another_base(&commands) {
+        [Measure::MergeDifference, Measure::MergeKl].iter().for_each(|measure| drop(measures.remove(measure)));
+    }
+    let mut put = |measure: Measure, value: Option<f64>| {
+        measures.extend(value.filter(|v| v.is_finite()).map(|value| (measure, value)));
+    };
     let over = |of: fn(&Step) -> f64| stats::median(steps.iter().map(of).collect());
     put(Measure::TokensPerSecond, over(|s| s.tokens / s.seconds));
     put(Measure::GradientNorm, over(|s| s.gradient));
-    let commands = found["commands"].as_array().into_iter().flatten();
-    Ok(Read {
-        seed,
-        measures,
-        right,
-        steps,
-        layers,
-        labels,
-        commands: commands.filter_map(Value::as_str).map(str::to_owned).collect(),
-    })
+    Ok(Read { seed, measures, right, steps, layers, labels, commands })
+}
+
+/// Whether a run's merge was verified beside another base than the one that was trained: the 16-bit one, where that had four
+/// bits. Older runs did so, and are found by their settings still.
+fn of_another_base(commands: &[String]) -> bool {
+    let any = |wanted: &dyn Fn(&str) -> bool| commands.iter().any(|line| wanted(line));
+    any(&|line| line.contains("--variant qlora") || line.contains("+qlora"))
+        && any(&|line| line.contains(" merge ") && !line.contains(" --variant "))
 }
 
 /// The mean of the last steps at each step.
@@ -229,6 +236,26 @@ mod tests {
         assert!((behind(&floor, &all).unwrap().interval().mean + 0.3).abs() < 1e-12);
         assert!((behind(&all, &floor).unwrap().interval().mean - 0.3).abs() < 1e-12);
         assert!(behind(&[with(Some(9), 0.2)], &all).is_none());
+    }
+
+    /// What older runs measured of a merge is not what is measured now, where the base was rounded.
+    #[test]
+    fn a_merge_beside_another_base_is_no_figure() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("rows.jsonl"), "{\"right\": true}\n").unwrap();
+        for (variant, merge, there) in [
+            ("qlora", "", false),
+            ("dora+qlora:fp4", "", false),
+            ("qlora", " --variant qlora", true),
+            ("lora", "", true),
+        ] {
+            let commands =
+                [format!("lora train --variant {variant} --rank 4"), format!("lora merge --verify{merge} --json")];
+            let found = serde_json::json!({ "commands": commands, "merge": { "largest": 0.5, "mean_kl": 0.1 } });
+            let measures = read(Some(1), &found, dir.path()).unwrap().measures;
+            assert_eq!(measures.contains_key(&Measure::MergeKl), there, "{variant}{merge}");
+            assert_eq!(measures.contains_key(&Measure::MergeDifference), there, "{variant}{merge}");
+        }
     }
 
     #[test]

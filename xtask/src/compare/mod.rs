@@ -98,7 +98,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let model = if plan.model == "demo" { setup::model()? } else { PathBuf::from(&plan.model) };
     let ours = Program::get(args.report)?;
     let lora = ours.copy.clone();
-    plan::refuse(&foresee::faults(&plan, &lora, &model)?)?;
 
     let home = sh::root().join("target/compare").join(&plan.name);
     fs::create_dir_all(&home).with_context(|| home.display().to_string())?;
@@ -112,11 +111,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let split = if lock.is_some() { split::split } else { split::there };
     let parts = plan.data.iter().map(|data| split(data, &home.join("data"))).collect::<Result<Vec<_>>>()?;
     plan::refuse(&plan.few_rows(&parts))?;
+    plan::refuse(&foresee::faults(&plan, &parts, &lora, &model)?)?;
     let sets = parts.iter().map(|p| Ok((p.name.clone(), Files::of(p)?))).collect::<Result<Vec<_>>>()?;
     let program = sh::capture(sh::ours(&lora).arg("--version"))?.trim().to_owned();
     let grid = Grid { plan: &plan, program, model: Fingerprint::of(&model)?, sets };
     if !args.report {
-        plan::refuse(&foresee::refused(&grid, &lora)?)?;
+        plan::refuse(&foresee::refused(&grid, &lora, &home)?)?;
     }
     if args.dry_run {
         return foresee::print(&grid, &lora, &home);

@@ -142,11 +142,16 @@ impl Alpha {
 }
 
 impl Data {
-    pub(crate) fn files(&self) -> Vec<&Path> {
-        match self {
-            Self::Split(file) => vec![file],
-            Self::Given { train, held_out } => vec![train, held_out],
-        }
+    /// Where training rows come from.
+    pub(crate) fn train(&self) -> &Path {
+        let (Self::Split(file) | Self::Given { train: file, .. }) = self;
+        file
+    }
+
+    /// Where held-out rows come from.
+    pub(crate) fn held_out(&self) -> &Path {
+        let (Self::Split(file) | Self::Given { held_out: file, .. }) = self;
+        file
     }
 
     /// The file's name without its ending; of two files, the folder's.

@@ -61,7 +61,13 @@ pub(crate) struct Measure {
     pub(crate) trace: bool,
 }
 
-/// A file or folder, by what is in it.
+/// What others may have put beside a model: a run's metrics, say.
+fn is_foreign(file: &Path) -> bool {
+    let kinds = ["json", "safetensors", "jinja", "model", "txt", "tiktoken"];
+    !file.extension().is_some_and(|kind| kinds.iter().any(|known| kind == *known))
+}
+
+/// A file or folder, by what is in it; of a folder a model's own files count.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Fingerprint {
     #[serde(skip)]
@@ -76,9 +82,10 @@ impl Fingerprint {
             return Ok(Self { sha256: cache::sha256(&path)?[..16].to_owned(), path });
         }
         let mut files: Vec<_> = fs::read_dir(&path)?.collect::<std::io::Result<Vec<_>>>()?;
+        files.retain(|file| file.path().is_file() && !is_foreign(&file.path()));
         files.sort_by_key(fs::DirEntry::file_name);
         let mut hash = Sha256::new();
-        for file in files.iter().filter(|f| f.path().is_file()) {
+        for file in &files {
             hash.update(format!("{:?} {}\n", file.file_name(), cache::sha256(&file.path())?));
         }
         Ok(Self { sha256: cache::hex(&hash.finalize())[..16].to_owned(), path })
@@ -88,6 +95,9 @@ impl Fingerprint {
         self.path.display().to_string()
     }
 }
+
+/// In a traced run's folder, what a peer is asked; written last of what it needs.
+pub(crate) const QUESTIONS: &str = "trace/heldout.jsonl";
 
 /// One child process.
 pub(crate) struct Step {
@@ -200,6 +210,9 @@ impl Settings {
         ]));
         if !self.measure.generate {
             eval.extend(words(&["--max-tokens", "0"]));
+        }
+        if self.measure.trace {
+            eval.extend(words(&["--trace", &dir.join(QUESTIONS).display().to_string()]));
         }
         steps.push(Step { name: "eval", args: eval });
         if self.measure.general {

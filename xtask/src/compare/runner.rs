@@ -4,7 +4,7 @@
 use super::child;
 use super::gather::Ended;
 use super::outcome::{self, Diverged, Failure, RESULT};
-use super::run::Settings;
+use super::run::{QUESTIONS, Settings};
 use super::traffic;
 use crate::{bench, cache, sh};
 use anyhow::{Context, Result};
@@ -85,7 +85,7 @@ impl Runner {
     pub(super) fn anew(&self, settings: &Settings, ours: Option<&Settings>) -> Result<Value> {
         if let Some(ours) = ours {
             let known = self.known(ours, false).transpose()?;
-            if known.is_none() || !self.dir(ours).join("trace").exists() {
+            if known.is_none() || !self.dir(ours).join(QUESTIONS).exists() {
                 self.anew(ours, None)?;
             }
         }
@@ -196,8 +196,6 @@ impl Runner {
             .arg(ours.join("trace"))
             .arg("--metrics")
             .arg(ours.join("adapter.metrics.jsonl"))
-            .arg("--held-out")
-            .arg(&settings.held_out.path)
             .args(["--dtype", &settings.dtype])
             .arg("--out")
             .arg(dir);

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 /// The files of one set, under the comparison's folder.
@@ -53,7 +53,8 @@ fn parts(data: &Data, dir: &Path, may_write: bool) -> Result<Parts> {
     if may_write {
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     }
-    let write = |file: &str, rows: &[&Row]| -> Result<PathBuf> {
+    let write = |file: &str, rows: &[&Row], source: &Path| -> Result<PathBuf> {
+        let time = fs::metadata(source)?.modified().ok();
         let path = folder.join(file);
         let text = rows.iter().fold(String::new(), |mut text, row| {
             let _ = writeln!(text, "{}", row.text);
@@ -69,13 +70,17 @@ fn parts(data: &Data, dir: &Path, may_write: bool) -> Result<Parts> {
             );
             fs::write(&path, text).with_context(|| path.display().to_string())?;
         }
+        // Of what a template prints the date hangs on it (docs/data.md).
+        if let (true, Some(time)) = (may_write, time) {
+            File::options().append(true).open(&path)?.set_modified(time)?;
+        }
         Ok(path)
     };
     Ok(Parts {
-        train: write("train.jsonl", &train.iter().collect::<Vec<_>>())?,
-        held_out: write("heldout.jsonl", &held_out.iter().collect::<Vec<_>>())?,
-        fit: write("fit.jsonl", &fit)?,
-        validation: write("validation.jsonl", &validation)?,
+        train: write("train.jsonl", &train.iter().collect::<Vec<_>>(), data.train())?,
+        held_out: write("heldout.jsonl", &held_out.iter().collect::<Vec<_>>(), data.held_out())?,
+        fit: write("fit.jsonl", &fit, data.train())?,
+        validation: write("validation.jsonl", &validation, data.train())?,
         train_rows: train.len(),
         held_out_rows: held_out.len(),
         name,
@@ -122,6 +127,7 @@ fn question(row: &Value) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::{Duration, SystemTime};
 
     /// One question lies on one side, whatever its answers and its row's other fields.
     #[test]
@@ -161,12 +167,18 @@ mod tests {
         let file = dir.path().join("set.jsonl");
         let line = |i: i32| format!("{{\"context\": \"question {i}\", \"target\": \"a\"}}\n");
         fs::write(&file, (0..200).map(line).collect::<String>()).unwrap();
+        let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        File::options().append(true).open(&file).unwrap().set_modified(long_ago).unwrap();
         let parts = split(&Data::Split(file.clone()), dir.path()).unwrap();
         let read = |path: &Path| -> Vec<String> {
             fs::read_to_string(path).unwrap().lines().map(str::to_owned).collect()
         };
         let (train, held_out) = (read(&parts.train), read(&parts.held_out));
         assert_eq!((train.len() + held_out.len(), train.len()), (200, parts.train_rows));
+        for part in [&parts.train, &parts.held_out, &parts.fit, &parts.validation] {
+            let time = |path: &Path| fs::metadata(path).unwrap().modified().unwrap();
+            assert_eq!(time(part), time(&file), "a template may print the date");
+        }
         assert!(held_out.iter().all(|row| !train.contains(row)) && (20..60).contains(&held_out.len()));
         let (mut again, validation) = (read(&parts.fit), read(&parts.validation));
         assert!(!validation.is_empty() && validation.iter().all(|row| !again.contains(row)));

@@ -49,6 +49,10 @@ pub(crate) struct Args {
     /// Write what came of each row, as JSON lines
     #[arg(long, value_name = "JSONL")]
     rows: Option<PathBuf>,
+    /// Write each row's token ids, and what is learnt of them, as JSON lines: with each label as its answer, if there are
+    /// labels; what another program needs to judge alike
+    #[arg(long, value_name = "JSONL")]
+    trace: Option<PathBuf>,
     /// Rows in one pass; of long ones fewer, so that a pass has no more than 4096 tokens
     #[arg(long, default_value_t = 16)]
     batch_size: usize,
@@ -70,7 +74,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     data.keep_first(args.limit);
     let labels = args.labels(&data)?;
     data.check(opened.checkpoint.config().vocab_size)?;
-    let rows_file = args.rows_file()?;
+    let [rows_file, trace] = [("--rows", &args.rows), ("--trace", &args.trace)]
+        .map(|(option, path)| args.begun(option, path.as_deref()));
+    let (rows_file, trace) = (rows_file?, trace?);
+    if let Some(file) = trace {
+        args.trace(file, &opened.tokenizer, &data, &labels)?;
+    }
     let begin = Instant::now();
     let seen = args.look(&opened, &data, &labels)?;
     let loss = args.loss(&opened, &data, &seen)?;
@@ -117,12 +126,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 impl Args {
-    /// The file of `--rows`, begun: that it cannot be written is found now and not in the end.
-    fn rows_file(&self) -> Result<Option<OutputFile>> {
-        let Some(path) = &self.rows else { return Ok(None) };
+    /// An option's file, begun: that it cannot be written is found now and not in the end.
+    fn begun(&self, option: &str, path: Option<&Path>) -> Result<Option<OutputFile>> {
+        let Some(path) = path else { return Ok(None) };
         let whole = |path: &Path| std::fs::canonicalize(path).ok();
-        if whole(path).is_some_and(|rows| whole(&self.data) == Some(rows)) {
-            return Err(Error::usage("--rows would replace the data").at(path.display()).into());
+        if whole(path).is_some_and(|file| whole(&self.data) == Some(file)) {
+            return Err(Error::usage(format!("{option} would replace the data")).at(path.display()).into());
         }
         Ok(Some(OutputFile::create(path)?))
     }

@@ -60,9 +60,9 @@ pub(crate) struct Args {
     /// What --verify found as one JSON object
     #[arg(long, requires = "verify")]
     json: bool,
-    /// Verify on the first so many rows
-    #[arg(long, default_value_t = 16, requires = "verify")]
-    limit: usize,
+    /// Verify on the first so many of the rows [default: 16]
+    #[arg(long, requires = "verify")]
+    limit: Option<usize>,
 }
 
 /// Texts to compare on where no data is named.
@@ -77,6 +77,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if !(args.tolerance >= 0.0) {
         return Err(Error::usage("--tolerance must be at least 0").into());
     }
+    if args.limit.is_some() && matches!(args.verify, Some(None)) {
+        return Err(Error::usage("--limit is of rows, and --verify names no file of them").into());
+    }
     let packing = args.requantize.as_ref().map(|o| Options::parse(o.as_deref().unwrap_or(""))).transpose()?;
     let (checkpoint, tokenizer) = args.model.checkpoint()?;
     let out = OutputFolder::create(&args.out, args.overwrite, is_model_file)?;
@@ -90,7 +93,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let expected = match &args.verify {
         Some(rows) => {
             let opened = args.model.open(Some(&args.adapter), &args.variant)?;
-            let texts = texts(rows.as_deref(), &tokenizer, args.limit, opened.model.config())?;
+            let texts = texts(rows.as_deref(), &tokenizer, args.limit.unwrap_or(16), opened.model.config())?;
             let logits: Vec<_> = texts.iter().map(|ids| logits(&opened.model, ids)).collect::<Result<_>>()?;
             Some((texts, logits))
         }

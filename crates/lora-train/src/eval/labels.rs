@@ -4,7 +4,7 @@ use lora_core::{Error, Mode, Result};
 use lora_model::{Model, Piece, Texts, Tokenizer};
 use tch::{Kind, Tensor};
 
-use crate::data::encode;
+use crate::data::{encode, next_tokens};
 use crate::rows::{Conversation, Row};
 use crate::sharing::Tree;
 
@@ -34,6 +34,11 @@ impl Choices {
             return Err(Error::data("the answers leave no question to read").hint("give the row a prompt"));
         }
         Ok((!texts.is_empty()).then_some(Self(texts)))
+    }
+
+    /// What a model reads of each text, and what it should say next at each position, or [`IGNORE`](lora_model::IGNORE).
+    pub fn texts(&self) -> impl Iterator<Item = (&[i64], Vec<i64>)> {
+        self.0.iter().map(|(ids, learnt)| (&ids[..ids.len().saturating_sub(1)], next_tokens(ids, learnt)))
     }
 
     /// Tokens of the longest of its texts that a model must read.

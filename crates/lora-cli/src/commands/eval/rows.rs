@@ -6,6 +6,7 @@ use anyhow::Result;
 use lora::train::{
     Answer, Choices, Dataset, Question, Row, Sample, answers, label_scores, likeliest, reference, summed_loss,
 };
+use lora::model::Tokenizer;
 use lora::{Error, OutputFile};
 use serde_json::{Value, json};
 
@@ -77,6 +78,32 @@ impl Args {
         } else {
             say!("{shown}");
         }
+    }
+
+    /// What is read of each row: with each label as its answer, or as it is.
+    pub(super) fn trace(
+        &self,
+        file: OutputFile,
+        tokenizer: &Tokenizer,
+        data: &Dataset,
+        labels: &[String],
+    ) -> Result<()> {
+        let mut text = Vec::new();
+        for (row, sample) in data.rows.iter().zip(&data.samples) {
+            let at = |e: Error| e.at(format!("{}:{}", self.data.display(), sample.line));
+            let mut object = json!({ "line": sample.line });
+            match Choices::of(tokenizer, row, labels).map_err(at)? {
+                Some(choices) => {
+                    let texts = choices.texts().map(|(ids, labels)| json!({ "ids": ids, "labels": labels }));
+                    object["texts"] = texts.collect();
+                    object["right"] = truth(row, labels).map_err(at)?.into();
+                    object["answers"] = json!(labels);
+                }
+                None => object["texts"] = json!([{ "ids": sample.ids, "labels": sample.labels }]),
+            }
+            writeln!(text, "{object}")?;
+        }
+        Ok(file.commit(text)?)
     }
 
     /// The mean over the supervised tokens. A row's answer that was scored as a label is not read again.
