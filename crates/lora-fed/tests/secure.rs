@@ -226,6 +226,22 @@ fn another_model_for_one_party_is_noticed() {
     }
 }
 
+/// Rules that are sums lay nothing beside the weights: a plan that names a task which does is refused by all.
+#[test]
+fn nothing_is_laid_beside_a_partys_weights() {
+    let mut cast = Cast::new(&NAMES);
+    let mut f = federation(settings("ffa"));
+    let zeros = (Tensor::zeros([1, 6], DOUBLE), Tensor::zeros([5, 1], DOUBLE));
+    f.model.beside.insert("m".into(), zeros);
+    let mut engine = cast.between(|_, _, _| Ok(()));
+    let round = cast.round(&mut f, &mut engine).unwrap();
+    assert!(round.lost.is_some());
+    for told in &round.clients {
+        let refused = told.refused.clone().unwrap_or_default();
+        assert!(refused.contains("m: the task lays something beside a weight"), "{refused}");
+    }
+}
+
 #[test]
 fn nothing_is_given_in_plain_and_not_to_two() {
     let cast = Cast::new(&NAMES);
