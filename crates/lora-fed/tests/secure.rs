@@ -77,6 +77,14 @@ fn what_parties_say_is_text() {
     });
     let round = cast.round(&mut federation(settings("ffa")), &mut engine).unwrap();
     assert_eq!(round.clients[1].refused.as_deref(), Some("no\\nround 1/10\\u{202e}"));
+    // And no more of it is kept than people read.
+    let mut cast = Cast::new(&NAMES);
+    let mut engine = cast.between(|client, kind, _| match client == "b" && kind == Some(Kind::Plan) {
+        true => Err(Error::data("no".repeat(1 << 20))),
+        false => Ok(()),
+    });
+    let round = cast.round(&mut federation(settings("ffa")), &mut engine).unwrap();
+    assert_eq!((round.lost, round.clients[1].refused.as_ref().map(String::len)), (None, Some(1000)));
 }
 
 #[test]

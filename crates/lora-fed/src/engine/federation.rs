@@ -44,12 +44,12 @@ pub struct Round {
 pub struct Told {
     /// Who.
     pub client: String,
-    /// Why its reply does not count, if it does not: as text that can be shown ([`crate::plain`]).
+    /// Why its reply does not count, if it does not: as text that can be shown ([`crate::plain`]), of a thousand characters at most.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
     /// What it says it learnt from.
     pub examples: u64,
-    /// What else it says.
+    /// What else it says, as far as it is brief: 32 numbers, with names of 64 characters.
     pub metrics: BTreeMap<String, f64>,
     /// Tensors sent to it. Of what lies beside that is what it lacks: the rest came to it in the rounds before.
     pub bytes_down: u64,

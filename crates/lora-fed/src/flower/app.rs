@@ -57,7 +57,7 @@ pub struct AppOptions {
 pub struct Refusal {
     /// Flower's code.
     pub code: i64,
-    /// In words; a node's own words, if the code is 2.
+    /// In words, a thousand characters at most; a node's own words, if the code is 2.
     pub reason: String,
 }
 

@@ -14,6 +14,7 @@ use super::objects::{self, Objects};
 use super::outbox::{Arrived, Sent};
 use super::records::Records;
 use super::runtime::SUPERLINK;
+use crate::plain::cut;
 
 /// Announcements of one message in one go.
 const ROUNDS: usize = 3;
@@ -160,7 +161,7 @@ impl ServerApp {
         let reply = |content| {
             Ok(Some(Reply { id: id.to_owned(), node: node.or(to).unwrap_or(metadata.src_node_id), content }))
         };
-        let refuse = |code, reason: String| reply(Err(Refusal { code, reason }));
+        let refuse = |code, reason: String| reply(Err(Refusal { code, reason: cut(&reason) }));
         if node.is_none() {
             return refuse(0, format!("node {} answers for another", metadata.src_node_id));
         }
@@ -203,7 +204,10 @@ impl ServerApp {
             {
                 refuse(0, "the reply is not the one that was announced".into())
             }
-            Ok(inflated) => reply(inflated.content.map_err(|e| Refusal { code: e.code, reason: e.reason })),
+            Ok(inflated) => match inflated.content {
+                Ok(content) => reply(Ok(content)),
+                Err(e) => refuse(e.code, e.reason),
+            },
             Err(e) => refuse(0, e.to_string()),
         }
     }

@@ -12,6 +12,7 @@ use super::messages::{
 };
 use super::node::{App, Event, Incoming, Trouble, now};
 use super::objects::{self, Limits, Objects};
+use crate::plain::cut;
 
 /// Flower's codes for errors that a node reports.
 const APP_FAILED: i64 = 2;
@@ -25,9 +26,6 @@ const ROUNDS: usize = 3;
 
 /// How often the SuperLink may break over one instruction before it is dropped.
 const BREAKS: u32 = 20;
-
-/// The longest text of an error that is sent.
-const REASON: usize = 1000;
 
 pub(crate) struct Worker<'a> {
     pub(crate) fleet: &'a Fleet,
@@ -306,5 +304,5 @@ fn answering(to: &Metadata, id: &str, (src_task, dst_task): Tasks) -> Metadata {
 }
 
 fn reported(code: i64, error: &Error) -> Reported {
-    Reported { code, reason: error.to_string().chars().take(REASON).collect() }
+    Reported { code, reason: cut(&error.to_string()) }
 }
