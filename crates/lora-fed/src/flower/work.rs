@@ -4,7 +4,7 @@ use lora_core::{Error, Result};
 
 use super::deflate::deflate;
 use super::fleet::Fleet;
-use super::http::{CONTROL, Fault};
+use super::http::{CONTROL, Fault, RUN_OVER};
 use super::inbox::{Entry, Inbox};
 use super::inflate::{Inflated, inflate};
 use super::messages::{
@@ -17,9 +17,6 @@ use crate::plain::cut;
 /// Flower's codes for errors that a node reports.
 const APP_FAILED: i64 = 2;
 const UNAVAILABLE: i64 = 3;
-
-/// The SuperLink's code for a run that is over.
-const RUN_OVER: i64 = 2007;
 
 /// Announcements of one reply in one go.
 const ROUNDS: usize = 3;
