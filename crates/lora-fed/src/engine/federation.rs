@@ -118,6 +118,8 @@ impl Federation {
         let tasks = chosen.iter().map(|client| self.task(client, rule, number));
         let tasks = tasks.collect::<Result<Vec<_>>>()?;
         tasks.iter().try_for_each(|task| engine.carries(bytes_of_task(task)))?;
+        let largest = tasks.iter().map(bytes_of_task).max().unwrap_or(0);
+        self.foresee(&chosen, largest, engine)?;
         let sent: Vec<Task> = tasks.iter().map(Task::share).collect();
         let replies = engine.run(chosen.into_iter().zip(tasks).collect())?;
         let (uploads, clients) = self.screen(rule, &sent, replies);

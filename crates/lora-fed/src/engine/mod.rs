@@ -8,6 +8,7 @@
 mod federation;
 #[cfg(feature = "flower")]
 mod flower;
+mod foresee;
 mod had;
 mod model;
 mod private;
