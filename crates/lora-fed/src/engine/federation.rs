@@ -100,7 +100,8 @@ impl Federation {
     /// One round. If it fails, the model is as before: the same round can be tried again.
     ///
     /// # Errors
-    /// What the engine meets; [`Error::data`] if fewer replies are good than the settings ask for, naming each fault.
+    /// What the engine meets; [`Error::data`] if fewer replies are good than the settings ask for, naming each fault;
+    /// [`Error::usage`] for a run that would outgrow the engine, before its first round.
     pub fn round(&mut self, engine: &mut dyn Engine) -> Result<Round> {
         let chosen = self.choose(engine.clients()?)?;
         self.round_of(chosen, engine)
