@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use lora::Linears;
 use lora::fed::aggregate::Rule;
 use lora::fed::engine::{Task, Worker};
 use tch::{Device, Kind, Tensor};
