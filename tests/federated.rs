@@ -2,6 +2,8 @@
 
 #[allow(dead_code)]
 mod common;
+#[path = "federated/tasks.rs"]
+mod tasks;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

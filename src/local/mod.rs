@@ -298,6 +298,20 @@ impl Local {
         if let Some(name) = unknown {
             return Err(Error::data("something lies beside a module that is not here").at(name));
         }
+        let done = self.replace(laid);
+        match done {
+            Ok(()) => {
+                let share = |(a, b): &(Tensor, Tensor)| (a.shallow_clone(), b.shallow_clone());
+                self.laid = laid.iter().map(|(module, pair)| (module.clone(), share(pair))).collect();
+            }
+            // Half of it must not stay: to a task that lays nothing down nothing would seem to be there.
+            Err(_) => self.own_weights(),
+        }
+        done
+    }
+
+    /// Each layer with its own weight and what is to lie beside it; some of them, if one is refused.
+    fn replace(&mut self, laid: &BTreeMap<String, (Tensor, Tensor)>) -> Result<()> {
         for (name, layer) in self.model.linears_mut() {
             let mine = laid.iter().find(|(module, _)| path(module) == name);
             if mine.is_none() && !self.own.contains_key(&name) {
@@ -310,9 +324,18 @@ impl Local {
             };
             layer.replace_base(base)?;
         }
-        self.laid =
-            laid.iter().map(|(m, (a, b))| (m.clone(), (a.shallow_clone(), b.shallow_clone()))).collect();
         Ok(())
+    }
+
+    /// Every layer with its own weight, and nothing beside it.
+    fn own_weights(&mut self) {
+        self.laid.clear();
+        for (name, layer) in self.model.linears_mut() {
+            if let Some(own) = self.own.get(&name) {
+                // Of its own shape, and all layers are bare: it is not refused.
+                let _ = layer.replace_base(own.share());
+            }
+        }
     }
 }
 

@@ -31,6 +31,30 @@ fn a_simulation_from_end_to_end() {
     }
 }
 
+/// On another storage, too, which changes neither shapes nor scales. There is no room for the first round's line, so that the run is
+/// broken off behind it.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_run_goes_on_by_its_own_variant() {
+    let bench = Bench::new();
+    let log = bench.path("out.rounds.jsonl");
+    std::os::unix::fs::symlink("/dev/full", &log).unwrap();
+    let words = format!("{SIMULATE} --rounds 2");
+    let run = bench.lora(&words);
+    assert_eq!(run.code, Some(5), "{}", run.err);
+    fs::remove_file(&log).unwrap();
+    let run = bench.lora(&format!("{words} --variant qlora"));
+    assert!(
+        run.code == Some(2) && run.err.contains("a run of lora, 1 of whose rounds are done"),
+        "{}",
+        run.err
+    );
+    assert!(run.err.contains("--variant"), "{}", run.err);
+    let out = bench.lora(&words).ok();
+    assert!(out.contains("goes on after round 1") && out.contains("round 2/2  2 of 2 clients"), "{out}");
+    assert_eq!(json(&bench, "out.rounds.jsonl").len(), 2);
+}
+
 #[test]
 fn fedsa_leaves_every_client_its_own() {
     let bench = Bench::new();

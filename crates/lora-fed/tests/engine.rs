@@ -3,12 +3,13 @@
 #[path = "common/learner.rs"]
 mod learner;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use lora_core::{Error, Result};
 use lora_fed::aggregate::{Robust, Rule, ServerRule};
-use lora_fed::engine::{Federation, InProcess, Reply, Settings, Task, Trains, Weights, Worker};
+use lora_fed::engine::{Engine, Federation, InProcess, Reply, Settings, Task, Trains, Weights, Worker};
 use tch::{Kind, Tensor};
 
 use learner::*;
@@ -82,6 +83,73 @@ fn what_lies_beside_stays_as_it_is() {
         // FLoRA adds more in a round than there is room for in these small weights.
         let most = if rule == Rule::FedEx { 10 } else { 20 };
         assert!((2..=most).contains(&f.model.made), "{rule:?}: {}", f.model.made);
+    }
+}
+
+/// Carries so many bytes a task; of what it was asked whether it does, and how many tasks it carried.
+struct Narrow {
+    inner: InProcess<'static>,
+    most: u64,
+    seen: RefCell<Vec<u64>>,
+    tasks: usize,
+}
+
+impl Narrow {
+    fn new(most: u64) -> Self {
+        let inner = InProcess::new(names(&["a", "bb", "ccc"]), vec![Box::new(Learner::default())]);
+        Self { inner, most, seen: RefCell::default(), tasks: 0 }
+    }
+}
+
+impl Engine for Narrow {
+    fn clients(&mut self) -> Result<Vec<String>> {
+        self.inner.clients()
+    }
+
+    fn carries(&self, bytes: u64) -> Result<()> {
+        self.seen.borrow_mut().push(bytes);
+        if bytes <= self.most { Ok(()) } else { Err(Error::usage(format!("{bytes} are too many"))) }
+    }
+
+    fn run(&mut self, tasks: Vec<(String, Task)>) -> Result<Vec<(String, Result<Reply>)>> {
+        self.tasks += tasks.len();
+        self.inner.run(tasks)
+    }
+}
+
+/// Before anybody has worked: later, what was learnt could not leave the coordinator. A run that is under way goes as far as it
+/// goes.
+#[test]
+fn a_run_that_will_outgrow_its_engine_is_refused_at_once() {
+    let run = |rounds| federation(Settings::new("long", Rule::FedEx, rounds), 2);
+    // 680 bytes of an adapter, and 1056 more in each round.
+    let mut engine = Narrow::new(2000);
+    let refused = run(5).round(&mut engine).unwrap_err();
+    assert!(refused.to_string().contains("round 3 would be too large: 2792 are too many"), "{refused}");
+    let hint = refused.hint_text().unwrap();
+    assert!(hint.contains("with 3 clients a round, it can have 2 rounds (--rounds 2)"), "{hint}");
+    assert_eq!(engine.tasks, 0);
+    let mut short = run(2);
+    (0..2).for_each(|_| drop(short.round(&mut engine).unwrap()));
+    let mut long = run(5);
+    long.round(&mut Narrow::new(u64::MAX)).unwrap();
+    long.round(&mut engine).unwrap();
+    let refused = long.round(&mut engine).unwrap_err().to_string();
+    assert_eq!((&*refused, long.model.rounds, engine.tasks), ("2792 are too many", 2, 9));
+}
+
+/// Behind a round in which all is made anew too, as FLoRA's second here.
+#[test]
+fn what_is_foreseen_comes() {
+    for rule in [Rule::FedEx, Rule::Flora] {
+        let mut engine = Narrow::new(u64::MAX);
+        let mut f = federation(Settings::new("long", rule, 3), 2);
+        f.round(&mut engine).unwrap();
+        let foreseen = engine.seen.take();
+        (0..2).for_each(|_| drop(f.round(&mut engine).unwrap()));
+        // It is asked of each of three tasks, and at the start of the rounds to come.
+        let met = engine.seen.take();
+        assert_eq!(foreseen[3..], [met[0], met[3]], "{rule}");
     }
 }
 

@@ -77,6 +77,14 @@ fn what_parties_say_is_text() {
     });
     let round = cast.round(&mut federation(settings("ffa")), &mut engine).unwrap();
     assert_eq!(round.clients[1].refused.as_deref(), Some("no\\nround 1/10\\u{202e}"));
+    // And no more of it is kept than people read.
+    let mut cast = Cast::new(&NAMES);
+    let mut engine = cast.between(|client, kind, _| match client == "b" && kind == Some(Kind::Plan) {
+        true => Err(Error::data("no".repeat(1 << 20))),
+        false => Ok(()),
+    });
+    let round = cast.round(&mut federation(settings("ffa")), &mut engine).unwrap();
+    assert_eq!((round.lost, round.clients[1].refused.as_ref().map(String::len)), (None, Some(1000)));
 }
 
 #[test]
@@ -223,6 +231,22 @@ fn another_model_for_one_party_is_noticed() {
         let refused = round.clients[2].refused.clone().unwrap_or_default();
         assert!(refused.contains("not the one that the plan names"), "{number}: {refused}");
         assert!(difference(&f, &plain("ffa", &[&["a", "b", "d", "e"]])) < 1e-11);
+    }
+}
+
+/// Rules that are sums lay nothing beside the weights: a plan that names a task which does is refused by all.
+#[test]
+fn nothing_is_laid_beside_a_partys_weights() {
+    let mut cast = Cast::new(&NAMES);
+    let mut f = federation(settings("ffa"));
+    let zeros = (Tensor::zeros([1, 6], DOUBLE), Tensor::zeros([5, 1], DOUBLE));
+    f.model.beside.insert("m".into(), zeros);
+    let mut engine = cast.between(|_, _, _| Ok(()));
+    let round = cast.round(&mut f, &mut engine).unwrap();
+    assert!(round.lost.is_some());
+    for told in &round.clients {
+        let refused = told.refused.clone().unwrap_or_default();
+        assert!(refused.contains("m: the task lays something beside a weight"), "{refused}");
     }
 }
 

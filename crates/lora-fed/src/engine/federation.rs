@@ -44,12 +44,12 @@ pub struct Round {
 pub struct Told {
     /// Who.
     pub client: String,
-    /// Why its reply does not count, if it does not: as text that can be shown ([`crate::plain`]).
+    /// Why its reply does not count, if it does not: as text that can be shown ([`crate::plain`]), of a thousand characters at most.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
     /// What it says it learnt from.
     pub examples: u64,
-    /// What else it says.
+    /// What else it says, as far as it is brief: 32 numbers, with names of 64 characters.
     pub metrics: BTreeMap<String, f64>,
     /// Tensors sent to it. Of what lies beside that is what it lacks: the rest came to it in the rounds before.
     pub bytes_down: u64,
@@ -100,7 +100,8 @@ impl Federation {
     /// One round. If it fails, the model is as before: the same round can be tried again.
     ///
     /// # Errors
-    /// What the engine meets; [`Error::data`] if fewer replies are good than the settings ask for, naming each fault.
+    /// What the engine meets; [`Error::data`] if fewer replies are good than the settings ask for, naming each fault;
+    /// [`Error::usage`] for a run that would outgrow the engine, before its first round.
     pub fn round(&mut self, engine: &mut dyn Engine) -> Result<Round> {
         let chosen = self.choose(engine.clients()?)?;
         self.round_of(chosen, engine)
@@ -118,6 +119,8 @@ impl Federation {
         let tasks = chosen.iter().map(|client| self.task(client, rule, number));
         let tasks = tasks.collect::<Result<Vec<_>>>()?;
         tasks.iter().try_for_each(|task| engine.carries(bytes_of_task(task)))?;
+        let largest = tasks.iter().map(bytes_of_task).max().unwrap_or(0);
+        self.foresee(&chosen, largest, engine)?;
         let sent: Vec<Task> = tasks.iter().map(Task::share).collect();
         let replies = engine.run(chosen.into_iter().zip(tasks).collect())?;
         let (uploads, clients) = self.screen(rule, &sent, replies);

@@ -8,6 +8,7 @@
 mod federation;
 #[cfg(feature = "flower")]
 mod flower;
+mod foresee;
 mod had;
 mod model;
 mod private;
@@ -95,7 +96,8 @@ pub trait Engine {
     /// What the engine meets.
     fn clients(&mut self) -> Result<Vec<String>>;
 
-    /// Whether it can carry so many bytes of tensors to a client, or from one. It is asked before anybody works.
+    /// Whether it can carry so many bytes of tensors to a client, or from one. It is asked before anybody works, when a run begins
+    /// also of the rounds to come.
     ///
     /// # Errors
     /// [`Error::usage`] if it, or who is at its other end, takes no message as large.

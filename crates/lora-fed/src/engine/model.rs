@@ -27,7 +27,7 @@ pub struct Model {
 }
 
 /// What lies beside may have so many times the numbers that it needs.
-const SLACK: f64 = 1.5;
+pub(super) const SLACK: f64 = 1.5;
 
 impl Model {
     /// One that has learnt nothing yet. What is in half precision is kept in f32: a mean moves by less.

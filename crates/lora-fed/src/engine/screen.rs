@@ -5,12 +5,15 @@ use super::model::upload;
 use super::state::fingerprint;
 use super::{Reply, Task, Weights, bytes};
 use crate::aggregate::{Rule, Upload};
-use crate::plain;
+use crate::plain::reason;
 use lora_core::{Error, Result, all_finite};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// No training makes a larger number, and no product of two overflows f32.
 const LARGEST: f64 = 1e12;
+/// Metrics of a reply that are kept, and characters of their names: what is told of a round is one value of the store.
+const METRICS: usize = 32;
+const NAME: usize = 64;
 
 impl Federation {
     /// Replies as uploads, and what is to be said of each client. The uploads come in an order of what they hold: a sum's last
@@ -37,13 +40,14 @@ impl Federation {
                 reply.and_then(|reply| if unique { Ok(reply) } else { Err(twice()) }).and_then(|reply| {
                     this.bytes_up = bytes(reply.adapter.values());
                     this.examples = reply.examples;
-                    this.metrics = reply.metrics.clone();
+                    let known = reply.metrics.iter().filter(|(name, _)| name.chars().nth(NAME).is_none());
+                    this.metrics = known.take(METRICS).map(|(name, x)| (name.clone(), *x)).collect();
                     self.accept(&client, rule, task, reply)
                 });
             match good {
                 Ok(held_and_upload) => uploads.push(held_and_upload),
                 // It may quote the client: its reason, a name of its own.
-                Err(e) => this.refused = Some(plain(&e.to_string())),
+                Err(e) => this.refused = Some(reason(&e.to_string())),
             }
             told.push(this);
         }

@@ -314,4 +314,43 @@ mod tests {
         assert!(known);
         assert_eq!((again.model.rounds, again.model.adapter), (1, federation.model.adapter));
     }
+
+    /// Tells more than anybody reads.
+    struct Talks;
+
+    impl Worker for Talks {
+        fn train(&mut self, client: &str, task: &Task) -> Result<Reply> {
+            let mut reply = More.train(client, task)?;
+            let long = "\u{1}".repeat(2 << 20);
+            match client {
+                "reason" => return Err(Error::data(long)),
+                "tensor" => drop(reply.adapter.insert(long, Tensor::from(0.0))),
+                "metric" => drop(reply.metrics.insert(long, 1.0)),
+                _ => reply.metrics.extend((0..1000i32).map(|n| (format!("{n:063}!"), f64::from(n)))),
+            }
+            Ok(reply)
+        }
+    }
+
+    /// Nobody makes a round's report longer than a value by what it says.
+    #[test]
+    fn what_clients_say_at_length_ends_no_round() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(&dir.path().join("state")).unwrap();
+        store.limit(1 << 20);
+        let b = Tensor::zeros([3, 2], (Kind::Float, Device::Cpu));
+        let adapter = [(format!("m{A}"), b.tr()), (format!("m{B}"), b)].into();
+        let settings = Settings::new("a run", Rule::FedIt, 1);
+        let mut federation = Federation::new(settings, Model::new(adapter), |_, _| 1.0).unwrap();
+        federation.resume(&mut store).unwrap();
+        let clients = ["reason", "tensor", "metric", "many"].map(str::to_owned).to_vec();
+        let mut engine = InProcess::new(clients, vec![Box::new(Talks)]);
+        let round = federation.round_in(&mut store, &mut engine).unwrap();
+        let reports = Federation::reports(&store).unwrap();
+        assert!(reports.len() == 1 && reports[0].len() < 1 << 14, "{}", reports[0].len());
+        // By their names: many, metric, reason, tensor.
+        let told: Vec<_> = round.clients.iter().map(|t| (t.refused.is_some(), t.metrics.len())).collect();
+        assert_eq!(told, [(false, 32), (false, 0), (true, 0), (true, 0)]);
+        assert!(round.clients.iter().flat_map(|t| &t.refused).all(|why| why.len() == 1000));
+    }
 }

@@ -7,6 +7,7 @@
 //! The SuperLink announces a reply once. If its answer to `receive` is lost on the way, that reply is lost, and the
 //! next `receive` says so with Flower's code 3. A task whose server app is away for a minute is ended.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -57,7 +58,7 @@ pub struct AppOptions {
 pub struct Refusal {
     /// Flower's code.
     pub code: i64,
-    /// In words; a node's own words, if the code is 2.
+    /// In words, a thousand characters at most; a node's own words, if the code is 2.
     pub reason: String,
 }
 
@@ -81,6 +82,8 @@ pub struct ServerApp {
     pub(super) task: u64,
     config: Values,
     pub(super) limits: Limits,
+    /// How often in a row the SuperLink broke over the reply to a message.
+    pub(super) breaks: BTreeMap<String, u32>,
     halt: Arc<AtomicBool>,
     beat: Option<JoinHandle<()>>,
 }
@@ -124,7 +127,8 @@ impl ServerApp {
             }
         });
         let (run, task, limits) = (ticket.run, ticket.task, options.limits);
-        Ok(Self { runtime, outbox, run, task, config, limits, halt, beat: Some(beat) })
+        let breaks = BTreeMap::new();
+        Ok(Self { runtime, outbox, run, task, config, limits, breaks, halt, beat: Some(beat) })
     }
 
     /// The run.

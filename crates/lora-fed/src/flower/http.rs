@@ -23,6 +23,9 @@ const ERROR_BODY: u64 = 64 * 1024;
 const ROOTS: u64 = 1 << 20;
 const TRIES: u32 = 5;
 
+/// The SuperLink's code for a run that is over.
+pub(crate) const RUN_OVER: i64 = 2007;
+
 /// The most bytes of an answer that carries no object.
 pub(crate) const CONTROL: usize = 8 << 20;
 
@@ -51,12 +54,14 @@ impl Fault {
         }
     }
 
-    /// Whether it may be for what one node sent: an answer that cannot be read, or a request over which the server broke. What
-    /// else is refused (401, 403, 412) would be whatever it is about.
+    /// Whether it may be for what one node sent, or is sent: an answer that cannot be read, or a request over which the server
+    /// broke. What else is refused (401, 403, 412, a run that is over) would be whatever it is about.
     pub(crate) fn is_of_one(&self) -> bool {
         match self {
             Self::Malformed(_) => true,
-            Self::Refused { status, .. } => matches!(status, 400 | 404 | 422 | 500),
+            Self::Refused { status, code, .. } => {
+                *code != RUN_OVER && matches!(status, 400 | 404 | 422 | 500)
+            }
             _ => false,
         }
     }

@@ -14,9 +14,12 @@ use super::objects::{self, Objects};
 use super::outbox::{Arrived, Sent};
 use super::records::Records;
 use super::runtime::SUPERLINK;
+use crate::plain::cut;
 
 /// Announcements of one message in one go.
 const ROUNDS: usize = 3;
+/// How often in a row the SuperLink may break over a reply before that is given up.
+const BREAKS: u32 = 5;
 /// The longest text of why a reply could not be fetched.
 const REASON: usize = 200;
 /// Flower's code for a reply that is not there any more.
@@ -45,16 +48,17 @@ impl ServerApp {
                 ready = Some((records, Content::of(records)?));
             }
             if let Some((_, content)) = &ready {
-                ids.push(self.post(node, kind, group, ttl, &[content])?);
+                ids.push(self.post(node, kind, group, ttl, &[content])??);
             }
         }
         Ok(ids)
     }
 
-    /// The same to one node, of parts that are made ready.
+    /// The same to one node, of parts that are made ready. In the result is what is wrong with that node's message alone: it
+    /// left, say.
     ///
     /// # Errors
-    /// If the SuperLink does not take it.
+    /// What would be so for every node: no network, a run that is over.
     pub(crate) fn post(
         &mut self,
         node: u64,
@@ -62,7 +66,7 @@ impl ServerApp {
         group: &str,
         ttl: Duration,
         parts: &[&Content],
-    ) -> Result<String> {
+    ) -> Result<Result<String>> {
         let mut own = Objects::new();
         let content = Content::join(parts, &mut own)?;
         let mut wrap = |created_at: f64, ttl: f64| {
@@ -86,7 +90,7 @@ impl ServerApp {
         if let Some((_, id)) = &known
             && (self.outbox.is_settled(id)? || self.outbox.arrived(id)?.is_some())
         {
-            return Ok(id.clone());
+            return Ok(Ok(id.clone()));
         }
         // A SuperLink takes none whose time is up: whoever died over it asks anew.
         let (message, tree) = match known.filter(|_| !is_late) {
@@ -100,25 +104,38 @@ impl ServerApp {
             }
         };
         let id = tree.object_id.clone();
+        let failed = |fault: Fault| -> Result<Result<String>> {
+            let is_of_one = fault.is_of_one();
+            let e = Error::from(fault);
+            if is_of_one { Ok(Err(e.at(format!("node {node}")))) } else { Err(e) }
+        };
         for _ in 0..ROUNDS {
-            let (taken, wanted, session) = self.runtime.push(message.clone(), tree.clone())?;
+            let (taken, wanted, session) = match self.runtime.push(message.clone(), tree.clone()) {
+                Ok(answer) => answer,
+                Err(fault) => return failed(fault),
+            };
             if !taken {
-                return Err(Error::data(format!("the SuperLink takes no message for node {node}"))
-                    .hint("is it still registered, and the run not over?"));
+                let e = Error::data(format!("the SuperLink takes no message for node {node}"));
+                return Ok(Err(e.hint("is it still registered, and the run not over?")));
             }
             let mut all = true;
             for object in wanted {
                 let known = own.get(&object).or_else(|| parts.iter().find_map(|part| part.object(&object)));
-                all &= match known.cloned() {
-                    Some(content) => self.runtime.push_object(self.run, &session, &object, content)?,
-                    None => false,
+                let Some(content) = known.cloned() else {
+                    all = false;
+                    continue;
                 };
+                match self.runtime.push_object(self.run, &session, &object, content) {
+                    Ok(stored) => all &= stored,
+                    Err(fault) => return failed(fault),
+                }
             }
             if all {
-                return Ok(id);
+                return Ok(Ok(id));
             }
         }
-        Err(Error::data(format!("the SuperLink does not take the objects of a message for node {node}")))
+        let what = format!("the SuperLink does not take the objects of a message for node {node}");
+        Ok(Err(Error::data(what)))
     }
 
     /// The replies to these messages that are there and not confirmed. Ask again for the others: a call of the SuperLink each.
@@ -131,10 +148,18 @@ impl ServerApp {
                 continue;
             }
             let arrived = match self.runtime.pull(id) {
-                Ok(None) => continue,
-                Ok(Some((message, tree))) => Arrived { message: Some(message), tree: Some(tree) },
-                Err(fault) if fault.is_of_one() => broken(id, &fault),
-                Err(fault) => return Err(fault.into()),
+                Err(fault) if fault.is_of_one() => {
+                    if self.bears(id, &fault) {
+                        continue;
+                    }
+                    broken(id, &fault)
+                }
+                answer => {
+                    let answer = answer?;
+                    self.breaks.remove(id);
+                    let Some((message, tree)) = answer else { continue };
+                    Arrived { message: Some(message), tree: Some(tree) }
+                }
             };
             self.outbox.arrive(id, &arrived)?;
         }
@@ -149,8 +174,16 @@ impl ServerApp {
         Ok(replies)
     }
 
+    /// Whether the reply to a message is to be asked for again: a SuperLink that broke over it may give it the next time. What
+    /// cannot be read it has given, and forgotten.
+    fn bears(&mut self, id: &str, fault: &Fault) -> bool {
+        let breaks = self.breaks.entry(id.to_owned()).or_default();
+        *breaks = breaks.saturating_add(1);
+        fault.status() == 500 && *breaks < BREAKS
+    }
+
     /// A reply, if all of it is there.
-    fn open(&self, id: &str, arrived: &Arrived) -> Result<Option<Reply>> {
+    fn open(&mut self, id: &str, arrived: &Arrived) -> Result<Option<Reply>> {
         let message = arrived.message.clone().unwrap_or_default();
         let metadata = message.metadata.unwrap_or_default();
         let to = self.outbox.to(id)?;
@@ -160,7 +193,7 @@ impl ServerApp {
         let reply = |content| {
             Ok(Some(Reply { id: id.to_owned(), node: node.or(to).unwrap_or(metadata.src_node_id), content }))
         };
-        let refuse = |code, reason: String| reply(Err(Refusal { code, reason }));
+        let refuse = |code, reason: String| reply(Err(Refusal { code, reason: cut(&reason) }));
         if node.is_none() {
             return refuse(0, format!("node {} answers for another", metadata.src_node_id));
         }
@@ -176,6 +209,7 @@ impl ServerApp {
         let (mut objects, mut bytes) = (Objects::new(), 0);
         for object in wanted {
             let answer = match self.runtime.pull_object(self.run, &object, self.limits.object + CONTROL) {
+                Err(fault) if fault.is_of_one() && self.bears(id, &fault) => return Ok(None),
                 // Larger than an object may be, say, or none.
                 Err(fault) if fault.is_of_one() => return refuse(0, fault.to_string()),
                 answer => answer?,
@@ -195,6 +229,7 @@ impl ServerApp {
             }
             objects.insert(object, answer.object_content);
         }
+        self.breaks.remove(id);
         match inflate(&tree.object_id, &objects, &self.limits) {
             // Whose it is, and what it answers, is for the SuperLink to say; the node may not say otherwise.
             Ok(inflated)
@@ -203,7 +238,10 @@ impl ServerApp {
             {
                 refuse(0, "the reply is not the one that was announced".into())
             }
-            Ok(inflated) => reply(inflated.content.map_err(|e| Refusal { code: e.code, reason: e.reason })),
+            Ok(inflated) => match inflated.content {
+                Ok(content) => reply(Ok(content)),
+                Err(e) => refuse(e.code, e.reason),
+            },
             Err(e) => refuse(0, e.to_string()),
         }
     }

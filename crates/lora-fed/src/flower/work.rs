@@ -4,7 +4,7 @@ use lora_core::{Error, Result};
 
 use super::deflate::deflate;
 use super::fleet::Fleet;
-use super::http::{CONTROL, Fault};
+use super::http::{CONTROL, Fault, RUN_OVER};
 use super::inbox::{Entry, Inbox};
 use super::inflate::{Inflated, inflate};
 use super::messages::{
@@ -12,22 +12,17 @@ use super::messages::{
 };
 use super::node::{App, Event, Incoming, Trouble, now};
 use super::objects::{self, Limits, Objects};
+use crate::plain::cut;
 
 /// Flower's codes for errors that a node reports.
 const APP_FAILED: i64 = 2;
 const UNAVAILABLE: i64 = 3;
-
-/// The SuperLink's code for a run that is over.
-const RUN_OVER: i64 = 2007;
 
 /// Announcements of one reply in one go.
 const ROUNDS: usize = 3;
 
 /// How often the SuperLink may break over one instruction before it is dropped.
 const BREAKS: u32 = 20;
-
-/// The longest text of an error that is sent.
-const REASON: usize = 1000;
 
 pub(crate) struct Worker<'a> {
     pub(crate) fleet: &'a Fleet,
@@ -306,5 +301,5 @@ fn answering(to: &Metadata, id: &str, (src_task, dst_task): Tasks) -> Metadata {
 }
 
 fn reported(code: i64, error: &Error) -> Reported {
-    Reported { code, reason: error.to_string().chars().take(REASON).collect() }
+    Reported { code, reason: cut(&error.to_string()) }
 }

@@ -16,6 +16,10 @@ use super::log::Log;
 use crate::commands::say;
 use crate::commands::train::is_adapter_file;
 
+/// What the state says beside what the federation keeps there, which knows no recipe.
+const SPACE: &str = "course";
+const RECIPE: &str = "recipe";
+
 /// What the coordinator may see of a round.
 pub(super) enum Kind<'a> {
     /// Every reply.
@@ -50,8 +54,9 @@ impl Course {
         let state = sibling(out, "state");
         let mut store = Store::open(&state)?;
         let resumed = federation.resume(&mut store).map_err(|e| e.at(state.display()))?;
-        let log = Log::open(out, &Federation::reports(&store)?)?;
         let recipe = host.recipe();
+        is_of(&mut store, &recipe.to_string(), federation.model.rounds).map_err(|e| e.at(state.display()))?;
+        let log = Log::open(out, &Federation::reports(&store)?)?;
         say!("federation  {rule}, {recipe}");
         if recipe.to_string().contains("dora") && rule.trains().0 == Trains::All {
             say!("            magnitudes are averaged by themselves, which is exact under no rule");
@@ -151,6 +156,20 @@ impl Course {
         }
         say!("adapter written to {}", out.display());
         Ok(())
+    }
+}
+
+/// Refuses a state of which rounds are done by another recipe: on another storage all shapes and scales are the same. One of an
+/// earlier version does not say.
+fn is_of(store: &mut Store, recipe: &str, rounds: u64) -> lora::Result<()> {
+    match store.get(SPACE, RECIPE)? {
+        Some(known) if known == recipe.as_bytes() => Ok(()),
+        Some(other) if rounds > 0 => {
+            let other = String::from_utf8_lossy(&other);
+            let what = format!("there is a run of {other}, {rounds} of whose rounds are done");
+            Err(Error::usage(what).hint("give that run's --variant, or keep this one elsewhere"))
+        }
+        _ => store.put(SPACE, RECIPE, recipe.as_bytes()),
     }
 }
 

@@ -10,7 +10,7 @@ use lora::fed::engine::{Coordinator, Engine, Server};
 use lora::fed::flower::{AppOptions, Limits, ServerApp};
 use lora::model::Keep;
 use lora::train::TrainConfig;
-use lora::{Error, Local, sibling};
+use lora::{Error, ErrorKind, Local, sibling};
 
 use super::course::{Course, Kind};
 use super::federation::{FederationArgs, OutArgs, method};
@@ -118,6 +118,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
 }
 
+/// Whether another try would end alike: what makes no sense stays so, unless it is that nodes have left.
+fn lasts(e: &anyhow::Error, engine: &mut Server, wanted: usize) -> bool {
+    let usage = e.downcast_ref::<Error>().is_some_and(|e| e.kind() == ErrorKind::Usage);
+    usage && engine.clients().is_ok_and(|clients| clients.len() >= wanted)
+}
+
 fn rounds(
     args: &Args,
     course: &mut Course,
@@ -140,7 +146,7 @@ fn rounds(
             let kind = secure.map_or(Kind::Plain, Kind::Secure);
             match course.round(engine, kind) {
                 Ok(told) => break told,
-                Err(e) if tries < args.tries.max(1) => {
+                Err(e) if tries < args.tries.max(1) && !lasts(&e, engine, wanted) => {
                     say!("round failed, and is tried again: {e}");
                     course.choose_again()?;
                 }

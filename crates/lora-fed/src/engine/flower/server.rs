@@ -143,13 +143,14 @@ impl Server {
             let parts: Vec<&Content> = shared.chain([&own]).collect();
             let post = || self.app.post(node, kind, group, patience, &parts);
             let id = patiently(Instant::now() + HICCUP, post)?;
-            self.ids.push(id.clone());
+            self.ids.extend(id.as_ref().ok().cloned());
             ids.push(id);
             clients.push(client);
         }
         drop(ready);
         let mut replies = Vec::new();
-        let mut missing = ids.clone();
+        // A node that takes no message ends its own part, and not the others'.
+        let mut missing: Vec<String> = ids.iter().flatten().cloned().collect();
         loop {
             let began = Instant::now();
             let new = patiently(Instant::now() + HICCUP, || self.app.receive(&missing))?;
@@ -162,16 +163,13 @@ impl Server {
             }
             std::thread::sleep(wait);
         }
-        let of = |(id, client): (&String, String)| {
-            let reply = match replies.iter().position(|reply| reply.id == *id) {
-                None => Err(Error::data(format!("no reply within {:.0} s", patience.as_secs_f64()))),
-                Some(place) => replies.swap_remove(place).content.map_err(|refusal| {
-                    Error::data(format!("{} (Flower's code {})", refusal.reason, refusal.code))
-                }),
-            };
-            (client, reply)
+        let mut of = |id: String| match replies.iter().position(|reply| reply.id == id) {
+            None => Err(Error::data(format!("no reply within {:.0} s", patience.as_secs_f64()))),
+            Some(place) => replies.swap_remove(place).content.map_err(|refusal| {
+                Error::data(format!("{} (Flower's code {})", refusal.reason, refusal.code))
+            }),
         };
-        Ok(ids.iter().zip(clients).map(of).collect())
+        Ok(clients.into_iter().zip(ids).map(|(client, id)| (client, id.and_then(&mut of))).collect())
     }
 }
 

@@ -10,6 +10,7 @@
 //!   coordinator chooses whom it asks ([`Quorum`]);
 //! - the model it starts from is the one that the signed plan names. So no two parties of a round start from different
 //!   models, by which a server could single out one's part of the sum (Pasquini et al. 2022, arXiv 2111.07380);
+//! - nothing is to lie beside the weights: rules that are sums lay nothing there;
 //! - it has sent no vector in this round of the run before: two sums that differ in one vector would show it. What it has
 //!   sent it remembers on the disk.
 //!

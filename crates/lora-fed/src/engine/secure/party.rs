@@ -155,6 +155,11 @@ impl Member {
                        or the coordinator's version is another",
             ));
         }
+        // Rules that are sums lay nothing down, and what a client has beside its weights no sum shows.
+        if let Some(module) = task.beside.keys().next() {
+            let what = "the task lays something beside a weight, which no rule does that is a sum";
+            return Err(Error::data(what).at(module));
+        }
         let (run, round) = (plan.round.run, task.round);
         match (letter.noise, &mut self.ledger) {
             (None, None) => {

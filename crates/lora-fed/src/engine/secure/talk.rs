@@ -2,7 +2,7 @@
 
 use super::WHO;
 use crate::engine::{Engine, Letter, Noise, Task, Told, bytes_of_task};
-use crate::plain;
+use crate::plain::reason;
 use crate::secagg::{PartyId, Server};
 use lora_core::{Error, Result};
 use std::collections::BTreeMap;
@@ -118,10 +118,10 @@ impl<'a> Talk<'a> {
         Ok(answers)
     }
 
-    /// `why` may quote the client.
+    /// `why` may quote the client, at any length.
     fn refuse(&mut self, client: &str, why: String) {
         if let Some(told) = self.told.iter_mut().find(|told| told.client == client) {
-            told.refused.get_or_insert_with(|| plain(&why));
+            told.refused.get_or_insert_with(|| reason(&why));
         }
     }
 }

@@ -30,6 +30,12 @@ pub(super) struct State {
     pub(super) asked: Vec<Vec<String>>,
     /// Messages and objects over which it breaks when they are asked for.
     pub(super) breaks_over: Vec<String>,
+    /// The same, once each.
+    pub(super) breaks_once: Vec<String>,
+    /// Nodes for which it takes no message.
+    pub(super) gone: Vec<u64>,
+    /// It takes none at all.
+    pub(super) run_over: bool,
     pub(super) started: usize,
     pub(super) output: Option<PushTaskOutputRequest>,
 }
@@ -49,7 +55,12 @@ impl State {
             "pull-object" => vec![PullObjectRequest::decode(body).unwrap().object_id],
             _ => vec![],
         };
-        if asked.iter().any(|id| self.breaks_over.contains(id)) {
+        if path == "push-messages" && self.run_over {
+            return (412, b"{\"code\": 2007, \"detail\": \"no\"}".to_vec());
+        }
+        let once = self.breaks_once.iter().position(|id| asked.contains(id));
+        let breaks = once.map(|place| self.breaks_once.remove(place)).is_some();
+        if breaks || asked.iter().any(|id| self.breaks_over.contains(id)) {
             return (500, b"{\"detail\": \"Internal server error.\"}".to_vec());
         }
         (200, self.handle(path, body))
@@ -69,6 +80,11 @@ impl State {
             "send-task-heartbeat" => HeartbeatResponse { success: true }.encode_to_vec(),
             "push-messages" => {
                 let request = PushAppMessagesRequest::decode(body).unwrap();
+                let to = request.messages_list[0].metadata.as_ref().unwrap().dst_node_id;
+                if self.gone.contains(&to) {
+                    let message_ids = vec![String::new()];
+                    return PushAppMessagesResponse { message_ids, ..Default::default() }.encode_to_vec();
+                }
                 let id = request.message_object_trees[0].object_id.clone();
                 let mut ids = Vec::new();
                 every_id(&request.message_object_trees[0], &mut ids);
@@ -135,6 +151,10 @@ pub(super) fn examples(n: i64) -> Records {
 
 /// A node's answer to the message `to`.
 pub(super) fn answer(from: u64, to: &str, n: i64) -> Parcel {
+    answer_with(from, to, &examples(n))
+}
+
+pub(super) fn answer_with(from: u64, to: &str, content: &Records) -> Parcel {
     let metadata = Metadata {
         run_id: RUN,
         src_node_id: from,
@@ -145,7 +165,7 @@ pub(super) fn answer(from: u64, to: &str, n: i64) -> Parcel {
         created_at: now(),
         ..Metadata::default()
     };
-    deflate(metadata, Ok(&examples(n))).unwrap()
+    deflate(metadata, Ok(content)).unwrap()
 }
 
 pub(super) fn give(state: &Shared, parcel: &Parcel, objects: &Objects) {

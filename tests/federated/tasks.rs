@@ -1,0 +1,69 @@
+//! What a task may leave behind at a client, and what a reply tells.
+
+use std::collections::BTreeMap;
+
+use lora::fed::aggregate::Rule;
+use lora::fed::engine::{Task, Worker};
+use tch::{Device, Kind, Tensor};
+
+use super::{RANDOM, local, training};
+
+type Pairs = BTreeMap<String, (Tensor, Tensor)>;
+
+fn task(start: &BTreeMap<String, Tensor>, beside: Pairs) -> Task {
+    let (trains, sends) = Rule::FedIt.trains();
+    let adapter = start.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
+    Task { run: "tasks".into(), round: 1, rounds: 1, trains, sends, scales: BTreeMap::new(), adapter, beside }
+}
+
+/// By it a coordinator could give a client a model of its own: factors for all modules but the last, which is refused, and then
+/// a task like all others'.
+#[test]
+fn a_task_that_is_refused_leaves_nothing_beside_the_weights() {
+    let _alone = RANDOM.lock();
+    let mut node = local("lora", &["one"], training());
+    let start = node.start().unwrap();
+    // In the model's order.
+    let names = node.model().linears().into_iter().map(|(name, _)| format!("base_model.model.{name}"));
+    let names: Vec<String> =
+        names.filter(|module| start.contains_key(&format!("{module}.lora_A.weight"))).collect();
+    let pair = |module: &str, value: f64| {
+        let [a, b] = ["A", "B"].map(|factor| start[&format!("{module}.lora_{factor}.weight")].size());
+        let full = |size: [i64; 2]| Tensor::full(size, value, (Kind::Float, Device::Cpu));
+        (full([2, a[1]]), full([b[0], 2]))
+    };
+    let laid =
+        |value: f64| -> Pairs { names.iter().map(|module| (module.clone(), pair(module, value))).collect() };
+    let fresh = |beside: Pairs| {
+        local("lora", &["one"], training()).train("one", &task(&start, beside)).unwrap().adapter
+    };
+    assert_ne!(fresh(Pairs::new()), fresh(laid(0.02)), "or what lies beside would not show");
+
+    let last = names.last().unwrap();
+    let (a, b) = pair(last, 0.05);
+    let narrow = (a.narrow(1, 0, a.size()[1] - 1), b);
+    for (bad, why) in [(pair(last, f64::NAN), "not finite"), (narrow, "do not fit")] {
+        let mut half = laid(0.05);
+        half.insert(last.clone(), bad);
+        let half = task(&start, half);
+        for before in [Pairs::new(), laid(0.02)] {
+            let before = task(&start, before);
+            let want =
+                fresh(before.beside.iter().map(|(m, (a, b))| (m.clone(), (a.copy(), b.copy()))).collect());
+            assert_eq!(node.train("one", &before).unwrap().adapter, want);
+            let refused = node.train("one", &half).unwrap_err().to_string();
+            assert!(refused.contains(why), "{refused}");
+            assert_eq!(node.train("one", &before).unwrap().adapter, want, "{why}");
+        }
+    }
+}
+
+/// Nothing of how long the work on the rows took.
+#[test]
+fn a_reply_tells_two_losses() {
+    let _alone = RANDOM.lock();
+    let mut node = local("lora", &["one"], training());
+    let start = node.start().unwrap();
+    let reply = node.train("one", &task(&start, Pairs::new())).unwrap();
+    assert_eq!(reply.metrics.keys().collect::<Vec<_>>(), ["first_loss", "loss"]);
+}
