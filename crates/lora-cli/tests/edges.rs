@@ -28,6 +28,38 @@ fn a_generation_that_cannot_be_is_refused() {
     refused(&bench, &format!("{generate} --system be-brief --prompt hi"), 2, &["no chat template"]);
 }
 
+/// So that a plan of many runs can be tried on `lora` beforehand, at no cost.
+#[test]
+fn a_command_line_that_makes_no_sense_is_told_before_the_model_is_looked_for() {
+    let bench = Bench::new();
+    let train = "train --model nowhere --data data.jsonl --out out";
+    for options in [
+        "--limit 3",
+        "--dp-clip 0.5",
+        "--eval-every 10",
+        "--schedule cosin",
+        "--weight-decay nan",
+        "--save-every 5 --trace trace",
+        "--adapter start --dropout 0.1",
+        "--max-step 3",
+    ] {
+        assert_eq!(bench.lora(&format!("{train} {options}")).code, Some(2), "{options}");
+    }
+    bench.write("rows.jsonl", "");
+    refused(&bench, "merge --model nowhere --adapter a --out out --verify --limit 2", 2, &["--limit"]);
+    for verb in [
+        train.to_owned(),
+        format!("{train} --truncate --max-length 64 --warmup 0.1"),
+        "eval --model nowhere --data data.jsonl --labels few --trace trace.jsonl".into(),
+        "merge --model nowhere --adapter a --out out --verify rows.jsonl --limit 2".into(),
+        "init --model nowhere --init loftq --variant qlora --out out".into(),
+        "fed simulate --model nowhere --data data.jsonl --split 2 --rounds 2 --out out".into(),
+    ] {
+        assert_eq!(bench.lora(&verb).code, Some(5), "{verb}");
+    }
+    assert!(!bench.path("out").exists() && !bench.path("trace.jsonl").exists());
+}
+
 #[test]
 fn what_is_to_be_skipped_must_be_there() {
     let bench = Bench::new();

@@ -139,6 +139,7 @@ fn what_an_evaluation_cannot_write_or_judge_is_said_first() {
     fs::create_dir(bench.path("folder")).unwrap();
     for (more, said) in [
         ("--rows ./data.jsonl", "would replace the data"),
+        ("--trace data.jsonl", "would replace the data"),
         ("--rows folder", "not a plain file"),
         ("--labels four,hello --rows seen.jsonl --samples 3", "is none of the labels"),
     ] {
@@ -148,6 +149,48 @@ fn what_an_evaluation_cannot_write_or_judge_is_said_first() {
     }
     assert_eq!(fs::read(bench.path("data.jsonl")).unwrap(), before);
     assert!(!bench.path("seen.jsonl").exists());
+}
+
+/// The tokens that a row is judged by are those that it is learnt by, however it is written.
+#[test]
+fn what_is_asked_can_be_asked_elsewhere() {
+    let bench = Bench::new();
+    let chat = |answer: &str| {
+        let turns = serde_json::json!([{ "role": "user", "content": "hi" }, { "role": "assistant", "content": answer }]);
+        serde_json::json!({ "messages": turns })
+    };
+    let pair = |answer: &str| serde_json::json!({ "prompt": "two and two is", "completion": answer });
+    let rows = [
+        chat("four"),
+        pair(" six</s>"),
+        chat("six "),
+        pair("four"),
+        serde_json::json!({ "text": "and so on" }),
+    ];
+    bench.write("rows.jsonl", rows.iter().map(|row| format!("{row}\n")).collect::<String>());
+    let train =
+        "train --model model --data rows.jsonl --out out --rank 2 --max-steps 1 --batch-size 5 --trace t";
+    bench.lora(&format!("{train} --dtype f32")).ok();
+    let learnt = json(&fs::read_to_string(bench.path("t/batches.jsonl")).unwrap());
+    let learnt = learnt["texts"].as_array().unwrap();
+    for (labels, answers) in [("", None), ("--labels auto", Some(["four", "six"]))] {
+        let eval = "eval --model model --dtype f32 --max-tokens 0 --data rows.jsonl --trace asked.jsonl";
+        bench.lora(&format!("{eval} {labels}")).ok();
+        let text = fs::read_to_string(bench.path("asked.jsonl")).unwrap();
+        let asked: Vec<_> = text.lines().map(json).collect();
+        assert_eq!(asked.len(), rows.len());
+        for (row, line) in rows.iter().zip(&asked) {
+            let answers = answers.filter(|_| row.get("text").is_none());
+            let texts = line["texts"].as_array().unwrap();
+            assert_eq!(texts.len(), answers.map_or(1, |a| a.len()), "{line}");
+            assert_eq!(line["answers"], serde_json::json!(answers), "{line}");
+            let right = line["right"].as_u64().unwrap_or(0) as usize;
+            assert!(learnt.contains(&texts[right]), "{line} of {learnt:?}");
+            if let Some(answers) = answers {
+                assert!(row.to_string().contains(answers[right]), "{row}: {line}");
+            }
+        }
+    }
 }
 
 /// A label is scored as the rows have it: trained with a blank before it, with one.

@@ -52,8 +52,10 @@ pub(crate) fn refused(grid: &Grid<'_>, lora: &Path, home: &Path) -> Result<Vec<S
             let output = sh::ours(lora).args(&step.args).output()?;
             if output.status.code() == Some(USAGE) {
                 let errors = String::from_utf8_lossy(&output.stderr);
-                let first = errors.lines().next().unwrap_or_default().trim_start_matches("error: ");
-                faults.insert(format!("train: {}: {first}", settings.title()));
+                let said: Vec<_> =
+                    errors.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+                let said = said.join(" ");
+                faults.insert(format!("train: {}: {}", settings.title(), said.trim_start_matches("error: ")));
             }
         }
     }
@@ -147,6 +149,7 @@ pub(crate) fn print(grid: &Grid<'_>, lora: &Path, home: &Path) -> Result<()> {
     cache::remove(&probe)?;
     cache::remove(&probe.with_extension("metrics.jsonl"))?;
     let jobs = [grid.floors(), grid.tuning(), grid.grid(|_, _| grid.plan.learning_rates[0])].concat();
+    let cut = lengths(grid.plan);
     let mut total = 0.0;
     println!("{:64} {:>8} {:>10}", "run", "minutes", "memory, GB");
     for job in &jobs {
@@ -160,7 +163,7 @@ pub(crate) fn print(grid: &Grid<'_>, lora: &Path, home: &Path) -> Result<()> {
         let bytes = match s.variant.as_str() {
             NONE | FULL => None,
             variant => {
-                let rows = (s.train.path.as_path(), lengths(grid.plan).as_slice());
+                let rows = (s.train.path.as_path(), cut.as_slice());
                 memory(grid.plan, lora, &grid.model.path, rows, variant, rank)?.ok().flatten()
             }
         };

@@ -103,7 +103,7 @@ pub(crate) fn read(seed: Option<u64>, found: &Value, dir: &Path) -> Result<Read>
         put(measure, number(path));
     }
     if of_another_base(&commands) {
-        [Measure::MergeDifference, Measure::MergeKl].iter().for_each(|measure| drop(measures.remove(measure)));
+        measures.retain(|measure, _| ![Measure::MergeDifference, Measure::MergeKl].contains(measure));
     }
     let mut put = |measure: Measure, value: Option<f64>| {
         measures.extend(value.filter(|v| v.is_finite()).map(|value| (measure, value)));
@@ -249,9 +249,12 @@ mod tests {
             ("qlora", " --variant qlora", true),
             ("lora", "", true),
         ] {
-            let commands =
-                [format!("lora train --variant {variant} --rank 4"), format!("lora merge --verify{merge} --json")];
-            let found = serde_json::json!({ "commands": commands, "merge": { "largest": 0.5, "mean_kl": 0.1 } });
+            let commands = [
+                format!("lora train --variant {variant} --rank 4"),
+                format!("lora merge --verify{merge} --json"),
+            ];
+            let found =
+                serde_json::json!({ "commands": commands, "merge": { "largest": 0.5, "mean_kl": 0.1 } });
             let measures = read(Some(1), &found, dir.path()).unwrap().measures;
             assert_eq!(measures.contains_key(&Measure::MergeKl), there, "{variant}{merge}");
             assert_eq!(measures.contains_key(&Measure::MergeDifference), there, "{variant}{merge}");

@@ -264,7 +264,8 @@ pub(crate) mod tests {
             !lines[1].contains("--rank") && lines[1].contains("--seed 1") && lines[1].contains("--lr 1e-3")
         );
         assert!(
-            lines[2].contains("--adapter run/adapter --variant qlora") && lines[2].contains("--data a-heldout")
+            lines[2].contains("--adapter run/adapter --variant qlora")
+                && lines[2].contains("--data a-heldout")
         );
         // A base that was rounded is rounded alike wherever it is judged.
         let rounded = Settings { variant: "dora+qlora:fp4".into(), start: None, ..job.settings.clone() };

@@ -244,7 +244,7 @@ impl Plan {
         }
         refuse(!(self.epochs > 0.0 && self.epochs.is_finite()), "epochs: must be positive".into());
         refuse(self.batch_size == 0, "batch_size: must be positive".into());
-        for file in self.data.iter().flat_map(Data::files) {
+        for file in self.data.iter().flat_map(|data| BTreeSet::from([data.train(), data.held_out()])) {
             refuse(!file.is_file(), format!("data: there is no file {}", file.display()));
         }
         refuse(

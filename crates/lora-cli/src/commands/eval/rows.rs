@@ -3,10 +3,10 @@
 use std::io::Write;
 
 use anyhow::Result;
+use lora::model::Tokenizer;
 use lora::train::{
     Answer, Choices, Dataset, Question, Row, Sample, answers, label_scores, likeliest, reference, summed_loss,
 };
-use lora::model::Tokenizer;
 use lora::{Error, OutputFile};
 use serde_json::{Value, json};
 
