@@ -116,7 +116,7 @@ fn a_file_gives_the_same_texts_at_any_time() {
     }
 }
 
-/// A conversation with tools is read with their descriptions, as a list or as its text.
+/// A conversation with tools is read with their descriptions, as a list, as its text, or as a list of texts.
 #[test]
 fn a_template_is_given_a_rows_tools() {
     let dir = tempfile::tempdir().unwrap();
@@ -138,10 +138,13 @@ fn a_template_is_given_a_rows_tools() {
     let told = text(tools.clone());
     assert!(told.contains(about) && told.contains("\"city\": \"Ulm\""), "{told}");
     assert_eq!(text(tools.to_string().into()), told);
+    assert_eq!(text(json!([tools[0].to_string()])), told);
     for none in [Value::Null, json!("null"), json!([])] {
         assert!(!text(none).contains("# Tools"));
     }
-    for bad in [json!(3), json!({"name": "weather"}), json!("[weather")] {
+    for bad in
+        [json!(3), json!({"name": "weather"}), json!("[weather"), json!(["x"]), json!([null]), json!(["[]"])]
+    {
         let e = read(bad).unwrap_err().to_string();
         assert!(e.contains("rows.jsonl:1") && e.contains("`tools`"), "{e}");
     }
