@@ -23,6 +23,8 @@ pub enum Row {
         prompt: String,
         /// What is to follow.
         completion: String,
+        /// Ends of texts that the row has behind it, where they are known as such: learnt as they stand, and part of no answer.
+        end: String,
     },
     /// All of it is learnt.
     Text(String),
@@ -107,7 +109,7 @@ fn row(text: &str, time: i64) -> Result<Row> {
             }
             (Some(_), Some(_)) => {
                 let (prompt, completion) = (string(&object, prompt)?, string(&object, completion)?);
-                return Ok(Row::Pair { prompt, completion });
+                return Ok(Row::Pair { prompt, completion, end: String::new() });
             }
             (Some(_), None) => return Err(missing(completion, prompt)),
             (None, Some(_)) => return Err(missing(prompt, completion)),

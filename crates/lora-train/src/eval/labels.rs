@@ -137,7 +137,9 @@ fn answered(row: &Row, label: &str) -> Option<Row> {
     let answer = format!("{before}{label}{after}");
     match row {
         Row::Text(_) => None,
-        Row::Pair { prompt, .. } => Some(Row::Pair { prompt: prompt.clone(), completion: answer }),
+        Row::Pair { prompt, end, .. } => {
+            Some(Row::Pair { prompt: prompt.clone(), completion: answer, end: end.clone() })
+        }
         Row::Chat(chat) => {
             let mut chat = chat.clone();
             chat.messages.last_mut()?.content = answer;

@@ -93,7 +93,7 @@ impl Question {
         let Some(reference) = reference(row).map(str::to_owned) else { return Ok(None) };
         let (prompt, ids, turn) = match row {
             Row::Text(_) => return Ok(None),
-            Row::Pair { prompt, completion } => {
+            Row::Pair { prompt, completion, .. } => {
                 let turn = [String::new(), completion.clone(), String::new()];
                 (prompt.clone(), tokenizer.encode(prompt, true)?, turn)
             }
