@@ -103,13 +103,14 @@ fn log_probabilities(
     Vec::try_from(all).map_err(|e: tch::TchError| Error::internal(e.to_string()))
 }
 
-/// What the row says its answer is.
+/// What the row says its answer is; none where its last message calls tools, which no text of its own tells.
 pub fn reference(row: &Row) -> Option<&str> {
     match row {
         Row::Text(_) => None,
         Row::Pair { completion, .. } => Some(completion),
         Row::Chat(Conversation { messages, .. }) => {
-            messages.last().filter(|m| m.role == "assistant").map(|m| m.content.as_str())
+            let last = messages.last().filter(|m| m.role == "assistant" && !m.calls_tools());
+            last.map(|m| m.content.as_str())
         }
     }
 }
