@@ -122,7 +122,7 @@ fn an_answer_stands_before_every_end() {
     let file = dir.path().join("rows.jsonl");
     let yes = tokenizer.encode_after("yes").unwrap();
     for (end, ids) in [
-        ("", vec![0]),
+        ("", vec![0_i64]),
         ("<|endoftext|>", vec![0]),
         ("<|im_end|>", vec![2, 0]),
         ("<|im_end|><|endoftext|>", vec![2, 0]),
