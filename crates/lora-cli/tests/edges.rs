@@ -262,10 +262,11 @@ fn the_score_of_an_answer_is_its_loss() {
 }
 
 /// What an evaluation says does not depend on what is read with what: the loss of a row whose answer is a label, of one whose
-/// answer is a label but for white space, of one without an answer; and the answers.
+/// answer is a label but for white space, of one that writes its end, of one without an answer; and the answers.
 #[test]
 fn an_evaluation_is_that_of_its_rows() {
     let bench = Bench::new();
+    bench.write("model/generation_config.json", r#"{"eos_token_id": [2, 1]}"#);
     bench
         .lora("train --model model --data data.jsonl --out out --rank 4 --lr 3e-2 --max-steps 20 --dtype f32")
         .ok();
@@ -278,6 +279,7 @@ fn an_evaluation_is_that_of_its_rows() {
         pair("x", "six"),
         text,
         pair("two and two is five, or ", "four"),
+        pair("two and one is ", "four<s>"),
     ];
     // More than fit a pass.
     rows.extend((0..20).map(|i| pair(&format!("{i}{}", " and".repeat(57)), "six")));
@@ -296,7 +298,7 @@ fn an_evaluation_is_that_of_its_rows() {
         let rows: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         answers.push(rows.iter().map(|row| row["answer"].clone()).collect::<Vec<_>>());
     }
-    assert_eq!(answers[0].iter().filter(|a| a.is_string()).count(), 24);
+    assert_eq!(answers[0].iter().filter(|a| a.is_string()).count(), 25);
     assert!(answers.iter().all(|of| *of == answers[0]), "{answers:?}");
 }
 

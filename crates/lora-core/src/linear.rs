@@ -40,7 +40,7 @@ impl Linear {
         let (weight, kind) = (self.weight(), x.kind());
         let effective = |w: &Tensor| self.adapter().map_or_else(|| w.shallow_clone(), |a| a.effective(w));
         let bare = weight.bare(kind);
-        // What lies beside stays a product of its own: it is taken out of W' again.
+        // What lies beside stays a product of its own: it is taken out of W' again, which may turn last bits.
         let dense = match weight.beside() {
             Some((a, b)) => (effective(&whole(weight, &bare)) - b.matmul(a)).to_kind(kind),
             None => effective(&bare),

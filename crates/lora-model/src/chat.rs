@@ -52,6 +52,15 @@ impl Message {
         Self { role: role.into(), content: content.into(), unsaid: None, other: Map::new() }
     }
 
+    /// Whether it calls tools: that is said beside its content.
+    pub fn calls_tools(&self) -> bool {
+        match self.other.get("tool_calls") {
+            None | Some(Json::Null) => false,
+            Some(Json::Array(calls)) => !calls.is_empty(),
+            Some(_) => true,
+        }
+    }
+
     /// The content as templates see it. A message that was given a text since has one.
     fn said(&self) -> Option<Option<&str>> {
         match self.unsaid.filter(|_| self.content.is_empty()) {
@@ -111,6 +120,8 @@ pub struct ChatTemplate {
 }
 
 const NAME: &str = "chat template";
+/// The fields that a message may have its reasoning in.
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 impl ChatTemplate {
     /// Compiles `source`. `bos` and `eos` are the texts of the special tokens (empty if there is none).
@@ -246,9 +257,8 @@ fn to_value(message: &Message) -> Value {
     if let Some(said) = message.said() {
         fields.insert("content".into(), said.into());
     }
-    let reasoning = ["reasoning_content", "thinking", "reasoning"]
-        .iter()
-        .find_map(|name| message.other.get(*name).filter(|value| !value.is_null()));
+    let reasoning =
+        REASONING.iter().find_map(|name| message.other.get(*name).filter(|value| !value.is_null()));
     if let Some(reasoning) = reasoning {
         fields.insert("thinking".into(), reasoning.clone());
     }

@@ -159,15 +159,35 @@ fn the_last_turn_is_what_training_has_the_model_say() {
     }
     let call =
         json!({"role": "assistant", "content": null, "tool_calls": [{"name": "weather", "arguments": {}}]});
-    let [_, content, _] = last(&qwen3, json!([user, call])).unwrap();
-    assert!(content.starts_with(empty) && content.contains("weather"), "{content}");
+    let asked = json!({"role": "assistant", "content": "One moment", "tool_calls": call["tool_calls"]});
+    // A call is all of the turn, whatever is said beside it.
+    for called in [call, asked.clone()] {
+        let [before, content, behind] = last(&qwen3, json!([user, called])).unwrap();
+        assert!(content.starts_with(empty) && content.contains("weather"), "{content}");
+        assert!(before.is_empty() && behind.is_empty(), "{before} {behind}");
+    }
+    let none = json!({"role": "assistant", "content": "yes", "tool_calls": []});
+    assert_eq!(last(&qwen3, json!([user, none])).unwrap()[1], "yes");
+    // What stands around a reasoning does not hang on it.
+    for field in ["reasoning_content", "thinking", "reasoning"] {
+        let reasoned = json!([user, {"role": "assistant", "content": "yes", field: "hm</think>"}]);
+        let messages: Vec<Message> = serde_json::from_value(reasoned).unwrap();
+        let turn = qwen3.last_turn(&messages).unwrap().unwrap();
+        assert_eq!([turn.before, turn.content], ["<think>\nhm</think>\n</think>\n\n", "yes"]);
+        assert_eq!(turn.reasoning.unwrap(), ["<think>\n", "\n</think>\n\n"]);
+    }
     assert_eq!(qwen3.last_turn(&[Message::new("user", "card?")]).unwrap(), None);
     // Where the beginning is written otherwise, the content is all there is.
-    let counting =
-        ChatTemplate::new("{% for m in messages %}{{ loop.length }}{{ m.content }}{% endfor %}", "", "");
-    let messages = [Message::new("user", "card?"), Message::new("assistant", "yes")];
-    let turn = counting.unwrap().last_turn(&messages).unwrap().unwrap();
+    let source = "{% for m in messages %}{{ loop.length }}{{ m.content }}\
+                  {% if m.tool_calls %}({{ m.tool_calls[0].name }}){% endif %}{% endfor %}";
+    let counting = ChatTemplate::new(source, "", "").unwrap();
+    let mut messages = [Message::new("user", "card?"), Message::new("assistant", "yes")];
+    let turn = counting.last_turn(&messages).unwrap().unwrap();
     assert_eq!([turn.before, turn.content, turn.behind], ["", "yes", ""]);
+    // But for a call.
+    messages[1] = serde_json::from_value(asked).unwrap();
+    let turn = counting.last_turn(&messages).unwrap().unwrap();
+    assert_eq!([turn.before, turn.content, turn.behind], ["", "2One moment(weather)", ""]);
 }
 
 #[test]

@@ -39,7 +39,7 @@ pub struct DataOptions {
 pub struct Dataset {
     /// The file.
     pub path: PathBuf,
-    /// Its rows, as written but for an end-of-text token at their end, in order.
+    /// Its rows, in order, as written but for what ends them: a text has none, a completion has it apart.
     pub rows: Vec<Row>,
     /// Its samples, in the same order.
     pub samples: Vec<Sample>,
@@ -59,14 +59,15 @@ impl Dataset {
     pub fn read(path: &Path, tokenizer: &Tokenizer, options: DataOptions) -> Result<Self> {
         let (mut samples, mut rows, mut faults, mut truncated) = (Vec::new(), Vec::new(), Vec::new(), 0);
         let mut hint = None;
-        let end = end_text(tokenizer);
+        let ends = ends(tokenizer);
         for (line, row) in read_rows(path)? {
+            let row = apart(row, &ends);
             let result = encode(&row, tokenizer).and_then(|pair| fit(pair, options));
             match result {
                 Ok((ids, labels, cut)) => {
                     truncated += usize::from(cut);
                     samples.push(Sample { ids, labels, line });
-                    rows.push(without(row, end.as_deref()));
+                    rows.push(row);
                 }
                 Err(e) => {
                     faults.push(format!("{}:{line}: {e}", path.display()));
@@ -129,7 +130,9 @@ impl Dataset {
 /// # Errors
 /// Those of [`read_rows`], and of encoding.
 pub fn read_ids(path: &Path, tokenizer: &Tokenizer, rows: usize, longest: usize) -> Result<Vec<Vec<i64>>> {
+    let ends = ends(tokenizer);
     let ids = |(line, row): (usize, Row)| {
+        let row = apart(row, &ends);
         let (mut ids, _) = encode(&row, tokenizer).map_err(|e| e.at(format!("{}:{line}", path.display())))?;
         ids.truncate(longest);
         Ok(ids)
@@ -137,9 +140,9 @@ pub fn read_ids(path: &Path, tokenizer: &Tokenizer, rows: usize, longest: usize)
     read_rows(path)?.into_iter().take(rows.max(1)).map(ids).collect()
 }
 
-/// Token ids, and which of them are learnt.
+/// Token ids of a row whose end is [`apart`], and which of them are learnt.
 pub(crate) fn encode(row: &Row, tokenizer: &Tokenizer) -> Result<(Vec<i64>, Vec<bool>)> {
-    // A row may bring its end along, and a tokenizer put it behind every text: there is no second one then.
+    // A completion may bring its end along, and a tokenizer put it behind every text: there is no second one then.
     let ended = |mut ids: Vec<i64>, given: usize| {
         let end = tokenizer.eos_ids().first().copied().ok_or_else(|| {
             Error::unsupported("the tokenizer has no end-of-text token")
@@ -156,11 +159,11 @@ pub(crate) fn encode(row: &Row, tokenizer: &Tokenizer) -> Result<(Vec<i64>, Vec<
             let learnt = vec![true; ids.len()];
             Ok((ids, learnt))
         }
-        Row::Pair { prompt, completion } => {
+        Row::Pair { prompt, completion, end } => {
             // Apart, so that the prompt is the very ids that generation starts from; and nothing comes between.
             let mut ids = tokenizer.encode(prompt, true)?;
             let given = ids.len();
-            ids.extend(tokenizer.encode_after(completion)?);
+            ids.extend(tokenizer.encode_after(&format!("{completion}{end}"))?);
             let ids = ended(ids, given)?;
             let learnt = (0..ids.len()).map(|i| i >= given).collect();
             Ok((ids, learnt))
@@ -174,25 +177,32 @@ pub(crate) fn encode(row: &Row, tokenizer: &Tokenizer) -> Result<(Vec<i64>, Vec<
     }
 }
 
-/// How a row may write the end-of-text token.
-fn end_text(tokenizer: &Tokenizer) -> Option<String> {
-    let &end = tokenizer.eos_ids().first()?;
-    let text = tokenizer.decode(&[end], false).ok()?;
-    let ids = tokenizer.encode(&text, false).ok()?;
-    (ids == [end]).then_some(text)
+/// How rows may write each token that ends a generation, the tokenizer's own first; none for one that no text gives.
+fn ends(tokenizer: &Tokenizer) -> Vec<Option<String>> {
+    let text = |&id: &i64| {
+        let text = tokenizer.decode(&[id], false).ok().filter(|text| !text.is_empty())?;
+        let ids = tokenizer.encode(&text, false).ok()?;
+        (ids == [id]).then_some(text)
+    };
+    tokenizer.eos_ids().iter().map(text).collect()
 }
 
-/// The row without that text at its end: no answer is asked to say it.
-fn without(row: Row, end: Option<&str>) -> Row {
-    let cut = |mut text: String| {
-        if let Some(rest) = end.and_then(|end| text.strip_suffix(end)).map(str::len) {
-            text.truncate(rest);
-        }
-        text
-    };
+/// The row with what ends it apart: no answer is asked to say it.
+fn apart(row: Row, ends: &[Option<String>]) -> Row {
     match row {
-        Row::Text(text) => Row::Text(cut(text)),
-        Row::Pair { prompt, completion } => Row::Pair { prompt, completion: cut(completion) },
+        // Its own end is put behind every text; another one is said before that.
+        Row::Text(text) => match ends.first().and_then(Option::as_deref) {
+            Some(own) => Row::Text(text.trim_end_matches(own).to_owned()),
+            None => Row::Text(text),
+        },
+        Row::Pair { prompt, completion, end } => {
+            let mut answer = completion.as_str();
+            while let Some(rest) = ends.iter().flatten().find_map(|end| answer.strip_suffix(end.as_str())) {
+                answer = rest;
+            }
+            let end = format!("{}{end}", &completion[answer.len()..]);
+            Row::Pair { prompt, completion: answer.to_owned(), end }
+        }
         Row::Chat(chat) => Row::Chat(chat),
     }
 }

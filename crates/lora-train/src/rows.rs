@@ -23,6 +23,8 @@ pub enum Row {
         prompt: String,
         /// What is to follow.
         completion: String,
+        /// Ends of texts that the row has behind it, where they are known as such: learnt as they stand, and part of no answer.
+        end: String,
     },
     /// All of it is learnt.
     Text(String),
@@ -33,7 +35,7 @@ pub enum Row {
 pub struct Conversation {
     /// Its turns.
     pub messages: Vec<Message>,
-    /// Descriptions of the tools that may be called: a list of JSON schemas, in the field `tools`.
+    /// Descriptions of the tools that may be called: a list of JSON schemas, all objects, in the field `tools`.
     pub tools: Option<Value>,
     /// More of the template's variables, in the field `chat_template_kwargs`.
     pub variables: Map<String, Value>,
@@ -107,7 +109,7 @@ fn row(text: &str, time: i64) -> Result<Row> {
             }
             (Some(_), Some(_)) => {
                 let (prompt, completion) = (string(&object, prompt)?, string(&object, completion)?);
-                return Ok(Row::Pair { prompt, completion });
+                return Ok(Row::Pair { prompt, completion, end: String::new() });
             }
             (Some(_), None) => return Err(missing(completion, prompt)),
             (None, Some(_)) => return Err(missing(prompt, completion)),
@@ -140,16 +142,27 @@ fn chat(object: &Map<String, Value>, fields: &[&str], time: i64) -> Result<Row> 
     Ok(Row::Chat(Conversation { messages, tools, variables, time: Some(time) }))
 }
 
-/// A list, or its text: columns of one type cannot hold schemas of several shapes.
+/// A list of objects, or its text, or a list of their texts: columns of one type cannot hold schemas of several shapes.
 fn tools(object: &Map<String, Value>) -> Result<Option<Value>> {
-    let bad = || Error::data("`tools` is not a list").hint("a list of JSON schemas, or the text of one");
+    let bad = || {
+        let e = Error::data("`tools` is not a list of objects");
+        e.hint("a list of JSON schemas, each an object or the text of one, or the text of such a list")
+    };
+    let read = |text: &str| serde_json::from_str::<Value>(text).map_err(|_| bad());
     let tools = match object.get("tools") {
-        Some(Value::String(text)) => serde_json::from_str(text).map_err(|_| bad())?,
+        Some(Value::String(text)) => read(text)?,
         other => other.cloned().unwrap_or_default(),
+    };
+    let schema = |tool: Value| match tool {
+        Value::String(text) => read(&text),
+        tool => Ok(tool),
     };
     match tools {
         Value::Null => Ok(None),
-        Value::Array(_) => Ok(Some(tools)),
+        Value::Array(tools) => {
+            let tools = tools.into_iter().map(schema).collect::<Result<Vec<_>>>()?;
+            tools.iter().all(Value::is_object).then_some(Some(Value::Array(tools))).ok_or_else(bad)
+        }
         _ => Err(bad()),
     }
 }

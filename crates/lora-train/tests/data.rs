@@ -4,12 +4,18 @@ use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use lora_model::{IGNORE, Tokenizer};
-use lora_train::{DataOptions, Dataset, Row, reference};
+use lora_train::{Choices, DataOptions, Dataset, Row, Sample, labels_of, reference};
 use serde_json::{Value, json};
 
 fn tokenizer(kind: &str) -> Tokenizer {
     let texts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lora-model/tests/data/text");
     Tokenizer::open(&texts.join(format!("{kind}.gguf"))).unwrap()
+}
+
+/// A chat template of a known model.
+fn template(name: &str) -> String {
+    let templates = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lora-model/tests/data/templates");
+    std::fs::read_to_string(templates.join(format!("{name}.jinja"))).unwrap()
 }
 
 /// A folder with that chat template.
@@ -58,13 +64,30 @@ fn a_completion_follows_its_prompt() {
     }
 }
 
-/// What writes its own end has no second one, and its answer is what stands before.
+/// A folder whose tokenizer puts its end behind every text.
+fn ending(dir: &Path) -> Tokenizer {
+    tokenizer("smollm").save(dir).unwrap();
+    let file = dir.join("tokenizer.json");
+    let mut json: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let text = |id: &str, part: u8| json!({"Sequence": {"id": id, "type_id": part}});
+    let end = json!({"SpecialToken": {"id": "<|im_end|>", "type_id": 0}});
+    json["post_processor"] = json!({"type": "TemplateProcessing",
+        "single": [text("A", 0), end], "pair": [text("A", 0), text("B", 1)],
+        "special_tokens": {"<|im_end|>": {"id": "<|im_end|>", "ids": [2], "tokens": ["<|im_end|>"]}}});
+    std::fs::write(file, json.to_string()).unwrap();
+    Tokenizer::open(dir).unwrap()
+}
+
+/// What writes its own end has no second one, though its tokenizer puts one behind every text, and its answer is what stands
+/// before.
 #[test]
 fn an_end_that_is_there_is_not_added() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("rows.jsonl");
-    for kind in ["spm", "smollm"] {
-        let tokenizer = tokenizer(kind);
+    let ending = ending(&dir.path().join("ending"));
+    assert_eq!(ending.encode("a", true).unwrap().last(), Some(&2));
+    for (kind, tokenizer) in [("spm", tokenizer("spm")), ("smollm", tokenizer("smollm")), ("ending", ending)]
+    {
         let end = tokenizer.decode(&tokenizer.eos_ids()[..1], false).unwrap();
         let read = |end: &str| {
             let said = |text: &str| format!("{text}{end}");
@@ -84,6 +107,42 @@ fn an_end_that_is_there_is_not_added() {
         assert_eq!(with.samples[1], without.samples[1], "{kind}");
         assert_eq!(reference(&with.rows[0]), Some("four"), "{kind}");
         assert_eq!(with.rows[1], without.rows[1], "{kind}");
+    }
+}
+
+/// Nor is another end that stops a generation part of an answer. It is learnt where it stands, with a label in the answer's place
+/// too, and the tokenizer's own behind it.
+#[test]
+fn an_answer_stands_before_every_end() {
+    let dir = tempfile::tempdir().unwrap();
+    with_template(dir.path(), &template("chatml"));
+    std::fs::write(dir.path().join("tokenizer_config.json"), r#"{"eos_token": "<|endoftext|>"}"#).unwrap();
+    let tokenizer = Tokenizer::open(dir.path()).unwrap();
+    assert_eq!(tokenizer.eos_ids(), [0, 2]);
+    let file = dir.path().join("rows.jsonl");
+    let yes = tokenizer.encode_after("yes").unwrap();
+    for (end, ids) in [
+        ("", vec![0_i64]),
+        ("<|endoftext|>", vec![0]),
+        ("<|im_end|>", vec![2, 0]),
+        ("<|im_end|><|endoftext|>", vec![2, 0]),
+    ] {
+        let pair = json!({ "prompt": "Rain?", "completion": format!("yes{end}") });
+        let text = json!({ "text": format!("yes{end}") });
+        std::fs::write(&file, format!("{pair}\n{text}\n")).unwrap();
+        let options = DataOptions { max_length: 100, truncate: false };
+        let data = Dataset::read(&file, &tokenizer, options).unwrap();
+        let [pair, text] = &data.samples[..] else { panic!("{data:?}") };
+        let learnt = |sample: &Sample| -> Vec<i64> {
+            sample.labels.iter().copied().filter(|&l| l != IGNORE).collect()
+        };
+        assert_eq!(learnt(pair), [&yes[..], &ids].concat(), "{end}");
+        assert_eq!([&text.ids[..1], &learnt(text)].concat(), [&yes[..], &ids].concat(), "{end}");
+        assert_eq!(reference(&data.rows[0]), Some("yes"), "{end}");
+        let labels = labels_of(&data.rows, 2).unwrap();
+        assert_eq!(labels, ["yes"], "{end}");
+        let choices = Choices::of(&tokenizer, &data.rows[0], &labels).unwrap().unwrap();
+        assert_eq!(choices.longest(), pair.ids.len(), "{end}");
     }
 }
 
@@ -116,13 +175,11 @@ fn a_file_gives_the_same_texts_at_any_time() {
     }
 }
 
-/// A conversation with tools is read with their descriptions, as a list or as its text.
+/// A conversation with tools is read with their descriptions, as a list, as its text, or as a list of texts.
 #[test]
 fn a_template_is_given_a_rows_tools() {
     let dir = tempfile::tempdir().unwrap();
-    let templates = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lora-model/tests/data/templates");
-    let tokenizer =
-        with_template(dir.path(), &std::fs::read_to_string(templates.join("qwen25.jinja")).unwrap());
+    let tokenizer = with_template(dir.path(), &template("qwen25"));
     let file = dir.path().join("rows.jsonl");
     let read = |tools: Value| {
         let call = json!({"function": {"name": "weather", "arguments": {"city": "Ulm"}}});
@@ -138,10 +195,13 @@ fn a_template_is_given_a_rows_tools() {
     let told = text(tools.clone());
     assert!(told.contains(about) && told.contains("\"city\": \"Ulm\""), "{told}");
     assert_eq!(text(tools.to_string().into()), told);
+    assert_eq!(text(json!([tools[0].to_string()])), told);
     for none in [Value::Null, json!("null"), json!([])] {
         assert!(!text(none).contains("# Tools"));
     }
-    for bad in [json!(3), json!({"name": "weather"}), json!("[weather")] {
+    for bad in
+        [json!(3), json!({"name": "weather"}), json!("[weather"), json!(["x"]), json!([null]), json!(["[]"])]
+    {
         let e = read(bad).unwrap_err().to_string();
         assert!(e.contains("rows.jsonl:1") && e.contains("`tools`"), "{e}");
     }

@@ -8,7 +8,8 @@ use super::{flat_of, like};
 use crate::weight::BaseWeight;
 
 /// `x (w + what lies beside base)ᵀ + bias`, differentiable in x and w, by the same sums as every other layer: before the first
-/// step an adapter's output is the base's to the last bit.
+/// step an adapter's output is the base's to the last bit, if nothing lies beside. What does may turn last bits: `w` had it added
+/// and taken out again.
 pub(crate) fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, base: &dyn BaseWeight) -> Tensor {
     let (flat_x, kept) = (flat_of(x), w.detach().contiguous());
     let y = Tensor::empty([flat_x.size()[0], w.size()[0]], (x.kind(), x.device()));

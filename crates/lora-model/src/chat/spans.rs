@@ -14,8 +14,9 @@
 use std::ops::Range;
 
 use lora_core::{Error, ErrorKind, Result};
+use serde_json::Value as Json;
 
-use super::{ChatTemplate, Message, NAME};
+use super::{ChatTemplate, Message, NAME, REASONING};
 
 /// What the rendering of a part gives: `None` if the template refuses the part (a conversation that ends with the
 /// system prompt, say), which only means that this part tells nothing.
@@ -28,15 +29,26 @@ pub struct LastTurn {
     pub prompt: String,
     /// What the template writes before the content: Qwen3's empty thinking, say.
     pub before: String,
-    /// The content as the template writes it; the whole turn where its place cannot be told.
+    /// The content as the template writes it; the whole turn where its place cannot be told, and where tools are called beside it.
     pub content: String,
     /// What it writes behind the content, the end of the turn among it.
     pub behind: String,
+    /// What of `before` stands before and behind a reasoning of the message's own; none without one, or if its place cannot be
+    /// told.
+    pub reasoning: Option<[String; 2]>,
+}
+
+impl LastTurn {
+    /// Nothing but a content.
+    fn of_content(prompt: String, content: String) -> Self {
+        Self { prompt, before: String::new(), content, behind: String::new(), reasoning: None }
+    }
 }
 
 impl ChatTemplate {
     /// The last message of a conversation as a turn to be said again; none if it is not the assistant's. Where the template
-    /// writes the conversation before it otherwise than in the whole, its content stands alone.
+    /// writes the conversation before it otherwise than in the whole, its content stands alone; if it calls tools, what it wrote of
+    /// the text does, and it is none where that cannot be told.
     ///
     /// # Errors
     /// As [`render`](Self::render).
@@ -47,15 +59,20 @@ impl ChatTemplate {
         let still = self.still();
         let (prompt, text) = (still.rendered(earlier, true)?, still.rendered(messages, false)?);
         let (start, end) = (prompt.len(), text.len());
-        if !text.starts_with(&prompt) {
-            let [before, behind] = [String::new(), String::new()];
-            return Ok(Some(LastTurn { prompt, before, content: last.content.clone(), behind }));
+        let part = |range: Range<usize>| text.get(range).unwrap_or_default().to_owned();
+        let follows = text.starts_with(&prompt);
+        if last.calls_tools() {
+            let turn = if follows { Some(start..end) } else { still.span(messages, earlier.len(), &text)? };
+            return Ok(turn.map(|turn| LastTurn::of_content(prompt, part(turn))));
+        }
+        if !follows {
+            return Ok(Some(LastTurn::of_content(prompt, last.content.clone())));
         }
         let content = still.around_content(messages, earlier.len(), &text)?;
         let content = content.filter(|content| start <= content.start).unwrap_or(start..end);
-        let part = |range: Range<usize>| text.get(range).unwrap_or_default().to_owned();
+        let reasoning = still.around_reasoning(messages, &text, start..content.start)?;
         let [before, behind] = [start..content.start, content.end..end].map(part);
-        Ok(Some(LastTurn { prompt, before, content: part(content), behind }))
+        Ok(Some(LastTurn { prompt, before, content: part(content), behind, reasoning }))
     }
 
     /// Ranges of `text` (the rendering of `messages`) that assistant turns wrote.
@@ -104,19 +121,41 @@ impl ChatTemplate {
 
     /// The range of `text` that the content of a turn takes.
     fn around_content(&self, messages: &[Message], turn: usize, text: &str) -> Part<Range<usize>> {
-        let Some((before, after)) = self.around_marker(messages, turn, false)? else { return Ok(None) };
-        let fits =
-            text.len() >= before.len() + after.len() && text.starts_with(&before) && text.ends_with(&after);
-        Ok(fits.then(|| before.len()..text.len() - after.len()))
+        Ok(self.around_marker(messages, turn, false)?.and_then(|around| between(text, &around)))
+    }
+
+    /// What stands in `part` of the text before and behind the last message's own reasoning, where that is in there.
+    fn around_reasoning(&self, messages: &[Message], text: &str, part: Range<usize>) -> Part<[String; 2]> {
+        let mut messages = messages.to_vec();
+        let mut own = false;
+        for name in REASONING {
+            if let Some(Json::String(reasoning)) = messages.last_mut().and_then(|m| m.other.get_mut(name))
+                && !reasoning.is_empty()
+            {
+                reasoning.clone_from(&self.markers.content);
+                own = true;
+            }
+        }
+        if !own {
+            return Ok(None);
+        }
+        let own = self.around(&messages, false)?.and_then(|around| between(text, &around));
+        let side = |range: Range<usize>| text.get(range).map(str::to_owned);
+        Ok(own.and_then(|own| Some([side(part.start..own.start)?, side(own.end..part.end)?])))
     }
 
     /// What is rendered before and after the content of a message.
     fn around_marker(&self, messages: &[Message], at: usize, prompt: bool) -> Part<(String, String)> {
-        let marker = self.markers.content.as_str();
         let mut messages = messages.to_vec();
         let Some(message) = messages.get_mut(at) else { return Ok(None) };
-        message.content = marker.to_owned();
-        let text = self.part(&messages, prompt)?;
+        message.content.clone_from(&self.markers.content);
+        self.around(&messages, prompt)
+    }
+
+    /// What is rendered before and after the marker, if that is printed once.
+    fn around(&self, messages: &[Message], prompt: bool) -> Part<(String, String)> {
+        let marker = self.markers.content.as_str();
+        let text = self.part(messages, prompt)?;
         let split = text.as_deref().and_then(|text| text.split_once(marker));
         let once = split.filter(|(_, after)| !after.contains(marker));
         Ok(once.map(|(before, after)| (before.to_owned(), after.to_owned())))
@@ -134,6 +173,12 @@ impl ChatTemplate {
 
 fn head(messages: &[Message], count: usize) -> &[Message] {
     messages.get(..count).unwrap_or(messages)
+}
+
+/// What of a text is not around a marker that was in its place.
+fn between(text: &str, (before, after): &(String, String)) -> Option<Range<usize>> {
+    let fits = text.len() >= before.len() + after.len() && text.starts_with(before) && text.ends_with(after);
+    fits.then(|| before.len()..text.len() - after.len())
 }
 
 /// Where the text around a marker's end stops, if it stands at `at`.

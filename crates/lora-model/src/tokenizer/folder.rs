@@ -33,7 +33,7 @@ pub(super) fn read(dir: &Path) -> Result<Parts> {
     // As transformers 5: a configuration that lists the added tokens is one of its time, else the old file has the last word.
     if !config.contains_key(ADDED) {
         let named = read_json(&dir.join(SPECIALS))?.unwrap_or_default();
-        config.extend(named.into_iter().filter(|(name, _)| name.ends_with("_token")));
+        config.extend(named.into_iter().filter(|(name, _)| name.ends_with("_token")).map(as_text));
     }
     let in_config = |e: Error| e.at(dir.join(CONFIG).display());
     add_tokens(&mut inner, &config).map_err(in_config)?;
@@ -98,6 +98,13 @@ pub(super) fn token(config: &Map<String, Json>, name: &str) -> Result<Option<Str
             None => Err(Error::data("not a token").at(format!("`{name}`"))),
         },
     }
+}
+
+/// A token that is an object with its text as that alone: an object that does not name its type, as those of old files, is none
+/// to transformers in a configuration.
+fn as_text((name, token): (String, Json)) -> (String, Json) {
+    let text = token.get("content").and_then(Json::as_str).map(Json::from);
+    (name, text.unwrap_or(token))
 }
 
 fn eos_ids(settings: &Map<String, Json>) -> Result<Vec<i64>> {

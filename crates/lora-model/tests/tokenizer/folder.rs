@@ -77,5 +77,13 @@ fn an_old_map_of_special_tokens_is_read_for_old_configurations() {
     assert_eq!(beside(&[config(old), map.clone()]).eos_ids(), [0]);
     let listed = json!({"2": token("<|im_end|>", false, true)});
     let new = json!({"eos_token": "<|im_end|>", "added_tokens_decoder": listed});
-    assert_eq!(beside(&[config(new), map]).eos_ids(), [2]);
+    assert_eq!(beside(&[config(new), map.clone()]).eos_ids(), [2]);
+    // It is written as transformers takes it: not as an object without a type.
+    let mut typed = token("<|im_end|>", false, true);
+    typed["__type"] = json!("AddedToken");
+    let dir = tempfile::tempdir().unwrap();
+    beside(&[config(json!({"eos_token": typed})), map]).save(dir.path()).unwrap();
+    let written = fs::read(dir.path().join("tokenizer_config.json")).unwrap();
+    let written: Value = serde_json::from_slice(&written).unwrap();
+    assert_eq!(written["eos_token"], "<|endoftext|>");
 }

@@ -108,13 +108,14 @@ fn log_probabilities(
     Vec::try_from(all).map_err(|e: tch::TchError| Error::internal(e.to_string()))
 }
 
-/// What the row says its answer is.
+/// What the row says its answer is; none where its last message calls tools, which no text of its own tells.
 pub fn reference(row: &Row) -> Option<&str> {
     match row {
         Row::Text(_) => None,
         Row::Pair { completion, .. } => Some(completion),
         Row::Chat(Conversation { messages, .. }) => {
-            messages.last().filter(|m| m.role == "assistant").map(|m| m.content.as_str())
+            let last = messages.last().filter(|m| m.role == "assistant" && !m.calls_tools());
+            last.map(|m| m.content.as_str())
         }
     }
 }
@@ -142,7 +143,9 @@ fn answered(row: &Row, label: &str) -> Option<Row> {
     let answer = format!("{before}{label}{after}");
     match row {
         Row::Text(_) => None,
-        Row::Pair { prompt, .. } => Some(Row::Pair { prompt: prompt.clone(), completion: answer }),
+        Row::Pair { prompt, end, .. } => {
+            Some(Row::Pair { prompt: prompt.clone(), completion: answer, end: end.clone() })
+        }
         Row::Chat(chat) => {
             let mut chat = chat.clone();
             chat.messages.last_mut()?.content = answer;

@@ -75,7 +75,8 @@ mod avx512 {
         columns: Range<usize>,
         each: impl Fn(usize, [f32; R]),
     ) {
-        // A low-rank term, behind a deep one, stays in registers.
+        // A low-rank term, behind a deep one, stays in registers. It is added first: one more term behind it, of zeros even,
+        // may turn last bits.
         let (terms, short) = match terms {
             [terms @ .., short] if short.depth <= 16 && !terms.is_empty() => (terms, Some(short)),
             terms => (terms, None),
