@@ -44,7 +44,7 @@ impl Args {
         let mut rest = &rows[..];
         while !rest.is_empty() {
             let lengths = rest.iter().map(|(row, sample)| {
-                let generated = reference(row).map_or(0, |_| self.max_tokens);
+                let generated = if matches!(row, Row::Text(_)) { 0 } else { self.max_tokens };
                 longest(sample.ids.len(), added, generated, context(opened))
             });
             let (rows, others) = rest.split_at(pass(self.batch_size, lengths));
