@@ -150,6 +150,12 @@ fn what_is_foreseen_comes() {
         // It is asked of each of three tasks, and at the start of the rounds to come.
         let met = engine.seen.take();
         assert_eq!(foreseen[3..], [met[0], met[3]], "{rule}");
+        // However long it is, the largest is among what was foreseen.
+        let mut f = federation(Settings::new("longer", rule, 20), 2);
+        f.round(&mut engine).unwrap();
+        let foreseen = engine.seen.take();
+        (0..19).for_each(|_| drop(f.round(&mut engine).unwrap()));
+        assert_eq!(foreseen.iter().max(), engine.seen.take().iter().max(), "{rule}");
     }
 }
 

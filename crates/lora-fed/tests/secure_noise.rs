@@ -48,11 +48,11 @@ fn noise_is_as_large_as_it_must_be() {
     assert!((found / deviation - 1.0).abs() < 0.05, "{found} {deviation}");
     let centre = off.mean(Dtype::Double).double_value(&[]) / deviation * 100.0;
     assert!(centre.abs() < 5.0, "{centre} deviations of a mean off");
-    // And it is another every time.
-    let before = b_of(&f).copy();
+    // And it is another every time. Clients learn from where they start: from the same again, or theirs would follow the first.
+    f.model.adapter = wide().model.adapter;
     cast.round(&mut f, &mut engine).unwrap();
-    let twice = b_of(&f) - &before;
-    let product = (&twice * &off).mean(Dtype::Double).double_value(&[]) / deviation.powi(2);
+    let again = b_of(&f) - b_of(&f).mean(Dtype::Double);
+    let product = (&again * &off).mean(Dtype::Double).double_value(&[]) / deviation.powi(2);
     assert!(product.abs() < 0.06, "{product}");
 }
 

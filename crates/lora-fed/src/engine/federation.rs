@@ -101,7 +101,7 @@ impl Federation {
     ///
     /// # Errors
     /// What the engine meets; [`Error::data`] if fewer replies are good than the settings ask for, naming each fault;
-    /// [`Error::usage`] for a run that would outgrow the engine, before its first round.
+    /// [`Error::unsupported`] for a run that would outgrow the engine, before its first round, and for a task that does.
     pub fn round(&mut self, engine: &mut dyn Engine) -> Result<Round> {
         let chosen = self.choose(engine.clients()?)?;
         self.round_of(chosen, engine)

@@ -22,23 +22,25 @@ impl Federation {
     /// here. `task`: the bytes of the first round's largest one; `chosen`: whom it asks, as all rounds are taken to do.
     ///
     /// # Errors
-    /// [`Error::usage`] that says how many rounds the engine carries.
+    /// [`Error::unsupported`] that says how many rounds the engine carries.
     pub(super) fn foresee(&self, chosen: &[String], task: u64, engine: &dyn Engine) -> Result<()> {
         let mut modules = self.modules(chosen);
         if self.model.rounds > 0 || modules.iter().all(|module| module.adds == 0) {
             return Ok(());
         }
         let adapter = task.saturating_sub(bytes(&modules));
+        let mut was_full = false;
         for round in 2..=self.settings.rounds {
             let is_full = grow(&mut modules);
             if let Err(e) = engine.carries(adapter + bytes(&modules)) {
                 let (rule, asked, before) = (self.settings.rule, chosen.len(), round - 1);
-                return Err(Error::usage(format!("round {round} would be too large: {e}")).hint(format!(
+                return Err(Error::unsupported(format!("round {round} would be too large: {e}")).hint(format!(
                     "by {rule}, with {asked} clients a round, it can have {before} rounds (--rounds {before}); or take a rule \
                      that lays nothing beside the weights, fewer targets or a lower rank"
                 )));
             }
-            if is_full {
+            // From full to full they grow once more, and further than from nothing; then all repeats.
+            if is_full && std::mem::replace(&mut was_full, true) {
                 break;
             }
         }
@@ -77,8 +79,7 @@ impl Grows {
     }
 }
 
-/// What a round adds, and what [`Model::make_anew`](super::Model::make_anew) leaves of all. Are all full, so that they grow no
-/// further than they did?
+/// What a round adds, and what [`Model::make_anew`](super::Model::make_anew) leaves of all. Was it made anew, and are all full?
 fn grow(modules: &mut [Grows]) -> bool {
     modules.iter_mut().for_each(|module| module.rank += module.adds);
     let have: f64 = modules.iter().map(|module| module.numbers(module.rank)).sum();

@@ -18,8 +18,10 @@ use crate::plain::cut;
 
 /// Announcements of one message in one go.
 const ROUNDS: usize = 3;
+/// Before it is announced again to a SuperLink that broke over it.
+const PAUSE: Duration = Duration::from_millis(500);
 /// How often in a row the SuperLink may break over a reply before that is given up.
-const BREAKS: u32 = 5;
+pub(super) const BREAKS: u32 = 20;
 /// The longest text of why a reply could not be fetched.
 const REASON: usize = 200;
 /// Flower's code for a reply that is not there any more.
@@ -109,9 +111,15 @@ impl ServerApp {
             let e = Error::from(fault);
             if is_of_one { Ok(Err(e.at(format!("node {node}")))) } else { Err(e) }
         };
-        for _ in 0..ROUNDS {
+        // A SuperLink that broke over it may take it the next time.
+        let again = |round: usize, fault: &Fault| fault.status() == 500 && round + 1 < ROUNDS;
+        for round in 0..ROUNDS {
             let (taken, wanted, session) = match self.runtime.push(message.clone(), tree.clone()) {
                 Ok(answer) => answer,
+                Err(fault) if again(round, &fault) => {
+                    std::thread::sleep(PAUSE);
+                    continue;
+                }
                 Err(fault) => return failed(fault),
             };
             if !taken {
@@ -127,6 +135,7 @@ impl ServerApp {
                 };
                 match self.runtime.push_object(self.run, &session, &object, content) {
                     Ok(stored) => all &= stored,
+                    Err(fault) if again(round, &fault) => all = false,
                     Err(fault) => return failed(fault),
                 }
             }

@@ -118,10 +118,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// Whether another try would end alike: what makes no sense stays so, unless it is that nodes have left.
-fn lasts(e: &anyhow::Error, engine: &mut Server, wanted: usize) -> bool {
-    let usage = e.downcast_ref::<Error>().is_some_and(|e| e.kind() == ErrorKind::Usage);
-    usage && engine.clients().is_ok_and(|clients| clients.len() >= wanted)
+/// Whether another try would end alike: what the engine does not carry it never does.
+fn lasts(e: &anyhow::Error) -> bool {
+    e.downcast_ref::<Error>().is_some_and(|e| e.kind() == ErrorKind::Unsupported)
 }
 
 fn rounds(
@@ -146,11 +145,17 @@ fn rounds(
             let kind = secure.map_or(Kind::Plain, Kind::Secure);
             match course.round(engine, kind) {
                 Ok(told) => break told,
-                Err(e) if tries < args.tries.max(1) && !lasts(&e, engine, wanted) => {
+                Err(e) if tries < args.tries.max(1) && !lasts(&e) => {
                     say!("round failed, and is tried again: {e}");
                     course.choose_again()?;
                 }
-                Err(e) => return Err(e),
+                Err(e) => {
+                    // Nobody was asked, and fewer may be the next time.
+                    if lasts(&e) {
+                        course.choose_again()?;
+                    }
+                    return Err(e);
+                }
             }
         };
         tell(course, told)?;

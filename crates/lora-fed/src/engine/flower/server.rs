@@ -67,7 +67,7 @@ impl Engine for Server {
             gigabytes(bytes),
             gigabytes(most)
         );
-        Err(Error::usage(what).hint(
+        Err(Error::unsupported(what).hint(
             "take a rule that lays nothing beside the weights (fedex and flora lay down more each round), fewer targets or a \
              lower rank",
         ))

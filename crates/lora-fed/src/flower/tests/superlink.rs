@@ -32,6 +32,8 @@ pub(super) struct State {
     pub(super) breaks_over: Vec<String>,
     /// The same, once each.
     pub(super) breaks_once: Vec<String>,
+    /// Calls in which it breaks, once each.
+    pub(super) breaks_at: Vec<String>,
     /// Nodes for which it takes no message.
     pub(super) gone: Vec<u64>,
     /// It takes none at all.
@@ -56,7 +58,11 @@ impl State {
             _ => vec![],
         };
         if path == "push-messages" && self.run_over {
-            return (412, b"{\"code\": 2007, \"detail\": \"no\"}".to_vec());
+            return (404, b"{\"code\": 2007, \"detail\": \"no\"}".to_vec());
+        }
+        if let Some(place) = self.breaks_at.iter().position(|call| call == path) {
+            self.breaks_at.remove(place);
+            return (500, b"{\"detail\": \"Internal server error.\"}".to_vec());
         }
         let once = self.breaks_once.iter().position(|id| asked.contains(id));
         let breaks = once.map(|place| self.breaks_once.remove(place)).is_some();
