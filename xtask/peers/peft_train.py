@@ -1,10 +1,10 @@
 """Repeats a run of `lora train --trace` with transformers + PEFT, judges it, and prints one JSON line.
 
-    python xtask/peers/peft_train.py --model GGUF|FOLDER --cache FOLDER --trace FOLDER --metrics JSONL --out FOLDER
-        [--dtype bf16|f32] [--device cpu|cuda]
+    python xtask/peers/peft_train.py --model GGUF|FOLDER --cache FOLDER --trace FOLDER --asked JSONL --metrics JSONL
+        --out FOLDER [--dtype bf16|f32] [--device cpu|cuda]
 
---trace holds the adapter as ours started, `batches.jsonl`, the token ids and labels of every step, and `heldout.jsonl`,
-those of the rows to judge by (`lora eval --trace`); --metrics is what ours logged, of which the learning rate of each
+--trace holds the adapter as ours started, and `batches.jsonl`, the token ids and labels of every step; --asked those of
+the rows to judge by (`lora eval --trace`); --metrics is what ours logged, of which the learning rate of each
 step is taken. So start, batches, schedule and questions are the same; the rest is theirs: fused attention, padded
 batches, torch's AdamW and clipping to a joint norm of 1. OUT/adapter.metrics.jsonl and OUT/rows.jsonl are written as
 ours are. A row is judged by the total log-probability of each of its answers, if it comes with several.
@@ -110,14 +110,14 @@ def judge(model: torch.nn.Module, rows: list[dict], out: Path) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("model", "cache", "trace", "metrics", "out"):
+    for name in ("model", "cache", "trace", "asked", "metrics", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     found = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=found, help="cpu or cuda; default: cuda where it is, as ours")
     args = parser.parse_args()
     logging.disable_progress_bar()
-    steps, rows = [read(args.trace / name) for name in ("batches.jsonl", "heldout.jsonl")]
+    steps, rows = read(args.trace / "batches.jsonl"), read(args.asked)
     dtype, folder = DTYPES[args.dtype], args.model
     if args.model.is_file():
         default = args.model.name.startswith("SmolLM2-135M-Instruct")

@@ -41,9 +41,16 @@ fn a_command_line_that_makes_no_sense_is_told_before_the_model_is_looked_for() {
         "--weight-decay nan",
         "--save-every 5 --trace trace",
         "--adapter start --dropout 0.1",
+        "--adapter start --schedule cosin",
+        "--dp-epsilon 8 --dropout 0.1",
+        "--dp-epsilon 8 --trace trace",
         "--max-step 3",
     ] {
         assert_eq!(bench.lora(&format!("{train} {options}")).code, Some(2), "{options}");
+    }
+    let simulate = "fed simulate --model nowhere --data data.jsonl --split 2 --rounds 2 --out out";
+    for options in ["--adapter start --schedule cosin", "--adapter start --rule flora --robust median"] {
+        assert_eq!(bench.lora(&format!("{simulate} {options}")).code, Some(2), "{options}");
     }
     bench.write("rows.jsonl", "");
     refused(&bench, "merge --model nowhere --adapter a --out out --verify --limit 2", 2, &["--limit"]);
@@ -53,7 +60,7 @@ fn a_command_line_that_makes_no_sense_is_told_before_the_model_is_looked_for() {
         "eval --model nowhere --data data.jsonl --labels few --trace trace.jsonl".into(),
         "merge --model nowhere --adapter a --out out --verify rows.jsonl --limit 2".into(),
         "init --model nowhere --init loftq --variant qlora --out out".into(),
-        "fed simulate --model nowhere --data data.jsonl --split 2 --rounds 2 --out out".into(),
+        simulate.into(),
     ] {
         assert_eq!(bench.lora(&verb).code, Some(5), "{verb}");
     }

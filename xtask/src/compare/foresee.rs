@@ -3,12 +3,13 @@
 use super::jobs::Grid;
 use super::plan::{FULL, NONE, Plan, split};
 use super::run::{Fingerprint, Settings};
+use super::runner::Runner;
 use super::split::Parts;
 use super::stats;
 use crate::{cache, sh};
 use anyhow::Result;
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -20,14 +21,19 @@ const USAGE: i32 = 2;
 pub(crate) fn faults(plan: &Plan, parts: &[Parts], lora: &Path, model: &Path) -> Result<Vec<String>> {
     let mut faults = BTreeSet::new();
     let cut = lengths(plan);
+    // `lora plan` knows adapters alone.
+    let adapters = plan.variants.iter().filter(|v| ![NONE, FULL].contains(&v.as_str()));
+    let mut trained: Vec<_> =
+        adapters.flat_map(|v| plan.ranks.iter().map(|&rank| (v.as_str(), rank))).collect();
+    if trained.is_empty() && plan.variants.iter().any(|v| v == FULL) {
+        trained.push(("lora", 1));
+    }
     for part in parts {
-        // `lora plan` knows adapters alone.
-        for variant in plan.variants.iter().filter(|v| ![NONE, FULL].contains(&v.as_str())) {
-            for &rank in &plan.ranks {
-                faults.extend(memory(plan, lora, model, (&part.train, &cut), variant, rank)?.err());
-            }
+        for &(variant, rank) in &trained {
+            faults.extend(memory(plan, lora, model, (&part.train, &cut), variant, rank)?.err());
         }
-        for file in [&part.held_out, &part.validation] {
+        let tuned = (plan.learning_rates.len() > 1).then_some(&part.validation);
+        for file in [&part.held_out].into_iter().chain(tuned) {
             faults.extend(memory(plan, lora, model, (file, &[]), "lora", 1)?.err());
         }
     }
@@ -35,31 +41,32 @@ pub(crate) fn faults(plan: &Plan, parts: &[Parts], lora: &Path, model: &Path) ->
 }
 
 /// What `lora` says against a command line before it looks for the model, which is not there.
-pub(crate) fn refused(grid: &Grid<'_>, lora: &Path, home: &Path) -> Result<Vec<String>> {
-    let mut faults = BTreeSet::new();
+pub(crate) fn refused(grid: &Grid<'_>, runner: &Runner, home: &Path) -> Result<Vec<String>> {
+    // What is said of several methods is said of the first.
+    let mut faults = BTreeMap::new();
     let mut seen = BTreeSet::new();
     for job in [grid.floors(), grid.grid(|_, _| 1e-3)].concat() {
-        let Settings { federation, start, measure, .. } = &job.settings;
+        let Settings { variant, federation, start, measure, .. } = &job.settings;
         // Those of a sort have the same options; a peer's are ours.
-        let sort = (job.settings.variant == NONE, federation.is_some(), start.is_some(), measure.trace);
-        if job.ours.is_some() || !seen.insert(sort) {
+        let rule = federation.as_ref().map(|federation| federation.rule.clone());
+        if job.ours.is_some() || !seen.insert((variant.clone(), rule, start.clone(), measure.trace)) {
             continue;
         }
         let nowhere = home.join("nowhere");
         let model = Fingerprint { path: nowhere.join("model"), ..job.settings.model.clone() };
         let settings = Settings { model, ..job.settings.clone() };
         for step in settings.steps(&nowhere, Path::new("general.jsonl")) {
-            let output = sh::ours(lora).args(&step.args).output()?;
+            let output = runner.ours(&step).output()?;
             if output.status.code() == Some(USAGE) {
                 let errors = String::from_utf8_lossy(&output.stderr);
                 let said: Vec<_> =
                     errors.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
                 let said = said.join(" ");
-                faults.insert(format!("train: {}: {}", settings.title(), said.trim_start_matches("error: ")));
+                faults.entry(said.trim_start_matches("error: ").to_owned()).or_insert(settings.title());
             }
         }
     }
-    Ok(faults.into_iter().collect())
+    Ok(faults.into_iter().map(|(said, run)| format!("train: {run}: {said}")).collect())
 }
 
 /// The options of training that say how long rows may be.
@@ -180,6 +187,7 @@ pub(crate) fn print(grid: &Grid<'_>, lora: &Path, home: &Path) -> Result<()> {
 #[cfg(all(test, unix))]
 mod tests {
     use super::super::jobs::tests::{grid, plan};
+    use super::super::run_tests::runner;
     use super::*;
     use std::os::unix::fs::PermissionsExt;
     use std::path::PathBuf;
@@ -188,6 +196,8 @@ mod tests {
     const STAND_IN: &str = r#"#!/bin/sh
 case "$*" in
   *--warmpu*) echo "error: unexpected argument '--warmpu' found" >&2; exit 2;;
+  *"--rule flora"*--robust*) echo "error: flora with a robust rule" >&2; exit 2;;
+  train*"--model model "*) echo "error: it trains" >&2; exit 2;;
   *"--variant loha"*) echo 'error: the memory of `loha` is not planned' >&2; exit 4;;
   plan*"--data cut"*"--truncate --max-length 64"*) echo '{"bytes": 7}';;
   plan*"--data short"*) case "$*" in *--max-length*) exit 9;; *) echo '{"bytes": 7}';; esac;;
@@ -199,7 +209,8 @@ esac
     #[test]
     fn what_is_not_planned_is_no_fault_and_what_training_would_refuse_is() {
         let dir = tempfile::tempdir().unwrap();
-        let lora = dir.path().join("lora");
+        let runner = runner(dir.path());
+        let lora = runner.lora.clone();
         fs::write(&lora, STAND_IN).unwrap();
         fs::set_permissions(&lora, fs::Permissions::from_mode(0o755)).unwrap();
         let plan = |train: &str| {
@@ -208,7 +219,8 @@ esac
         };
         let parts = |train: &str, judged: &str| {
             let of = PathBuf::from;
-            let [held_out, validation] = [of(judged), of(judged)];
+            let (held_out, validation) = judged.split_once(' ').unwrap_or((judged, judged));
+            let [held_out, validation] = [of(held_out), of(validation)];
             let (train, fit) = (of(train), of(train));
             [Parts { name: "x".into(), train, held_out, fit, validation, train_rows: 1, held_out_rows: 1 }]
         };
@@ -220,9 +232,25 @@ esac
         // What is judged by is not cut.
         assert_eq!(said(&cut, "cut", "long"), ["lora, rank 1: line 1: 90 tokens"]);
         assert_eq!(said(&plan("[]"), "cut", "short"), ["lora, rank 8: line 1: 90 tokens"]);
-        assert_eq!(refused(&grid(&cut), &lora, dir.path()).unwrap(), Vec::<String>::new());
-        let wrong = plan("['--warmpu', '0.1']");
-        let said = refused(&grid(&wrong), &lora, dir.path()).unwrap();
+        // Nor is validation read where there is one rate.
+        assert_eq!(said(&cut, "cut", "short long"), Vec::<String>::new());
+        let tuned = Plan { learning_rates: vec![1e-3, 1e-4], ..cut.clone() };
+        assert_eq!(said(&tuned, "cut", "short long"), ["lora, rank 1: line 1: 90 tokens"]);
+        let full = Plan { variants: vec![FULL.into()], ..plan("[]") };
+        assert_eq!(said(&full, "long", "short"), ["lora, rank 1: line 1: 90 tokens"]);
+        let refused = |plan: &Plan| refused(&grid(plan), &runner, dir.path()).unwrap();
+        assert_eq!(refused(&cut), Vec::<String>::new());
+        let said = refused(&plan("['--warmpu', '0.1']"));
         assert!(said.len() == 1 && said[0].contains("--warmpu"), "{said:?}");
+        // Each rule has its own way of seeing an option.
+        let rules = plan("['--robust', 'median']");
+        let rules = Plan {
+            variants: ["lora by fedit", "lora by flora"].map(str::to_owned).into(),
+            clients: 2,
+            rounds: 1,
+            ..rules
+        };
+        let said = refused(&rules);
+        assert!(said.len() == 1 && said[0].contains("flora with a robust rule"), "{said:?}");
     }
 }

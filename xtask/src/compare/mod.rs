@@ -115,17 +115,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let sets = parts.iter().map(|p| Ok((p.name.clone(), Files::of(p)?))).collect::<Result<Vec<_>>>()?;
     let program = sh::capture(sh::ours(&lora).arg("--version"))?.trim().to_owned();
     let grid = Grid { plan: &plan, program, model: Fingerprint::of(&model)?, sets };
-    if !args.report {
-        plan::refuse(&foresee::refused(&grid, &lora, &home)?)?;
-    }
-    if args.dry_run {
-        return foresee::print(&grid, &lora, &home);
-    }
-    let python = interpreter(&plan, args)?;
     let general = sh::root().join("xtask/data/general.jsonl");
     let threads = threads(args.jobs);
     let (plain, build) = (ours.plain.clone(), ours.build.clone());
-    let runner = Runner { lora, plain, build, threads, runs, general, python };
+    let mut runner = Runner { lora, plain, build, threads, runs, general, python: None };
+    if !args.report {
+        plan::refuse(&foresee::refused(&grid, &runner, &home)?)?;
+    }
+    if args.dry_run {
+        return foresee::print(&grid, &runner.lora, &home);
+    }
+    runner.python = interpreter(&plan, args)?;
 
     let runs = grid.floors().len() + grid.tuning().len() + grid.grid(|_, _| 1.0).len();
     let minutes = args.minutes.or(args.plan.is_none().then_some(BUILT_IN_MINUTES));

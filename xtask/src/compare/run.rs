@@ -96,8 +96,9 @@ impl Fingerprint {
     }
 }
 
-/// In a traced run's folder, what a peer is asked; written last of what it needs.
-pub(crate) const QUESTIONS: &str = "trace/heldout.jsonl";
+/// In a traced run's folder: the start and the batches, and what a peer is asked, written last of what it needs.
+pub(crate) const TRACE: &str = "trace";
+pub(crate) const QUESTIONS: &str = "asked.jsonl";
 
 /// One child process.
 pub(crate) struct Step {
@@ -189,7 +190,7 @@ impl Settings {
             args.extend(self.extra.clone());
             args.extend(words(&["--out", &adapter, "--overwrite"]));
             if self.measure.trace {
-                args.extend(words(&["--trace", &at("trace")]));
+                args.extend(words(&["--trace", &at(TRACE)]));
             }
             steps.push(Step { name: "train", args });
         }
@@ -212,7 +213,7 @@ impl Settings {
             eval.extend(words(&["--max-tokens", "0"]));
         }
         if self.measure.trace {
-            eval.extend(words(&["--trace", &dir.join(QUESTIONS).display().to_string()]));
+            eval.extend(words(&["--trace", &at(QUESTIONS)]));
         }
         steps.push(Step { name: "eval", args: eval });
         if self.measure.general {

@@ -5,7 +5,7 @@ use super::jobs::Job;
 use super::jobs::tests::{grid, plan};
 use super::outcome::Failure;
 use super::progress::Progress;
-use super::run::{Federation, Settings};
+use super::run::{Federation, Fingerprint, Measure, QUESTIONS, Settings, TRACE};
 use super::runner::Runner;
 use serde_json::Value;
 use std::fs;
@@ -105,6 +105,8 @@ fn what_is_finished_stays_until_what_takes_its_place_is() {
     let (runner, settings) = (runner(dir.path()), settings());
     let first = run(&runner, &settings).unwrap();
     let peer = Settings { peer: Some("peft".into()), ..settings.clone() };
+    // An older build's, without the questions.
+    fs::create_dir(runner.dir(&settings).join(TRACE)).unwrap();
     for step in ["train", "eval"] {
         fs::write(dir.path().join(format!("kill-{step}")), "").unwrap();
         let error = runner.run(&peer, Some(&settings), || true).unwrap_err().to_string();
@@ -125,6 +127,59 @@ fn what_is_finished_stays_until_what_takes_its_place_is() {
     fs::remove_file(home.join("rows.jsonl")).unwrap();
     runner.look_again(&mut ended);
     assert!(ended[0].outcome.is_err());
+}
+
+/// Peers of older builds read rows by themselves, conversations and completions otherwise than ours.
+#[test]
+fn a_peer_is_asked_what_ours_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let (runner, ours) = (runner(dir.path()), settings());
+    let rows = dir.path().join("rows.jsonl");
+    let held_out = Fingerprint { path: rows.clone(), ..ours.held_out.clone() };
+    let peer = Settings { held_out, peer: Some("peft".into()), ..ours };
+    let home = runner.dir(&peer);
+    fs::create_dir_all(&home).unwrap();
+    fs::write(home.join("rows.jsonl"), "{\"right\": true}\n").unwrap();
+    for (row, option, there) in [
+        (r#"{"messages": []}"#, "--held-out rows.jsonl", false),
+        (r#"{"prompt": "a", "completion": "b"}"#, "--held-out rows.jsonl", false),
+        (r#"{"context": "a", "target": "b"}"#, "--held-out rows.jsonl", true),
+        (r#"{"messages": []}"#, "--asked asked.jsonl", true),
+    ] {
+        fs::write(&rows, row).unwrap();
+        let found = serde_json::json!({ "commands": [format!("python peft_train.py {option} --out x")] });
+        fs::write(home.join("result.json"), found.to_string()).unwrap();
+        assert_eq!(runner.found(&peer).is_some(), there, "{row} {option}");
+    }
+    // Ours leaves it what it is asked, where repeating the run by hand is not in its way.
+    let traced = Settings { peer: None, measure: Measure { trace: true, ..peer.measure }, ..peer };
+    let steps = traced.steps(Path::new("run"), Path::new("general.jsonl"));
+    for (step, file) in [("train", TRACE), ("eval", QUESTIONS)] {
+        let line = steps.iter().find(|s| s.name == step).unwrap().args.join(" ");
+        assert!(line.contains(&format!("--trace run/{file}")), "{line}");
+    }
+    assert!(!QUESTIONS.starts_with(TRACE));
+}
+
+/// A run that wrote beside a model's files makes it no other one.
+#[test]
+fn a_models_folder_is_known_by_its_own_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+    let now = || Fingerprint::of(dir.path()).unwrap().sha256;
+    for own in ["config.json", "model.safetensors", "chat_template.jinja"] {
+        write(own, "a");
+    }
+    let first = now();
+    write("out.metrics.jsonl", "x");
+    write("out.resume", "x");
+    fs::create_dir(dir.path().join("out")).unwrap();
+    assert_eq!(now(), first);
+    for own in ["tokenizer.json", "chat_template.jinja"] {
+        let before = now();
+        write(own, "b");
+        assert_ne!(now(), before, "{own}");
+    }
 }
 
 /// A federation would go on with its state, training with what it has written down.

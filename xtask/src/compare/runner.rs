@@ -4,7 +4,7 @@
 use super::child;
 use super::gather::Ended;
 use super::outcome::{self, Diverged, Failure, RESULT};
-use super::run::{QUESTIONS, Settings};
+use super::run::{QUESTIONS, Settings, Step, TRACE};
 use super::traffic;
 use crate::{bench, cache, sh};
 use anyhow::{Context, Result};
@@ -36,7 +36,7 @@ impl Runner {
 
     /// What a finished run found; none if it is still to be done, or lacks what a report reads.
     pub(crate) fn found(&self, settings: &Settings) -> Option<Value> {
-        outcome::found(&self.dir(settings))
+        outcome::found(&self.dir(settings)).filter(|found| !was_asked_otherwise(settings, found))
     }
 
     /// Looks again at what was there: a run of ours is done again where a peer wants its trace, by whoever compares.
@@ -113,13 +113,7 @@ impl Runner {
             commands.push(("peer", self.peer(settings, &self.dir(ours), dir)?));
         } else {
             for step in settings.steps(dir, &self.general) {
-                let mut command = sh::ours(&self.lora);
-                let computes = !["inspect", "init"].contains(&step.name);
-                command.args(step.args);
-                if let Some(threads) = self.threads.filter(|_| computes) {
-                    command.args(["--threads", &threads.to_string()]);
-                }
-                commands.push((step.name, command));
+                commands.push((step.name, self.ours(&step)));
             }
         }
         // As it is typed where the run lies in the end.
@@ -162,12 +156,23 @@ impl Runner {
             cache::remove(&dir.join(large))?;
         }
         if let Some(ours) = ours {
-            cache::remove(&self.dir(ours).join("trace"))?;
+            [TRACE, QUESTIONS].iter().try_for_each(|name| cache::remove(&self.dir(ours).join(name)))?;
         }
         let partial = dir.join("result.json.partial");
         fs::write(&partial, serde_json::to_string_pretty(&result)?)?;
         fs::rename(&partial, dir.join(RESULT))?;
         Ok(result)
+    }
+
+    /// A step of a run of ours.
+    pub(super) fn ours(&self, step: &Step) -> Command {
+        let mut command = sh::ours(&self.lora);
+        let computes = !["inspect", "init"].contains(&step.name);
+        command.args(&step.args);
+        if let Some(threads) = self.threads.filter(|_| computes) {
+            command.args(["--threads", &threads.to_string()]);
+        }
+        command
     }
 
     /// The command line for people.
@@ -193,7 +198,9 @@ impl Runner {
             .arg("--cache")
             .arg(cache::dir()?.join("peers-models"))
             .arg("--trace")
-            .arg(ours.join("trace"))
+            .arg(ours.join(TRACE))
+            .arg("--asked")
+            .arg(ours.join(QUESTIONS))
             .arg("--metrics")
             .arg(ours.join("adapter.metrics.jsonl"))
             .args(["--dtype", &settings.dtype])
@@ -201,6 +208,15 @@ impl Runner {
             .arg(dir);
         Ok(command)
     }
+}
+
+/// Whether a peer of an older build read the rows by itself, and otherwise than ours: those of a context and a target it read alike.
+fn was_asked_otherwise(settings: &Settings, found: &Value) -> bool {
+    let mut commands = found["commands"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    settings.peer.is_some()
+        && commands.any(|line| line.contains(" --held-out "))
+        && fs::read_to_string(&settings.held_out.path)
+            .is_ok_and(|rows| ["\"messages\"", "\"completion\""].iter().any(|field| rows.contains(field)))
 }
 
 /// The lock of a run: beside `runs`, where nothing that is saved, loaded or begun anew takes it away.

@@ -66,6 +66,9 @@ const MOST_LABELS: usize = 64;
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let begin = Instant::now();
+    if args.rows.is_some() && args.rows == args.trace {
+        return Err(Error::usage("--rows and --trace are one file").into());
+    }
     let opened = args.model.open(args.adapter.as_deref(), &args.variant)?;
     let loaded = begin.elapsed().as_secs_f64();
     let context = usize::try_from(opened.checkpoint.config().max_positions).unwrap_or(usize::MAX);

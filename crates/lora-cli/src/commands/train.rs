@@ -95,13 +95,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.training.eval_every.is_some() && args.eval.is_none() {
         return Err(Error::usage("--eval-every without held-out rows").hint("give them by --eval").into());
     }
+    let mut training = args.training.train_config()?;
+    let promise = args.privacy.promise(args.dp_ledger.clone().unwrap_or_else(|| ledger_of(&args.data)));
+    if promise.is_some() && args.trace.is_some() {
+        return Err(Error::usage("--trace writes batches, and private ones are drawn in secret").into());
+    }
     let asked = Way::asked(&args.model, &args.method)?;
     let config = match &args.adapter {
         Some(folder) => AdapterConfig::read(folder)?,
         None => args.method.adapter_config()?,
     };
     args.method.is_for_train(args.adapter.is_some())?;
-    let mut training = args.training.train_config()?;
+    if promise.is_some() && config.lora_dropout > 0.0 {
+        return Err(lora::train::no_dropout("lora_dropout").into());
+    }
     let (checkpoint, tokenizer) = args.model.checkpoint()?;
     let context = checkpoint.config().max_positions;
     let data = args.training.step.text.read(&args.data, &tokenizer, context)?;
@@ -113,17 +120,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         None => None,
     };
-    let promise = args.privacy.promise(args.dp_ledger.clone().unwrap_or_else(|| ledger_of(&args.data)));
     let batch = training.batch_size * training.accumulate.max(1);
     let rows = data.samples.len();
     let terms =
         promise.as_ref().map(|promise| promise.terms(rows, batch, training.steps(rows))).transpose()?;
-    if promise.is_some() && config.lora_dropout > 0.0 {
-        return Err(lora::train::no_dropout("lora_dropout").into());
-    }
-    if promise.is_some() && args.trace.is_some() {
-        return Err(Error::usage("--trace writes batches, and private ones are drawn in secret").into());
-    }
     let out = OutputFolder::create(&args.out, args.overwrite, is_adapter_file)?;
     let saved = lora::sibling(&args.out, "resume.safetensors");
     if args.save_every.is_none() && saved.exists() {

@@ -83,7 +83,6 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let (recipe, config) = method(&args.method, args.out.adapter.as_deref())?;
     let run = format!("{} {}", bare(&args.out.out).display(), args.training.seed);
     let settings = args.federation.settings(run, args.training.seed)?;
     settings.check()?;
@@ -101,6 +100,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let training = TrainConfig { proximal: args.proximal, ..args.training.train_config()? };
     training.check()?;
+    let (recipe, config) = method(&args.method, args.out.adapter.as_deref())?;
     if args.jobs == 0 || (args.jobs > 1 && (config.lora_dropout > 0.0 || settings.rule == Rule::FedSa)) {
         let what = format!("--jobs {} with dropout or fedsa, or no jobs at all", args.jobs);
         let hint = "dropout has one source of chance, and fedsa's clients keep things: use --jobs 1";
