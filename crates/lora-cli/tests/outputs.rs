@@ -140,7 +140,7 @@ fn what_an_evaluation_cannot_write_or_judge_is_said_first() {
     for (more, said) in [
         ("--rows ./data.jsonl", "would replace the data"),
         ("--trace data.jsonl", "would replace the data"),
-        ("--trace seen.jsonl --rows seen.jsonl", "are one file"),
+        ("--trace ./seen.jsonl --rows seen.jsonl", "are one file"),
         ("--rows folder", "not a plain file"),
         ("--labels four,hello --rows seen.jsonl --samples 3", "is none of the labels"),
     ] {

@@ -52,7 +52,7 @@ fn what_the_engine_cannot_carry_is_said_before_anybody_is_asked() {
         fn carries(&self, bytes: u64) -> Result<()> {
             // 12 + 10 + 5 numbers of 8 bytes.
             assert_eq!(bytes, 216);
-            Err(Error::usage("too wide"))
+            Err(Error::unsupported("too wide"))
         }
         fn run(&mut self, _: Vec<(String, Task)>) -> Result<Vec<(String, Result<Reply>)>> {
             Err(Error::internal("somebody is asked"))

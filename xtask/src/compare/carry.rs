@@ -167,7 +167,10 @@ fn is_readable(dir: &Path) -> bool {
     }
 }
 
-/// How much is known of a run: nothing, that it diverged, or what it found.
+/// How much is known of a run: nothing, that it diverged, or what it found; of a peer's, asked what ours is, the most.
 fn known(dir: &Path) -> u8 {
-    if outcome::found(dir).is_some() { 2 } else { u8::from(Diverged::read(dir).is_some()) }
+    match outcome::found(dir) {
+        Some(found) => 3 - u8::from(runner::read_by_itself(&found)),
+        None => u8::from(Diverged::read(dir).is_some()),
+    }
 }

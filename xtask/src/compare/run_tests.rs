@@ -105,9 +105,10 @@ fn what_is_finished_stays_until_what_takes_its_place_is() {
     let (runner, settings) = (runner(dir.path()), settings());
     let first = run(&runner, &settings).unwrap();
     let peer = Settings { peer: Some("peft".into()), ..settings.clone() };
-    // An older build's, without the questions.
-    fs::create_dir(runner.dir(&settings).join(TRACE)).unwrap();
-    for step in ["train", "eval"] {
+    for (step, there) in [("train", TRACE), ("eval", QUESTIONS)] {
+        // Half of what a peer needs: an older build's, or of a try that was killed.
+        let _ = [TRACE, QUESTIONS].map(|name| fs::remove_file(runner.dir(&settings).join(name)));
+        fs::write(runner.dir(&settings).join(there), "").unwrap();
         fs::write(dir.path().join(format!("kill-{step}")), "").unwrap();
         let error = runner.run(&peer, Some(&settings), || true).unwrap_err().to_string();
         assert!(error.contains(step), "{error}");

@@ -85,7 +85,8 @@ impl Runner {
     pub(super) fn anew(&self, settings: &Settings, ours: Option<&Settings>) -> Result<Value> {
         if let Some(ours) = ours {
             let known = self.known(ours, false).transpose()?;
-            if known.is_none() || !self.dir(ours).join(QUESTIONS).exists() {
+            let lacks = |name: &&str| !self.dir(ours).join(name).exists();
+            if known.is_none() || [TRACE, QUESTIONS].iter().any(lacks) {
                 self.anew(ours, None)?;
             }
         }
@@ -156,7 +157,7 @@ impl Runner {
             cache::remove(&dir.join(large))?;
         }
         if let Some(ours) = ours {
-            [TRACE, QUESTIONS].iter().try_for_each(|name| cache::remove(&self.dir(ours).join(name)))?;
+            [QUESTIONS, TRACE].iter().try_for_each(|name| cache::remove(&self.dir(ours).join(name)))?;
         }
         let partial = dir.join("result.json.partial");
         fs::write(&partial, serde_json::to_string_pretty(&result)?)?;
@@ -210,11 +211,16 @@ impl Runner {
     }
 }
 
-/// Whether a peer of an older build read the rows by itself, and otherwise than ours: those of a context and a target it read alike.
-fn was_asked_otherwise(settings: &Settings, found: &Value) -> bool {
+/// Whether it is of a peer of an older build, which read the rows by itself.
+pub(super) fn read_by_itself(found: &Value) -> bool {
     let mut commands = found["commands"].as_array().into_iter().flatten().filter_map(Value::as_str);
-    settings.peer.is_some()
-        && commands.any(|line| line.contains(" --held-out "))
+    commands.any(|line| line.contains(" --held-out "))
+}
+
+/// Whether such a peer read otherwise than ours: conversations, and completions. A context and a target it read alike, but for what
+/// is rare.
+fn was_asked_otherwise(settings: &Settings, found: &Value) -> bool {
+    read_by_itself(found)
         && fs::read_to_string(&settings.held_out.path)
             .is_ok_and(|rows| ["\"messages\"", "\"completion\""].iter().any(|field| rows.contains(field)))
 }

@@ -66,7 +66,10 @@ const MOST_LABELS: usize = 64;
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let begin = Instant::now();
-    if args.rows.is_some() && args.rows == args.trace {
+    let whole = |path: &Option<PathBuf>| path.as_ref().map(std::path::absolute).transpose();
+    if let (Ok(Some(rows)), Ok(Some(trace))) = (whole(&args.rows), whole(&args.trace))
+        && rows == trace
+    {
         return Err(Error::usage("--rows and --trace are one file").into());
     }
     let opened = args.model.open(args.adapter.as_deref(), &args.variant)?;

@@ -24,24 +24,18 @@ impl Federation {
     /// # Errors
     /// [`Error::unsupported`] that says how many rounds the engine carries.
     pub(super) fn foresee(&self, chosen: &[String], task: u64, engine: &dyn Engine) -> Result<()> {
-        let mut modules = self.modules(chosen);
+        let modules = self.modules(chosen);
         if self.model.rounds > 0 || modules.iter().all(|module| module.adds == 0) {
             return Ok(());
         }
         let adapter = task.saturating_sub(bytes(&modules));
-        let mut was_full = false;
-        for round in 2..=self.settings.rounds {
-            let is_full = grow(&mut modules);
-            if let Err(e) = engine.carries(adapter + bytes(&modules)) {
+        for (round, beside) in sizes(modules, self.settings.rounds) {
+            if let Err(e) = engine.carries(adapter + beside) {
                 let (rule, asked, before) = (self.settings.rule, chosen.len(), round - 1);
                 return Err(Error::unsupported(format!("round {round} would be too large: {e}")).hint(format!(
                     "by {rule}, with {asked} clients a round, it can have {before} rounds (--rounds {before}); or take a rule \
                      that lays nothing beside the weights, fewer targets or a lower rank"
                 )));
-            }
-            // From full to full they grow once more, and further than from nothing; then all repeats.
-            if is_full && std::mem::replace(&mut was_full, true) {
-                break;
             }
         }
         Ok(())
@@ -79,6 +73,19 @@ impl Grows {
     }
 }
 
+/// The bytes that lie beside when each round begins, from the second on.
+fn sizes(mut modules: Vec<Grows>, rounds: u64) -> impl Iterator<Item = (u64, u64)> {
+    let mut full = 0;
+    (2..=rounds).map_while(move |round| {
+        // From full to full they grow once more, perhaps further than from nothing; then all repeats.
+        if full == 2 {
+            return None;
+        }
+        full += usize::from(grow(&mut modules));
+        Some((round, bytes(&modules)))
+    })
+}
+
 /// What a round adds, and what [`Model::make_anew`](super::Model::make_anew) leaves of all. Was it made anew, and are all full?
 fn grow(modules: &mut [Grows]) -> bool {
     modules.iter_mut().for_each(|module| module.rank += module.adds);
@@ -93,4 +100,17 @@ fn grow(modules: &mut [Grows]) -> bool {
 
 fn bytes(modules: &[Grows]) -> u64 {
     modules.iter().map(|module| module.numbers(module.rank) as u64 * module.width as u64).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// From full it may grow further than it did from nothing: 3, 6, 9, 7 (12 are too many), and then 10.
+    #[test]
+    fn the_largest_is_seen() {
+        let module = Grows { rank: 0, adds: 3, inp: 7, out: 9, width: 4 };
+        let ranks: Vec<u64> = sizes(vec![module], 100).map(|(_, bytes)| bytes / 64).collect();
+        assert_eq!(ranks, [3, 6, 9, 7, 10, 7]);
+    }
 }

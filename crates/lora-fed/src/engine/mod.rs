@@ -100,7 +100,7 @@ pub trait Engine {
     /// also of the rounds to come.
     ///
     /// # Errors
-    /// [`Error::usage`] if it, or who is at its other end, takes no message as large.
+    /// [`Error::unsupported`] if it, or who is at its other end, takes no message as large.
     fn carries(&self, bytes: u64) -> Result<()> {
         let _ = bytes;
         Ok(())

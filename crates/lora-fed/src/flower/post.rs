@@ -135,7 +135,11 @@ impl ServerApp {
                 };
                 match self.runtime.push_object(self.run, &session, &object, content) {
                     Ok(stored) => all &= stored,
-                    Err(fault) if again(round, &fault) => all = false,
+                    Err(fault) if again(round, &fault) => {
+                        all = false;
+                        std::thread::sleep(PAUSE);
+                        break;
+                    }
                     Err(fault) => return failed(fault),
                 }
             }

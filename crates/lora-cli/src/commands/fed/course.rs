@@ -179,3 +179,20 @@ pub(super) struct Told {
     round: lora::fed::engine::Round,
     begin: Instant,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_of_an_earlier_version_is_of_no_variant() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(&dir.path().join("state")).unwrap();
+        for recipe in ["qlora", "lora"] {
+            is_of(&mut store, recipe, 3).unwrap();
+        }
+        is_of(&mut store, "lora", 0).unwrap();
+        is_of(&mut store, "lora", 3).unwrap();
+        assert!(is_of(&mut store, "qlora", 3).unwrap_err().to_string().contains("a run of lora, 3 of"));
+    }
+}

@@ -16,6 +16,7 @@ use super::superlink::{State, answer, answer_with, examples, give, options, refu
 use crate::aggregate::Rule;
 use crate::engine::{Engine, Federation, Letter, Model, Server, Settings};
 use crate::hex::hex;
+use lora_core::ErrorKind;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
@@ -246,6 +247,7 @@ fn a_task_that_nodes_would_refuse_is_sent_to_nobody() {
     };
     let e = round(512);
     assert!(e.to_string().contains("nodes take 0.00 GB") && e.hint_text().is_some(), "{e}");
+    assert_eq!(e.kind(), ErrorKind::Unsupported, "it is not tried again");
     assert!(state.lock().unwrap().sent.is_empty());
     let e = round(256);
     assert!(e.to_string().contains("good replies"), "{e}");
