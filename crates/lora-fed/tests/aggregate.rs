@@ -3,6 +3,7 @@
 use lora_fed::aggregate::{Bounds, Layer, Robust, Rule, ServerOptimiser, ServerRule, Shared, Stack, Upload};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 
 const OPTIONS: (Kind, Device) = (Kind::Double, Device::Cpu);
@@ -35,6 +36,9 @@ enum Kept {
 }
 
 fn uploads(case: &Case, kept: Kept) -> Vec<Upload> {
+    // libtorch's generator is one for all threads: two tests at once would draw each other's numbers.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     tch::manual_seed(case.seed);
     let random = |size: [i64; 2]| Tensor::randn(size, OPTIONS);
     let (a, b) = (random([case.clients[0].0, case.inp]), random([case.out, case.clients[0].0]));
