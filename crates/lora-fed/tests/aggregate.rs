@@ -3,7 +3,6 @@
 use lora_fed::aggregate::{Bounds, Layer, Robust, Rule, ServerOptimiser, ServerRule, Shared, Stack, Upload};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 
 const OPTIONS: (Kind, Device) = (Kind::Double, Device::Cpu);
@@ -36,9 +35,8 @@ enum Kept {
 }
 
 fn uploads(case: &Case, kept: Kept) -> Vec<Upload> {
-    // libtorch's generator is one for all threads: two tests at once would draw each other's numbers.
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    static RANDOM: std::sync::Mutex<()> = std::sync::Mutex::new(()); // One generator for all threads.
+    let _alone = RANDOM.lock();
     tch::manual_seed(case.seed);
     let random = |size: [i64; 2]| Tensor::randn(size, OPTIONS);
     let (a, b) = (random([case.clients[0].0, case.inp]), random([case.out, case.clients[0].0]));
@@ -215,8 +213,7 @@ fn attacked() -> (Vec<Upload>, Tensor) {
         layer.a = &truth.0 + &layer.a * 0.01;
         layer.b = (&truth.1 + &layer.b * 0.01) * if i < 2 { -10.0 } else { 1.0 };
     }
-    let dense = truth.1.matmul(&truth.0);
-    (some, dense)
+    (some, truth.1.matmul(&truth.0))
 }
 
 #[test]
@@ -274,13 +271,12 @@ fn known_attacks_of_a_fifth_are_borne() {
 
 #[test]
 fn bounds_hold_for_factors_and_for_their_product() {
-    let (some, _) = attacked();
+    let (mut some, _) = attacked();
     let before = &attacked().0[5];
     let norm = |t: &Tensor| t.norm().double_value(&[]);
     let layer = &before.layers["l"];
     let update = norm(&layer.b.matmul(&layer.a));
     let bounds = Bounds { factor: 2.0 * norm(&layer.a).max(norm(&layer.b)), update: 1.5 * update };
-    let mut some = some;
     // The same update by other factors; not finite; another shape.
     let change =
         |some: &mut Vec<Upload>, i: usize, a: &dyn Fn(&Tensor) -> Tensor, b: &dyn Fn(&Tensor) -> Tensor| {
