@@ -157,3 +157,18 @@ fn what_diverged_is_carried_and_gives_way_to_what_is_finished() {
     assert_eq!(load(&there), 1);
     assert!(Diverged::read(&there.join(&hash)).is_none() && there.join(&hash).join("rows.jsonl").exists());
 }
+
+/// A peer of an older build, which read the rows by itself, gives way to one that was asked what ours is; and to no other.
+#[test]
+fn an_older_peer_gives_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, runs) = (dir.path().join("runs.zip"), dir.path().join("runs"));
+    let (ended, _) = finished(&dir.path().join("elsewhere"));
+    carry::save(&[&ended], &runs, &file).unwrap();
+    let (older, home) = finished(&runs);
+    assert_eq!(carry::load(&file, &runs).unwrap(), 0);
+    let (mut found, _) = older.outcome.unwrap();
+    found["commands"] = json!(["python peft_train.py --held-out rows.jsonl --out x"]);
+    fs::write(home.join("result.json"), found.to_string()).unwrap();
+    assert_eq!((carry::load(&file, &runs).unwrap(), carry::load(&file, &runs).unwrap()), (1, 0));
+}
