@@ -42,7 +42,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// What a try of the built-in plan may take; on two cores with AVX512-BF16 it takes 20.
+/// What a try of the built-in plan may take; on two cores with AVX512-BF16 it takes 12.
 const BUILT_IN_MINUTES: u32 = 30;
 
 #[derive(clap::Args)]
