@@ -38,7 +38,7 @@ pub use codes::nibbles;
 pub use cuda::{CudaState, libtorch_folder, load_cuda};
 pub use flash::{Bounds, flash_attention, has_flash_attention};
 pub use function::{Function, attach, grad_enabled};
-pub use gemm::{CUDA_SOURCES, Panels, Product, Small, Sum, View, gemm, transpose};
+pub use gemm::{CUDA_SOURCES, Lie, Panels, Product, Small, Sum, View, gemm, transpose};
 pub use half::{bf16, f16};
 pub use number::{Number, Wide};
 pub use parallel::{Rows, Split, parallel, parallel_rows, threads};

@@ -131,6 +131,17 @@ impl Wide for f64 {
 
 const LANES: usize = 32;
 
+/// All lanes as one, by halves: one after another they would wait for each other.
+#[inline(always)]
+pub fn fold<W: Copy>(mut lanes: [W; LANES], join: impl Fn(W, W) -> W) -> W {
+    for half in [16, 8, 4, 2, 1] {
+        for i in 0..half {
+            lanes[i] = join(lanes[i], lanes[i + half]);
+        }
+    }
+    lanes[0]
+}
+
 /// The sum of `term(x)` over a slice, in lanes that vectorise; lanes are emptied into f64 in time.
 #[inline(always)]
 pub fn sum<T: Copy, W: Wide>(x: &[T], term: impl Fn(T) -> W) -> f64 {
@@ -142,7 +153,7 @@ pub fn sum<T: Copy, W: Wide>(x: &[T], term: impl Fn(T) -> W) -> f64 {
         for x in chunks {
             lanes.iter_mut().zip(x).for_each(|(lane, &x)| *lane += term(x));
         }
-        total += lanes.iter().map(|l| l.f64()).sum::<f64>();
+        total += fold(lanes.map(Wide::f64), |a, b| a + b);
     }
     total
 }
@@ -161,9 +172,31 @@ pub fn dot<T: Number>(a: &[T], b: &[T], c: &[T]) -> f64 {
             let terms = a.iter().zip(b).zip(c);
             lanes.iter_mut().zip(terms).for_each(|(lane, x)| *lane += term(x));
         }
-        total += lanes.iter().map(|l| l.f64()).sum::<f64>();
+        total += fold(lanes.map(Wide::f64), |a, b| a + b);
     }
     total
+}
+
+crate::simd! {
+    /// `x factor` of each number, rounded to T, in the memory of the numbers themselves, from its beginning on: T is no
+    /// larger.
+    pub fn narrow_in_place<T: Number>(row: &mut [T::Wide], factor: T::Wide) -> &mut [T] {
+        const { assert!(size_of::<T>() <= size_of::<T::Wide>() && align_of::<T>() <= align_of::<T::Wide>()) };
+        let (n, out) = (row.len(), row.as_mut_ptr().cast::<T>());
+        for first in (0..n / LANES * LANES).step_by(LANES) {
+            let mut block = [factor; LANES];
+            block.copy_from_slice(&row[first..first + LANES]);
+            // SAFETY: n of T fit, and what is written lies before what is still to be read.
+            block.iter().enumerate().for_each(|(i, &x)| unsafe { *out.add(first + i) = T::narrow(x * factor) });
+        }
+        for i in n / LANES * LANES..n {
+            let x = row[i];
+            // SAFETY: as above.
+            unsafe { *out.add(i) = T::narrow(x * factor) };
+        }
+        // SAFETY: these n were just written, and the row stays borrowed.
+        unsafe { std::slice::from_raw_parts_mut(out, n) }
+    }
 }
 
 /// Calls `$f::<T>($args)` with the element type of `$tensor` if it lies on the CPU and is bf16, f32 or f64; `None` if
@@ -206,6 +239,21 @@ mod tests {
         assert_eq!(Wide::exp(f32::NEG_INFINITY), 0.0);
         assert_eq!(Wide::exp(f32::INFINITY), f32::INFINITY);
         assert!(Wide::exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn rows_are_narrowed_where_they_lie() {
+        fn check<T: Number + PartialEq + std::fmt::Debug>() {
+            for n in [0, 1, 31, 32, 100, 1000] {
+                let mut row: Vec<T::Wide> = (0..n).map(|i| T::Wide::of(f64::from(i) * 0.37 - 5.0)).collect();
+                let half = T::Wide::of(0.5);
+                let want: Vec<T> = row.iter().map(|&x| T::narrow(x * half)).collect();
+                assert_eq!(narrow_in_place::<T>(&mut row, half), want);
+            }
+        }
+        check::<bf16>();
+        check::<f32>();
+        check::<f64>();
     }
 
     #[test]

@@ -70,21 +70,21 @@ macro_rules! simd {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi2")]
             fn avx512 $(<$t: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
-                body($($arg),*)
+                body$(::<$t>)?($($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
             fn avx2 $(<$t: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
-                body($($arg),*)
+                body$(::<$t>)?($($arg),*)
             }
             match $crate::Simd::best() {
                 // SAFETY: the machine has been asked.
                 #[cfg(target_arch = "x86_64")]
-                $crate::Simd::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::Simd::Avx512 => unsafe { avx512$(::<$t>)?($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::Simd::Avx2 => unsafe { avx2($($arg),*) },
-                _ => body($($arg),*),
+                $crate::Simd::Avx2 => unsafe { avx2$(::<$t>)?($($arg),*) },
+                _ => body$(::<$t>)?($($arg),*),
             }
         }
     };

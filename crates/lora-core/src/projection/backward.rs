@@ -45,20 +45,17 @@ impl Function for Backward {
             each.write(&self.parts, (grads, &dv), (&self.h, &dh), &x);
         }
         let summed = || lows().filter(|_| self.each.is_none());
-        let (ht, dht) = (self.h.tr().contiguous(), dh.tr().contiguous());
-        let rows = |t: &Tensor, low: &Low| t.narrow(0, low.first, low.rank);
-        let hts: Vec<_> = summed().map(|(low, _)| rows(&ht, low)).collect();
+        let hs: Vec<_> = summed().map(|(low, _)| low.columns(&self.h)).collect();
         let all_da = Tensor::empty([self.h.size()[1], x.size()[1]], masters);
-        let da: Vec<Tensor> = summed().map(|(low, _)| rows(&all_da, low)).collect();
+        let da: Vec<Tensor> = summed().map(|(low, _)| all_da.narrow(0, low.first, low.rank)).collect();
         let dbt: Vec<Tensor> = summed().map(|(low, _)| Tensor::empty(low.b.tr().size(), masters)).collect();
-        let (seen, dhts, scales): (Vec<_>, Vec<_>, Vec<_>) =
-            summed().map(|(low, _)| (low.seen(&x), rows(&dht, low), low.scale)).collect();
+        let (seen, scales): (Vec<_>, Vec<_>) = summed().map(|(low, _)| (low.seen(&x), low.scale)).collect();
         // Updates that see one x in one product, if they have one scale too.
         let one = summed().all(|(low, _)| low.mask.is_none()) && scales.iter().all(|s| *s == scales[0]);
         let mut sums: Vec<Sum<'_>> = if one && da.len() == self.lows() && !da.is_empty() {
-            vec![Sum { scale: scales[0], ..Sum::new(vec![Product::over_tokens(&dht, &x)], &all_da) }]
+            vec![Sum { scale: scales[0], ..Sum::new(vec![Product::over_tokens(&dh, &x)], &all_da) }]
         } else {
-            let each = dhts.iter().zip(&seen).zip(da.iter().zip(&scales));
+            let each = columns.iter().zip(&seen).zip(da.iter().zip(&scales));
             each.map(|((dh, x), (da, &scale))| Sum {
                 scale,
                 ..Sum::new(vec![Product::over_tokens(dh, x)], da)
@@ -67,7 +64,7 @@ impl Function for Backward {
         };
         sums.extend(
             summed()
-                .zip(&hts)
+                .zip(&hs)
                 .zip(&dbt)
                 .map(|(((_, dv), h), db)| Sum::new(vec![Product::over_tokens(h, dv)], db)),
         );

@@ -38,10 +38,7 @@ impl Function for Linear {
         let back = self.side.as_ref().map(|side| (side, side.back(&flat_dy)));
         let mut products = vec![Product::plain(&flat_dy, w)];
         products.extend(back.as_ref().map(|(side, dh)| Product::plain(dh, &side.a)));
-        gemm(&[
-            Sum::new(products, &dx),
-            Sum::new(vec![Product::over_tokens(&flat_dy.tr().contiguous(), x)], &dw),
-        ]);
+        gemm(&[Sum::new(products, &dx), Sum::new(vec![Product::over_tokens(&flat_dy, x)], &dw)]);
         vec![Some(like(&dx, dy)), Some(dw)]
     }
 }

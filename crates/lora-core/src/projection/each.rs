@@ -113,7 +113,7 @@ impl Each {
 
     fn a(&self, low: &Low, dh: &Tensor, x: &Tensor, to: &Tensor) {
         let seen = low.seen(x);
-        let texts: Vec<_> = self.ranges().map(|r| (cut(dh, r).tr().contiguous(), cut(&seen, r))).collect();
+        let texts: Vec<_> = self.ranges().map(|r| (cut(dh, r), cut(&seen, r))).collect();
         let targets: Vec<_> = (0..).map(|t| to.select(0, t)).take(texts.len()).collect();
         let sums = texts
             .iter()
@@ -123,7 +123,7 @@ impl Each {
     }
 
     fn b(&self, low: &Low, h: &Tensor, dv: &Tensor, to: &Tensor) {
-        let texts: Vec<_> = self.ranges().map(|r| (cut(h, r).tr().contiguous(), cut(dv, r))).collect();
+        let texts: Vec<_> = self.ranges().map(|r| (cut(h, r), cut(dv, r))).collect();
         let sizes = [&[texts.len() as i64], &low.b.tr().size()[..]].concat();
         let all = Tensor::empty(sizes, (master_kind(dv.kind()), dv.device()));
         let targets: Vec<_> = (0..).map(|t| all.select(0, t)).take(texts.len()).collect();

@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 use std::cell::RefCell;
 
 use super::pack::{Packed, WIDTH};
-use super::product::Shape;
+use super::product::{Block, Term};
 
 /// Depth of a block. A strip of it takes half of the first cache; its sums are chains of so many terms.
 const DEPTH: usize = 256;
@@ -29,36 +29,36 @@ thread_local! {
         RefCell::new(Buffers { a: Box::new([0.0; ROWS * STRIDE]), strip: Box::new([0.0; DEPTH * STRIP]) });
 }
 
-/// See [`super::product::product`].
+/// See [`super::product::products`].
 ///
 /// # Safety
 /// As there; the machine has AVX2 and FMA.
-pub(super) unsafe fn product<T: Packed>(shape: Shape, a: *const T, b: *const T, c: *mut f32) {
+pub(super) unsafe fn product<T: Packed>(shape: Block, term: Term<T>, c: *mut f32) {
     BUFFERS.with_borrow_mut(|Buffers { a: block, strip }| {
         for row in (0..shape.m).step_by(ROWS) {
             let m = ROWS.min(shape.m - row);
-            for first in (0..shape.k).step_by(DEPTH) {
-                let k = DEPTH.min(shape.k - first);
+            for first in (0..term.k).step_by(DEPTH) {
+                let k = DEPTH.min(term.k - first);
                 let add = shape.add || first > 0;
                 // SAFETY: the caller's promise: these rows, this depth and these columns lie in the matrices.
                 unsafe {
-                    let from = a.add(row * shape.lda + first);
+                    let from = term.a.add(row * term.lda + first);
                     let left = if T::HALF {
-                        rows(block, from, shape.lda, m, k);
+                        rows(block, from, term.lda, m, k);
                         Left { data: block.as_ptr(), stride: STRIDE }
                     } else {
-                        Left { data: from.cast(), stride: shape.lda }
+                        Left { data: from.cast(), stride: term.lda }
                     };
-                    let next = if first + k < shape.k {
+                    let next = if first + k < term.k {
                         from.wrapping_add(k)
                     } else {
-                        from.wrapping_add(ROWS * shape.lda)
+                        from.wrapping_add(ROWS * term.lda)
                     };
                     for column in (0..shape.n).step_by(STRIP) {
-                        columns(strip, b.add(first * WIDTH), column, k);
+                        columns(strip, term.b.add(first * WIDTH), column, k);
                         let part = Part { m, n: STRIP.min(shape.n - column), k, ldc: shape.ldc, add };
                         let ask =
-                            |i| ask(next.wrapping_add(i * shape.lda + column * k / WIDTH), k * STRIP / WIDTH);
+                            |i| ask(next.wrapping_add(i * term.lda + column * k / WIDTH), k * STRIP / WIDTH);
                         tiles(part, left, strip, c.add(row * shape.ldc + column), ask);
                     }
                 }

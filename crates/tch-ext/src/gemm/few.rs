@@ -5,10 +5,10 @@ use std::ffi::c_void;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::Sum;
 use super::dots::{Term, dots};
 use super::flat::{Flat, Flats};
 use super::pack::{Matrix, Packed};
+use super::{Lie, Sum};
 use crate::Simd;
 use crate::parallel::parallel;
 use half::bf16;
@@ -25,7 +25,8 @@ fn most() -> i64 {
 
 /// Whether this is the way for all of them; their layout is one that panels would take.
 pub(super) fn fit(sums: &[Sum<'_>], flats: &[Flats]) -> bool {
-    flats.iter().all(|f| f.out.rows <= most()) && sums.iter().all(|s| s.products.iter().all(|p| p.transposed))
+    flats.iter().all(|f| f.out.rows <= most())
+        && sums.iter().all(|s| s.products.iter().all(|p| p.lie == Lie::Transposed))
 }
 
 /// Rows that are multiplied together.

@@ -4,7 +4,7 @@ use std::ffi::c_void;
 
 use tch::Tensor;
 
-use super::Sum;
+use super::{Lie, Sum};
 
 /// A matrix; `rows` and `columns` lie `stride` and `inner` elements apart.
 #[repr(C)]
@@ -66,13 +66,16 @@ impl Flats {
         let out = Flat::of(sum.out);
         let both = |p: &super::Product<'_>| {
             let (a, b) = (Flat::of(p.a), Flat::of(p.b));
-            let (depth, width) = if p.transposed { (b.columns, b.rows) } else { (b.rows, b.columns) };
+            let (rows, deep) =
+                if p.lie == Lie::OverTokens { (a.columns, a.rows) } else { (a.rows, a.columns) };
+            let (depth, width) =
+                if p.lie == Lie::Transposed { (b.columns, b.rows) } else { (b.rows, b.columns) };
             assert!(
-                (a.rows, width) == (out.rows, out.columns) && a.columns == depth,
-                "{:?} times {:?} (transposed: {}) into {:?}",
+                (rows, width) == (out.rows, out.columns) && deep == depth,
+                "{:?} times {:?} ({:?}) into {:?}",
                 p.a.size(),
                 p.b.size(),
-                p.transposed,
+                p.lie,
                 sum.out.size()
             );
             (a, b)

@@ -1,19 +1,23 @@
 //! Sums of matrix products, rounded once.
 //!
 //! On a CPU with AVX-512 or AVX2, in f32 and bf16: panels of the right-hand matrices are packed into the cache, a small
-//! product (oneDNN's, or ours) adds up all terms of a tile in f32, and the tile is written once. Everywhere else the
-//! same sums are libtorch's ordinary products.
+//! product (ours, or oneDNN's where a processor has tiles) adds up all terms of a tile in f32, and the tile is written
+//! once; products with a thin matrix are read as they lie. Everywhere else the same sums are libtorch's ordinary products.
 
 mod ahead;
 mod avx2;
+mod avx512;
 mod columns;
 mod dots;
 mod few;
+mod finish;
 mod flat;
+mod lines;
 mod pack;
 mod panels;
 mod product;
 mod small;
+mod thin;
 mod tile;
 mod turn;
 
@@ -28,42 +32,54 @@ use flat::Flats;
 
 static PRODUCTS: Region = Region::new("matrix products");
 
-/// `a [m, k]` times `b [k, n]`, or times `bᵀ` of `b [n, k]`.
+/// `a [m, k]` times `b [k, n]`, or one of them lies transposed.
 #[derive(Debug, Clone, Copy)]
 pub struct Product<'a> {
     /// The left-hand matrix.
     pub a: &'a Tensor,
     /// The right-hand one.
     pub b: &'a Tensor,
-    /// Whether it lies transposed.
-    pub transposed: bool,
-    /// Whether k is another in each step, as a batch's number of tokens is. The small product is compiled for each shape
-    /// and kept: it then gets few of them.
-    pub varies: bool,
+    /// How they lie.
+    pub lie: Lie,
+}
+
+/// How the matrices of a product lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lie {
+    /// `a b`.
+    Plain,
+    /// `a bᵀ`.
+    Transposed,
+    /// `aᵀ b`. Here k is expected to be another in each step, as a batch's number of tokens is.
+    OverTokens,
 }
 
 impl<'a> Product<'a> {
     /// `a b`.
     pub fn plain(a: &'a Tensor, b: &'a Tensor) -> Self {
-        Self { a, b, transposed: false, varies: false }
-    }
-
-    /// `a b`, summed over the tokens of a batch or of a text.
-    pub fn over_tokens(a: &'a Tensor, b: &'a Tensor) -> Self {
-        Self { varies: true, ..Self::plain(a, b) }
+        Self { a, b, lie: Lie::Plain }
     }
 
     /// `a bᵀ`.
     pub fn transposed(a: &'a Tensor, b: &'a Tensor) -> Self {
-        Self { transposed: true, ..Self::plain(a, b) }
+        Self { a, b, lie: Lie::Transposed }
+    }
+
+    /// `aᵀ b`, summed over the tokens of a batch or of a text, which are the rows of both.
+    pub fn over_tokens(a: &'a Tensor, b: &'a Tensor) -> Self {
+        Self { a, b, lie: Lie::OverTokens }
     }
 
     fn depth(&self) -> i64 {
-        self.b.size()[usize::from(self.transposed)]
+        self.b.size()[usize::from(self.lie == Lie::Transposed)]
+    }
+
+    fn left(&self) -> Tensor {
+        if self.lie == Lie::OverTokens { self.a.tr() } else { self.a.shallow_clone() }
     }
 
     fn right(&self) -> Tensor {
-        if self.transposed { self.b.tr() } else { self.b.shallow_clone() }
+        if self.lie == Lie::Transposed { self.b.tr() } else { self.b.shallow_clone() }
     }
 }
 
@@ -102,8 +118,8 @@ pub fn gemm(sums: &[Sum<'_>]) {
         (false, ..) => sums.iter().for_each(plain),
         (_, true, true) => few::run::<half::bf16>(sums, &flats),
         (_, true, false) => few::run::<f32>(sums, &flats),
-        (_, false, true) => panels::run::<half::bf16>(sums),
-        (_, false, false) => panels::run::<f32>(sums),
+        (_, false, true) => panels::run::<half::bf16>(sums, &flats),
+        (_, false, false) => panels::run::<f32>(sums, &flats),
     }
 }
 
@@ -137,18 +153,18 @@ fn plain(sum: &Sum<'_>) {
 
 /// One product, in the place of what `out` holds or added to it.
 fn into(out: &mut Tensor, p: &Product<'_>, add: bool) {
-    let right = p.right();
-    match (p.a.kind() == out.kind(), add) {
-        (true, false) => drop(p.a.mm_out(out, &right)),
-        (true, true) => drop(out.addmm_(p.a, &right)),
+    let (left, right) = (p.left(), p.right());
+    match (left.kind() == out.kind(), add) {
+        (true, false) => drop(left.mm_out(out, &right)),
+        (true, true) => drop(out.addmm_(&left, &right)),
         // Sums of half precision that are not rounded to it; on a CPU there is no such product.
         (false, _) => {
             let wide = match out.device() {
                 Device::Cuda(_) if out.kind() == Kind::Float && !add => {
-                    return drop(p.a.mm_dtype_out(out, &right, Kind::Float));
+                    return drop(left.mm_dtype_out(out, &right, Kind::Float));
                 }
-                Device::Cuda(_) if out.kind() == Kind::Float => p.a.mm_dtype(&right, Kind::Float),
-                _ => p.a.to_kind(out.kind()).matmul(&right.to_kind(out.kind())),
+                Device::Cuda(_) if out.kind() == Kind::Float => left.mm_dtype(&right, Kind::Float),
+                _ => left.to_kind(out.kind()).matmul(&right.to_kind(out.kind())),
             };
             if add {
                 let _ = out.g_add_(&wide);

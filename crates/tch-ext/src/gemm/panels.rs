@@ -7,10 +7,13 @@ use tch::{Device, Kind, Tensor};
 
 use super::ahead::Ahead;
 use super::flat::{Flat, Flats};
+use super::lines::Lines;
 use super::pack::{Matrix, Packed, WIDTH};
-use super::product::{compiled, supported};
+use super::product::supported;
+use super::thin::Thin;
 use super::tile::block;
-use super::{Product, Sum};
+use super::turn::transpose;
+use super::{Lie, Product, Sum};
 use crate::parallel::{Rows, parallel, parallel_rows, threads};
 
 /// Rows of the last, small blocks.
@@ -101,30 +104,49 @@ impl Item {
 unsafe impl<T: Sync> Sync for Job<'_, T> {}
 
 thread_local! {
-    static BUFFERS: RefCell<(Vec<u32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+    static BUFFERS: RefCell<(Lines, Lines)> = RefCell::default();
 }
 
-pub(super) fn run<T: Packed>(sums: &[Sum<'_>]) {
-    let lefts: Vec<Vec<Left<T>>> = sums.iter().map(|s| s.products.iter().map(left).collect()).collect();
-    let jobs: Vec<Job<'_, T>> = sums.iter().zip(&lefts).map(|(sum, lefts)| job(sum, lefts)).collect();
+pub(super) fn run<T: Packed>(sums: &[Sum<'_>], flats: &[Flats]) {
+    let (mut thins, mut others) = (Vec::new(), Vec::new());
+    for (sum, flats) in sums.iter().zip(flats) {
+        match Thin::of(sum, flats) {
+            Some(thin) => thins.push(thin),
+            None => others.push(sum),
+        }
+    }
+    let parts: Vec<(&Thin, usize)> =
+        thins.iter().flat_map(|thin| (0..thin.parts()).map(move |part| (thin, part))).collect();
+    let lefts: Vec<Vec<Left<T>>> = others.iter().map(|s| s.products.iter().map(left).collect()).collect();
+    let jobs: Vec<Job<'_, T>> = others.iter().zip(&lefts).map(|(sum, lefts)| job(sum, lefts)).collect();
     let items = items(&jobs);
-    parallel(items.len(), 1, |range| {
-        BUFFERS.with_borrow_mut(|(panel, tile)| {
-            let mut packed = None;
-            let items = &items[range];
-            for (i, item) in items.iter().enumerate() {
-                let job = &jobs[item.job];
-                let fresh = packed != Some(item.panel()) || job.passes.len() > 1;
-                let next = items.get(i + 1).filter(|next| next.panel() != item.panel());
-                let next = next.map(|next| {
-                    let job = &jobs[next.job];
-                    Ahead { pass: &job.passes[0], column: next.column, columns: job.columns }
-                });
-                // SAFETY: the block lies in the matrices.
-                unsafe { block(job, *item, fresh, next.as_ref(), panel, tile) };
-                packed = Some(item.panel());
-            }
-        });
+    let n = parts.len();
+    parallel(n + items.len(), 1, |range| {
+        let (first, end) = (range.start.min(n), range.end.min(n));
+        for same in parts[first..end].chunk_by(|a, b| std::ptr::eq(a.0, b.0)) {
+            let (thin, part) = same[0];
+            // SAFETY: each part is in one range.
+            unsafe { thin.run(part..part + same.len()) };
+        }
+        blocks(&jobs, &items[range.start.saturating_sub(n)..range.end.saturating_sub(n)]);
+    });
+}
+
+fn blocks<T: Packed>(jobs: &[Job<'_, T>], items: &[Item]) {
+    BUFFERS.with_borrow_mut(|(panel, tile)| {
+        let mut packed = None;
+        for (i, item) in items.iter().enumerate() {
+            let job = &jobs[item.job];
+            let fresh = packed != Some(item.panel()) || job.passes.len() > 1;
+            let next = items.get(i + 1).filter(|next| next.panel() != item.panel());
+            let next = next.map(|next| {
+                let job = &jobs[next.job];
+                Ahead { pass: &job.passes[0], column: next.column, columns: job.columns }
+            });
+            // SAFETY: the block lies in the matrices.
+            unsafe { block(job, *item, fresh, next.as_ref(), panel, tile) };
+            packed = Some(item.panel());
+        }
     });
 }
 
@@ -153,8 +175,8 @@ enum Left<T> {
 }
 
 fn left<T: Packed>(p: &Product<'_>) -> Left<T> {
-    if p.varies && compiled(T::HALF) {
-        let (rows, depth) = (p.a.size()[0] as usize, p.a.size()[1] as usize);
+    if p.lie == Lie::OverTokens {
+        let (depth, rows) = (p.a.size()[0] as usize, p.a.size()[1] as usize);
         return Left::Pieces(pieces(matrix(p.a), rows, depth));
     }
     // An odd depth of bf16 is read in pairs: the left-hand side needs the zero that the panel has.
@@ -168,16 +190,16 @@ fn stride(depth: usize) -> usize {
     if depth < PIECE { depth.next_power_of_two().max(STEP) } else { PIECE }
 }
 
-/// Of a matrix that has these rows and this depth.
+/// Of a matrix whose transpose has these rows and this depth.
 fn pieces<T: Packed>(a: Matrix<T>, rows: usize, depth: usize) -> Vec<T> {
     let (count, width) = (rows * depth.div_ceil(PIECE), stride(depth));
     let mut all = vec![T::narrow(0.0); count * width];
-    parallel_rows(Rows { data: &mut all[..], width }, count, LEAST, |first, _, out| {
-        for (i, piece) in out.data.chunks_exact_mut(width).enumerate() {
-            let (k, row) = ((first + i) / rows * PIECE, (first + i) % rows);
-            let len = PIECE.min(depth - k);
-            // SAFETY: so many numbers of that row are there.
-            piece[..len].copy_from_slice(unsafe { a.row(row, k, len) });
+    let each = rows * width;
+    parallel_rows(Rows { data: &mut all[..], width: each }, count / rows.max(1), 1, |first, _, out| {
+        for (i, piece) in out.data.chunks_exact_mut(each).enumerate() {
+            let k = (first + i) * PIECE;
+            // SAFETY: these rows of the matrix are there, and these columns of the piece.
+            unsafe { transpose(a, (k, PIECE.min(depth - k)), (0, rows), piece.as_mut_ptr(), width) };
         }
     });
     all
@@ -218,7 +240,7 @@ fn job<'a, T: Packed>(sum: &'a Sum<'_>, lefts: &[Left<T>]) -> Job<'a, T> {
                 Left::Pieces(all) => Matrix { data: all[k * rows..].as_ptr(), stride: stride(depth) },
             };
             let offset = used * WIDTH;
-            pass.push(Slab { a, b, transposed: p.transposed, k, depth: part, padded, offset });
+            pass.push(Slab { a, b, transposed: p.lie == Lie::Transposed, k, depth: part, padded, offset });
             used += padded;
             k += part;
         }
@@ -252,7 +274,7 @@ mod tests {
     fn shapes<T: Packed>(kind: Kind, products: usize) -> usize {
         let mut all = BTreeSet::new();
         for depth in (1i64..6000).step_by(7) {
-            let [a, b] = [[3, depth], [depth, 2]].map(|size| Tensor::zeros(size, (kind, Device::Cpu)));
+            let [a, b] = [[depth, 3], [depth, 2]].map(|size| Tensor::zeros(size, (kind, Device::Cpu)));
             let out = Tensor::zeros([3, 2], (Kind::Float, Device::Cpu));
             let sum = Sum::new(vec![Product::over_tokens(&a, &b); products], &out);
             let lefts: Vec<Left<T>> = sum.products.iter().map(left).collect();
@@ -277,15 +299,15 @@ mod tests {
 
     #[test]
     fn pieces_lie_one_behind_another() {
-        let a: Vec<bf16> = (0..2 * 1300).map(|i| bf16::from_bits(i as u16)).collect();
+        let a: Vec<bf16> = (0..3 * 1300).map(|i| bf16::from_bits(i as u16)).collect();
         for (depth, count, width) in
             [(1290, 2, PIECE), (1024, 1, PIECE), (513, 1, PIECE), (40, 1, 64), (3, 1, STEP)]
         {
-            let all = pieces(Matrix { data: a.as_ptr(), stride: 1300 }, 2, depth);
+            let all = pieces(Matrix { data: a.as_ptr(), stride: 3 }, 2, depth);
             assert_eq!(all.len(), count * 2 * width, "{depth}");
             for (at, got) in all.iter().enumerate() {
                 let (piece, row, k) = (at / width / 2, at / width % 2, at % width + at / width / 2 * PIECE);
-                let want = if k < depth { a[row * 1300 + k] } else { bf16::narrow(0.0) };
+                let want = if k < depth { a[k * 3 + row] } else { bf16::narrow(0.0) };
                 assert_eq!(got.to_bits(), want.to_bits(), "depth {depth}, piece {piece}, row {row}, {k}");
             }
         }

@@ -1,12 +1,13 @@
-//! The small product that sums are made of: oneDNN's, or on a machine where it has none our own for AVX2.
+//! The small product that sums are made of: ours for AVX-512 and AVX2, or where the processor has tiles oneDNN's.
 
 use std::cell::Cell;
 use std::ffi::c_void;
 use std::sync::OnceLock;
 
-use super::avx2;
 use super::pack::{Packed, WIDTH};
+use super::{avx2, avx512};
 use crate::Simd;
+use half::bf16;
 
 unsafe extern "C" {
     fn tch_ext_brgemm(
@@ -57,23 +58,31 @@ fn release() {
     }
 }
 
-/// `c [m, n] (+)= a [m, k] b`, where b is a panel of `k` rows; n is at most its width.
+/// `c [m, n] (+)=` a sum of [`Term`]s; n is at most a panel's width.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Shape {
+pub(super) struct Block {
     pub(super) m: usize,
     pub(super) n: usize,
-    pub(super) k: usize,
-    /// Elements from a row of a to the next.
-    pub(super) lda: usize,
-    /// The same of c.
+    /// Elements from a row of c to the next.
     pub(super) ldc: usize,
     /// Whether to add to c instead of replacing it.
     pub(super) add: bool,
 }
 
+/// `a [m, k] b`, where b is a panel of `k` rows.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Term<T> {
+    pub(super) a: *const T,
+    /// Elements from a row of a to the next.
+    pub(super) lda: usize,
+    pub(super) b: *const T,
+    pub(super) k: usize,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     OneDnn,
+    Avx512,
     Avx2,
 }
 
@@ -81,30 +90,54 @@ enum Way {
 fn way(half: bool) -> Option<Way> {
     static TRIED: [OnceLock<Option<Way>>; 2] = [OnceLock::new(), OnceLock::new()];
     *TRIED[usize::from(half)].get_or_init(|| {
-        let (a, b, mut c) = ([0u32; 2 * WIDTH], [0u32; 2 * WIDTH], [1f32; WIDTH]);
-        let shape = Shape { m: 1, n: WIDTH, k: 2, lda: 2, ldc: WIDTH, add: false };
-        match Simd::best() {
-            // SAFETY: all three are large enough, in either dtype.
-            Simd::Avx512
-                if unsafe { onednn(half, shape, a.as_ptr().cast(), b.as_ptr().cast(), c.as_mut_ptr()) } =>
-            {
-                Some(Way::OneDnn)
-            }
+        let best = Simd::best();
+        if avx512::supported(half) && !(half && has_tiles()) && !tests_want_onednn() {
+            return Some(Way::Avx512);
+        }
+        match best {
+            Simd::Avx512 if onednn_works(half) => Some(Way::OneDnn),
             Simd::Avx512 | Simd::Avx2 => Some(Way::Avx2),
             Simd::Plain => None,
         }
     })
 }
 
+/// Whether the processor multiplies tiles of bf16 (AMX).
+fn has_tiles() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::x86_64::__cpuid_count(7, 0).edx >> 22 & 1 == 1;
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// So that what is there for tiles is tried where there are none.
+fn tests_want_onednn() -> bool {
+    cfg!(test) && std::env::var_os(ONEDNN).is_some()
+}
+
+pub(super) const ONEDNN: &str = "TCH_EXT_TESTS_BY_ONEDNN";
+
+fn onednn_works(half: bool) -> bool {
+    let (a, b, mut c) = ([0u32; 2 * WIDTH], [0u32; 2 * WIDTH], [1f32; WIDTH]);
+    let (block, c) = (Block { m: 1, n: WIDTH, ldc: WIDTH, add: false }, c.as_mut_ptr());
+    // SAFETY: all three are large enough, in either dtype.
+    unsafe {
+        if half {
+            onednn(block, Term { a: a.as_ptr().cast::<bf16>(), lda: 2, b: b.as_ptr().cast(), k: 2 }, c)
+        } else {
+            onednn(block, Term { a: a.as_ptr().cast::<f32>(), lda: 2, b: b.as_ptr().cast(), k: 2 }, c)
+        }
+    }
+}
+
+/// Whether ours multiplies pairs of bf16 here.
+pub(super) fn multiplies_pairs() -> bool {
+    way(true) == Some(Way::Avx512)
+}
+
 /// Whether there is one.
 pub(super) fn supported(half: bool) -> bool {
     way(half).is_some()
-}
-
-/// Whether it is compiled for each shape that it meets, and kept for ever.
-pub(super) fn compiled(half: bool) -> bool {
-    // Tests take the shapes of one that is, on any machine.
-    cfg!(test) || way(half) == Some(Way::OneDnn)
 }
 
 /// So many rows at a time are best: with their f32 sums they fit a cache.
@@ -115,29 +148,39 @@ pub(super) fn rows(half: bool) -> usize {
 /// Computes it.
 ///
 /// # Safety
-/// `m` rows of a, `k` rows of the panel (for bf16 in pairs) and `m` rows of c are there, and nobody else writes c's.
-pub(super) unsafe fn product<T: Packed>(shape: Shape, a: *const T, b: *const T, c: *mut f32) {
-    // SAFETY: the caller's promise; the machine has been asked.
-    unsafe {
-        match way(T::HALF) {
-            Some(Way::OneDnn) => {
-                assert!(onednn(T::HALF, shape, a.cast(), b.cast(), c), "the small product failed")
+/// `m` rows of each a, `k` rows of its panel (for bf16 in pairs) and `m` rows of c are there, and nobody else writes c's.
+pub(super) unsafe fn products<T: Packed>(
+    block: Block,
+    terms: impl Iterator<Item = Term<T>> + Clone,
+    c: *mut f32,
+) {
+    let way = way(T::HALF);
+    if way == Some(Way::Avx512) {
+        // SAFETY: the caller's promise; the machine has been asked.
+        return unsafe { avx512::products(block, terms, c) };
+    }
+    for (i, term) in terms.enumerate() {
+        let block = Block { add: block.add || i > 0, ..block };
+        // SAFETY: as above.
+        unsafe {
+            match way {
+                Some(Way::OneDnn) => assert!(onednn(block, term, c), "the small product failed"),
+                Some(_) => avx2::product(block, term, c),
+                None => panic!("no small product on this machine"),
             }
-            Some(Way::Avx2) => avx2::product(shape, a, b, c),
-            None => panic!("no small product on this machine"),
         }
     }
 }
 
 /// # Safety
-/// As [`product`].
-unsafe fn onednn(half: bool, shape: Shape, a: *const c_void, b: *const c_void, c: *mut f32) -> bool {
-    let Shape { m, n, k, lda, ldc, add } = shape;
-    let [m, n, k, lda, ldc] = [m, n, k, lda, ldc].map(|x| x as i64);
+/// As [`products`].
+unsafe fn onednn<T: Packed>(block: Block, term: Term<T>, c: *mut f32) -> bool {
+    let [m, n, k, lda, ldc] = [block.m, block.n, term.k, term.lda, block.ldc].map(|x| x as i64);
+    let (a, b) = (term.a.cast(), term.b.cast());
     // SAFETY: the caller's promise.
-    let done = unsafe { tch_ext_brgemm(half, m, n, k, lda, WIDTH as i64, ldc, add, a, b, c) };
+    let done = unsafe { tch_ext_brgemm(T::HALF, m, n, k, lda, WIDTH as i64, ldc, block.add, a, b, c) };
     // f32 has no tiles.
-    TILES.set(TILES.get() || half);
+    TILES.set(TILES.get() || T::HALF);
     if LOOPS.get() == 0 {
         release();
     }
@@ -176,10 +219,11 @@ mod tests {
     #[test]
     fn tiles_are_given_back_at_once_outside_of_a_loop() {
         let (a, b, mut c) = ([0u32; 2 * WIDTH], [0u32; 2 * WIDTH], [1f32; WIDTH]);
-        let shape = Shape { m: 1, n: WIDTH, k: 2, lda: 2, ldc: WIDTH, add: false };
+        let block = Block { m: 1, n: WIDTH, ldc: WIDTH, add: false };
+        let term = Term { a: a.as_ptr().cast::<bf16>(), lda: 2, b: b.as_ptr().cast(), k: 2 };
         let mut product = || {
             // SAFETY: all three are large enough.
-            unsafe { onednn(true, shape, a.as_ptr().cast(), b.as_ptr().cast(), c.as_mut_ptr()) };
+            unsafe { onednn(block, term, c.as_mut_ptr()) };
             TILES.get()
         };
         assert!(!product());

@@ -4,8 +4,9 @@ use std::marker::PhantomData;
 
 use half::bf16;
 
+use super::lines::Lines;
 use super::pack::{Matrix, Packed, WIDTH};
-use super::product::{Shape, product, supported};
+use super::product::{Block, Term, products, supported};
 use super::turn;
 use crate::slice::Element;
 
@@ -48,7 +49,7 @@ impl<'a, T> View<'a, T> {
 /// A right-hand matrix `[depth, width]`, packed in blocks of [`Panels::BLOCK`] columns. To be used again and again.
 #[derive(Debug)]
 pub struct Panels<T> {
-    words: Vec<u32>,
+    lines: Lines,
     depth: usize,
     width: usize,
     of: PhantomData<T>,
@@ -56,7 +57,7 @@ pub struct Panels<T> {
 
 impl<T> Default for Panels<T> {
     fn default() -> Self {
-        Self { words: Vec::new(), depth: 0, width: 0, of: PhantomData }
+        Self { lines: Lines::default(), depth: 0, width: 0, of: PhantomData }
     }
 }
 
@@ -84,7 +85,7 @@ impl<T: Small> Panels<T> {
 
     fn resize(&mut self, depth: usize, width: usize) {
         (self.depth, self.width) = (depth.next_multiple_of(T::PAIR), width);
-        self.words.resize(self.panel() * width.div_ceil(WIDTH) * size_of::<T>() / 4, 0);
+        self.lines.resize::<T>(self.panel() * width.div_ceil(WIDTH));
     }
 
     /// Elements of a block.
@@ -94,11 +95,7 @@ impl<T: Small> Panels<T> {
 
     fn each(&mut self, mut fill: impl FnMut(usize, usize, &mut [T])) {
         let (panel, width) = (self.panel(), self.width);
-        // SAFETY: the words are exactly the panels' elements, of which any bits are valid.
-        let all = unsafe {
-            let len = self.words.len() * 4 / size_of::<T>();
-            std::slice::from_raw_parts_mut(self.words.as_mut_ptr().cast::<T>(), len)
-        };
+        let all = &mut self.lines.of_mut::<T>()[..panel * width.div_ceil(WIDTH)];
         for (i, block) in all.chunks_exact_mut(panel.max(1)).enumerate() {
             fill(WIDTH.min(width - i * WIDTH), i * WIDTH, block);
         }
@@ -123,11 +120,12 @@ impl<T: Small> Panels<T> {
         assert!(from + k <= self.depth && k <= a.stride, "a depth within the panel");
         assert!(a.rows > 0 && width <= stride && (a.rows - 1) * stride + width <= c.len(), "sums in bounds");
         assert!((a.rows - 1) * a.stride + k <= a.data.len(), "a padded row in bounds");
-        let shape = Shape { m: a.rows, n: width, k, lda: a.stride, ldc: stride, add };
+        let block_of_c = Block { m: a.rows, n: width, ldc: stride, add };
         // SAFETY: all three were just checked.
         unsafe {
-            let b = self.words.as_ptr().cast::<T>().add(block * self.panel() + from * WIDTH);
-            product(shape, a.data.as_ptr(), b, c.as_mut_ptr());
+            let b = self.lines.of::<T>().as_ptr().add(block * self.panel() + from * WIDTH);
+            let term = Term { a: a.data.as_ptr(), lda: a.stride, b, k };
+            products(block_of_c, std::iter::once(term), c.as_mut_ptr());
         }
     }
 }

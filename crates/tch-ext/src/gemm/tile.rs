@@ -3,10 +3,12 @@
 use half::bf16;
 
 use super::ahead::Ahead;
-use super::pack::{Packed, WIDTH};
+use super::finish::{Finish, finish};
+use super::lines::Lines;
+use super::pack::{Matrix, Packed, WIDTH};
 use super::panels::{DEPTH, Item, Job, Slab};
-use super::product::{self, Shape, product};
-use crate::round_bf16;
+use super::product::{self, Block, Term, products};
+use crate::Number;
 
 /// Computes a block. `fresh`: the panels must be packed; `next`: what will be after it.
 ///
@@ -17,19 +19,16 @@ pub(super) unsafe fn block<T: Packed>(
     item: Item,
     fresh: bool,
     next: Option<&Ahead<'_, T>>,
-    panel: &mut Vec<u32>,
-    tile: &mut Vec<f32>,
+    panel: &mut Lines,
+    tile: &mut Lines,
 ) {
     let Item { column, row, rows, .. } = item;
     let (width, direct, most) = (WIDTH.min(job.columns - column), job.direct(), product::rows(T::HALF));
     // A depth may be rounded up to a pair twice in a pass.
-    panel.resize((DEPTH / 4 + job.passes[0].len()) * WIDTH, 0);
-    tile.resize(rows.next_multiple_of(most).max(tile.len() / WIDTH) * WIDTH, 0.0);
+    panel.resize::<T>((DEPTH / size_of::<T>() + T::PAIR * job.passes[0].len()) * WIDTH);
+    tile.resize::<f32>(rows.next_multiple_of(most) * WIDTH);
+    let (panel, tile) = (panel.of_mut::<T>(), tile.of_mut::<f32>());
     for (i, pass) in job.passes.iter().enumerate() {
-        // SAFETY: words are larger than, or as large as, T, which has no invalid bits.
-        let panel = unsafe {
-            std::slice::from_raw_parts_mut(panel.as_mut_ptr().cast::<T>(), panel.len() * 4 / size_of::<T>())
-        };
         if fresh {
             // SAFETY: the columns lie in every b of the pass.
             unsafe { pack(pass, column, width, panel) };
@@ -51,24 +50,24 @@ pub(super) unsafe fn block<T: Packed>(
             } else {
                 (sums.as_mut_ptr(), WIDTH)
             };
-            for (j, slab) in pass.iter().enumerate() {
-                // SAFETY: `count` rows of a, `padded` rows of the panel, `count` rows of `out`.
-                unsafe {
-                    let a = slab.a.data.add((row + start) * slab.a.stride);
-                    let shape = Shape {
-                        m: count,
-                        n: width,
-                        k: slab.padded,
-                        lda: slab.a.stride,
-                        ldc: stride,
-                        add: i + j > 0 || direct && job.add,
-                    };
-                    product(shape, a, panel.as_ptr().add(slab.offset), out);
-                }
-            }
+            let terms = pass.iter().map(|slab| Term {
+                a: slab.a.data.wrapping_add((row + start) * slab.a.stride),
+                lda: slab.a.stride,
+                b: panel[slab.offset..].as_ptr(),
+                k: slab.padded,
+            });
+            let block = Block { m: count, n: width, ldc: stride, add: i > 0 || direct && job.add };
+            // SAFETY: `count` rows of a, `padded` rows of the panel, `count` rows of `out`.
+            unsafe { products(block, terms, out) };
             if i + 1 == job.passes.len() && !direct {
                 // SAFETY: `count` rows of `width` from here on are this block's.
-                unsafe { write(job, row + start, column, width, sums) };
+                unsafe {
+                    if job.out_half {
+                        write::<bf16, T>(job, row + start, column, width, sums);
+                    } else {
+                        write::<f32, T>(job, row + start, column, width, sums);
+                    }
+                }
             }
         }
     }
@@ -97,61 +96,28 @@ unsafe fn pack<T: Packed>(pass: &[Slab<T>], column: usize, width: usize, panel: 
 /// Writes a tile's rows.
 ///
 /// # Safety
-/// They lie in `out`, and nobody else writes them.
-unsafe fn write<T>(job: &Job<'_, T>, row: usize, column: usize, width: usize, sums: &mut [f32]) {
-    for (i, sums) in sums.chunks_exact_mut(WIDTH).enumerate() {
-        let (sums, offset) = (&mut sums[..width], (row + i) * job.out_stride + column);
-        if job.scale != 1.0 {
-            sums.iter_mut().for_each(|s| *s *= job.scale);
-        }
-        if let Some(gain) = job.gain {
-            sums.iter_mut().zip(&gain[column..]).for_each(|(s, g)| *s *= g);
-        }
-        if let Some(bias) = &job.bias {
-            sums.iter_mut().zip(&bias[column..]).for_each(|(s, b)| *s += b);
-        }
-        // SAFETY: the caller's promise; `onto` has the sizes and the dtype of `out`.
-        unsafe {
-            let onto = job.onto.map(|(data, stride)| (data, (row + i) * stride + column));
-            if job.out_half {
-                if let Some((data, at)) = onto {
-                    add_half(sums, std::slice::from_raw_parts(data.cast::<bf16>().add(at), width));
-                }
-                let out = std::slice::from_raw_parts_mut(job.out.cast::<bf16>().add(offset), width);
-                store_half(out, sums, job.add);
-            } else {
-                if let Some((data, at)) = onto {
-                    add_single(sums, std::slice::from_raw_parts(data.cast::<f32>().add(at), width));
-                }
-                let out = std::slice::from_raw_parts_mut(job.out.cast::<f32>().add(offset), width);
-                if job.add {
-                    add_single(out, sums);
-                } else {
-                    out.copy_from_slice(sums);
-                }
-            }
-        }
-    }
-}
-
-crate::simd! {
-    fn add_half(sums: &mut [f32], x: &[bf16]) {
-        sums.iter_mut().zip(x).for_each(|(s, x)| *s += f32::from_bits(u32::from(x.to_bits()) << 16));
-    }
-}
-
-crate::simd! {
-    fn add_single(sums: &mut [f32], x: &[f32]) {
-        sums.iter_mut().zip(x).for_each(|(s, x)| *s += x);
-    }
-}
-
-crate::simd! {
-    fn store_half(out: &mut [bf16], sums: &[f32], add: bool) {
-        if add {
-            out.iter_mut().zip(sums).for_each(|(o, s)| *o = round_bf16(o.to_f32() + s));
-        } else {
-            out.iter_mut().zip(sums).for_each(|(o, s)| *o = round_bf16(*s));
-        }
-    }
+/// They lie in `out`, whose dtype is T, and nobody else writes them.
+unsafe fn write<T: Number<Wide = f32>, S>(
+    job: &Job<'_, S>,
+    row: usize,
+    column: usize,
+    width: usize,
+    sums: &mut [f32],
+) {
+    let columns = column..column + width;
+    let to = Finish {
+        width,
+        scale: job.scale,
+        gain: job.gain.map(|gain| &gain[columns.clone()]),
+        bias: job.bias.as_ref().map(|bias| &bias[columns]),
+        onto: job.onto.map(|(data, stride)| Matrix {
+            data: data.cast::<T>().wrapping_add(row * stride + column),
+            stride,
+        }),
+        add: job.add,
+        out: job.out.cast::<T>().wrapping_add(row * job.out_stride + column),
+        stride: job.out_stride,
+    };
+    // SAFETY: the caller's promise; `onto` has the sizes and the dtype of `out`.
+    unsafe { finish(sums, to) };
 }
