@@ -2,7 +2,7 @@
 
 use lora_core::{Linear, Mode, master_kind};
 use tch::{Device, Kind, Reduction, Tensor};
-use tch_ext::number::{Number, Wide, sum, write};
+use tch_ext::number::{Number, Wide, fold, narrow_in_place, sum, write};
 use tch_ext::{Function, Product, Rows, Sum, attach, gemm, kernel, parallel_rows, simd};
 
 use super::{LOSS, cuda, one, wide};
@@ -41,17 +41,30 @@ pub(crate) fn cross_entropy_of(
     }
 }
 
-/// Rows whose logits exist at one time. A GPU reads the head's weight once a chunk, and has memory to spare.
+/// Rows whose logits exist at one time, at the most. The head's weight is read once a chunk; a GPU has memory to spare.
 fn chunk(device: Device) -> i64 {
-    if device == Device::Cpu { 192 } else { 1024 }
+    if device == Device::Cpu { 352 } else { 1024 }
+}
+
+/// Of so many rows, in chunks as large as one another.
+fn chunk_of(rows: i64, device: Device) -> i64 {
+    let most = chunk(device);
+    let count = (rows + most - 1) / most;
+    (rows + count - 1) / count.max(1)
+}
+
+/// Whether the gradient takes the place of the logits.
+fn in_place((kind, device): (Kind, Device)) -> bool {
+    device == Device::Cpu && matches!(kind, Kind::BFloat16 | Kind::Float | Kind::Double)
 }
 
 /// The most that is held of logits and their gradient in `kind`, of so many supervised rows: for plans.
 pub(crate) fn logits_bytes(rows: i64, vocabulary: i64, (kind, device): (Kind, Device), adapted: bool) -> u64 {
     let (narrow, wide) = (kind.elt_size_in_bytes() as i64, master_kind(kind).elt_size_in_bytes() as i64);
     // Through an adapted head: logits, the same in f32, their logarithms, and the gradients of both.
+    let beside = if in_place((kind, device)) { 0 } else { narrow };
     let bytes =
-        if adapted { rows * (2 * narrow + 3 * wide) } else { rows.min(chunk(device)) * (narrow + wide) };
+        if adapted { rows * (2 * narrow + 3 * wide) } else { chunk_of(rows, device) * (beside + wide) };
     (bytes * vocabulary).unsigned_abs()
 }
 
@@ -62,9 +75,9 @@ fn chunked(hidden: &Tensor, labels: &Tensor, head: &Tensor) -> Tensor {
     let (rows, vocabulary) = (hidden.size()[0], head.size()[0]);
     let (hidden_now, dx) = (hidden.detach().contiguous(), hidden.empty_like());
     let mut losses = Vec::new();
-    let chunk = chunk(device);
-    let logits = Tensor::empty([chunk.min(rows), vocabulary], (master_kind(kind), device));
-    for start in (0..rows).step_by(chunk as usize) {
+    let chunk = chunk_of(rows, device);
+    let logits = Tensor::empty([chunk, vocabulary], (master_kind(kind), device));
+    for start in (0..rows).step_by(chunk.max(1) as usize) {
         let n = chunk.min(rows - start);
         let (h, labels) = (hidden_now.narrow(0, start, n), labels.narrow(0, start, n));
         let mut logits = logits.narrow(0, 0, n);
@@ -99,31 +112,28 @@ fn definition(logits: &mut Tensor, labels: &Tensor, kind: Kind) -> (Tensor, Tens
     (loss, d.to_kind(kind))
 }
 
+/// The same by rows; the gradient takes the logits' place.
 fn softmax<T: Number>(logits: &mut Tensor, labels: &Tensor) -> (Tensor, Tensor) {
     let (rows, width) = (logits.size()[0] as usize, logits.size()[1] as usize);
-    let mut d = Tensor::empty([rows as i64, width as i64], (T::KIND, logits.device()));
     let mut losses = vec![0.0; rows];
     let labels: &[i64] = &Vec::<i64>::try_from(labels).expect("labels [n]");
-    let work = (
-        Rows { data: write::<T::Wide>(logits), width },
-        Rows { data: write::<T>(&mut d), width },
-        Rows { data: &mut losses, width: 1 },
-    );
-    parallel_rows(work, rows, 1, |first, _, (logits, d, losses)| {
-        let rows = logits.data.chunks_exact_mut(width).zip(d.data.chunks_exact_mut(width));
-        for ((loss, (z, d)), &label) in losses.data.iter_mut().zip(rows).zip(&labels[first..]) {
+    let work = (Rows { data: write::<T::Wide>(logits), width }, Rows { data: &mut losses, width: 1 });
+    parallel_rows(work, rows, 1, |first, _, (logits, losses)| {
+        let rows = logits.data.chunks_exact_mut(width).zip(&labels[first..]);
+        for (loss, (z, &label)) in losses.data.iter_mut().zip(rows) {
             match usize::try_from(label) {
-                Ok(label) => *loss = row(z, d, label),
-                Err(_) => d.fill(T::narrow(T::Wide::of(0.0))),
+                Ok(label) => *loss = row::<T>(z, label),
+                Err(_) => z.fill(T::Wide::of(0.0)),
             }
         }
     });
+    let d = logits.view_dtype(T::KIND).narrow(1, 0, width as i64);
     (Tensor::from(losses.iter().sum::<f64>()), d)
 }
 
 simd! {
-    /// One row: its loss, and `softmax(z) - onehot(label)` into d.
-    fn row<T: Number>(z: &mut [T::Wide], d: &mut [T], label: usize) -> f64 {
+    /// One row: its loss, and `softmax(z) - onehot(label)` at its beginning.
+    fn row<T: Number>(z: &mut [T::Wide], label: usize) -> f64 {
         let mut lanes = [z[0]; 32];
         let chunks = z.chunks_exact(32);
         let rest = chunks.remainder();
@@ -132,13 +142,13 @@ simd! {
                 *lane = if z > *lane { z } else { *lane };
             }
         }
-        let most = lanes.iter().chain(rest).fold(z[0], |most, &z| if z > most { z } else { most });
+        let more = |a, b| if b > a { b } else { a };
+        let most = rest.iter().fold(fold(lanes, more), |most, &z| more(most, z));
         let chosen = (z[label] - most).f64();
         z.iter_mut().for_each(|z| *z = (*z - most).exp());
         let total = sum(z, |z| z);
-        let inverse = T::Wide::of(1.0 / total);
-        d.iter_mut().zip(z.iter()).for_each(|(d, &z)| *d = T::narrow(z * inverse));
-        d[label] = T::narrow(z[label] * inverse - T::Wide::of(1.0));
+        let (inverse, of_label) = (T::Wide::of(1.0 / total), z[label]);
+        narrow_in_place::<T>(z, inverse)[label] = T::narrow(of_label * inverse - T::Wide::of(1.0));
         total.ln() - chosen
     }
 }

@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor};
 use tch_ext::number::{Number, read, write};
 use tch_ext::{Panels, Rows, Small, View, parallel_rows, transpose};
 
-use super::blocks::{Blocks, Packed, score};
+use super::blocks::{Blocks, Packed, grow, score};
 use super::layout::{BLOCK, Layout, Range, Run, Text, Units};
 use super::rows::{add, gradients, inner, probabilities, store};
 
@@ -115,10 +115,10 @@ impl<T: Number<Wide = f32> + Small> Buffers<T> {
     ) {
         let Range { start, n, lo, hi, stride } = range;
         let at = start * s.dim..(start + n) * s.dim;
-        self.scores.resize(BLOCK * stride, 0.0);
-        self.dp.resize(BLOCK * stride, 0.0);
-        self.p.resize(BLOCK * stride, T::narrow(0.0));
-        self.ds.resize(BLOCK * stride, T::narrow(0.0));
+        grow(&mut self.scores, BLOCK * stride, 0.0);
+        grow(&mut self.dp, BLOCK * stride, 0.0);
+        grow(&mut self.p, BLOCK * stride, T::narrow(0.0));
+        grow(&mut self.ds, BLOCK * stride, T::narrow(0.0));
         let block = |x| View::new(x, n, s.dim, s.dim);
         score(&keys.turned, block(&head.q[at.clone()]), range, &mut self.scores);
         score(&keys.values_turned, block(&head.dy[at.clone()]), range, &mut self.dp);

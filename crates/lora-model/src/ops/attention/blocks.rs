@@ -96,8 +96,8 @@ fn forward<T: Number<Wide = f32> + Small>(
             let q = &q[(row * s.t + text.query) * s.dim..][..text.queries * s.dim];
             for range in s.blocks(text) {
                 let Range { start, n, lo, hi, stride } = range;
-                scores.resize(BLOCK * stride, 0.0);
-                p.resize(BLOCK * stride, T::narrow(0.0));
+                grow(&mut scores, BLOCK * stride, 0.0);
+                grow(&mut p, BLOCK * stride, T::narrow(0.0));
                 score(keys, View::new(&q[start * s.dim..], n, s.dim, s.dim), range, &mut scores);
                 for r in 0..n {
                     let (a, b) = s.seen(text, start + r);
@@ -113,6 +113,13 @@ fn forward<T: Number<Wide = f32> + Small>(
         }
     });
     (y, lse)
+}
+
+/// To hold so many at least: what it held is not made anew.
+pub(super) fn grow<T: Copy>(numbers: &mut Vec<T>, n: usize, zero: T) {
+    if numbers.len() < n {
+        numbers.resize(n, zero);
+    }
 }
 
 /// `scores [n, keys of the range] = q kᵀ`.

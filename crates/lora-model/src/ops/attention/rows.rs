@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use tch_ext::number::fold;
 use tch_ext::{Number, Wide, simd};
 
 /// Numbers that are worked on together; a block of keys is a multiple of it.
@@ -32,7 +33,7 @@ simd! {
         for group in row.iter() {
             lanes.iter_mut().zip(group).for_each(|(lane, &z)| *lane = if z > *lane { z } else { *lane });
         }
-        let most = lanes.iter().fold(f32::NEG_INFINITY, |most, &z| if z > most { z } else { most });
+        let most = fold(lanes, |a, b| if b > a { b } else { a });
         let shift = -most * scale;
         let mut total = 0.0;
         // In lanes of f32, which are emptied into f64 in time.
@@ -44,7 +45,7 @@ simd! {
                     *sum += *z;
                 }
             }
-            total += f64::from(sums.iter().sum::<f32>());
+            total += f64::from(fold(sums, |a, b| a + b));
         }
         let inverse = (1.0 / total) as f32;
         p[..groups.start].fill(T::narrow(0.0));
@@ -97,13 +98,13 @@ simd! {
 simd! {
     /// `Σ a b`.
     pub(super) fn inner<T: HalfOrSingle>(a: &[T], b: &[T]) -> f32 {
-        let mut lanes = [0f32; 16];
-        let (a, b) = (a.chunks_exact(16), b.chunks_exact(16));
+        let mut lanes = [0f32; LANES];
+        let (a, b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
         let rest: f32 = a.remainder().iter().zip(b.remainder()).map(|(a, b)| a.wide() * b.wide()).sum();
         for (a, b) in a.zip(b) {
             lanes.iter_mut().zip(a.iter().zip(b)).for_each(|(lane, (a, b))| *lane += a.wide() * b.wide());
         }
-        lanes.iter().sum::<f32>() + rest
+        fold(lanes, |a, b| a + b) + rest
     }
 }
 
