@@ -182,17 +182,19 @@ crate::simd! {
     /// larger.
     pub fn narrow_in_place<T: Number>(row: &mut [T::Wide], factor: T::Wide) -> &mut [T] {
         const { assert!(size_of::<T>() <= size_of::<T::Wide>() && align_of::<T>() <= align_of::<T::Wide>()) };
-        let (n, out) = (row.len(), row.as_mut_ptr().cast::<T>());
-        for first in (0..n / LANES * LANES).step_by(LANES) {
-            let mut block = [factor; LANES];
-            block.copy_from_slice(&row[first..first + LANES]);
-            // SAFETY: n of T fit, and what is written lies before what is still to be read.
-            block.iter().enumerate().for_each(|(i, &x)| unsafe { *out.add(first + i) = T::narrow(x * factor) });
+        let (n, from) = (row.len(), row.as_mut_ptr());
+        let out = from.cast::<T>();
+        let blocks = n / LANES * LANES;
+        for first in (0..blocks).step_by(LANES) {
+            // SAFETY: these are there, and what is written lies before what is still to be read.
+            unsafe {
+                let block: [T::Wide; LANES] = from.add(first).cast::<[T::Wide; LANES]>().read();
+                block.iter().enumerate().for_each(|(i, &x)| *out.add(first + i) = T::narrow(x * factor));
+            }
         }
-        for i in n / LANES * LANES..n {
-            let x = row[i];
+        for i in blocks..n {
             // SAFETY: as above.
-            unsafe { *out.add(i) = T::narrow(x * factor) };
+            unsafe { *out.add(i) = T::narrow(from.add(i).read() * factor) };
         }
         // SAFETY: these n were just written, and the row stays borrowed.
         unsafe { std::slice::from_raw_parts_mut(out, n) }

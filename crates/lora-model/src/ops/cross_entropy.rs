@@ -48,9 +48,8 @@ fn chunk(device: Device) -> i64 {
 
 /// Of so many rows, in chunks as large as one another.
 fn chunk_of(rows: i64, device: Device) -> i64 {
-    let most = chunk(device);
-    let count = (rows + most - 1) / most;
-    (rows + count - 1) / count.max(1)
+    let count = (rows / chunk(device) + i64::from(rows % chunk(device) > 0)).max(1);
+    rows / count + i64::from(rows % count > 0)
 }
 
 /// Whether the gradient takes the place of the logits.

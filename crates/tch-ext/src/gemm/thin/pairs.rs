@@ -71,8 +71,8 @@ unsafe fn dots<const R: usize, const C: usize>(thin: &Thin, row: usize, column: 
         }
         for c in 0..C {
             let y = as_pairs(load(b.wrapping_add(c * thin.thin.stride)));
-            for r in 0..R {
-                sums[r][c] = _mm512_dpbf16_ps(sums[r][c], as_pairs(x[r]), y);
+            for (sums, &x) in sums.iter_mut().zip(&x) {
+                sums[c] = _mm512_dpbf16_ps(sums[c], as_pairs(x), y);
             }
         }
     }
