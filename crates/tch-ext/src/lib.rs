@@ -1,8 +1,8 @@
 //! What [`tch`] lacks and libtorch has.
 //!
 //! - [`attach`]: an autograd function whose backward is Rust ([`Function`]), and what it keeps ([`Saved`]);
-//! - [`gemm`]: sums of matrix products, rounded once; on a CPU at oneDNN's speed in f32 as well as in bf16,
-//!   and with AVX2 alone in either at nearly MKL's of f32;
+//! - [`gemm`]: sums of matrix products, rounded once; on a CPU with AVX-512 as fast as oneDNN's products
+//!   and faster, in f32 as well as in bf16, and with AVX2 alone in either at nearly MKL's of f32;
 //! - [`Panels`]: products of small blocks, for kernels that have many in a row;
 //! - [`nibbles`]: 4-bit codes to the numbers that they stand for;
 //! - [`parallel`], [`parallel_rows`], [`elements`], [`number`], [`simd!`]: kernels of one's own in safe Rust, on libtorch's

@@ -131,7 +131,7 @@ impl Wide for f64 {
 
 const LANES: usize = 32;
 
-/// All lanes as one, by halves: one after another they would wait for each other.
+/// All 32 lanes as one, by halves: one after another they would wait for each other.
 #[inline(always)]
 pub fn fold<W: Copy>(mut lanes: [W; LANES], join: impl Fn(W, W) -> W) -> W {
     for half in [16, 8, 4, 2, 1] {
@@ -178,8 +178,8 @@ pub fn dot<T: Number>(a: &[T], b: &[T], c: &[T]) -> f64 {
 }
 
 crate::simd! {
-    /// `x factor` of each number, rounded to T, in the memory of the numbers themselves, from its beginning on: T is no
-    /// larger.
+    /// `x factor` of each number, rounded to T, in the memory of the numbers themselves, from its beginning on; T is no
+    /// larger. What lies behind these is what was left there.
     pub fn narrow_in_place<T: Number>(row: &mut [T::Wide], factor: T::Wide) -> &mut [T] {
         const { assert!(size_of::<T>() <= size_of::<T::Wide>() && align_of::<T>() <= align_of::<T::Wide>()) };
         let (n, from) = (row.len(), row.as_mut_ptr());

@@ -61,7 +61,7 @@ impl Held {
         // What comes back through a mask, and with it.
         let masked = layers.iter().find(|l| l.dropout);
         backward += masked.map_or(0, |l| 2 * tokens * l.shape.1 * width);
-        // h; its gradient, and both transposed.
+        // h; its gradient, and both as `gemm` turns them on a CPU, which no allocator of tensors counts.
         kept += tokens * rank * width;
         backward += 3 * tokens * rank * width;
         let [kept, returned, copies, backward] = [kept, returned, copies, backward].map(i64::unsigned_abs);

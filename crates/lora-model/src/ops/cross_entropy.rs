@@ -46,7 +46,7 @@ fn chunk(device: Device) -> i64 {
     if device == Device::Cpu { 352 } else { 1024 }
 }
 
-/// Of so many rows, in chunks as large as one another.
+/// Of so many rows, in chunks as large as one another. It does not rise with the rows: plans take [`chunk`] itself.
 fn chunk_of(rows: i64, device: Device) -> i64 {
     let count = (rows / chunk(device) + i64::from(rows % chunk(device) > 0)).max(1);
     rows / count + i64::from(rows % count > 0)
@@ -61,9 +61,11 @@ fn in_place((kind, device): (Kind, Device)) -> bool {
 pub(crate) fn logits_bytes(rows: i64, vocabulary: i64, (kind, device): (Kind, Device), adapted: bool) -> u64 {
     let (narrow, wide) = (kind.elt_size_in_bytes() as i64, master_kind(kind).elt_size_in_bytes() as i64);
     // Through an adapted head: logits, the same in f32, their logarithms, and the gradients of both.
-    let beside = if in_place((kind, device)) { 0 } else { narrow };
+    // Pairs of an odd number of logits are read from a copy that has one more.
+    let copied = kind == Kind::BFloat16 && vocabulary % 2 == 1;
+    let beside = if in_place((kind, device)) && !copied { 0 } else { narrow };
     let bytes =
-        if adapted { rows * (2 * narrow + 3 * wide) } else { chunk_of(rows, device) * (beside + wide) };
+        if adapted { rows * (2 * narrow + 3 * wide) } else { rows.min(chunk(device)) * (beside + wide) };
     (bytes * vocabulary).unsigned_abs()
 }
 
@@ -171,8 +173,9 @@ mod tests {
         let labels = Tensor::from_slice(&[3, IGNORE, 36, IGNORE, 0]);
         let chosen = Tensor::from_slice(&kept);
         type Way = fn(&Tensor, &Tensor) -> (Tensor, Tensor);
-        let ways: [Way; 3] = [
+        let ways: [Way; 4] = [
             |z, labels| softmax::<f32>(&mut z.copy(), labels),
+            |z, labels| softmax::<tch_ext::bf16>(&mut z.copy(), labels),
             |z, labels| definition(&mut z.copy(), labels, Kind::Float),
             |z, labels| tch_ext::cuda::emulated(|| cuda::softmax(z, labels, Kind::Float)).expect("a kernel"),
         ];

@@ -1,7 +1,7 @@
 //! Sums of matrix products, rounded once.
 //!
 //! On a CPU with AVX-512 or AVX2, in f32 and bf16: panels of the right-hand matrices are packed into the cache, a small
-//! product (ours, or oneDNN's where a processor has tiles) adds up all terms of a tile in f32, and the tile is written
+//! product (ours; in bf16 oneDNN's, where an AVX-512 processor has tiles or no products of bf16) adds up all terms of a tile in f32, and the tile is written
 //! once; products with a thin matrix are read as they lie. Everywhere else the same sums are libtorch's ordinary products.
 
 mod ahead;
@@ -32,7 +32,7 @@ use flat::Flats;
 
 static PRODUCTS: Region = Region::new("matrix products");
 
-/// `a [m, k]` times `b [k, n]`, or one of them lies transposed.
+/// `a [m, k]` times `b [k, n]`; or `b [n, k]` or `a [k, m]` lies transposed. Both of one dtype.
 #[derive(Debug, Clone, Copy)]
 pub struct Product<'a> {
     /// The left-hand matrix.
@@ -50,7 +50,8 @@ pub enum Lie {
     Plain,
     /// `a bᵀ`.
     Transposed,
-    /// `aᵀ b`. Here k is expected to be another in each step, as a batch's number of tokens is.
+    /// `aᵀ b`. k is expected to be another in each step, as a batch's number of tokens is: it is cut and filled up, so that
+    /// a product which is compiled for each shape (oneDNN's) meets few.
     OverTokens,
 }
 
@@ -65,7 +66,7 @@ impl<'a> Product<'a> {
         Self { a, b, lie: Lie::Transposed }
     }
 
-    /// `aᵀ b`, summed over the tokens of a batch or of a text, which are the rows of both.
+    /// `aᵀ b` of `a [tokens, m]` and `b [tokens, n]`, summed over the tokens of a batch or of a text.
     pub fn over_tokens(a: &'a Tensor, b: &'a Tensor) -> Self {
         Self { a, b, lie: Lie::OverTokens }
     }

@@ -184,7 +184,7 @@ fn left<T: Packed>(p: &Product<'_>) -> Left<T> {
     Left::Whole(if even { p.a.shallow_clone() } else { p.a.constant_pad_nd([0, 1]) })
 }
 
-/// From a piece's row to the next. Of few kinds, as each is another shape; where one short piece is all, not much longer
+/// From a piece's row to the next. Of few kinds, as each is another shape to oneDNN's product; where one short piece is all, not much longer
 /// than it, for the whole is filled.
 fn stride(depth: usize) -> usize {
     if depth < PIECE { depth.next_power_of_two().max(STEP) } else { PIECE }
@@ -194,12 +194,14 @@ fn stride(depth: usize) -> usize {
 fn pieces<T: Packed>(a: Matrix<T>, rows: usize, depth: usize) -> Vec<T> {
     let (count, width) = (rows * depth.div_ceil(PIECE), stride(depth));
     let mut all = vec![T::narrow(0.0); count * width];
-    let each = rows * width;
-    parallel_rows(Rows { data: &mut all[..], width: each }, count / rows.max(1), 1, |first, _, out| {
-        for (i, piece) in out.data.chunks_exact_mut(each).enumerate() {
-            let k = (first + i) * PIECE;
-            // SAFETY: these rows of the matrix are there, and these columns of the piece.
-            unsafe { transpose(a, (k, PIECE.min(depth - k)), (0, rows), piece.as_mut_ptr(), width) };
+    parallel_rows(Rows { data: &mut all[..], width }, count, LEAST, |first, n, out| {
+        let mut done = 0;
+        while done < n {
+            let (k, row) = ((first + done) / rows * PIECE, (first + done) % rows);
+            let (m, to) = ((rows - row).min(n - done), out.data[done * width..].as_mut_ptr());
+            // SAFETY: these rows of the matrix are there, and these columns of m rows of the piece.
+            unsafe { transpose(a, (k, PIECE.min(depth - k)), (row, m), to, width) };
+            done += m;
         }
     });
     all
@@ -270,7 +272,7 @@ mod tests {
     use super::*;
     use crate::number::Number;
 
-    /// What the small product is compiled for.
+    /// What oneDNN's small product would be compiled for.
     fn shapes<T: Packed>(kind: Kind, products: usize) -> usize {
         let mut all = BTreeSet::new();
         for depth in (1i64..6000).step_by(7) {

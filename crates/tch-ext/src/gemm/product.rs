@@ -1,4 +1,5 @@
-//! The small product that sums are made of: ours for AVX-512 and AVX2, or where the processor has tiles oneDNN's.
+//! The small product that sums are made of: ours for AVX-512 and AVX2, or in bf16 oneDNN's, where an AVX-512
+//! processor has tiles or no products of bf16.
 
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -105,7 +106,12 @@ fn way(half: bool) -> Option<Way> {
 /// Whether the processor multiplies tiles of bf16 (AMX).
 fn has_tiles() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return std::arch::x86_64::__cpuid_count(7, 0).edx >> 22 & 1 == 1;
+    {
+        // SAFETY: whoever has AVX-512 has this leaf. Newer compilers know.
+        #[allow(unused_unsafe)]
+        let leaf = unsafe { std::arch::x86_64::__cpuid_count(7, 0) };
+        leaf.edx >> 22 & 1 == 1
+    }
     #[cfg(not(target_arch = "x86_64"))]
     false
 }

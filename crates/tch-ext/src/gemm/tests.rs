@@ -255,6 +255,11 @@ fn a_product_over_nothing_is_zero() {
         let out = random(70, 130, Kind::Float);
         gemm(&[Sum::new(vec![Product::plain(&a, &b)], &out)]);
         assert_eq!(out.count_nonzero(None).int64_value(&[]), 0, "{kind:?}");
+        // And one of no rows is nothing.
+        for into in [kind, Kind::Float] {
+            let (a, b, out) = (random(5, 0, kind), random(5, 3, kind), random(0, 3, into));
+            gemm(&[Sum::new(vec![Product::over_tokens(&a, &b)], &out)]);
+        }
     }
 }
 

@@ -22,6 +22,7 @@ const ROWS: usize = 96;
 const COLUMNS: usize = 32;
 
 /// A sum of one product.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(super) struct Thin {
     wide: Matrix<bf16>,
     /// Transposed, if need be, so that what is summed over lies in a row; a zero stands behind an odd depth.

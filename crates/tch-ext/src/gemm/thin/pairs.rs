@@ -151,7 +151,7 @@ unsafe fn outer<const R: usize>(thin: &Thin, row: usize, column: usize) -> usize
             let mask = (mask >> (16 * half)) as __mmask16;
             // SAFETY: these columns are the caller's own.
             unsafe {
-                let out = thin.out.cast::<f32>().add((row + r) * thin.stride + column + 16 * half);
+                let out = thin.out.cast::<f32>().wrapping_add((row + r) * thin.stride + column + 16 * half);
                 let sum = if thin.add { _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, out)) } else { sum };
                 _mm512_mask_storeu_ps(out, mask, sum);
             }
