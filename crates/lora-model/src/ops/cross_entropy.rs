@@ -190,4 +190,27 @@ mod tests {
             );
         }
     }
+
+    /// The most rows of a run need not be those of which the most logits exist: 353 are halves of a kind, 352 one chunk.
+    #[test]
+    fn what_is_planned_is_enough_for_fewer_rows() {
+        let planned = |rows, vocabulary, kind| logits_bytes(rows, vocabulary, (kind, Device::Cpu), false);
+        let half = |rows, vocabulary| planned(rows, vocabulary, Kind::BFloat16);
+        for rows in [0, 1, 351, 352, 353, 704, 705, 5000] {
+            let (held, count) = (chunk_of(rows, Device::Cpu), rows.max(1));
+            assert!(
+                held <= chunk(Device::Cpu)
+                    && held * ((count + chunk(Device::Cpu) - 1) / chunk(Device::Cpu)) >= rows
+            );
+            for fewer in [rows / 2, rows - 1, rows].into_iter().filter(|&fewer| fewer >= 0) {
+                assert!(
+                    half(rows, 1000) >= 4000 * chunk_of(fewer, Device::Cpu).unsigned_abs(),
+                    "{rows}, {fewer}"
+                );
+            }
+        }
+        // Of an odd number of logits, and in f16, the gradient lies beside them.
+        assert_eq!([half(10, 1000), half(10, 1001)], [40_000, 60_060]);
+        assert_eq!([Kind::Half, Kind::Float].map(|kind| planned(10, 1000, kind)), [60_000, 40_000]);
+    }
 }
