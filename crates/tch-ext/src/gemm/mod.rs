@@ -1,8 +1,9 @@
 //! Sums of matrix products, rounded once.
 //!
 //! On a CPU with AVX-512 or AVX2, in f32 and bf16: panels of the right-hand matrices are packed into the cache, a small
-//! product (ours; in bf16 oneDNN's, where an AVX-512 processor has tiles or no products of bf16) adds up all terms of a tile in f32, and the tile is written
-//! once; products with a thin matrix are read as they lie. Everywhere else the same sums are libtorch's ordinary products.
+//! product (ours; in bf16 oneDNN's, where an AVX-512 processor has tiles or no products of bf16) adds up all terms of a
+//! tile in f32, and the tile is written once; products with a thin matrix of bf16 are read as they lie. Everywhere else
+//! the same sums are libtorch's ordinary products.
 
 mod ahead;
 mod avx2;

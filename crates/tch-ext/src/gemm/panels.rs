@@ -184,8 +184,8 @@ fn left<T: Packed>(p: &Product<'_>) -> Left<T> {
     Left::Whole(if even { p.a.shallow_clone() } else { p.a.constant_pad_nd([0, 1]) })
 }
 
-/// From a piece's row to the next. Of few kinds, as each is another shape to oneDNN's product; where one short piece is all, not much longer
-/// than it, for the whole is filled.
+/// From a piece's row to the next. Of few kinds, as each is another shape to oneDNN's product; where one short piece is
+/// all, not much longer than it, for the whole is filled.
 fn stride(depth: usize) -> usize {
     if depth < PIECE { depth.next_power_of_two().max(STEP) } else { PIECE }
 }
