@@ -5,6 +5,7 @@ use std::fmt::Debug;
 use tch::Tensor;
 
 use crate::factors::Factors;
+use crate::footprint::Built;
 use crate::weight::{BaseWeight, whole};
 
 /// Whether dropout acts. An argument, never state.
@@ -31,6 +32,12 @@ pub trait Adapter: Debug + Send {
     /// dtype that is computed in.
     fn factors(&self, base: &dyn BaseWeight, w: &Tensor) -> Option<Factors<'_>> {
         let _ = (base, w);
+        None
+    }
+
+    /// What building W' holds of memory, where there is no normal form: for plans. `None`: nobody knows, and no run of it is
+    /// planned.
+    fn built(&self) -> Option<Built> {
         None
     }
 

@@ -42,7 +42,7 @@ pub use config::{AdapterConfig, CONFIG_FILE, Init};
 pub use error::{Error, ErrorKind, Result};
 pub use factors::{Copies, Factors, Gain};
 pub use folder::{IsOurs, OutputFile, OutputFolder, sibling, write_file, write_file_with};
-pub use footprint::Footprint;
+pub use footprint::{Built, Footprint};
 pub use linear::Linear;
 pub use linears::{
     Linears, Param, WEIGHTS_FILE, activate, attach, attach_from, detach, load, merge, params, save,

@@ -28,7 +28,7 @@
 
 use std::cell::RefCell;
 
-use lora_core::{Adapter, BaseWeight, Factors, Gain, Part, Result, Variant};
+use lora_core::{Adapter, BaseWeight, Built, Factors, Gain, Part, Result, Variant};
 use tch::{Kind, Tensor};
 use tch_ext::cuda::{Arg, Source};
 
@@ -131,6 +131,12 @@ impl Adapter for Dora {
         let (value, slope) = (now.value.shallow_clone(), now.slope.shallow_clone());
         *known = Some(now);
         Some(Factors { gain: Some(Gain { magnitude: &self.magnitude, value, slope }), ..factors })
+    }
+
+    /// The gradient needs V. It passes as that of W', of V, and of the magnitude before rows are summed.
+    fn built(&self) -> Option<Built> {
+        let Built { kept, passing } = self.direction.built()?;
+        Some(Built { kept: kept + 1, passing: passing.max(3) })
     }
 
     fn row_norms(&self, _: &dyn BaseWeight, _: &Tensor) -> Tensor {

@@ -6,7 +6,7 @@
 //!
 //! Rank and alpha mean nothing here. PEFT has no such method and cannot read its files; merge, and it is a plain model.
 
-use lora_core::{Adapter, BaseWeight, Error, LayerSpec, Part, Result, Variant, master_kind};
+use lora_core::{Adapter, BaseWeight, Built, Error, LayerSpec, Part, Result, Variant, master_kind};
 use tch::Tensor;
 
 /// Fills the update hole.
@@ -48,5 +48,10 @@ impl Adapter for Full {
 
     fn params(&self) -> Vec<(&'static str, &Tensor)> {
         vec![("delta", &self.delta)]
+    }
+
+    /// W in the master dtype and the sum. A sum's gradient needs neither.
+    fn built(&self) -> Option<Built> {
+        Some(Built { kept: 0, passing: 2 })
     }
 }

@@ -80,6 +80,8 @@ fn compute(layers: &[&Linear], input: Input, residual: Option<&Tensor>, mode: Mo
     let factors: Option<Vec<Option<Factors<'_>>>> =
         layers.iter().zip(&dense).map(|(layer, w)| layer.factors(w)).collect();
     let Some(factors) = factors else {
+        // Each layer makes its own again.
+        drop(dense);
         return match (layers, residual) {
             ([one], None) => vec![one.forward_by_definition(&input.x)],
             ([one], Some(residual)) => vec![residual + one.forward_by_definition(&input.x)],

@@ -49,7 +49,7 @@ impl StepSize {
 pub struct StepMemory {
     /// What is kept for backward.
     pub activations: u64,
-    /// Logits and their gradient, or the gradients inside a block, whichever is more.
+    /// Logits, their gradient and what an adapted head holds, or the gradients inside a block, whichever is more.
     pub buffers: u64,
     /// Compute copies of the adapters.
     pub copies: u64,
@@ -69,7 +69,7 @@ pub fn step_memory(
     let keys = if joins(device, kind) { step.keys } else { step.tokens };
     let size = Size { config, tokens: step.tokens, keys, kind, device };
     let blocks: Vec<InBlock> = blocks.as_chunks::<7>().0.iter().map(|seven| size.block(seven)).collect();
-    let copies = blocks.iter().map(|b| b.copies).sum();
+    let mut copies = blocks.iter().map(|b| b.copies).sum::<u64>();
     // Below the first adapter there is no gradient: nothing is kept.
     let lowest = blocks.iter().position(|b| b.trains).unwrap_or(blocks.len());
     let again = step.recompute.min(blocks.len());
@@ -80,10 +80,17 @@ pub fn step_memory(
     let all = inputs + kept + size.angles();
 
     let adapted = head.iter().any(|head| head.rank > 0);
-    let logits = logits_bytes(step.supervised, config.vocab_size, (kind, device), adapted);
+    let mut loss = logits_bytes(step.supervised, config.vocab_size, (kind, device), adapted);
+    if adapted {
+        let own = Held::of(head, step.supervised, kind, false);
+        // Its backward begins with the logits' gradient alone.
+        let gradient = step.supervised * config.vocab_size * kind.elt_size_in_bytes() as i64;
+        loss = own.kept + loss.max(gradient.unsigned_abs() + own.backward);
+        copies += own.copies;
+    }
     // The states, the supervised ones, and their gradient.
     let states = input + 2 * input * step.supervised.unsigned_abs() / step.tokens.unsigned_abs().max(1);
-    let mut best = StepMemory { activations: all, buffers: logits + states, copies, in_loss: true };
+    let mut best = StepMemory { activations: all, buffers: loss + states, copies, in_loss: true };
     let mut moment = |activations: u64, buffers: u64| {
         if activations + buffers > best.activations + best.buffers {
             best = StepMemory { activations, buffers, copies, in_loss: false };
@@ -160,14 +167,14 @@ impl Size<'_> {
             most = most.max((residual + more).saturating_sub(given));
             given += done;
         };
-        moment(2 * self.of(f) + down.backward, down.kept);
+        moment(self.of(f) + down.backward, down.kept);
         moment(3 * self.of(f), activation);
-        moment(self.of(2 * f + 2 * h) + gate_up.backward, gate_up.kept);
+        moment(self.of(2 * f + h) + gate_up.backward, gate_up.kept);
         moment(2 * self.of(h), norm + self.of(h));
-        moment(2 * self.of(q) + o.backward, o.kept);
+        moment(self.of(q) + o.backward, o.kept);
         let sums = (2 * self.keys * q).unsigned_abs() * master_kind(self.kind).elt_size_in_bytes() as u64;
         moment(self.of(2 * q + 2 * kv) + sums, attention + heads);
-        moment(self.of(q + 2 * kv + 2 * h) + qkv.backward, qkv.kept);
+        moment(self.of(q + 2 * kv + h) + qkv.backward, qkv.kept);
         InBlock {
             trains: layers.iter().any(|l| l.rank > 0),
             kept,

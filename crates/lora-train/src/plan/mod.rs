@@ -88,7 +88,7 @@ impl Planner {
         let ranks: BTreeMap<&str, i64> = chosen.iter().map(|s| (s.name.as_str(), s.r)).collect();
         let footprint = recipe.footprint()?.ok_or_else(|| {
             let e = Error::unsupported(format!("the memory of `{recipe}` is not planned"));
-            e.hint("plans are for methods that add factors to a weight; a whole one takes 16 bytes a number more")
+            e.hint("train without --auto; in Rust `Adapter::built` says what a method without a normal form holds")
         })?;
         let row = config.hidden_size.unsigned_abs() * kind.elt_size_in_bytes() as u64;
         let mapped = device == Device::Cpu && checkpoint.maps(EMBEDDING, kind) && !config.tie_word_embeddings;
@@ -104,10 +104,30 @@ impl Planner {
             let rank = ranks.get(path.as_str()).copied().unwrap_or(0);
             params += if rank > 0 { footprint.params(*shape, rank).unsigned_abs() } else { 0 };
             let gain = rank > 0 && footprint.gain;
+            let built = footprint.built.filter(|_| rank > 0);
             let (dropout, bias) = (rank > 0 && adapter.lora_dropout > 0.0, has_bias(&config, path));
-            layers.push(LayerSize { shape: *shape, rank, gain, dropout, bias, packed: kept.packed });
+            let (shape, packed) = (*shape, kept.packed);
+            layers.push(LayerSize { shape, rank, gain, built, dropout, bias, packed, beside: 0 });
         }
         Ok(Self { config, kind, device, program, layers, params, weights, loading, looked_up })
+    }
+
+    /// The same for a federation's client whose task lays factors of `rank` beside each weight that it trains beside. They,
+    /// and the weights of its own that it goes back to, stay.
+    #[must_use]
+    pub fn beside(mut self, rank: i64) -> Self {
+        let number = master_kind(self.kind).elt_size_in_bytes() as u64;
+        for layer in self.layers.iter_mut().filter(|layer| rank > 0 && layer.rank > 0) {
+            let (out, inp) = layer.shape;
+            self.weights += number * (rank * (out + inp)).unsigned_abs();
+            // A dense weight in the master dtype is added to: nothing is multiplied with by itself.
+            if !layer.packed && self.kind == master_kind(self.kind) {
+                self.weights += number * (out * inp).unsigned_abs();
+            } else {
+                layer.beside = rank;
+            }
+        }
+        self
     }
 
     /// What steps of that size take.
@@ -135,8 +155,9 @@ impl Planner {
         self.config.layers.max(0) as usize
     }
 
-    /// How long a step takes, in products of two numbers: what no step can do without, what runs again, and for each
-    /// pass over the weights what it costs to bring them before the processor. Good for comparing, no more.
+    /// How long a step takes, in products of two numbers: what no step can do without, what runs again, the gradient of
+    /// each W' that is built, and for each pass over the weights what it costs to bring them before the processor. Good for
+    /// comparing, no more.
     pub fn effort(&self, work: Work, passes: f64, recompute: usize) -> f64 {
         /// Measured, in products a number: to unpack one, and to lay out a dense one.
         const UNPACK: f64 = 100.0;
@@ -147,7 +168,8 @@ impl Planner {
         let width = (self.config.layers * self.config.heads * self.config.head_dim) as f64;
         let (mut products, mut moved) = (0.0, 0.0);
         for l in blocks {
-            products += (4.0 + 2.0 * share) * numbers(l) * work.positions;
+            let gradient = if l.built.is_some() { 2.0 } else { 0.0 };
+            products += (4.0 + 2.0 * share + gradient) * numbers(l) * work.positions;
             moved += (2.0 + share) * numbers(l) * if l.packed { UNPACK } else { LAY_OUT };
         }
         products += head.iter().map(|l| 4.0 * numbers(l) * work.supervised).sum::<f64>();
