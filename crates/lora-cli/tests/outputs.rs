@@ -238,6 +238,37 @@ fn a_packed_checkpoint_is_planned_as_it_is_trained() {
     assert!(run.ok().contains("native weights"));
 }
 
+/// Two layers, each of 32 x 32 and 16 x 32 and 48 x 32, twice, and 32 x 48: 7680 numbers, 224 rows, 464 rows and columns.
+#[test]
+fn whole_weights_and_what_lies_beside_them_are_planned() {
+    let bench = Bench::new();
+    let parts = |more: &str| {
+        let plan = bench.lora(&format!("plan --model model --length 32 --json {more}"));
+        let parts = json(&plan.ok())["parts"].clone();
+        ["weights", "adapters", "optimiser"].map(|part| parts[part].as_u64().unwrap())
+    };
+    for (method, numbers) in [
+        ("--variant full", 15360),
+        ("--variant full --layers 1 --dtype f32", 7680),
+        ("--variant qlora+full", 15360),
+        ("--variant dora+full", 15360 + 448),
+    ] {
+        // Each with its gradient, and with two moments, in f32.
+        assert_eq!(parts(method)[1..], [8 * numbers; 2], "{method}");
+    }
+    for (method, bytes) in [
+        ("", 4 * 5 * 928),
+        ("--variant qlora --layers 1", 4 * 5 * 464),
+        // Added to a copy of the weight.
+        ("--dtype f32", 4 * (5 * 928 + 15360)),
+    ] {
+        let [bare, laid] = ["", "--beside 5"].map(|beside| parts(&format!("{method} {beside}"))[0]);
+        assert_eq!(laid - bare, bytes, "{method}");
+    }
+    let run = bench.lora(&format!("{TRAIN} --variant full --auto --memory 8GB --out out")).ok();
+    assert!(run.contains("plan ") && run.contains("dense weights"), "{run}");
+}
+
 /// What shapes a gradient is part of a run: how the base is rounded, and how texts are divided into passes where those draw
 /// masks.
 #[test]

@@ -17,6 +17,7 @@ use crate::settings::{MethodArgs, TrainingArgs};
 #[command(after_help = "Examples:
   lora plan --model SmolLM2.gguf --length 1024 --batch-size 8
   lora plan --model models/Llama-3-8B --variant qlora --data train.jsonl --rank 16 --recompute all --memory 8GB
+  lora plan --model models/Llama-3-8B --variant full --layers 30,31
 
 It takes `lora train`'s options of model, method and training; `lora train` plans the same before it loads the model, and
 with --auto chooses the fastest setting that fits. Every number is counted from the configuration; the time is an estimate, to compare by. Rows that begin alike are
@@ -33,6 +34,10 @@ pub(crate) struct Args {
     /// The memory that there is, as 8GB [default: what is free]
     #[arg(long, value_name = "SIZE")]
     memory: Option<Size>,
+    /// Plan for a federation's client, with frozen factors of so many ranks beside each weight that has an adapter: fedex
+    /// and flora lay down more each round
+    #[arg(long, value_name = "RANK", default_value_t = 0)]
+    beside: u16,
     /// One JSON object
     #[arg(long)]
     json: bool,
@@ -66,6 +71,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // The one that is asked for comes first.
     ways.sort_by_key(|way| way.name != asked.name);
     let planners = planning::planners(&ways, checkpoint.as_ref(), &args.model, &config, (device, program))?;
+    let planners: Vec<_> = planners.into_iter().map(|planner| planner.beside(args.beside.into())).collect();
     let share = may_share(device, args.model.kind(), config.lora_dropout > 0.0);
     let load = data
         .as_ref()

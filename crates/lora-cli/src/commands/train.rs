@@ -144,7 +144,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let parts = Recipe::from_flags(&config.flags, VARIANTS)?;
         ways.iter_mut().for_each(|way| way.recipe = parts.clone().stored_as(&way.recipe));
     }
-    // A method that adds no factors has no plan.
+    // Of a method that does not say what it holds there is no plan.
     let fit = if args.auto || ways[0].recipe.footprint()?.is_some() {
         let planners =
             planning::planners(&ways, checkpoint.as_ref(), &args.model, &config, (device, program))?;
