@@ -21,13 +21,11 @@ const USAGE: i32 = 2;
 pub(crate) fn faults(plan: &Plan, parts: &[Parts], lora: &Path, model: &Path) -> Result<Vec<String>> {
     let mut faults = BTreeSet::new();
     let cut = lengths(plan);
-    // `lora plan` knows adapters alone.
-    let adapters = plan.variants.iter().filter(|v| ![NONE, FULL].contains(&v.as_str()));
-    let mut trained: Vec<_> =
-        adapters.flat_map(|v| plan.ranks.iter().map(|&rank| (v.as_str(), rank))).collect();
-    if trained.is_empty() && plan.variants.iter().any(|v| v == FULL) {
-        trained.push(("lora", 1));
-    }
+    let trained = plan.variants.iter().map(String::as_str).filter(|v| *v != NONE);
+    // Without a rank of its own, it is tried once.
+    let one: &[u64] = &[1];
+    let ranks = |variant: &str| if variant == FULL { one } else { plan.ranks.as_slice() };
+    let trained: Vec<_> = trained.flat_map(|v| ranks(v).iter().map(move |&rank| (v, rank))).collect();
     for part in parts {
         for &(variant, rank) in &trained {
             faults.extend(memory(plan, lora, model, (&part.train, &cut), variant, rank)?.err());
@@ -106,6 +104,10 @@ fn memory(
         "--batch-size",
         &plan.batch_size.to_string(),
     ]);
+    if name == FULL && !plan.full_layers.is_empty() {
+        let layers: Vec<_> = plan.full_layers.iter().map(u64::to_string).collect();
+        command.args(["--layers", &layers.join(",")]);
+    }
     let output = command
         .arg("--rank")
         .arg(rank.to_string())
@@ -168,7 +170,7 @@ pub(crate) fn print(grid: &Grid<'_>, lora: &Path, home: &Path) -> Result<()> {
         total += time;
         let rank = s.rank.unwrap_or(1);
         let bytes = match s.variant.as_str() {
-            NONE | FULL => None,
+            NONE => None,
             variant => {
                 let rows = (s.train.path.as_path(), cut.as_slice());
                 memory(grid.plan, lora, &grid.model.path, rows, variant, rank)?.ok().flatten()
@@ -200,6 +202,7 @@ case "$*" in
   train*"--model model "*) echo "error: it trains" >&2; exit 2;;
   *"--variant loha"*) echo 'error: the memory of `loha` is not planned' >&2; exit 4;;
   plan*"--data cut"*"--truncate --max-length 64"*) echo '{"bytes": 7}';;
+  plan*"--layers 28,29"*"--data upper"*) echo '{"bytes": 7}';;
   plan*"--data short"*) case "$*" in *--max-length*) exit 9;; *) echo '{"bytes": 7}';; esac;;
   plan*) echo "error: line 1: 90 tokens" >&2; exit 3;;
   *) echo "error: no model" >&2; exit 5;;
@@ -237,7 +240,10 @@ esac
         let tuned = Plan { learning_rates: vec![1e-3, 1e-4], ..cut.clone() };
         assert_eq!(said(&tuned, "cut", "short long"), ["lora, rank 1: line 1: 90 tokens"]);
         let full = Plan { variants: vec![FULL.into()], ..plan("[]") };
-        assert_eq!(said(&full, "long", "short"), ["lora, rank 1: line 1: 90 tokens"]);
+        assert_eq!(said(&full, "long", "short"), ["full, rank 1: line 1: 90 tokens"]);
+        // Its own layers alone.
+        let upper = Plan { full_layers: vec![28, 29], ..full };
+        assert_eq!(said(&upper, "upper", "short"), Vec::<String>::new());
         let refused = |plan: &Plan| refused(&grid(plan), &runner, dir.path()).unwrap();
         assert_eq!(refused(&cut), Vec::<String>::new());
         let said = refused(&plan("['--warmpu', '0.1']"));
