@@ -10,7 +10,7 @@ use lora::train::{
     AdamWConfig, Dataset, Fit, Load, Planner, Sample, Schedule, Setting, TrainConfig, may_share, train,
 };
 use lora::{AdapterConfig, BaseWeight, Linears, Targets, beside};
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 #[path = "common/small_model.rs"]
 mod small_model;
