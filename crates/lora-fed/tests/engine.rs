@@ -279,6 +279,30 @@ fn a_robust_rule_has_enough_to_ask_and_bears_a_bad_reply() {
     assert!(settings.check_clients(4).is_err());
 }
 
+/// Enough were asked, and too few replies are good: who failed of what is said, and what to do.
+#[test]
+fn too_few_replies_for_a_robust_rule_are_told_of() {
+    let mut learner = Learner::default();
+    learner.wrong.insert("d".into(), |r| r.adapter.clear());
+    learner.wrong.insert("c".into(), |r| r.adapter.clear());
+    for (robust, said) in [
+        (Robust::Krum { lying: 1 }, "round 1 has 2 good replies of 5, and Krum with 1 lying takes 5"),
+        (
+            Robust::TrimmedMean(0.2),
+            "round 1 has 2 good replies of 5, and the mean without 0.2 of each side takes 3",
+        ),
+    ] {
+        let mut f = federation(Settings { robust: Some(robust), ..Settings::new("few", Rule::Ffa, 1) }, 2);
+        let e = round(&mut f, &["a", "b", "c", "d", "broken"], &mut learner).unwrap_err();
+        let text = e.to_string();
+        assert!(text.contains(said), "{text}");
+        assert!(text.contains("  - broken: the disk is gone") && text.contains("  - d: "), "{text}");
+        assert!(text.contains("  - c: ") && text.lines().count() == 4, "{text}");
+        assert!(e.hint_text().is_some_and(|hint| hint.contains("ask more")), "{e:?}");
+        assert_eq!((e.kind(), f.model.rounds), (ErrorKind::Data, 0), "it is tried again");
+    }
+}
+
 #[test]
 fn fedsa_shares_a_alone() {
     let mut f = federation(Settings::new("own", Rule::FedSa, 2), 2);

@@ -3,6 +3,7 @@
 use super::upload::{Layer, Upload};
 use lora_core::{Error, Result, all_finite};
 use std::collections::BTreeMap;
+use std::fmt;
 use tch::{Kind, Tensor};
 
 /// What an upload may be at most. LoRA has a gauge: `(c A, B / c)` is the same update with other factors, so both are
@@ -82,6 +83,16 @@ pub enum Robust {
     },
 }
 
+impl fmt::Display for Robust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Median => f.write_str("the median"),
+            Self::TrimmedMean(share) => write!(f, "the mean without {share} of each side"),
+            Self::Krum { lying } => write!(f, "Krum with {lying} lying"),
+        }
+    }
+}
+
 impl Robust {
     /// How many must be asked: a trimmed mean so many that its share is one upload.
     pub fn least(self) -> usize {
@@ -93,6 +104,14 @@ impl Robust {
             }
             Self::Krum { lying } => lying.saturating_mul(2).saturating_add(3),
             Self::Median | Self::TrimmedMean(_) => 1,
+        }
+    }
+
+    /// How many good replies it takes where [`Robust::least`] and more were asked: of a trimmed mean one between those that are cut.
+    pub fn needs(self) -> usize {
+        match self {
+            Self::TrimmedMean(share) if share > 0.0 => 3,
+            _ => self.least(),
         }
     }
 
@@ -112,8 +131,10 @@ impl Robust {
                 let hint = format!("it takes {least} uploads in every round, a larger share, or the median");
                 Err(Error::usage(what).hint(hint))
             }
-            Self::Krum { lying } if n < least => {
-                Err(Error::usage(format!("Krum with {lying} lying needs {least} uploads, and there are {n}")))
+            Self::Krum { .. } if n < least => {
+                let hint =
+                    format!("it takes {least} uploads in every round, fewer that may lie, or the median");
+                Err(Error::usage(format!("{self} needs {least} uploads, and there are {n}")).hint(hint))
             }
             _ => Ok(()),
         }
@@ -137,9 +158,9 @@ impl Robust {
             Self::Krum { .. } => stack.select(0, 0),
         };
         match self {
-            Self::TrimmedMean(share) => {
+            Self::TrimmedMean(_) => {
                 self.takes(usize::MAX)?;
-                if 2 * cut(share, n) >= n as i64 {
+                if n < self.needs() {
                     let what = format!("one of each side of {n} uploads is cut: nothing is left");
                     return Err(Error::usage(what).hint("it takes three good replies at least"));
                 }

@@ -4,7 +4,7 @@ use super::had::Had;
 use super::model::{A, Model};
 use super::{Engine, Settings, Task, bytes_of_task};
 use crate::aggregate::{Rule, ServerOptimiser};
-use lora_core::{Error, ErrorKind, Result};
+use lora_core::{Error, Result};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -100,7 +100,7 @@ impl Federation {
     /// One round. If it fails, the model is as before: the same round can be tried again.
     ///
     /// # Errors
-    /// What the engine meets; [`Error::data`] if fewer replies are good than the settings ask for, naming each fault;
+    /// What the engine meets; [`Error::data`] if fewer replies are good than the settings or a robust rule take, naming each fault;
     /// [`Error::unsupported`] for a run that would outgrow the engine, before its first round, and for a task that does.
     pub fn round(&mut self, engine: &mut dyn Engine) -> Result<Round> {
         let chosen = self.choose(engine.clients()?)?;
@@ -124,13 +124,7 @@ impl Federation {
         let sent: Vec<Task> = tasks.iter().map(Task::share).collect();
         let replies = engine.run(chosen.into_iter().zip(tasks).collect())?;
         let (uploads, clients) = self.screen(rule, &sent, replies);
-        if uploads.len() < self.settings.minimum {
-            let what =
-                format!("round {number} has {} good replies of {}", uploads.len(), self.settings.minimum);
-            let why = clients.iter().filter_map(|t| Some(format!("{}: {}", t.client, t.refused.as_ref()?)));
-            return Err(Error::faults(ErrorKind::Data, what, why.collect())
-                .hint("nothing was changed: the round can be tried again"));
-        }
+        self.are_enough(number, uploads.len(), &clients)?;
         self.whole(|federation| {
             for told in clients.iter().filter(|told| told.refused.is_none()) {
                 federation.had.has(&told.client, &federation.model);

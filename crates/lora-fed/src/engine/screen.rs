@@ -4,9 +4,9 @@ use super::federation::{Federation, Told};
 use super::model::upload;
 use super::state::fingerprint;
 use super::{Reply, Task, Weights, bytes};
-use crate::aggregate::{Rule, Upload};
+use crate::aggregate::{Robust, Rule, Upload};
 use crate::plain::reason;
-use lora_core::{Error, Result, all_finite};
+use lora_core::{Error, ErrorKind, Result, all_finite};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// No training makes a larger number, and no product of two overflows f32.
@@ -16,6 +16,25 @@ const METRICS: usize = 32;
 const NAME: usize = 64;
 
 impl Federation {
+    /// Whether so many good replies will do for the settings and for a robust rule.
+    ///
+    /// # Errors
+    /// [`Error::data`] that says whose reply does not count, and why.
+    pub(super) fn are_enough(&self, round: u64, good: usize, clients: &[Told]) -> Result<()> {
+        let minimum = self.settings.minimum;
+        let robust = self.settings.robust.filter(|robust| robust.needs() > minimum);
+        let needed = robust.map_or(minimum, Robust::needs);
+        if good >= needed {
+            return Ok(());
+        }
+        let by = robust.map_or_else(|| "it takes".to_owned(), |robust| format!("{robust} takes"));
+        let what = format!("round {round} has {good} good replies of {}, and {by} {needed}", clients.len());
+        let why = clients.iter().filter_map(|t| Some(format!("{}: {}", t.client, t.refused.as_ref()?)));
+        Err(Error::faults(ErrorKind::Data, what, why.collect()).hint(
+            "nothing was changed: the round can be tried again; see to the clients that are named, or ask more than it takes",
+        ))
+    }
+
     /// Replies as uploads, and what is to be said of each client. The uploads come in an order of what they hold: a sum's last
     /// bits hang on the order of its terms, and what comes of a round should not hang on what clients are called.
     pub(super) fn screen(
