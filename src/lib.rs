@@ -24,9 +24,11 @@ pub use lora_rslora as rslora;
 pub use lora_train as train;
 pub use tch_ext;
 
+mod fingerprint;
 mod local;
 mod promise;
 
+pub use fingerprint::fingerprint;
 pub use local::Local;
 pub use promise::{Promise, Terms};
 

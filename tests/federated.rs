@@ -200,11 +200,11 @@ fn patterns_of_rank_and_alpha_are_heeded() {
                 // Alone, so that the model is left with what that client learnt.
                 tch::manual_seed(5);
                 let mut local = local_with(with_patterns(), variant, &clients, training());
-                let start = local.start().unwrap();
+                let adapter = local.start().unwrap();
                 let (trains, sends) = rule.trains();
                 let beside = BTreeMap::new();
-                let (run, scales) = ("test".into(), BTreeMap::new());
-                let task = Task { run, round: 1, rounds: 1, trains, sends, scales, adapter: start, beside };
+                let (run, scales, base) = ("test".into(), BTreeMap::new(), None);
+                let task = Task { run, round: 1, rounds: 1, trains, sends, scales, base, adapter, beside };
                 local.train(client, &task).unwrap();
                 for (name, w) in effective(&local) {
                     let half = w / 2.0;
@@ -306,6 +306,7 @@ fn what_a_client_keeps_outlives_it() {
             trains,
             sends,
             scales: BTreeMap::new(),
+            base: None,
             adapter,
             beside: BTreeMap::new(),
         }
@@ -366,7 +367,8 @@ fn a_task_of_odd_shapes_is_refused() {
             }
         }
         let (run, scales, beside) = ("odd".into(), [(first.to_owned(), 2.0)].into(), BTreeMap::new());
-        let task = Task { run, round: 1, rounds: 1, trains, sends, scales, adapter, beside };
+        let base = None;
+        let task = Task { run, round: 1, rounds: 1, trains, sends, scales, base, adapter, beside };
         assert!(local.train("one", &task).is_err(), "{shape:?}");
     }
 }

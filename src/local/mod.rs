@@ -36,6 +36,8 @@ pub struct Local {
     laid: BTreeMap<String, (Tensor, Tensor)>,
     /// What clients keep for themselves.
     kept: Kept,
+    /// What the base model is known by, if that is said.
+    base: Option<String>,
     /// Rounds to plan noise and rates for, whatever a task says.
     rounds: Option<u64>,
     /// What is promised to the rows of a client; none: nothing is.
@@ -71,7 +73,7 @@ impl Local {
     ) -> Self {
         let schedule = training.schedule;
         let training = TrainConfig { schedule: Schedule::Constant, warmup: 0.0, ..training };
-        let (own, laid, kept, promises, configuration, held_out, rounds, left_out) = Default::default();
+        let (own, laid, kept, base, promises, configuration, held_out, rounds, left_out) = Default::default();
         Self {
             model,
             recipe,
@@ -81,6 +83,7 @@ impl Local {
             own,
             laid,
             kept,
+            base,
             rounds,
             promises,
             configuration,
@@ -88,6 +91,12 @@ impl Local {
             schedule,
             left_out,
         }
+    }
+
+    /// The same whose base model is known by that ([`crate::fingerprint`]): a task over another one is refused.
+    #[must_use]
+    pub fn over(self, base: String) -> Self {
+        Self { base: Some(base), ..self }
     }
 
     /// The same with a promise to the rows of each client named: its steps are private ones, it sends nothing else that it

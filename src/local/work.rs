@@ -66,6 +66,7 @@ impl Worker for Local {
         if self.promises.contains_key(client) {
             return Err(Error::unsupported("with a promise to its rows it judges no models"));
         }
+        self.agrees(task)?;
         let adapter = self.own_adapter((client, &task.run), &task.adapter);
         self.put(&adapter, &task.beside)?;
         let rows = self.held_out.as_ref().ok_or_else(|| Error::unsupported("no rows are held out here"))?;
@@ -75,8 +76,18 @@ impl Worker for Local {
 }
 
 impl Local {
-    /// Whether the coordinator scales every module's update as this client does.
+    /// Whether the coordinator's model is this client's: the same base, as far as both are known, and every module's update scaled alike.
     fn agrees(&self, task: &Task) -> Result<()> {
+        if let (Some(theirs), Some(own)) = (&task.base, &self.base)
+            && theirs != own
+        {
+            let what =
+                format!("the task is over the base model {theirs}, and here is {own}, of other weights");
+            return Err(Error::data(what).hint(
+                "take the coordinator's --model, the very file or one with the same numbers; how they are kept in memory \
+                 (--variant qlora, --dtype, --base-storage) may differ",
+            ));
+        }
         let scale = self.scale()?;
         for (module, theirs) in &task.scales {
             let rank = task.adapter.get(&format!("{module}{A}")).and_then(|a| a.size().first().copied());

@@ -13,7 +13,8 @@ type Pairs = BTreeMap<String, (Tensor, Tensor)>;
 fn task(start: &BTreeMap<String, Tensor>, beside: Pairs) -> Task {
     let (trains, sends) = Rule::FedIt.trains();
     let adapter = start.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
-    Task { run: "tasks".into(), round: 1, rounds: 1, trains, sends, scales: BTreeMap::new(), adapter, beside }
+    let (run, scales) = ("tasks".into(), BTreeMap::new());
+    Task { run, round: 1, rounds: 1, trains, sends, scales, base: None, adapter, beside }
 }
 
 /// By it a coordinator could give a client a model of its own: factors for all modules but the last, which is refused, and then
@@ -56,6 +57,28 @@ fn a_task_that_is_refused_leaves_nothing_beside_the_weights() {
             assert_eq!(node.train("one", &before).unwrap().adapter, want, "{why}");
         }
     }
+}
+
+/// Over other weights of the same shapes the same numbers mean something else. A coordinator that does not say over which ones, as
+/// one of a version before, is believed.
+#[test]
+fn a_client_over_another_base_refuses() {
+    let _alone = RANDOM.lock();
+    let mut node = local("lora", &["one"], training()).over("0a".into());
+    let start = node.start().unwrap();
+    let over = |base: Option<&str>| Task { base: base.map(str::to_owned), ..task(&start, Pairs::new()) };
+    for refused in [
+        node.train("one", &over(Some("0b"))).unwrap_err(),
+        node.evaluate("one", &over(Some("0b"))).unwrap_err(),
+    ] {
+        assert!(refused.to_string().contains("the base model 0b, and here is 0a"), "{refused}");
+        assert!(refused.hint_text().is_some_and(|hint| hint.contains("--model")), "{refused:?}");
+    }
+    for base in [Some("0a"), None] {
+        node.train("one", &over(base)).unwrap();
+    }
+    let mut silent = local("lora", &["one"], training());
+    silent.train("one", &over(Some("0b"))).unwrap();
 }
 
 /// Nothing of how long the work on the rows took.

@@ -38,8 +38,8 @@ fn task(local: &mut Local, round: u64) -> Task {
     tch::manual_seed(11);
     let adapter = local.start().unwrap();
     let (trains, sends) = Rule::FedSvd.trains();
-    let (run, beside) = ("a run".into(), BTreeMap::new());
-    Task { run, round, rounds: 3, trains, sends, scales: BTreeMap::new(), adapter, beside }
+    let (run, scales, beside) = ("a run".into(), BTreeMap::new(), BTreeMap::new());
+    Task { run, round, rounds: 3, trains, sends, scales, base: None, adapter, beside }
 }
 
 /// What does not train shapes gradients as much: another A is another release, with noise of its own and a charge.

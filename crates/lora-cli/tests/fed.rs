@@ -31,25 +31,40 @@ fn a_simulation_from_end_to_end() {
     }
 }
 
-/// On another storage, too, which changes neither shapes nor scales. There is no room for the first round's line, so that the run is
-/// broken off behind it.
+/// A run that is broken off behind its first round: there is no room for that round's line.
 #[cfg(target_os = "linux")]
-#[test]
-fn a_run_goes_on_by_its_own_variant() {
-    let bench = Bench::new();
+fn break_off(bench: &Bench, words: &str) {
     let log = bench.path("out.rounds.jsonl");
     std::os::unix::fs::symlink("/dev/full", &log).unwrap();
-    let words = format!("{SIMULATE} --rounds 2");
-    let run = bench.lora(&words);
+    let run = bench.lora(words);
     assert_eq!(run.code, Some(5), "{}", run.err);
     fs::remove_file(&log).unwrap();
-    let run = bench.lora(&format!("{words} --variant qlora"));
-    assert!(
-        run.code == Some(2) && run.err.contains("a run of lora, 1 of whose rounds are done"),
-        "{}",
-        run.err
-    );
-    assert!(run.err.contains("--variant"), "{}", run.err);
+}
+
+/// Neither another storage, nor other weights, nor another start changes shapes or scales.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_run_goes_on_by_its_own_variant_over_its_own_base_from_its_own_start() {
+    let bench = Bench::new();
+    bench.lora("train --model model --dtype f32 --data data.jsonl --rank 2 --max-steps 1 --out begun").ok();
+    let words = format!("{SIMULATE} --rounds 2");
+    break_off(&bench, &words);
+    let refused = |words: &str, said: &str| {
+        let run = bench.lora(words);
+        assert!(run.code == Some(2) && run.err.contains("1 of whose rounds are done"), "{}", run.err);
+        assert!(run.err.contains(said) && run.err.contains("--variant"), "{}", run.err);
+    };
+    refused(&format!("{words} --variant qlora"), "another recipe: lora, and here it is qlora");
+    let begun = words.replace("--rank 2", "--adapter begun");
+    refused(&begun, "another start: a fresh adapter, and here it is the adapter ");
+    let file = bench.path("model/model.safetensors");
+    let (own, mut other) = (fs::read(&file).unwrap(), fs::read(&file).unwrap());
+    let numbers = 8 + u64::from_le_bytes(own[..8].try_into().unwrap()) as usize;
+    // The last bit of each.
+    other[numbers..].iter_mut().step_by(4).for_each(|byte| *byte ^= 1);
+    fs::write(&file, other).unwrap();
+    refused(&words, "another base model: ");
+    fs::write(&file, own).unwrap();
     let out = bench.lora(&words).ok();
     assert!(out.contains("goes on after round 1") && out.contains("round 2/2  2 of 2 clients"), "{out}");
     assert_eq!(json(&bench, "out.rounds.jsonl").len(), 2);

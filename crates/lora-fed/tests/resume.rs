@@ -26,6 +26,7 @@ struct Nodes {
     calls: u64,
     settled: u64,
     asked: Vec<(u64, Vec<String>)>,
+    bases: Vec<Option<String>>,
     dies_running: bool,
     dies_settling: bool,
 }
@@ -46,6 +47,7 @@ impl Engine for Nodes {
     fn run(&mut self, tasks: Vec<(String, Task)>) -> Result<Vec<(String, Result<Reply>)>> {
         let round = tasks[0].1.round;
         self.asked.push((round, tasks.iter().map(|(client, _)| client.clone()).collect()));
+        self.bases.extend(tasks.iter().map(|(_, task)| task.base.clone()));
         if std::mem::take(&mut self.dies_running) {
             return Err(Error::data("killed"));
         }
@@ -214,4 +216,47 @@ fn a_run_of_another_rank_scale_or_variant_is_refused() {
         assert!(e.hint_text().is_some_and(|hint| hint.contains("rank")), "{number}: {e}");
     }
     assert_eq!(open(Rule::FedIt, &mut store).model.rounds, 1);
+}
+
+/// What neither settings nor shapes show: over other weights of the same shapes all that was learnt means something else.
+#[test]
+fn a_run_over_another_base_or_from_another_start_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = Store::open(&folder.path().join("store")).unwrap();
+    let of = |base: &str, begun: &str, adapter: Model| {
+        let f = Federation::new(settings(Rule::FedIt, 1), adapter, |_, r| 4.0 / r as f64).unwrap();
+        f.over(base).known_by("start", begun)
+    };
+    // Of a run that came to nothing, nothing is taken over: its start was another.
+    let mut other = start();
+    other.adapter.values_mut().for_each(|t| *t = &*t + 1.0);
+    assert!(!of("one", "zeros", other).resume(&mut store).unwrap());
+    let mut federation = of("one", "fresh", start());
+    assert!(!federation.resume(&mut store).unwrap());
+    assert_eq!(federation.model.adapter, start().adapter);
+    let mut nodes = Nodes::default();
+    federation.round_in(&mut store, &mut nodes).unwrap();
+    assert!(nodes.bases.len() == 3 && nodes.bases.iter().all(|base| base.as_deref() == Some("one")));
+    for (mut other, said) in [
+        (of("two", "fresh", start()), "another base model: one, and here it is two"),
+        (of("one", "zeros", start()), "another start: fresh, and here it is zeros"),
+    ] {
+        let e = other.resume(&mut store).unwrap_err();
+        assert!(e.to_string().contains(said) && e.to_string().contains("1 of whose rounds"), "{e}");
+        assert!(e.hint_text().is_some_and(|hint| hint.contains("--model")), "{e:?}");
+    }
+    assert!(of("one", "fresh", start()).resume(&mut store).unwrap());
+}
+
+/// A version before said neither.
+#[test]
+fn what_a_state_does_not_say_is_not_compared() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = Store::open(&folder.path().join("store")).unwrap();
+    open(Rule::FedIt, &mut store).round_in(&mut store, &mut Nodes::default()).unwrap();
+    for base in ["one", "two"] {
+        let mut federation =
+            Federation::new(settings(Rule::FedIt, 1), start(), |_, r| 4.0 / r as f64).unwrap().over(base);
+        assert!(federation.resume(&mut store).unwrap() && federation.model.rounds == 1);
+    }
 }

@@ -265,6 +265,7 @@ fn nothing_is_given_in_plain_and_not_to_two() {
         trains: Trains::B,
         sends: Trains::B,
         scales: [].into(),
+        base: None,
         adapter: [].into(),
         beside: [].into(),
     };

@@ -31,7 +31,7 @@ pub use model::{Model, Texts};
 pub use on_disk::OnDisk;
 pub use ops::{Cache, IGNORE, attention, cross_entropy, joins, rms_norm, swiglu};
 pub use pieces::{Piece, Pieces};
-pub use shapes::{EMBEDDING, has_bias, linear_shapes, parameters, vectors_bytes};
+pub use shapes::{EMBEDDING, has_bias, linear_shapes, parameters, tensor_shapes, vectors_bytes};
 pub use slots::Slots;
 pub use tokenizer::{Encoded, TextStream, Tokenizer};
 

@@ -61,6 +61,15 @@ pub fn linear_shapes(checkpoint: &dyn Checkpoint) -> Result<Vec<(String, (i64, i
     linear_names(config).map(shape).collect()
 }
 
+/// All tensors of a model and their shapes; a head that is the embedding is none of them.
+///
+/// # Errors
+/// Tensors that are missing or of another shape than the configuration says.
+pub fn tensor_shapes(checkpoint: &dyn Checkpoint) -> Result<Vec<(String, Vec<i64>)>> {
+    check(checkpoint)?;
+    Ok(expected(checkpoint.config()))
+}
+
 /// Whether the linear layer at `path` has a bias.
 pub fn has_bias(config: &ModelConfig, path: &str) -> bool {
     match path.rsplit('.').next() {

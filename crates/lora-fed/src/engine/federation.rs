@@ -25,6 +25,8 @@ pub struct Federation {
     /// How often this round's choice of clients was let go.
     pub(super) draw: u64,
     pub(super) had: Had,
+    /// What it is known by beside its settings, by what that is.
+    pub(super) known: BTreeMap<&'static str, String>,
 }
 
 /// What came of a round.
@@ -89,7 +91,8 @@ impl Federation {
             );
         }
         let server = settings.server.map(ServerOptimiser::new);
-        Ok(Self { settings, scale: Box::new(scale), model, server, draw: 0, had: Had::default() })
+        let (scale, had, known) = (Box::new(scale), Had::default(), BTreeMap::new());
+        Ok(Self { settings, scale, model, server, draw: 0, had, known })
     }
 
     /// How it goes.
@@ -178,6 +181,7 @@ impl Federation {
             trains,
             sends,
             scales,
+            base: self.base(),
             adapter,
             beside: self.model.share().beside,
         })

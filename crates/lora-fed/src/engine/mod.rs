@@ -10,6 +10,7 @@ mod federation;
 mod flower;
 mod foresee;
 mod had;
+mod known;
 mod model;
 mod private;
 mod process;
@@ -50,6 +51,8 @@ pub struct Task {
     /// How each module's `B A` is scaled at its rank, as far as the coordinator says it: a client that scales one otherwise
     /// must refuse.
     pub scales: BTreeMap<String, f64>,
+    /// What the frozen base model is known by, if the coordinator says it: a client over another one must refuse.
+    pub base: Option<String>,
     /// The adapter to start from, by its names in PEFT's file.
     pub adapter: BTreeMap<String, Tensor>,
     /// What all learnt before and is frozen now, by module: `A [r, in]` and `B [out, r]`, beside the weight with scale 1.
@@ -149,8 +152,8 @@ impl Task {
     /// Another handle on the same tensors.
     pub(crate) fn share(&self) -> Self {
         let adapter = self.adapter.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
-        let (run, scales) = (self.run.clone(), self.scales.clone());
-        Self { run, scales, adapter, beside: model::share(&self.beside), ..*self }
+        let (run, scales, base) = (self.run.clone(), self.scales.clone(), self.base.clone());
+        Self { run, scales, base, adapter, beside: model::share(&self.beside), ..*self }
     }
 }
 

@@ -60,24 +60,27 @@ impl Federation {
     /// Takes up what `store` holds of this run; does it hold anything? An empty one is begun.
     ///
     /// # Errors
-    /// [`Error::usage`] if it is of a run with other settings, shapes or scales; what the store meets.
+    /// [`Error::usage`] if it is of a run with other settings, shapes or scales, or [known by](Self::known_by) something else; what
+    /// the store meets.
     pub fn resume(&mut self, store: &mut Store) -> Result<bool> {
         // Of the model that a run starts from, before one that is there takes its place.
         let settings = format!("{:?} {:?}", self.settings(), self.form());
         let saved = store.get_long(SPACE, MODEL)?.map(|bytes| decode::<Saved>(&bytes)).transpose()?;
         let known = store.get(SPACE, SETTINGS)?.is_some_and(|bytes| bytes == settings.as_bytes());
+        let rounds = saved.as_ref().map_or(0, |saved| saved.rounds);
+        let unlike = self.unlike(store, rounds)?;
         match saved {
-            Some(saved) if known => {
+            Some(saved) if known && unlike.is_none() => {
                 self.take(saved)?;
                 Ok(true)
             }
-            Some(Saved { rounds, .. }) if rounds > 0 => {
+            Some(_) if rounds > 0 => Err(unlike.unwrap_or_else(|| {
                 let what = format!("there is a run of other settings, {rounds} of whose rounds are done");
-                Err(Error::usage(what).hint(
+                Error::usage(what).hint(
                     "give that run's settings, with its rank, alpha and variant, or keep this one elsewhere; what an \
                      earlier version began is ended with that version",
-                ))
-            }
+                )
+            })),
             // Of a run that came to nothing, nothing is lost.
             _ => {
                 let model = bytes_of(self)?;
@@ -85,6 +88,7 @@ impl Federation {
                     changes.clear(SPACE)?;
                     changes.clear(SECURE)?;
                     changes.put(SPACE, SETTINGS, settings.as_bytes())?;
+                    self.write_known(changes)?;
                     changes.put_long(SPACE, MODEL, &model)
                 })?;
                 Ok(false)

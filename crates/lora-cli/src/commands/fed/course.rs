@@ -12,13 +12,10 @@ use lora::train::Dataset;
 use lora::{Error, Local, OutputFolder, sibling};
 use tch::Tensor;
 
+use super::federation::OutArgs;
 use super::log::Log;
 use crate::commands::say;
 use crate::commands::train::is_adapter_file;
-
-/// What the state says beside what the federation keeps there, which knows no recipe.
-const SPACE: &str = "course";
-const RECIPE: &str = "recipe";
 
 /// What the coordinator may see of a round.
 pub(super) enum Kind<'a> {
@@ -40,25 +37,27 @@ pub(super) struct Course {
 }
 
 impl Course {
-    /// Begins, or goes on with what OUT.state holds.
+    /// Begins, or goes on with what OUT.state holds. `host` is over the base model that is known by `base`.
     pub(super) fn begin(
         settings: Settings,
         start: BTreeMap<String, Tensor>,
-        host: &Local,
-        (out, overwrite): (&Path, bool),
+        (host, base): (&Local, &str),
+        args: &OutArgs,
     ) -> Result<Self> {
+        let (out, overwrite) = (&args.out, args.overwrite);
         // Only to see that it can be written: one that is killed would leave it behind.
         drop(OutputFolder::create(out, overwrite, is_adapter_file)?);
-        let rule = settings.rule;
-        let mut federation = Federation::new(settings, Model::new(start), host.scale()?)?;
+        let (rule, recipe) = (settings.rule, host.recipe().to_string());
+        let federation = Federation::new(settings, Model::new(start), host.scale()?)?.over(base);
+        // On another storage, too, all shapes and scales are the same.
+        let federation = federation.known_by("recipe", recipe.clone());
+        let mut federation = federation.known_by("start", args.begins_with()?);
         let state = sibling(out, "state");
         let mut store = Store::open(&state)?;
         let resumed = federation.resume(&mut store).map_err(|e| e.at(state.display()))?;
-        let recipe = host.recipe();
-        is_of(&mut store, &recipe.to_string(), federation.model.rounds).map_err(|e| e.at(state.display()))?;
         let log = Log::open(out, &Federation::reports(&store)?)?;
-        say!("federation  {rule}, {recipe}");
-        if recipe.to_string().contains("dora") && rule.trains().0 == Trains::All {
+        say!("federation  {rule}, {recipe}, over the base model {base}");
+        if recipe.contains("dora") && rule.trains().0 == Trains::All {
             say!("            magnitudes are averaged by themselves, which is exact under no rule");
         }
         if resumed && federation.model.rounds > 0 {
@@ -159,40 +158,8 @@ impl Course {
     }
 }
 
-/// Refuses a state of which rounds are done by another recipe: on another storage all shapes and scales are the same. One of an
-/// earlier version does not say.
-fn is_of(store: &mut Store, recipe: &str, rounds: u64) -> lora::Result<()> {
-    match store.get(SPACE, RECIPE)? {
-        Some(known) if known == recipe.as_bytes() => Ok(()),
-        None if rounds > 0 => Ok(()),
-        Some(other) if rounds > 0 => {
-            let other = String::from_utf8_lossy(&other);
-            let what = format!("there is a run of {other}, {rounds} of whose rounds are done");
-            Err(Error::usage(what).hint("give that run's --variant, or keep this one elsewhere"))
-        }
-        _ => store.put(SPACE, RECIPE, recipe.as_bytes()),
-    }
-}
-
 /// A round that is done and not yet told of.
 pub(super) struct Told {
     round: lora::fed::engine::Round,
     begin: Instant,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_state_of_an_earlier_version_is_of_no_variant() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut store = Store::open(&dir.path().join("state")).unwrap();
-        for recipe in ["qlora", "lora"] {
-            is_of(&mut store, recipe, 3).unwrap();
-        }
-        is_of(&mut store, "lora", 0).unwrap();
-        is_of(&mut store, "lora", 3).unwrap();
-        assert!(is_of(&mut store, "qlora", 3).unwrap_err().to_string().contains("a run of lora, 3 of"));
-    }
 }

@@ -7,9 +7,10 @@ use std::str::FromStr;
 use anyhow::Result;
 use lora::fed::aggregate::{Bounds, Robust, Rule, ServerRule};
 use lora::fed::engine::{Settings, Weights};
-use lora::{AdapterConfig, Error, Local, Recipe, VARIANTS};
+use lora::{AdapterConfig, CONFIG_FILE, Error, Local, Recipe, VARIANTS, WEIGHTS_FILE};
 use tch::Tensor;
 
+use crate::privacy::hash_of;
 use crate::settings::MethodArgs;
 
 /// What is begun with, and what comes out.
@@ -30,6 +31,15 @@ pub(super) struct OutArgs {
 }
 
 impl OutArgs {
+    /// What the run is to begin with, as a state remembers it: an adapter by its files. A fresh one is not known by its numbers,
+    /// the last bits of which may be others on another machine.
+    pub(super) fn begins_with(&self) -> Result<String> {
+        let Some(folder) = &self.adapter else { return Ok("a fresh adapter".to_owned()) };
+        let hash = hash_of(&[folder.join(CONFIG_FILE), folder.join(WEIGHTS_FILE)])?;
+        let name: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        Ok(format!("the adapter {name}"))
+    }
+
     /// The adapter that all begin with, on the model of `host`.
     pub(super) fn start(&self, host: &mut Local) -> Result<BTreeMap<String, Tensor>> {
         let start = match &self.adapter {

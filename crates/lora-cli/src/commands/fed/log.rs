@@ -94,9 +94,14 @@ pub(super) fn left_out_here(client: &str, (count, why): (usize, Option<String>))
     }
 }
 
-/// Says on this machine what a client's part failed of, where the error that travels keeps it back.
+/// Says on this machine what the error that travels does not: what a client's part failed of, where it keeps that back, and what to
+/// do about it.
 pub(super) fn told_here<T>(client: &str, result: &lora::Result<T>) {
-    if let Some(cause) = result.as_ref().err().and_then(std::error::Error::source) {
+    let Err(e) = result else { return };
+    if let Some(cause) = std::error::Error::source(e) {
         let _ = writeln!(std::io::stderr(), "{client}: {cause}");
+    }
+    if let Some(hint) = e.hint_text() {
+        let _ = writeln!(std::io::stderr(), "{client}: hint: {hint}");
     }
 }

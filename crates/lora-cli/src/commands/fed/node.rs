@@ -105,9 +105,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let promise = args.privacy.promise(args.dp_ledger.clone().unwrap_or_else(|| ledger_of(&args.data)));
     let bound = if promise.is_some() { bound_to(&args.model)? } else { Vec::new() };
     let keep = Keep { storage: recipe.storage(), packed: args.model.packed(), skip: &args.model.skip };
+    let base = lora::fingerprint(checkpoint.as_ref())?;
     let model = args.model.load(checkpoint.as_ref(), keep)?;
     let data = BTreeMap::from([(HERE.to_owned(), data)]);
     let mut local = Local::new(Box::new(model), recipe, config, training, data)
+        .over(base)
         .promising(promise.map(|promise| (HERE.to_owned(), promise)).into_iter().collect(), bound)?
         .expecting(args.rounds)
         .keeping(sibling(&args.key, "kept"))?;

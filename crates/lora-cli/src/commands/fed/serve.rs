@@ -92,12 +92,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         limits: Limits::default(),
     };
     let keep = Keep { storage: recipe.storage(), packed: args.model.packed(), skip: &args.model.skip };
+    let base = lora::fingerprint(checkpoint.as_ref())?;
     let model = args.model.load(checkpoint.as_ref(), keep)?;
     tch::manual_seed(args.seed as i64);
     let mut host =
         Local::new(Box::new(model), recipe.clone(), config.clone(), TrainConfig::default(), BTreeMap::new());
     let start = args.out.start(&mut host)?;
-    let mut course = Course::begin(settings, start, &host, (&args.out.out, args.out.overwrite))?;
+    let mut course = Course::begin(settings, start, (&host, &base), &args.out)?;
     if secure.is_some() {
         course.name()?;
         say!("            by secure sums: nobody sees a client's part");

@@ -124,17 +124,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let rounds = Some(settings.rounds);
     let unbound = promises.is_empty() && args.client_epsilon.is_none();
     let bound = if unbound { Vec::new() } else { bound_to(&args.model)? };
+    let base = lora::fingerprint(checkpoint.as_ref())?;
     let workers = (0..args.jobs).map(|_| {
         let keep = Keep { storage: recipe.storage(), packed: args.model.packed(), skip: &args.model.skip };
         let model = args.model.load(checkpoint.as_ref(), keep)?;
         let local =
             Local::new(Box::new(model), recipe.clone(), config.clone(), training.clone(), data.clone());
-        let local = local.promising(promises.clone(), bound.clone())?.expecting(rounds);
+        let local = local.over(base.clone()).promising(promises.clone(), bound.clone())?.expecting(rounds);
         Ok(local.keeping(sibling(&args.out.out, "kept"))?)
     });
     let mut workers = workers.collect::<Result<Vec<_>>>()?;
     let start = args.out.start(&mut workers[0])?;
-    let mut course = Course::begin(settings, start, &workers[0], (&args.out.out, args.out.overwrite))?;
+    let mut course = Course::begin(settings, start, (&workers[0], &base), &args.out)?;
     // All that shapes what clients learn, but for the rounds, the rows and what a round starts from.
     let promised: Vec<_> = promises.values().map(|p| (p.epsilon, p.delta, p.clip)).collect();
     let how = format!("{recipe} {config:?} {training:?} {promised:?}");

@@ -29,6 +29,8 @@ const SCALES: &str = "lora.scales";
 /// The first module's alone, which is all that versions before knew.
 const SCALE: &str = "lora.scale";
 const CONFIG: &str = "config";
+/// What the base model is known by.
+const BASE: &str = "lora.base";
 /// Its coordinator's name for the run.
 const RUN: &str = "lora.run";
 const METRICS: &str = "metrics";
@@ -52,6 +54,9 @@ fn of_task(task: &Task) -> Result<Records> {
         ("lora.trains".to_owned(), text(task.trains)),
         ("lora.sends".to_owned(), text(task.sends)),
     ]);
+    if let Some(base) = &task.base {
+        config.insert(BASE.to_owned(), Value::Text(base.clone()));
+    }
     // 0: it does not say.
     if task.rounds != 0 {
         config.insert("lora.rounds".to_owned(), number(task.rounds));
@@ -125,6 +130,12 @@ fn to_task(records: &Records, run: &str) -> Result<Task> {
         None => Ok(Trains::All),
         Some(text) => Trains::parse(text.unwrap_or_default()).map_err(|e| e.at(name)),
     };
+    // It is shown to people.
+    let is_name = |name: &&str| name.len() <= 64 && name.chars().all(|c| c.is_ascii_alphanumeric());
+    let base = |value: &Value| {
+        let name = value.text().filter(is_name).map(str::to_owned);
+        name.ok_or_else(|| Error::data("it is no name of a base model").at(BASE))
+    };
     let round = count(ROUND)?.unwrap_or(1);
     Ok(Task {
         run: config.get(RUN).and_then(Value::text).unwrap_or(run).to_owned(),
@@ -133,6 +144,7 @@ fn to_task(records: &Records, run: &str) -> Result<Task> {
         trains: which("lora.trains")?,
         sends: which("lora.sends")?,
         scales: scales_of(records, &adapter)?,
+        base: config.get(BASE).map(base).transpose()?,
         adapter,
         beside,
     })
@@ -176,6 +188,7 @@ mod tests {
             trains: Trains::All,
             sends: Trains::A,
             scales: [("m".to_owned(), 0.7)].into(),
+            base: Some("3fa9c1d2e4b5a697".into()),
             adapter: [
                 ("m.lora_A.weight".to_owned(), random(&[2, 5])),
                 ("m.lora_B.weight".to_owned(), random(&[4, 2])),
@@ -264,7 +277,7 @@ mod tests {
             .insert(CONFIG.into(), Record::Config([(ROUND.to_owned(), Value::Int(2))].into_iter().collect()));
         let task = to_task(&records, "run 9").unwrap();
         assert_eq!((&*task.run, task.round, task.trains, task.sends), ("run 9", 2, Trains::All, Trains::All));
-        assert!(task.beside.is_empty() && task.scales.is_empty());
+        assert!(task.beside.is_empty() && task.scales.is_empty() && task.base.is_none());
         // It does not say of how many rounds.
         assert_eq!(task.rounds, 0);
     }
@@ -294,6 +307,9 @@ mod tests {
         assert!(with("lora.sends", Value::Int(3)).contains("lora.sends"));
         assert!(with(ROUND, Value::Float(f64::NAN)).contains(ROUND));
         assert!(with("lora.rounds", Value::Int(-1)).contains("lora.rounds"));
+        for bad in [Value::Int(3), Value::Text("\u{1b}[2J".into()), Value::Text("a".repeat(65))] {
+            assert!(with(BASE, bad).contains(BASE));
+        }
         let no_number = Values::from_iter([("m".to_owned(), Value::Bool(true))]);
         for bad in [Record::Metrics(Values::new()), Record::Config(no_number)] {
             let mut records = of_task(&task()).unwrap();
