@@ -70,6 +70,23 @@ fn a_run_goes_on_by_its_own_variant_over_its_own_base_from_its_own_start() {
     assert_eq!(json(&bench, "out.rounds.jsonl").len(), 2);
 }
 
+/// One whose clients can go no further, here for their ledgers, is ended by what its rounds have learnt.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_run_that_is_stuck_can_be_ended() {
+    let bench = Bench::new();
+    let words = format!("{SIMULATE} --rounds 2 --max-steps 1 --dp-epsilon 4");
+    break_off(&bench, &words);
+    ["a", "b"].iter().for_each(|client| bench.write(&format!("out.privacy/{client}.jsonl"), "nothing\n"));
+    let run = bench.lora(&words);
+    assert!(run.code != Some(0) && run.err.contains("round 2 has 0 good replies of 2"), "{}", run.err);
+    assert!(run.err.contains("with --end writes the adapter of the rounds that are done (1)"), "{}", run.err);
+    let out = bench.lora(&format!("{words} --end")).ok();
+    assert!(out.contains("goes on after round 1") && out.contains("adapter written to out"), "{out}");
+    assert!(!bench.path("out.state").exists() && json(&bench, "out.rounds.jsonl").len() == 1);
+    bench.lora("eval --model model --dtype f32 --adapter out --data data.jsonl --max-tokens 0").ok();
+}
+
 #[test]
 fn fedsa_leaves_every_client_its_own() {
     let bench = Bench::new();
@@ -333,6 +350,7 @@ fn what_makes_no_sense_leaves_no_trace() {
         ("--secure --weights equal --parties-at-least 3", "of 2 in the directory"),
         ("--parties-at-least 3", "--secure"),
         ("--adapter nowhere", "nowhere"),
+        ("--end", "no round of a run is done"),
     ] {
         let run = bench.lora(
             &format!("{SIMULATE} {more}")

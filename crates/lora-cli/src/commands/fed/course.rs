@@ -53,8 +53,18 @@ impl Course {
         let federation = federation.known_by("recipe", recipe.clone());
         let mut federation = federation.known_by("start", args.begins_with()?);
         let state = sibling(out, "state");
+        let nothing = || {
+            let e = Error::usage("no round of a run is done: there is nothing to be written");
+            e.at(state.display()).hint("--end is for a run that was begun: give its own command, and --end")
+        };
+        if args.end && !state.exists() {
+            return Err(nothing().into());
+        }
         let mut store = Store::open(&state)?;
         let resumed = federation.resume(&mut store).map_err(|e| e.at(state.display()))?;
+        if args.end && federation.model.rounds == 0 {
+            return Err(nothing().into());
+        }
         let log = Log::open(out, &Federation::reports(&store)?)?;
         say!("federation  {rule}, {recipe}, over the base model {base}");
         if recipe.contains("dora") && rule.trains().0 == Trains::All {
@@ -118,6 +128,20 @@ impl Course {
         Ok(self.federation.choose_again(&mut self.store)?)
     }
 
+    /// Why no round follows, and how what the rounds before it have learnt comes out all the same.
+    pub(super) fn stuck(&self, e: anyhow::Error) -> anyhow::Error {
+        let done = self.federation.model.rounds;
+        match e.downcast::<Error>() {
+            Ok(e) if done > 0 => {
+                let first = e.hint_text().map_or_else(String::new, |hint| format!("{hint}; "));
+                let way_out = "the same command with --end writes the adapter of the rounds that are done";
+                e.hint(format!("{first}{way_out} ({done})")).into()
+            }
+            Ok(e) => e.into(),
+            Err(e) => e,
+        }
+    }
+
     /// Writes a client's own adapter to OUT.clients, where there is no common one.
     pub(super) fn write_own(&self, host: &mut Local, client: &str, base: &Path, out: &Path) -> Result<()> {
         let path = sibling(out, "clients").join(client);
@@ -143,19 +167,25 @@ impl Course {
             }
             _ => {}
         }
-        for ending in ["", "-wal", "-shm"] {
-            let mut name = self.state.as_os_str().to_owned();
-            name.push(ending);
-            match std::fs::remove_file(&name) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(Error::io("remove the state", Path::new(&name), e).into());
-                }
-                _ => {}
-            }
-        }
+        forget(&self.state)?;
         say!("adapter written to {}", out.display());
         Ok(())
     }
+}
+
+/// Removes a store that is not needed any more.
+pub(super) fn forget(store: &Path) -> lora::Result<()> {
+    for ending in ["", "-wal", "-shm"] {
+        let mut name = store.as_os_str().to_owned();
+        name.push(ending);
+        match std::fs::remove_file(&name) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("remove the state", Path::new(&name), e));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// A round that is done and not yet told of.

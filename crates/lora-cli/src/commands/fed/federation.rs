@@ -28,6 +28,9 @@ pub(super) struct OutArgs {
     /// Replace an adapter folder that is there
     #[arg(long)]
     pub(super) overwrite: bool,
+    /// Ask nobody any more: write the adapter of the rounds that are done, and end the run
+    #[arg(long)]
+    pub(super) end: bool,
 }
 
 impl OutArgs {

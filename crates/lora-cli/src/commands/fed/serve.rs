@@ -12,7 +12,7 @@ use lora::model::Keep;
 use lora::train::TrainConfig;
 use lora::{Error, ErrorKind, Local, sibling};
 
-use super::course::{Course, Kind};
+use super::course::{Course, Kind, forget};
 use super::federation::{FederationArgs, OutArgs, method};
 use super::link::LinkArgs;
 use super::secure::SecureArgs;
@@ -99,6 +99,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Local::new(Box::new(model), recipe.clone(), config.clone(), TrainConfig::default(), BTreeMap::new());
     let start = args.out.start(&mut host)?;
     let mut course = Course::begin(settings, start, (&host, &base), &args.out)?;
+    if args.out.end {
+        course.end(&mut host, &args.model.model, &args.out.out)?;
+        // A task in it may be alive for a minute, and what was sent for it is nothing that another run may take up.
+        return Ok(forget(&options.store)?);
+    }
     if secure.is_some() {
         course.name()?;
         say!("            by secure sums: nobody sees a client's part");
@@ -115,7 +120,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Ok(app.finish(true, "")?)
         }
         // It may be tried again: the run stays open for a minute, and this command goes on with it.
-        Err(e) => Err(e),
+        Err(e) => Err(course.stuck(e)),
     }
 }
 

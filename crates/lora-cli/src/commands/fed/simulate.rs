@@ -140,19 +140,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let promised: Vec<_> = promises.values().map(|p| (p.epsilon, p.delta, p.clip)).collect();
     let how = format!("{recipe} {config:?} {training:?} {promised:?}");
     let mut release = args.release(&course, (&names, &data), &[&bound[..], how.as_bytes()].concat())?;
-    while course.goes_on() {
+    while course.goes_on() && !args.out.end {
         let players = workers.iter_mut().map(|w| Player(w, &idle));
         let told = match (&cast, &mut release) {
             (Some(cast), _) => {
                 let players = players.map(|player| cast.boxed(player)).collect::<Result<_>>()?;
-                course.round(&mut InProcess::new(names.clone(), players), Kind::Secure(cast.coordinator()))?
+                course.round(&mut InProcess::new(names.clone(), players), Kind::Secure(cast.coordinator()))
             }
             (None, release) => {
                 let players = players.map(|player| Box::new(player) as Box<dyn Worker + '_>).collect();
                 let kind = release.as_mut().map_or(Kind::Plain, |r| Kind::Private(r, &names));
-                course.round(&mut InProcess::new(names.clone(), players), kind)?
+                course.round(&mut InProcess::new(names.clone(), players), kind)
             }
         };
+        let told = told.map_err(|e| course.stuck(e))?;
         course.tell(told, &mut workers[0], held_out.as_ref())?;
     }
     let own = course.settings().rule == Rule::FedSa;
