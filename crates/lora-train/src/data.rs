@@ -187,24 +187,31 @@ fn ends(tokenizer: &Tokenizer) -> Vec<Option<String>> {
     tokenizer.eos_ids().iter().map(text).collect()
 }
 
-/// The row with what ends it apart: no answer is asked to say it.
+/// The row with what ends it apart: no answer is asked to say it. Its own end is put behind it again when it is [`encode`]d.
 fn apart(row: Row, ends: &[Option<String>]) -> Row {
+    let all: Vec<&str> = ends.iter().flatten().map(String::as_str).collect();
+    let own = ends.first().and_then(Option::as_deref);
     match row {
-        // Its own end is put behind every text; another one is said before that.
-        Row::Text(text) => match ends.first().and_then(Option::as_deref) {
-            Some(own) => Row::Text(text.trim_end_matches(own).to_owned()),
-            None => Row::Text(text),
-        },
+        // Another end is said before its own.
+        Row::Text(text) => Row::Text(before(&text, own.as_slice()).to_owned()),
         Row::Pair { prompt, completion, end } => {
-            let mut answer = completion.as_str();
-            while let Some(rest) = ends.iter().flatten().find_map(|end| answer.strip_suffix(end.as_str())) {
-                answer = rest;
-            }
-            let end = format!("{}{end}", &completion[answer.len()..]);
+            let answer = before(&completion, &all);
+            let end = format!("{}{end}", before(&completion[answer.len()..], own.as_slice()));
             Row::Pair { prompt, completion: answer.to_owned(), end }
         }
         Row::Chat(chat) => Row::Chat(chat),
     }
+}
+
+/// What stands before the `ends` of a text, and before white space behind them, which nobody says: an end is the last word.
+fn before<'a>(mut text: &'a str, ends: &[&str]) -> &'a str {
+    // An end may be white space itself.
+    let unended =
+        |text: &'a str, end: &str| text.strip_suffix(end).or_else(|| text.trim_end().strip_suffix(end));
+    while let Some(rest) = ends.iter().find_map(|&end| unended(text, end)) {
+        text = rest;
+    }
+    text
 }
 
 /// The model's chat template, for one conversation.

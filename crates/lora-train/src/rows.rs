@@ -23,7 +23,8 @@ pub enum Row {
         prompt: String,
         /// What is to follow.
         completion: String,
-        /// Ends of texts that the row has behind it, where they are known as such: learnt as they stand, and part of no answer.
+        /// Ends of texts that the row has behind it, where they are known as such, but for the tokenizer's own, which is put
+        /// behind every completion: learnt as they stand, and part of no answer.
         end: String,
     },
     /// All of it is learnt.

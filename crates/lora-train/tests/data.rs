@@ -78,8 +78,8 @@ fn ending(dir: &Path) -> Tokenizer {
     Tokenizer::open(dir).unwrap()
 }
 
-/// What writes its own end has no second one, though its tokenizer puts one behind every text, and its answer is what stands
-/// before.
+/// What writes its own end, with white space behind it or none, has no second one, though its tokenizer puts one behind every
+/// text, and its answer is what stands before.
 #[test]
 fn an_end_that_is_there_is_not_added() {
     let dir = tempfile::tempdir().unwrap();
@@ -96,17 +96,20 @@ fn an_end_that_is_there_is_not_added() {
             std::fs::write(&file, format!("{pair}\n{text}\n")).unwrap();
             Dataset::read(&file, &tokenizer, DataOptions { max_length: 100, truncate: false }).unwrap()
         };
-        let (without, with) = (read(""), read(&end));
-        // In a prompt it is the row's affair.
-        let given = tokenizer.encode(&format!("say it:{end}"), true).unwrap();
-        assert!(with.samples[0].ids.starts_with(&given), "{kind}");
-        let learnt = |data: &Dataset| -> Vec<i64> {
-            data.samples[0].labels.iter().copied().filter(|&l| l != IGNORE).collect()
-        };
-        assert_eq!(learnt(&with), learnt(&without), "{kind}");
-        assert_eq!(with.samples[1], without.samples[1], "{kind}");
-        assert_eq!(reference(&with.rows[0]), Some("four"), "{kind}");
-        assert_eq!(with.rows[1], without.rows[1], "{kind}");
+        let without = read("");
+        for end in ["", "\n", " \n\n"].map(|space| format!("{end}{space}")) {
+            let with = read(&end);
+            // In a prompt it is the row's affair.
+            let given = tokenizer.encode(&format!("say it:{end}"), true).unwrap();
+            assert!(with.samples[0].ids.starts_with(&given), "{kind}, {end:?}");
+            let learnt = |data: &Dataset| -> Vec<i64> {
+                data.samples[0].labels.iter().copied().filter(|&l| l != IGNORE).collect()
+            };
+            assert_eq!(learnt(&with), learnt(&without), "{kind}, {end:?}");
+            assert_eq!(with.samples[1], without.samples[1], "{kind}, {end:?}");
+            assert_eq!(reference(&with.rows[0]), Some("four"), "{kind}, {end:?}");
+            assert_eq!(with.rows[1], without.rows[1], "{kind}, {end:?}");
+        }
     }
 }
 
@@ -121,11 +124,15 @@ fn an_answer_stands_before_every_end() {
     assert_eq!(tokenizer.eos_ids(), [0, 2]);
     let file = dir.path().join("rows.jsonl");
     let yes = tokenizer.encode_after("yes").unwrap();
+    let [line] = tokenizer.encode_after("\n").unwrap()[..] else { panic!("a token") };
     for (end, ids) in [
         ("", vec![0_i64]),
         ("<|endoftext|>", vec![0]),
+        ("<|endoftext|>\n", vec![0]),
         ("<|im_end|>", vec![2, 0]),
+        ("<|im_end|>\n", vec![2, line, 0]),
         ("<|im_end|><|endoftext|>", vec![2, 0]),
+        ("<|im_end|>\n<|endoftext|> \n", vec![2, line, 0]),
     ] {
         let pair = json!({ "prompt": "Rain?", "completion": format!("yes{end}") });
         let text = json!({ "text": format!("yes{end}") });
