@@ -2,6 +2,7 @@
 
 mod commands;
 mod open;
+mod paths;
 mod planning;
 mod privacy;
 mod profile;

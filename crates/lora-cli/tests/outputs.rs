@@ -152,6 +152,41 @@ fn what_an_evaluation_cannot_write_or_judge_is_said_first() {
     assert!(!bench.path("seen.jsonl").exists());
 }
 
+/// However it is spelt, and before anything is read.
+#[cfg(unix)]
+#[test]
+fn no_output_takes_another_files_place() {
+    let bench = Bench::new();
+    std::os::unix::fs::symlink(".", bench.path("here")).unwrap();
+    let eval = "eval --data data.jsonl --model";
+    let train = "train --model nowhere --out out --data";
+    let simulate = "fed simulate --model nowhere --out out --client a=data.jsonl";
+    for (words, said) in [
+        (
+            format!("{eval} nowhere --rows model/../seen.jsonl --trace here/seen.jsonl"),
+            "--rows and --trace are one file",
+        ),
+        (format!("{eval} nowhere --rows here/data.jsonl"), "--rows would replace the data"),
+        (format!("{eval} here/m.gguf --rows m.gguf"), "--rows would replace the model"),
+        (format!("{train} data.jsonl --trace model/../out/"), "--out and --trace are one file"),
+        (format!("{train} here/out.metrics.jsonl"), "OUT.metrics.jsonl would replace the data"),
+        (
+            format!("{train} data.jsonl --eval here/out.metrics.earlier.jsonl"),
+            "would replace the held-out rows",
+        ),
+        (
+            format!("{train} data.jsonl --dp-epsilon 8 --dp-ledger here/data.jsonl"),
+            "--dp-ledger would replace the data",
+        ),
+        (format!("{simulate} --client b=here/out.rounds.jsonl"), "OUT.rounds.jsonl would replace these rows"),
+    ] {
+        let run = bench.lora(&words);
+        assert_eq!(run.code, Some(2), "{words}: {}", run.err);
+        assert!(run.err.contains(said) && run.err.contains("hint: "), "{words}: {}", run.err);
+    }
+    assert!(["seen.jsonl", "out", "out.metrics.jsonl"].iter().all(|name| !bench.path(name).exists()));
+}
+
 /// The tokens that a row is judged by are those that it is learnt by, however it is written.
 #[test]
 fn what_is_asked_can_be_asked_elsewhere() {

@@ -92,6 +92,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let begin = Instant::now();
     // What is cheap to check comes first; the weights come last.
+    args.apart()?;
     if args.training.eval_every.is_some() && args.eval.is_none() {
         return Err(Error::usage("--eval-every without held-out rows").hint("give them by --eval").into());
     }

@@ -10,6 +10,8 @@ use lora::fed::engine::{Settings, Weights};
 use lora::{AdapterConfig, CONFIG_FILE, Error, Local, Recipe, VARIANTS, WEIGHTS_FILE};
 use tch::Tensor;
 
+use super::log::Log;
+use crate::paths;
 use crate::privacy::hash_of;
 use crate::settings::MethodArgs;
 
@@ -41,6 +43,13 @@ impl OutArgs {
         let hash = hash_of(&[folder.join(CONFIG_FILE), folder.join(WEIGHTS_FILE)])?;
         let name: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         Ok(format!("the adapter {name}"))
+    }
+
+    /// Refuses rows, these or the held-out ones, that the log of the rounds would replace.
+    pub(super) fn apart<'a>(&'a self, rows: impl Iterator<Item = &'a Path>) -> lora::Result<()> {
+        let log = Log::place(&self.out);
+        let rows: Vec<_> = rows.chain(self.eval.as_deref()).map(|path| ("these rows", Some(path))).collect();
+        paths::apart(&[("OUT.rounds.jsonl", Some(log.as_path()))], &rows)
     }
 
     /// The adapter that all begin with, on the model of `host`.

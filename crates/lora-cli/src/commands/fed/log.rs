@@ -17,9 +17,14 @@ pub(super) struct Log {
 }
 
 impl Log {
+    /// Where it lies.
+    pub(super) fn place(out: &Path) -> PathBuf {
+        sibling(out, "rounds.jsonl")
+    }
+
     /// Begins it anew; of rounds that are done already, it keeps what it said, or says what their `reports` hold.
     pub(super) fn open(out: &Path, reports: &[Vec<u8>]) -> Result<Self> {
-        let path = sibling(out, "rounds.jsonl");
+        let path = Self::place(out);
         let old = if reports.is_empty() {
             String::new()
         } else {

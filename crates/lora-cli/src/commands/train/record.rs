@@ -6,10 +6,27 @@ use lora::{AdapterConfig, Recipe};
 use sha2::{Digest, Sha256};
 
 use super::Args;
+use crate::paths;
 use crate::planning;
 use crate::privacy::{bound_to, hash_of};
 
 impl Args {
+    /// Refuses outputs that would replace what is read, or one another: what lies beside OUT is replaced unasked.
+    pub(super) fn apart(&self) -> lora::Result<()> {
+        let beside = ["metrics.jsonl", "metrics.earlier.jsonl", "resume.safetensors"];
+        let [metrics, earlier, saved] = beside.map(|ending| lora::sibling(&self.out, ending));
+        let outputs = [
+            ("--out", Some(self.out.as_path())),
+            ("--trace", self.trace.as_deref()),
+            ("OUT.metrics.jsonl", Some(metrics.as_path())),
+            ("OUT.metrics.earlier.jsonl", Some(earlier.as_path())),
+            ("OUT.resume.safetensors", Some(saved.as_path())),
+            ("--dp-ledger", self.dp_ledger.as_deref()),
+        ];
+        let rows = [("the data", Some(self.data.as_path())), ("the held-out rows", self.eval.as_deref())];
+        paths::apart(&outputs, &rows)
+    }
+
     /// The model's files, how they are kept, and all settings that shape a gradient.
     ///
     /// # Errors
