@@ -134,13 +134,26 @@ fn a_merge_is_verified_beside_the_base_that_was_trained() {
     let bench = Bench::new();
     let train = "train --model model --data data.jsonl --out out --rank 2 --max-steps 1 --dtype f32";
     bench.lora(&format!("{train} --variant qlora")).ok();
-    let kl = |more: &str| {
-        let merge = "merge --model model --adapter out --out merged --overwrite --dtype f32";
-        let found = bench.lora(&format!("{merge} --verify --tolerance 9 --json {more}")).ok();
-        serde_json::from_str::<Value>(found.trim()).unwrap()["mean_kl"].as_f64().unwrap()
+    let merge = "merge --model model --adapter out --out merged --overwrite --dtype f32 --verify";
+    let found = |more: &str| -> Value {
+        serde_json::from_str(bench.lora(&format!("{merge} --json {more}")).ok().trim()).unwrap()
     };
-    let (asked, rounded) = (kl(""), kl("--variant qlora"));
+    let kl = |found: &Value| found["mean_kl"].as_f64().unwrap();
+    let (asked, beside) = (found("--tolerance 9"), found("--tolerance 9 --variant qlora"));
+    let (asked, rounded) = (kl(&asked), kl(&beside));
     assert!(asked < 1e-6 && rounded > 100.0 * asked.max(1e-9), "{asked} {rounded}");
+
+    // What rounding the base had changed refuses nothing: the tolerance is for what merging itself changes.
+    let between = (asked.max(1e-9) * rounded).sqrt();
+    let kept = found(&format!("--variant qlora --tolerance {between:e}"));
+    assert!(kl(&kept) > between && kl(&kept["merging"]) < between, "{kept}");
+    let said = bench.lora(&format!("{merge} --variant qlora --tolerance {between:e}")).ok();
+    for part in ["beside the base as qlora", "beside the base that is merged into", "written to merged"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    // A result in 4 bits is rounded by the merge.
+    let run = bench.lora(&format!("{merge} --variant qlora --requantize --tolerance 0"));
+    assert!(run.code == Some(3) && run.err.contains("leave out --requantize"), "{}", run.err);
 }
 
 /// What would change nothing is not taken for a promise.
