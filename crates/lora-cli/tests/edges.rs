@@ -67,6 +67,21 @@ fn a_command_line_that_makes_no_sense_is_told_before_the_model_is_looked_for() {
     assert!(!bench.path("out").exists() && !bench.path("trace.jsonl").exists());
 }
 
+/// Told with the plan, and by the exit code: a script asks before it trains.
+#[test]
+fn a_plan_says_where_nothing_fits() {
+    let bench = Bench::new();
+    let plan = "plan --model model --length 64 --memory";
+    let run = bench.lora(&format!("{plan} 1mb --json"));
+    assert!(run.code == Some(2) && run.err.contains("nothing fits in 0.00 GB"), "{}", run.err);
+    let told: Value = serde_json::from_str(&run.out).unwrap();
+    assert!(told["fastest"].is_null() && told["bytes"].is_u64(), "{told}");
+    let run = bench.lora(&format!("{plan} 1mb"));
+    assert!(run.code == Some(2) && run.out.contains("what fits in"), "{}{}", run.out, run.err);
+    refused(&bench, &format!("{plan} 8"), 2, &["`8` of what? say 8GB"]);
+    bench.lora(&format!("{plan} 8gb")).ok();
+}
+
 #[test]
 fn what_is_to_be_skipped_must_be_there() {
     let bench = Bench::new();
