@@ -12,9 +12,9 @@ use lora::tch_ext::changed;
 use lora::tch_ext::cuda::{here, seed};
 use lora::train::{
     AdamWConfig, Arena, Batch, Batches, Dataset, Event, Recorder, Sample, SavePoint, Schedule, TrainConfig,
-    may_share, mean_loss, train,
+    Work, may_share, mean_loss, required_flops, train,
 };
-use lora::{AdapterConfig, Error, ErrorKind, Mode, params};
+use lora::{AdapterConfig, Error, ErrorKind, Linears, Mode, params};
 use steps::{RANDOM, model, model_in, recordable, samples};
 use tch::{Kind, Tensor};
 
@@ -41,6 +41,31 @@ fn an_epoch_is_every_sample_once() {
             assert_eq!(steps(size, batch / size), whole, "{rows} rows, {batch} by {size}");
         }
     }
+}
+
+/// Below the first block that trains nothing goes backward, and no step has to do it.
+#[test]
+fn what_a_step_must_do_ends_where_training_does() {
+    let _alone = RANDOM.lock();
+    let work = Work { tokens: 10.0, positions: 10.0, supervised: 3.0, squares: 100.0 };
+    let on = |layers: Option<Vec<i64>>| {
+        model("lora", AdapterConfig { layers_to_transform: layers, ..AdapterConfig::default() })
+    };
+    let all = on(None);
+    let config = all.config();
+    let last = config.layers - 1;
+    let first = |name: &str| !name.starts_with(&format!("model.layers.{last}.")) && name != "lm_head";
+    let below = all.linears().into_iter().filter(|(name, _)| first(name));
+    let weights: i64 = below.map(|(_, layer)| layer.base().shape()).map(|(out, inp)| out * inp).sum();
+    let width = config.heads * config.head_dim * last;
+    assert!(last > 0 && weights > 0);
+    let spared = (2 * weights) as f64 * work.positions + (4 * width) as f64 * work.squares;
+    let flops = required_flops(&all, &work);
+    for layers in [vec![0], vec![0, last]] {
+        assert_eq!(required_flops(&on(Some(layers)), &work), flops);
+    }
+    let less = flops - required_flops(&on(Some(vec![last])), &work);
+    assert!((less / spared - 1.0).abs() < 1e-9, "{less} for {spared}");
 }
 
 /// Where one mask would be drawn for several texts, each is read whole.
