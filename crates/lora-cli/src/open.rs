@@ -100,11 +100,9 @@ impl ModelArgs {
 
     /// All of it, with the adapter of that folder if one is named, on the storage that `variant` names.
     pub(crate) fn open(&self, adapter: Option<&Path>, variant: &str) -> Result<Opened> {
-        let storage = Recipe::parse(variant, VARIANTS)?;
-        if let Some(folder) = adapter {
-            // Its configuration first: cheap, and the likeliest to be wrong.
-            AdapterConfig::read(folder)?;
-        }
+        // Its configuration first: cheap, and the likeliest to be wrong.
+        let config = adapter.map(AdapterConfig::read).transpose()?;
+        let storage = chosen(variant, config.as_ref())?;
         let (checkpoint, tokenizer) = self.checkpoint()?;
         let keep = Keep { storage: storage.storage(), packed: self.packed(), skip: &self.skip };
         let mut model = self.load(checkpoint.as_ref(), keep)?;
@@ -113,6 +111,26 @@ impl ModelArgs {
         }
         Ok(Opened { checkpoint, tokenizer, model })
     }
+}
+
+/// What `--variant` names where no adapter is made. Only the storage is left to choose then: a method that is not the
+/// adapter's own would do nothing.
+///
+/// # Errors
+/// Usage: such a method, and what [`Recipe::parse`] refuses.
+pub(crate) fn chosen(variant: &str, adapter: Option<&AdapterConfig>) -> lora::Result<Recipe> {
+    let asked = Recipe::parse(variant, VARIANTS)?;
+    let flags = asked.flags();
+    let what = match adapter {
+        _ if flags.is_empty() => return Ok(asked),
+        Some(config) if config.flags == flags => return Ok(asked),
+        Some(config) => {
+            let own = Recipe::from_flags(&config.flags, VARIANTS)?;
+            format!("the adapter is of another method than `{variant}`: {own}")
+        }
+        None => format!("no adapter is named that `{variant}` could be the method of"),
+    };
+    Err(Error::usage(what).hint("of --variant only how the base is kept is to be chosen here, as qlora"))
 }
 
 /// The dtype of that name on the command line.

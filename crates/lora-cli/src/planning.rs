@@ -160,6 +160,25 @@ pub(crate) fn fastest(ways: &[Way], planners: &[Planner], load: &Load, limit: u6
     })
 }
 
+/// A plan in a line, with a warning where it will not fit.
+pub(crate) fn told(way: &str, fit: &Fit, limit: Option<u64>, blocks: usize) -> String {
+    let gb = |bytes: u64| bytes as f64 / 1e9;
+    let Setting { recompute, batch_size, accumulate, .. } = fit.setting;
+    let total = fit.plan.total();
+    let of = limit.map_or_else(String::new, |limit| format!(" of {:.2}", gb(limit)));
+    let too_much = if limit.is_some_and(|limit| !fit.plan.fits(limit)) {
+        "\n          it may not fit: `lora plan` says what does, and --auto chooses it"
+    } else {
+        ""
+    };
+    format!(
+        "{:.2}{of} GB: {way} weights, {accumulate} x {batch_size} texts a step, {} of {blocks} layers \
+         recomputed{too_much}",
+        gb(total),
+        recompute.min(blocks)
+    )
+}
+
 /// A number of bytes: `8GB`, `512mb`, `7.5GiB`, `8e9B`. Without a unit it is none: `8` was meant as something else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Size(pub(crate) u64);

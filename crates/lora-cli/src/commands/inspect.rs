@@ -77,11 +77,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Row { effective_rank: args.spectrum.then(|| effective_rank(module)).flatten(), ..row }
     };
     let rows: Vec<_> = modules.iter().map(row).collect();
+    // Of `full` there is none.
+    let ranked = rows.iter().any(|row| row.rank.is_some());
     if args.json {
         let modules: Vec<_> = rows.iter().map(Row::json).collect();
         say!(
             "{}",
-            json!({ "variant": recipe.to_string(), "r": config.r, "lora_alpha": config.lora_alpha,
+            json!({ "variant": recipe.to_string(), "r": ranked.then_some(config.r),
+                "lora_alpha": ranked.then_some(config.lora_alpha),
                 "base_model": config.base_model, "parameters": trained, "bytes": bytes,
                 "share": base.map(|(all, _)| trained as f64 / all as f64),
                 "effective_rank": mean_rank(&rows), "modules": modules })
@@ -90,12 +93,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     say!("variant     {recipe}");
     say!("base        {}", config.base_model.as_deref().unwrap_or("not named"));
-    say!(
-        "rank        {}, alpha {}, scale {}",
-        config.r,
-        config.lora_alpha,
-        recipe.scale(config.lora_alpha, config.r)
-    );
+    if ranked {
+        let scale = recipe.scale(config.lora_alpha, config.r);
+        say!("rank        {}, alpha {}, scale {scale}", config.r, config.lora_alpha);
+    }
     say!("parameters  {} in {} modules", grouped(trained), modules.len());
     if let Some((all, stored)) = base {
         say!("share       {:.4} % of the base's {}", 100.0 * trained as f64 / all as f64, grouped(all));
@@ -112,7 +113,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         say!(
             "{:48} {:>5} {:>12} {:>10} {:>10} {:>10}",
             row.name,
-            row.rank,
+            row.rank.map_or("-".to_owned(), |rank| rank.to_string()),
             grouped(row.parameters),
             n[0],
             n[1],
@@ -187,7 +188,7 @@ fn mean_rank(rows: &[Row]) -> Option<f64> {
 /// A module's line: rank, parameters, and the Frobenius norms of A, B and s B A.
 struct Row {
     name: String,
-    rank: i64,
+    rank: Option<i64>,
     parameters: usize,
     norms: [Option<f64>; 3],
     effective_rank: Option<f64>,
@@ -198,12 +199,12 @@ impl Row {
         let (a, b) = (module.get("lora_A.weight"), module.get("lora_B.weight"));
         let wide = |t: &Tensor| t.to_kind(Kind::Double);
         let norm = |t: &Tensor| wide(t).norm().double_value(&[]);
-        let rank = a.and_then(|a| a.size().first().copied()).unwrap_or(r);
+        let rank = a.and_then(|a| a.size().first().copied());
         let update = a.zip(b).map(|(a, b)| {
             // ‖BA‖² = tr(BᵀB AAᵀ): nothing of size [out, in] is built.
             let (a, b) = (wide(a), wide(b));
             let product = b.tr().matmul(&b).matmul(&a.matmul(&a.tr()));
-            product.trace().double_value(&[]).max(0.0).sqrt() * recipe.scale(alpha, rank)
+            product.trace().double_value(&[]).max(0.0).sqrt() * recipe.scale(alpha, rank.unwrap_or(r))
         });
         let parameters = module.values().map(Tensor::numel).sum();
         Self {

@@ -9,11 +9,11 @@ use std::path::PathBuf;
 use anyhow::Result;
 use lora::model::{Checkpoint, Export, OnDisk, Pack, is_model_file};
 use lora::qlora::Options;
-use lora::{Error, Linears, OutputFolder, Recipe, VARIANTS};
+use lora::{AdapterConfig, Error, Linears, OutputFolder, VARIANTS};
 use tch::{Kind, Tensor};
 
 use super::say;
-use crate::open::{ADAPTER, ModelArgs};
+use crate::open::{ADAPTER, ModelArgs, chosen};
 use crate::rounding::Rounding;
 
 /// Fold an adapter into its base: an ordinary Hugging Face model folder
@@ -72,7 +72,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return Err(Error::usage("--limit is of rows, and --verify names no file of them").into());
     }
     let packing = args.requantize.as_ref().map(|o| Options::parse(o.as_deref().unwrap_or(""))).transpose()?;
-    let trained = Recipe::parse(&args.variant, VARIANTS)?;
+    let trained = chosen(&args.variant, Some(&AdapterConfig::read(&args.adapter)?))?;
     let (checkpoint, tokenizer) = args.model.checkpoint()?;
     let texts = args.texts(&tokenizer, checkpoint.config())?;
     let out = OutputFolder::create(&args.out, args.overwrite, is_model_file)?;

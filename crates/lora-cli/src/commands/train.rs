@@ -1,19 +1,18 @@
 //! `lora train`
 
 mod record;
+mod trace;
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
 use lora::model::{Keep, parameters};
-use lora::train::{Batches, Dataset, Event, Fit, Load, SavePoint, Setting, TrainConfig, may_share};
+use lora::train::{Event, Fit, Load, SavePoint, Setting, TrainConfig, may_share};
 use lora::{AdapterConfig, Error, OutputFolder, Recipe, VARIANTS};
 
 use super::{bare, say};
-use crate::open::{ADAPTER, ModelArgs, grouped};
+use crate::open::{ADAPTER, ModelArgs, chosen, grouped};
 use crate::planning::{self, Size, Way};
 use crate::privacy::{PrivacyArgs, ledger_of};
 use crate::profile::Profile;
@@ -103,7 +102,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let asked = Way::asked(&args.model, &args.method)?;
     let config = match &args.adapter {
-        Some(folder) => AdapterConfig::read(folder)?,
+        Some(folder) => {
+            let config = AdapterConfig::read(folder)?;
+            chosen(&args.method.variant, Some(&config))?;
+            config
+        }
         None => args.method.adapter_config()?,
     };
     args.method.is_for_train(args.adapter.is_some())?;
@@ -166,7 +169,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         };
         let fit = fit.ok_or_else(|| Error::internal("no plan for this setting"))?;
         let planner = fit.setting.planner;
-        say!("plan      {}", planned(&ways[planner].name, &fit, limit, planners[planner].blocks()));
+        say!("plan      {}", planning::told(&ways[planner].name, &fit, limit, planners[planner].blocks()));
         Some(fit)
     } else {
         None
@@ -201,16 +204,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let frozen = parameters(checkpoint.config());
     say!("model     {} ({} parameters, {})", args.model.model.display(), grouped(frozen), args.model.dtype);
     let loaded = begin.elapsed().as_secs_f64();
-    if let Some(path) = &args.trace {
-        let folder = OutputFolder::create(path, args.overwrite, |path| {
-            is_adapter_file(path) || path == Path::new(BATCHES)
-        })?;
-        folder.write_with(BATCHES, |file| batches(file, &data, &training))?;
-        lora::save(&model, ADAPTER, &recipe, &written, VARIANTS, folder.path())?;
-        folder.commit()?;
-    }
+    args.write_trace((&model, &recipe, &written), &data, &training)?;
     let share = 100.0 * trained as f64 / (frozen + trained) as f64;
-    say!("adapter   {recipe}, rank {}: {} parameters train ({share:.3} %)", config.r, grouped(trained));
+    let ranked = params.iter().any(|p| p.name.starts_with("lora_A"));
+    let rank = if ranked { format!(", rank {}", config.r) } else { String::new() };
+    say!("adapter   {recipe}{rank}: {} parameters train ({share:.3} %)", grouped(trained));
     say!(
         "data      {} rows, {} tokens, {} of them learnt{}",
         data.samples.len(),
@@ -323,41 +321,4 @@ const ROOM: &str = "space-kept-for-the-adapter";
 pub(crate) fn is_adapter_file(path: &Path) -> bool {
     let ours = [lora::CONFIG_FILE, lora::WEIGHTS_FILE, "training.json", "README.md"];
     ours.contains(&&*path.to_string_lossy())
-}
-
-/// In a trace, what is read step by step.
-const BATCHES: &str = "batches.jsonl";
-
-fn batches(file: &mut File, data: &Dataset, config: &TrainConfig) -> lora::Result<()> {
-    let mut batches = Batches::new(&data.samples, config.batch_size, config.seed);
-    let write = || {
-        let mut file = BufWriter::new(file);
-        for step in 1..=config.steps(data.samples.len()) {
-            let texts = batches.next_step(config.accumulate).into_iter().flatten();
-            let texts: Vec<_> =
-                texts.map(|s| serde_json::json!({ "ids": s.ids, "labels": s.labels })).collect();
-            writeln!(file, "{}", serde_json::json!({ "step": step, "texts": texts }))?;
-        }
-        file.flush()
-    };
-    write().map_err(|e| Error::io("write", Path::new(BATCHES), e))
-}
-
-/// A plan in a line, with a warning where it will not fit.
-fn planned(way: &str, fit: &Fit, limit: Option<u64>, blocks: usize) -> String {
-    let gb = |bytes: u64| bytes as f64 / 1e9;
-    let Setting { recompute, batch_size, accumulate, .. } = fit.setting;
-    let total = fit.plan.total();
-    let of = limit.map_or_else(String::new, |limit| format!(" of {:.2}", gb(limit)));
-    let too_much = if limit.is_some_and(|limit| !fit.plan.fits(limit)) {
-        "\n          it may not fit: `lora plan` says what does, and --auto chooses it"
-    } else {
-        ""
-    };
-    format!(
-        "{:.2}{of} GB: {way} weights, {accumulate} x {batch_size} texts a step, {} of {blocks} layers \
-         recomputed{too_much}",
-        gb(total),
-        recompute.min(blocks)
-    )
 }

@@ -11,6 +11,7 @@ use lora::{AdapterConfig, CONFIG_FILE, Error, Local, Recipe, VARIANTS, WEIGHTS_F
 use tch::Tensor;
 
 use super::log::Log;
+use crate::open::chosen;
 use crate::paths;
 use crate::privacy::hash_of;
 use crate::settings::MethodArgs;
@@ -161,10 +162,12 @@ pub(super) fn ranked(text: &str) -> std::result::Result<(String, i64), String> {
 
 /// The recipe and configuration of the arguments, or of an adapter that is there, on the arguments' storage.
 pub(super) fn method(args: &MethodArgs, adapter: Option<&Path>) -> Result<(Recipe, AdapterConfig)> {
-    let asked = Recipe::parse(&args.variant, VARIANTS)?;
     args.is_for_train(adapter.is_some())?;
-    let Some(folder) = adapter else { return Ok((asked, args.adapter_config()?)) };
+    let Some(folder) = adapter else {
+        return Ok((Recipe::parse(&args.variant, VARIANTS)?, args.adapter_config()?));
+    };
     let config = AdapterConfig::read(folder)?;
+    let asked = chosen(&args.variant, Some(&config))?;
     let parts = Recipe::from_flags(&config.flags, VARIANTS)?;
     Ok((parts.stored_as(&asked), config))
 }

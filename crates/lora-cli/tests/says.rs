@@ -1,0 +1,54 @@
+//! What the program says of what it was given, and of what it did: nothing untrue, and no silence where it matters.
+
+#[allow(dead_code)]
+mod common;
+
+use common::Bench;
+
+const TRAIN: &str = "train --model model --data data.jsonl --rank 2 --max-steps 1 --dtype f32";
+
+fn refused(bench: &Bench, words: &str, code: i32, said: &[&str]) {
+    let run = bench.lora(words);
+    assert_eq!(run.code, Some(code), "{words}: {}{}", run.out, run.err);
+    assert!(said.iter().all(|said| run.err.contains(said)), "{words}: {}", run.err);
+}
+
+/// Beside an adapter that is there, of a variant only the storage is left to choose.
+#[test]
+fn a_variant_that_is_not_the_adapters_is_refused() {
+    let bench = Bench::new();
+    bench.lora(&format!("{TRAIN} --out plain")).ok();
+    bench.lora(&format!("{TRAIN} --out dora --variant dora")).ok();
+    let (on, rows) = ("--model model --dtype f32", "--data data.jsonl --max-tokens 0");
+    let simulate = format!("fed simulate {on} --data data.jsonl --split 2 --rule fedit --rounds 1 --out new");
+    for words in [
+        format!("train {on} --data data.jsonl --adapter plain --variant rslora --out new"),
+        format!("train {on} --data data.jsonl --adapter plain --variant qlora+full --out new"),
+        format!("eval {on} {rows} --adapter plain --variant dora"),
+        format!("eval {on} {rows} --adapter dora --variant dora+rslora"),
+        format!("generate {on} --prompt hi --adapter dora --variant full"),
+        format!("merge {on} --adapter plain --out new --verify --variant qlora+dora"),
+        format!("{simulate} --adapter plain --variant dora"),
+    ] {
+        refused(&bench, &words, 2, &["the adapter is of another method than"]);
+    }
+    refused(&bench, &format!("eval {on} {rows} --variant rslora"), 2, &["no adapter is named"]);
+    assert!(!bench.path("new").exists());
+    for words in ["--adapter plain --variant qlora", "--adapter dora --variant qlora+dora", "--variant qlora"]
+    {
+        bench.lora(&format!("eval {on} {rows} {words}")).ok();
+    }
+}
+
+#[test]
+fn no_rank_is_told_of_what_has_none() {
+    let bench = Bench::new();
+    let told = bench.lora(&format!("{TRAIN} --variant full --out whole")).ok();
+    assert!(told.contains("adapter   full: "), "{told}");
+    let told = bench.lora("inspect whole").ok();
+    assert!(!told.contains("\nrank ") && told.contains("self_attn.q_proj"), "{told}");
+    let found: serde_json::Value = serde_json::from_str(&bench.lora("inspect whole --json").ok()).unwrap();
+    assert!(found["r"].is_null() && found["modules"][0]["r"].is_null(), "{found}");
+    let told = bench.lora(&format!("{TRAIN} --out low")).ok() + &bench.lora("inspect low").ok();
+    assert!(told.contains("adapter   lora, rank 2: ") && told.contains("\nrank        2, "), "{told}");
+}
