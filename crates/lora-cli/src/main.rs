@@ -2,6 +2,7 @@
 
 mod commands;
 mod open;
+mod origin;
 mod paths;
 mod planning;
 mod privacy;

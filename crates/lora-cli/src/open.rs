@@ -8,6 +8,8 @@ use lora::model::{Checkpoint, Keep, Llama, Tokenizer};
 use lora::{AdapterConfig, Error, Recipe, VARIANTS};
 use tch::{Device, Kind};
 
+use crate::origin;
+
 /// The name of the adapter that the command line works on.
 pub(crate) const ADAPTER: &str = "default";
 
@@ -44,6 +46,18 @@ pub(crate) struct Opened {
     pub(crate) checkpoint: Box<dyn Checkpoint>,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) model: Llama,
+    /// How the base is kept.
+    storage: Recipe,
+    packed: Option<bool>,
+}
+
+impl Opened {
+    /// A note where the adapter that was opened was trained beside another base.
+    pub(crate) fn tell_of(&self, adapter: Option<&Path>) {
+        if let Some(folder) = adapter {
+            origin::tell(folder, self.checkpoint.as_ref(), Some((&self.storage, self.packed)));
+        }
+    }
 }
 
 impl ModelArgs {
@@ -109,7 +123,7 @@ impl ModelArgs {
         if let Some(folder) = adapter {
             lora::load(&mut model, ADAPTER, folder, VARIANTS)?;
         }
-        Ok(Opened { checkpoint, tokenizer, model })
+        Ok(Opened { checkpoint, tokenizer, model, storage, packed: self.packed() })
     }
 }
 
@@ -139,6 +153,16 @@ pub(crate) fn kind_of(dtype: &str) -> Kind {
         "f32" => Kind::Float,
         "f16" => Kind::Half,
         _ => Kind::BFloat16,
+    }
+}
+
+/// The name of that dtype there.
+pub(crate) fn name_of(kind: Kind) -> &'static str {
+    match kind {
+        Kind::BFloat16 => "bf16",
+        Kind::Half => "f16",
+        Kind::Double => "f64",
+        _ => "f32",
     }
 }
 

@@ -72,7 +72,7 @@ impl Way {
 }
 
 /// Whether its linear layers come in blocks.
-fn is_packed(checkpoint: &dyn Checkpoint) -> Result<bool> {
+pub(crate) fn is_packed(checkpoint: &dyn Checkpoint) -> Result<bool> {
     let shapes = linear_shapes(checkpoint)?;
     Ok(shapes.iter().any(|(path, _)| checkpoint.packed_bytes(&format!("{path}.weight")).is_some()))
 }

@@ -40,6 +40,65 @@ fn a_variant_that_is_not_the_adapters_is_refused() {
     }
 }
 
+/// Where that is certain, and nowhere else.
+#[test]
+fn an_adapter_beside_another_base_is_told() {
+    let bench = Bench::new();
+    let on = "--dtype f32 --overwrite --data data.jsonl --max-steps 1";
+    let notes = |words: &str, said: &str| {
+        let run = bench.lora(words);
+        assert_eq!(run.code, Some(0), "{words}: {}", run.err);
+        let notes: Vec<_> = run.err.lines().filter(|line| line.starts_with("note: the adapter ")).collect();
+        assert_eq!(notes.len(), usize::from(!said.is_empty()), "{words}: {notes:?}");
+        assert!(notes.iter().all(|note| note.contains(said)), "{words}: {notes:?}");
+    };
+    let eval = |base: &str, more: &str, said: &str| {
+        let rows = "--dtype f32 --data data.jsonl --max-tokens 0";
+        notes(&format!("eval --model {base} --adapter {more} {rows}"), said);
+    };
+    let merge = |base: &str, more: &str, said: &str| {
+        notes(&format!("merge --model {base} --adapter {more} --dtype f32 --overwrite"), said);
+    };
+
+    bench.lora(&format!("{TRAIN} --out plain")).ok();
+    eval("model", "plain", "");
+    eval("model", "plain --variant qlora", "here `--variant qlora` rounds it");
+    merge("model", "plain --out merged", "");
+    let others = "other weights than these";
+    eval("merged", "plain", others);
+    merge("merged", "plain --out twice", others);
+    notes("inspect plain --model merged", others);
+    notes("generate --model merged --adapter plain --prompt hi --max-tokens 1 --dtype f32", others);
+    notes("export --model merged --adapter plain --out plain.gguf", others);
+    notes(&format!("train {on} --model merged --adapter plain --out further"), others);
+    // The same in another folder, and in a type that need not hold it.
+    bench.copy("smollm/model", "moved");
+    notes("inspect plain --model moved", "");
+    notes("merge --model model --adapter plain --out narrow --dtype bf16", "");
+    notes("inspect plain --model narrow", "");
+
+    bench.lora(&format!("{TRAIN} --out four --variant qlora")).ok();
+    let rounds = "beside the base as `--variant qlora` rounds it";
+    eval("model", "four", rounds);
+    merge("model", "four --out merged", rounds);
+    merge("model", "four --out merged --verify --variant qlora", "");
+    eval("model", "four --variant qlora", "");
+    notes("inspect four --model model", "");
+    bench.lora("quantize model packed --dtype f32").ok();
+    eval("packed", "four", "");
+
+    bench.lora("init --model model --init pissa --rank 4 --dtype f32 --out start").ok();
+    eval("start/base", "start/adapter", "");
+    let of_init = "lora init --init pissa";
+    eval("model", "start/adapter", of_init);
+    notes(&format!("train {on} --model start/base --adapter start/adapter --out further"), "");
+    eval("start/base", "further", "");
+    for base in ["model", "packed"] {
+        eval(base, "further", of_init);
+    }
+    notes(&format!("train {on} --model model --adapter start/adapter --out further"), of_init);
+}
+
 #[test]
 fn no_rank_is_told_of_what_has_none() {
     let bench = Bench::new();

@@ -72,6 +72,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         &[("the data", Some(args.data.as_path())), ("the model", Some(args.model.model.as_path()))],
     )?;
     let opened = args.model.open(args.adapter.as_deref(), &args.variant)?;
+    opened.tell_of(args.adapter.as_deref());
     let loaded = begin.elapsed().as_secs_f64();
     let context = usize::try_from(opened.checkpoint.config().max_positions).unwrap_or(usize::MAX);
     let options = DataOptions { max_length: context, truncate: false };

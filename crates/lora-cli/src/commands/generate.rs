@@ -61,6 +61,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return Err(Error::usage("the prompt is empty").hint("give --prompt TEXT or standard input").into());
     }
     let opened = args.model.open(args.adapter.as_deref(), &args.variant)?;
+    opened.tell_of(args.adapter.as_deref());
     let tokenizer = &opened.tokenizer;
     let ids = match tokenizer.chat_template().filter(|_| !args.raw) {
         Some(template) => {

@@ -14,6 +14,7 @@ use tch::{Kind, Tensor};
 use super::say;
 use super::train::is_adapter_file;
 use crate::open::{ADAPTER, kind_of};
+use crate::origin::{Origin, TRAINING};
 use crate::settings::MethodArgs;
 
 /// Split a model into a base and the adapter to start from: LoftQ, PiSSA, OLoRA
@@ -108,6 +109,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     .write(&base)?;
     base.commit()?;
 
+    let origin = Origin::of(lora::open(&base_path)?.as_ref(), None).started(Some(start.to_string()));
     let mut model = OnDisk::new(lora::open(&base_path)?, Kind::Float)?;
     lora::attach_from(&mut model, ADAPTER, &recipe, &config, &given.into_inner())?;
     model.check()?;
@@ -115,6 +117,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let config = AdapterConfig { base_model: base, ..lora::targets_by_name(&model, &config)? };
     let adapter = OutputFolder::create(&out.path().join(FOLDER), false, is_adapter_file)?;
     lora::save(&model, ADAPTER, &recipe, &config, VARIANTS, adapter.path())?;
+    let told = serde_json::json!({
+        "program": concat!("lora ", env!("CARGO_PKG_VERSION")),
+        "variant": recipe.to_string(),
+        "model": args.model.display().to_string(),
+        "base": origin,
+    });
+    adapter.write(TRAINING, format!("{told:#}\n"))?;
     adapter.commit()?;
     out.commit()?;
     let ((plain, error), n) = (sums.into_inner(), chosen.len() as f64);

@@ -11,6 +11,7 @@ use tch::{Kind, Tensor};
 
 use super::say;
 use crate::open::grouped;
+use crate::origin;
 
 /// Show what an adapter trains: method, ranks, parameters, size, norms
 #[derive(clap::Args)]
@@ -57,6 +58,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let checkpoint = lora::open(path)?;
             check(&modules, &linear_shapes(checkpoint.as_ref())?.into_iter().collect())
                 .map_err(|e| e.at(args.adapter.display()))?;
+            origin::tell(&args.adapter, checkpoint.as_ref(), None);
             Some((lora::model::parameters(checkpoint.config()), checkpoint.stored_bytes()))
         }
         None => None,

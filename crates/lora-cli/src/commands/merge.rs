@@ -9,11 +9,12 @@ use std::path::PathBuf;
 use anyhow::Result;
 use lora::model::{Checkpoint, Export, OnDisk, Pack, is_model_file};
 use lora::qlora::Options;
-use lora::{AdapterConfig, Error, Linears, OutputFolder, VARIANTS};
+use lora::{AdapterConfig, Error, Linears, OutputFolder, Recipe, VARIANTS};
 use tch::{Kind, Tensor};
 
 use super::say;
-use crate::open::{ADAPTER, ModelArgs, chosen};
+use crate::open::{ADAPTER, ModelArgs, chosen, name_of};
+use crate::origin;
 use crate::rounding::Rounding;
 
 /// Fold an adapter into its base: an ordinary Hugging Face model folder
@@ -83,6 +84,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut model = OnDisk::new(lora::open(&args.model.model)?, kind)?;
     lora::load(&mut model, ADAPTER, &args.adapter, VARIANTS)?;
     model.check()?;
+    if !args.json {
+        // Who verifies beside the base that was trained knows of it.
+        let dense = Recipe::default();
+        let kept = trained.is_dense().then_some((&dense, Some(false)));
+        origin::tell(&args.adapter, checkpoint.as_ref(), kept);
+    }
     let rounding = Rounding::default();
     {
         let layers: BTreeMap<_, _> = model.linears().into_iter().collect();
@@ -141,13 +148,4 @@ fn rounded(checkpoint: &dyn Checkpoint, kind: Kind) -> Option<String> {
     let (stored, kind) = (name_of(stored), name_of(kind));
     let what = "what the adapter leaves alone, too";
     Some(format!("the base is stored as {stored}, and --dtype {kind} rounds {what}{advice}"))
-}
-
-fn name_of(kind: Kind) -> &'static str {
-    match kind {
-        Kind::BFloat16 => "bf16",
-        Kind::Half => "f16",
-        Kind::Double => "f64",
-        _ => "f32",
-    }
 }

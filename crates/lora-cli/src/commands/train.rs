@@ -13,6 +13,7 @@ use lora::{AdapterConfig, Error, OutputFolder, Recipe, VARIANTS};
 
 use super::{bare, say};
 use crate::open::{ADAPTER, ModelArgs, chosen, grouped};
+use crate::origin::TRAINING;
 use crate::planning::{self, Size, Way};
 use crate::privacy::{PrivacyArgs, ledger_of};
 use crate::profile::Profile;
@@ -189,6 +190,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
 
     let keep = Keep { storage: recipe.storage(), packed, skip: &args.model.skip };
+    let base = args.base(checkpoint.as_ref(), (&recipe, packed));
     let mut model = args.model.load(checkpoint.as_ref(), keep)?;
     tch::manual_seed(training.seed as i64);
     let mut written = config.clone();
@@ -276,8 +278,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         })),
         _ => None,
     };
-    let summary = args.summary(&recipe, packed, &training, (&outcome, trained, loaded), private.clone());
-    out.write("training.json", summary)?;
+    let outcome_of = (&outcome, trained, loaded);
+    let summary = args.summary((&recipe, packed), &base, &training, outcome_of, private.clone());
+    out.write(TRAINING, summary)?;
     out.commit()?;
     if earlier.exists() {
         std::fs::remove_file(&earlier)
@@ -319,6 +322,6 @@ const ROOM: &str = "space-kept-for-the-adapter";
 
 /// What a folder written by `train` may hold.
 pub(crate) fn is_adapter_file(path: &Path) -> bool {
-    let ours = [lora::CONFIG_FILE, lora::WEIGHTS_FILE, "training.json", "README.md"];
+    let ours = [lora::CONFIG_FILE, lora::WEIGHTS_FILE, TRAINING, "README.md"];
     ours.contains(&&*path.to_string_lossy())
 }

@@ -1,11 +1,13 @@
 //! What a run is known by, and what is written of it beside the adapter.
 
 use anyhow::Result;
+use lora::model::Checkpoint;
 use lora::train::{Dataset, Outcome, TrainConfig, fingerprint};
 use lora::{AdapterConfig, Recipe};
 use sha2::{Digest, Sha256};
 
 use super::Args;
+use crate::origin::Origin;
 use crate::paths;
 use crate::planning;
 use crate::privacy::{bound_to, hash_of};
@@ -65,11 +67,20 @@ impl Args {
         Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
+    /// The base that is trained beside, with a note where the adapter to go on with is of another one.
+    pub(super) fn base(&self, checkpoint: &dyn Checkpoint, kept: (&Recipe, Option<bool>)) -> Origin {
+        let base = Origin::of(checkpoint, Some(kept));
+        let Some(folder) = &self.adapter else { return base };
+        let own = Origin::read(folder);
+        own.tell(&base, true);
+        base.started(own.start())
+    }
+
     /// What was done, for whoever finds the folder later.
     pub(super) fn summary(
         &self,
-        recipe: &Recipe,
-        packed: Option<bool>,
+        (recipe, packed): (&Recipe, Option<bool>),
+        base: &Origin,
         config: &TrainConfig,
         (outcome, trained, loaded): (&Outcome, usize, f64),
         private: Option<serde_json::Value>,
@@ -82,6 +93,7 @@ impl Args {
             "model": self.model.model.display().to_string(),
             "data": self.data.display().to_string(),
             "dtype": self.model.dtype,
+            "base": base,
             "base_storage": storage,
             "skip": self.model.skip,
             "seed": config.seed,
