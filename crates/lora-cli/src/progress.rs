@@ -95,7 +95,7 @@ impl Progress {
         let smooth = self.smooth.unwrap_or(f64::NAN);
         let rate = self.tokens as f64 / self.seconds.max(1e-9);
         let memory = lora::tch_ext::memory::process().map_or(0.0, |m| m.peak as f64 / 1e9);
-        let text = format!("loss {:.4} (mean {smooth:.4})  {rate:.0} tok/s  {memory:.2} GB", step.loss);
+        let text = format!("loss {:.4} (smoothed {smooth:.4})  {rate:.0} tok/s  {memory:.2} GB", step.loss);
         if std::io::stderr().is_terminal() {
             let bar = self.bar.get_or_insert_with(|| bar(step.steps, self.done));
             bar.set_position(step.step);

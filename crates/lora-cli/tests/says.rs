@@ -99,6 +99,25 @@ fn an_adapter_beside_another_base_is_told() {
     notes(&format!("train {on} --model model --adapter start/adapter --out further"), of_init);
 }
 
+/// Which mean a number is: of nothing, of the steps so far with less weight the older, of the last tenth.
+#[test]
+fn losses_are_called_what_they_are() {
+    let bench = Bench::new();
+    let more = "--max-steps 20 --epochs 20 --batch-size 2 --lr 1e-2 --out out";
+    let run = bench.lora(&format!("train --model model --data data.jsonl --rank 2 --dtype f32 {more}"));
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    let events = std::fs::read_to_string(bench.path("out.metrics.jsonl")).unwrap();
+    let loss =
+        |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["loss"].as_f64().unwrap();
+    let losses: Vec<f64> = events.lines().map(loss).collect();
+    assert_eq!(losses.len(), 20);
+    let smoothed = losses.iter().copied().reduce(|old, new| 0.9 * old + 0.1 * new).unwrap();
+    assert!(run.err.contains(&format!("loss {:.4} (smoothed {smoothed:.4})", losses[19])), "{}", run.err);
+    let tenth = (losses[18] + losses[19]) / 2.0;
+    let last = format!("loss {:.4} at first, {tenth:.4} over the last tenth, in 20 steps, ", losses[0]);
+    assert!(run.out.contains(&last), "{last}: {}", run.out);
+}
+
 #[test]
 fn no_rank_is_told_of_what_has_none() {
     let bench = Bench::new();

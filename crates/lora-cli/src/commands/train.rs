@@ -302,10 +302,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
     }
     say!(
-        "\nloss {:.4} -> {:.4}{} in {} steps, {:.0} s, {:.0} tokens/s",
+        "\nloss {:.4} at first, {:.4} over the last tenth{}, in {} steps, {:.0} s, {:.0} tokens/s",
         outcome.first_loss,
         outcome.last_loss,
-        outcome.eval_loss.map_or(String::new(), |l| format!(", held out {l:.4},")),
+        outcome.eval_loss.map_or(String::new(), |l| format!(", held out {l:.4}")),
         outcome.steps,
         outcome.seconds,
         outcome.tokens as f64 / outcome.seconds.max(1e-9)
