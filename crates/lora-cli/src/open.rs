@@ -166,6 +166,11 @@ pub(crate) fn name_of(kind: Kind) -> &'static str {
     }
 }
 
+/// The share of base and adapter that trains, as PEFT counts it.
+pub(crate) fn share(trained: usize, frozen: usize) -> f64 {
+    trained as f64 / (frozen + trained) as f64
+}
+
 /// `123456` as `123,456`.
 pub(crate) fn grouped(n: usize) -> String {
     let digits = n.to_string();

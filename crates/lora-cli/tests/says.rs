@@ -118,6 +118,22 @@ fn losses_are_called_what_they_are() {
     assert!(run.out.contains(&last), "{last}: {}", run.out);
 }
 
+/// Of base and adapter, as PEFT has it.
+#[test]
+fn the_share_that_trains_is_one() {
+    let bench = Bench::new();
+    let trained = bench.lora(&format!("{TRAIN} --out out")).ok();
+    let inspected = bench.lora("inspect out --model model").ok();
+    let found = bench.lora("inspect out --model model --json").ok();
+    let found: serde_json::Value = serde_json::from_str(&found).unwrap();
+    let parameters = lora::model::parameters(lora::open(&bench.path("model")).unwrap().config()) as f64;
+    let own = found["parameters"].as_f64().unwrap();
+    let share = 100.0 * own / (parameters + own);
+    assert!(trained.contains(&format!(" parameters train ({share:.3} %)")), "{share}: {trained}");
+    assert!(inspected.contains(&format!("\nshare       {share:.3} % of ")), "{share}: {inspected}");
+    assert!((100.0 * found["share"].as_f64().unwrap() - share).abs() < 1e-9, "{share}: {found}");
+}
+
 #[test]
 fn no_rank_is_told_of_what_has_none() {
     let bench = Bench::new();

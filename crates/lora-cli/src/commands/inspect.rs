@@ -10,7 +10,7 @@ use serde_json::json;
 use tch::{Kind, Tensor};
 
 use super::say;
-use crate::open::grouped;
+use crate::open::{grouped, share};
 use crate::origin;
 
 /// Show what an adapter trains: method, ranks, parameters, size, norms
@@ -88,7 +88,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             json!({ "variant": recipe.to_string(), "r": ranked.then_some(config.r),
                 "lora_alpha": ranked.then_some(config.lora_alpha),
                 "base_model": config.base_model, "parameters": trained, "bytes": bytes,
-                "share": base.map(|(all, _)| trained as f64 / all as f64),
+                "share": base.map(|(frozen, _)| share(trained, frozen)),
                 "effective_rank": mean_rank(&rows), "modules": modules })
         );
         return Ok(());
@@ -100,8 +100,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         say!("rank        {}, alpha {}, scale {scale}", config.r, config.lora_alpha);
     }
     say!("parameters  {} in {} modules", grouped(trained), modules.len());
-    if let Some((all, stored)) = base {
-        say!("share       {:.4} % of the base's {}", 100.0 * trained as f64 / all as f64, grouped(all));
+    if let Some((frozen, stored)) = base {
+        let (share, all) = (100.0 * share(trained, frozen), grouped(frozen + trained));
+        say!("share       {share:.3} % of {all}, base and adapter");
         say!("size        {:.2} MB; the base {:.2} MB", bytes as f64 / 1e6, stored as f64 / 1e6);
     } else {
         say!("size        {:.2} MB", bytes as f64 / 1e6);

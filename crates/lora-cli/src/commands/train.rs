@@ -12,7 +12,7 @@ use lora::train::{Event, Fit, Load, SavePoint, Setting, TrainConfig, may_share};
 use lora::{AdapterConfig, Error, OutputFolder, Recipe, VARIANTS};
 
 use super::{bare, say};
-use crate::open::{ADAPTER, ModelArgs, chosen, grouped};
+use crate::open::{ADAPTER, ModelArgs, chosen, grouped, share};
 use crate::origin::TRAINING;
 use crate::planning::{self, Size, Way};
 use crate::privacy::{PrivacyArgs, ledger_of};
@@ -207,7 +207,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     say!("model     {} ({} parameters, {})", args.model.model.display(), grouped(frozen), args.model.dtype);
     let loaded = begin.elapsed().as_secs_f64();
     args.write_trace((&model, &recipe, &written), &data, &training)?;
-    let share = 100.0 * trained as f64 / (frozen + trained) as f64;
+    let share = 100.0 * share(trained, frozen);
     let ranked = params.iter().any(|p| p.name.starts_with("lora_A"));
     let rank = if ranked { format!(", rank {}", config.r) } else { String::new() };
     say!("adapter   {recipe}{rank}: {} parameters train ({share:.3} %)", grouped(trained));
