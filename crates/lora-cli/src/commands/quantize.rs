@@ -11,7 +11,7 @@ use tch::Tensor;
 
 use super::say;
 use crate::open::kind_of;
-use crate::rounding::Rounding;
+use crate::rounding::{self, Rounding};
 
 /// Write a model in 4 bits, as bitsandbytes does: transformers and `lora train` load it as it is
 #[derive(clap::Args)]
@@ -53,6 +53,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let checkpoint = lora::open(&args.model)?;
     let tokenizer = if args.model.is_dir() { None } else { Some(Tokenizer::open(&args.model)?) };
     let out = OutputFolder::create(&args.out, args.overwrite, is_model_file)?;
+    rounding::tell_twice(checkpoint.as_ref());
     let rounding = Rounding::default();
     let seen = |_: &str, weight: &Tensor, kept: &dyn BaseWeight| rounding.add(weight, kept, None);
     Export {

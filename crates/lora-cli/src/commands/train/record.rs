@@ -11,6 +11,7 @@ use crate::origin::Origin;
 use crate::paths;
 use crate::planning;
 use crate::privacy::{bound_to, hash_of};
+use crate::rounding;
 
 impl Args {
     /// Refuses outputs that would replace what is read, or one another: what lies beside OUT is replaced unasked.
@@ -67,8 +68,11 @@ impl Args {
         Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
-    /// The base that is trained beside, with a note where the adapter to go on with is of another one.
+    /// The base that is trained beside, with a note where it is rounded twice, or the adapter to go on with is of another one.
     pub(super) fn base(&self, checkpoint: &dyn Checkpoint, kept: (&Recipe, Option<bool>)) -> Origin {
+        if !kept.0.is_dense() && kept.1.is_none() {
+            rounding::tell_twice(checkpoint);
+        }
         let base = Origin::of(checkpoint, Some(kept));
         let Some(folder) = &self.adapter else { return base };
         let own = Origin::read(folder);
