@@ -285,7 +285,10 @@ fn a_run_goes_on_where_it_was() {
         let all: Vec<_> = params(&model, "a").iter().map(|p| p.tensor.detach().reshape([-1])).collect();
         (outcome.map(|o| (o.steps, o.first_loss, o.last_loss, o.tokens, o.work)), Tensor::cat(&all, 0), steps)
     };
-    let save = |every: u64, run: &str| Some(SavePoint { path: path.clone(), every, run: run.to_owned() });
+    let save = |every: u64, run: &str| {
+        let settings = vec![("--lr".to_owned(), run.to_owned()), ("data".to_owned(), run.repeat(64))];
+        Some(SavePoint { path: path.clone(), every, run: run.to_owned(), settings })
+    };
     let (whole, numbers, steps) = trained(None, None);
     assert_eq!(steps, (1..=12).collect::<Vec<_>>());
     // Before anything was saved, just after, and once more behind it.
@@ -302,7 +305,11 @@ fn a_run_goes_on_where_it_was() {
     let error =
         |of: (lora::Result<_>, Tensor, Vec<u64>)| of.0.map(|_: (u64, f64, f64, usize, _)| ()).unwrap_err();
     let e = error(trained(save(3, "b"), None));
-    assert!(e.to_string().contains("another run") && e.hint_text().unwrap().contains("delete it"), "{e}");
+    let what = "another run: --lr a there and b here, another data";
+    assert!(e.to_string().contains(what) && e.hint_text().unwrap().contains("delete it"), "{e}");
+    // As it is of states, or for runs, that name none.
+    let unnamed = save(3, "b").map(|save| SavePoint { settings: Vec::new(), ..save });
+    assert!(error(trained(unnamed, None)).to_string().contains("other data, model or settings"));
     let bytes = std::fs::read(&path).unwrap();
     for cut in [bytes.len() - 1, 100, 0] {
         std::fs::write(&path, &bytes[..cut]).unwrap();

@@ -401,10 +401,13 @@ fn a_killed_run_goes_on() {
     // Another base, of one shape with the first.
     bench.lora("merge --model model --adapter whole --dtype f32 --out merged").ok();
     fs::copy(bench.path("model/chat_template.jinja"), bench.path("merged/chat_template.jinja")).unwrap();
-    for other in [format!("{saving} --lr 1e-3"), saving.replace("--model model", "--model merged")] {
+    for (other, what) in [
+        (format!("{saving} --lr 1e-3"), "another run: --lr 0.0002 there and 0.001 here\n"),
+        (saving.replace("--model model", "--model merged"), "another run: another model\n"),
+    ] {
         let other = bench.lora(&other);
         assert_eq!(other.code, Some(3), "{}", other.err);
-        assert!(other.err.contains("another run") && other.err.contains("delete it"), "{}", other.err);
+        assert!(other.err.contains(what) && other.err.contains("delete it"), "{}", other.err);
     }
     assert!(bench.lora(&saving).ok().contains("resumed   after step "));
     assert!(!saved.exists());

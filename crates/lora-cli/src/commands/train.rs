@@ -181,8 +181,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let Way { recipe, packed, .. } = ways.swap_remove(planner);
 
     if let Some(every) = args.save_every {
-        let run = args.run((&recipe, packed), &config, &training, &data)?;
-        training.save = Some(SavePoint { path: saved.clone(), every, run });
+        let (run, settings) = args.run((&recipe, packed), &config, &training, &data)?;
+        training.save = Some(SavePoint { path: saved.clone(), every, run, settings });
     }
     let done = training.save.as_ref().map(SavePoint::steps).transpose()?.flatten();
     if let Some(done) = done {

@@ -44,7 +44,8 @@ impl Args {
         Ok([bound_to(&self.model)?, settings.into_bytes()].concat())
     }
 
-    /// A name for all that the adapter hangs on. How a step is cut into passes is nothing of that, unless passes draw masks.
+    /// A name for all that the adapter hangs on, and the settings among it by their names. How a step is cut into passes is
+    /// nothing of that, unless passes draw masks.
     ///
     /// # Errors
     /// The model's files, or those of the adapter that it begins with, cannot be read.
@@ -54,18 +55,61 @@ impl Args {
         config: &AdapterConfig,
         training: &TrainConfig,
         data: &Dataset,
-    ) -> Result<String> {
+    ) -> Result<(String, Vec<(String, String)>)> {
         let mut training = TrainConfig { record: true, eval_every: None, save: None, ..training.clone() };
         if config.lora_dropout == 0.0 {
             training.batch_size *= training.accumulate.max(1);
             (training.accumulate, training.recompute) = (1, 0);
         }
-        let mut hash = Sha256::new().chain_update(self.bound_to(kept, config, &training)?);
-        hash.update(fingerprint(data));
-        if let Some(start) = &self.adapter {
-            hash.update(hash_of(&[start.join(lora::CONFIG_FILE), start.join(lora::WEIGHTS_FILE)])?);
-        }
-        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        let bound = self.bound_to(kept, config, &training)?;
+        let start = self
+            .adapter
+            .as_ref()
+            .map(|folder| hash_of(&[folder.join(lora::CONFIG_FILE), folder.join(lora::WEIGHTS_FILE)]));
+        let (rows, start) = (fingerprint(data), start.transpose()?.unwrap_or_default());
+        let run = Sha256::new().chain_update(&bound).chain_update(rows).chain_update(&start).finalize();
+        // The model's files come first in what is bound.
+        let files = bound.get(..32).unwrap_or(&bound);
+        let hashes =
+            [("model", hex(files)), ("set of rows", hex(&rows)), ("adapter to begin with", hex(&start))];
+        let settings = hashes.into_iter().chain(self.settings(kept, config, &training));
+        Ok((hex(&run), settings.map(|(name, value)| (name.to_owned(), value)).collect()))
+    }
+
+    /// As the options are called.
+    fn settings(
+        &self,
+        (recipe, _): (&Recipe, Option<bool>),
+        config: &AdapterConfig,
+        training: &TrainConfig,
+    ) -> [(&'static str, String); 25] {
+        [
+            ("--dtype", self.model.dtype.clone()),
+            ("--base-storage", self.model.base_storage.clone()),
+            ("--skip", self.model.skip.join(",")),
+            ("--device", self.model.device().map_or_else(|_| String::new(), |d| format!("{d:?}"))),
+            ("--variant", recipe.to_string()),
+            ("--rank", config.r.to_string()),
+            ("--alpha", config.lora_alpha.to_string()),
+            ("--dropout", config.lora_dropout.to_string()),
+            ("--targets", format!("{:?}", config.target_modules)),
+            ("--exclude", format!("{:?}", config.exclude_modules)),
+            ("--layers", format!("{:?}", config.layers_to_transform)),
+            ("--rank-pattern", format!("{:?}", config.rank_pattern)),
+            ("--alpha-pattern", format!("{:?}", config.alpha_pattern)),
+            ("--init", format!("{:?}", config.init)),
+            ("--epochs", training.epochs.to_string()),
+            ("--max-steps", training.max_steps.map_or("none".to_owned(), |most| most.to_string())),
+            ("texts a step", (training.batch_size * training.accumulate.max(1)).to_string()),
+            ("--lr", training.learning_rate.to_string()),
+            ("--schedule", self.training.step.schedule.clone()),
+            ("--warmup", training.warmup.to_string()),
+            ("--weight-decay", training.adamw.weight_decay.to_string()),
+            ("--clip", training.clip.unwrap_or(0.0).to_string()),
+            ("--seed", training.seed.to_string()),
+            ("--accumulate", training.accumulate.to_string()),
+            ("--recompute", training.recompute.to_string()),
+        ]
     }
 
     /// The base that is trained beside, with a note where it is rounded twice, or the adapter to go on with is of another one.
@@ -124,4 +168,8 @@ impl Args {
         }
         format!("{summary:#}\n").into_bytes()
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
