@@ -135,6 +135,26 @@ fn the_share_that_trains_is_one() {
 }
 
 #[test]
+fn what_is_beyond_the_model_is_told() {
+    let bench = Bench::new();
+    bench.lora(&format!("{TRAIN} --out whole --layers 0-1")).ok();
+    bench.lora(&format!("{TRAIN} --out all")).ok();
+    let adapter = |out: &str| std::fs::read(bench.path(out).join("adapter_model.safetensors")).unwrap();
+    assert!(adapter("whole") == adapter("all"));
+    refused(&bench, &format!("{TRAIN} --out out --layers 0-2"), 2, &["no layer 2", "0 to 1"]);
+    refused(&bench, &format!("{TRAIN} --out out --layers 0..1"), 2, &["is no layer's number: say 7, or 0-3"]);
+    for verb in ["train --data data.jsonl --max-steps 1 --eval data.jsonl --out out", "plan"] {
+        let run = bench.lora(&format!("{verb} --model model --max-length 1000"));
+        assert_eq!(run.code, Some(0), "{}", run.err);
+        let said = "note: --max-length 1000 is beyond the model's context: 256 is taken";
+        assert_eq!(run.err.matches(said).count(), 1, "{verb}: {}", run.err);
+        let run =
+            bench.lora(&format!("{verb} --model model --max-length 256").replace("--out out", "--out fits"));
+        assert!(run.code == Some(0) && !run.err.contains("note: --max-length"), "{}", run.err);
+    }
+}
+
+#[test]
 fn no_rank_is_told_of_what_has_none() {
     let bench = Bench::new();
     let told = bench.lora(&format!("{TRAIN} --variant full --out whole")).ok();

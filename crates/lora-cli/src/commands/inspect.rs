@@ -78,7 +78,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let row = Row::new(name, module, config.r, alpha(name), &recipe);
         Row { effective_rank: args.spectrum.then(|| effective_rank(module)).flatten(), ..row }
     };
-    let rows: Vec<_> = modules.iter().map(row).collect();
+    let mut rows: Vec<_> = modules.iter().map(row).collect();
+    rows.sort_by_cached_key(|row| natural(&row.name));
     // Of `full` there is none.
     let ranked = rows.iter().any(|row| row.rank.is_some());
     if args.json {
@@ -147,6 +148,11 @@ fn check(modules: &BTreeMap<String, Module>, layers: &BTreeMap<String, (i64, i64
     faults.extend((more > 0).then(|| format!("and {more} more")));
     Err(Error::faults(ErrorKind::Data, "it does not fit this model", faults)
         .hint("the model it was made for is named in its adapter_config.json"))
+}
+
+/// What layers are sorted by: 2 before 10.
+fn natural(name: &str) -> Vec<(u64, String)> {
+    name.split('.').map(|part| (part.parse().unwrap_or(0), part.to_owned())).collect()
 }
 
 /// Whether A and B, where both are there, are factors of one matrix.
@@ -224,5 +230,21 @@ impl Row {
         json!({ "name": self.name, "r": self.rank, "parameters": self.parameters,
             "norm_a": a, "norm_b": b, "norm_update": update,
             "effective_rank": self.effective_rank })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::natural;
+
+    #[test]
+    fn layers_are_in_their_order() {
+        let sorted =
+            ["lm_head", "model.layers.0.a", "model.layers.2.a", "model.layers.2.b", "model.layers.10.a"];
+        let mut names = sorted;
+        names.sort_unstable();
+        assert_ne!(names, sorted);
+        names.sort_by_key(|name| natural(name));
+        assert_eq!(names, sorted);
     }
 }

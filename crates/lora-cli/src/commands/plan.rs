@@ -54,6 +54,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let training = args.training.train_config()?;
     let (checkpoint, tokenizer) = args.model.checkpoint()?;
     let context = checkpoint.config().max_positions;
+    args.training.step.text.tell_longest(context);
     let data =
         args.data.as_ref().map(|path| args.training.step.text.read(path, &tokenizer, context)).transpose()?;
     let length = match (&data, args.length) {

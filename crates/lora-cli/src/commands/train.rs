@@ -116,6 +116,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let (checkpoint, tokenizer) = args.model.checkpoint()?;
     let context = checkpoint.config().max_positions;
+    args.training.step.text.tell_longest(context);
     let data = args.training.step.text.read(&args.data, &tokenizer, context)?;
     let held_out = match &args.eval {
         Some(path) => {

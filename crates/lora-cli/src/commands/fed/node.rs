@@ -99,6 +99,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let secure = args.secure.read()?;
     let (checkpoint, tokenizer) = args.model.checkpoint()?;
+    args.training.text.tell_longest(checkpoint.config().max_positions);
     let read = |path| args.training.text.read(path, &tokenizer, checkpoint.config().max_positions);
     let data = read(&args.data)?;
     let held_out = args.eval.as_deref().map(read).transpose()?;

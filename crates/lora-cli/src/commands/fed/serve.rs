@@ -76,6 +76,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None => None,
     };
     let (checkpoint, tokenizer) = args.model.checkpoint()?;
+    args.text.tell_longest(checkpoint.config().max_positions);
     let read = |path| args.text.read(path, &tokenizer, checkpoint.config().max_positions);
     let held_out = args.out.eval.as_deref().map(read).transpose()?;
     let secret = args

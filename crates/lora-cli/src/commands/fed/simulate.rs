@@ -109,6 +109,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return Err(Error::usage(what).hint(hint).into());
     }
     let (checkpoint, tokenizer) = args.model.checkpoint()?;
+    args.training.text.tell_longest(checkpoint.config().max_positions);
     let read = |path: &Path| args.training.text.read(path, &tokenizer, checkpoint.config().max_positions);
     let data = args.clients(read)?;
     let held_out = args.out.eval.as_deref().map(read).transpose()?;
