@@ -68,7 +68,7 @@ impl Args {
             compare(&opened.model, texts, &merged)
         };
         let found = beside(&self.variant)?;
-        // What rounding the base had changed is no fault of merging; where the result is rounded too, it is compared with that.
+        // What rounding the base had changed is no fault of merging; a result that is rounded again is to be like that, though.
         let apart = !trained.is_dense() && rounding.is_none();
         let merging = apart.then(|| beside("lora")).transpose()?;
         if self.json {
