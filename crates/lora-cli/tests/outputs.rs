@@ -60,9 +60,20 @@ fn a_pattern_is_written_by_name() {
 fn a_finished_adapter_is_not_thrown_away() {
     let bench = Bench::new();
     bench.lora(&format!("{TRAIN} --out out")).ok();
-    let run = bench.lora(&format!("{TRAIN} --out out --overwrite --trace out"));
+    let run = std::thread::scope(|scope| {
+        // The folder in which a run builds is there as soon as it has looked at the one that it will replace.
+        scope.spawn(|| {
+            let building =
+                |entry: fs::DirEntry| entry.file_name().to_string_lossy().starts_with("out.partial-");
+            while !fs::read_dir(bench.path("")).unwrap().flatten().any(building) {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            fs::write(bench.path("out/notes.txt"), "mine").unwrap();
+        });
+        bench.lora(&format!("{} --out out --overwrite", TRAIN.replace("--max-steps 2", "--max-steps 300")))
+    });
     assert_eq!(run.code, Some(2), "{}", run.err);
-    assert!(run.err.contains("batches.jsonl") && run.err.contains("out.finished-"), "{}", run.err);
+    assert!(run.err.contains("notes.txt") && run.err.contains("out.finished-"), "{}", run.err);
     let kept = bench.files().into_iter().find(|name| name.starts_with("out.finished-")).unwrap();
     fs::rename(bench.path(&kept), bench.path("kept")).unwrap();
     bench.lora("generate --model model --adapter kept --dtype f32 --prompt hi --max-tokens 2").ok();
