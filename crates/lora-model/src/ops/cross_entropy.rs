@@ -159,8 +159,14 @@ struct Scaled(Option<Tensor>);
 impl Function for Scaled {
     fn backward(&mut self, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
         let _inside = LOSS.enter();
-        vec![grads[0].as_ref().zip(self.0.as_ref()).map(|(g, d)| d * g.to_kind(d.kind()))]
+        vec![grads[0].as_ref().zip(self.0.as_ref()).map(|(g, d)| times(d, g))]
     }
+}
+
+/// `d g`, rounded once. On a CPU libtorch takes a lone factor as wide as it is; on a GPU it rounds it to d's dtype first, but not
+/// a row of one factor, for which a CPU would copy d.
+fn times(d: &Tensor, g: &Tensor) -> Tensor {
+    if d.device() == Device::Cpu { d * g } else { d.mul_out(&d.empty_like(), &g.reshape([1])) }
 }
 
 #[cfg(test)]
