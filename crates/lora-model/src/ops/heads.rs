@@ -4,7 +4,7 @@
 use lora_core::Input;
 use tch::Tensor;
 use tch_ext::number::{Number, read, write};
-use tch_ext::{Function, Rows, attach, kernel, parallel_rows, simd};
+use tch_ext::{Function, Rows, Saved, attach, kernel, parallel_rows, simd};
 
 use super::{ELEMENTWISE, cuda, one, wide};
 
@@ -78,8 +78,8 @@ pub(crate) fn tokens(x: &Tensor) -> Input {
         let _inside = ELEMENTWISE.enter();
         x.transpose(1, 2).flatten(2, 3)
     };
-    let (y, kept) = (again(x), x.detach());
-    Input::remade(&y, move || again(&kept))
+    let (y, kept) = (again(x), Saved::new(x.detach()));
+    Input::remade(&y, move || again(kept.get()))
 }
 
 /// Heads of one token that are worth a thread of their own.
@@ -139,5 +139,23 @@ simd! {
             *out_a = T::narrow(p * cos - q * sin);
             *out_b = T::narrow(q * cos + p * sin);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lora_core::{Linear, Mode, project};
+    use tch::{Device, Kind};
+
+    #[test]
+    fn heads_changed_before_they_are_read_again_are_an_error() {
+        let random = |size: &[i64]| Tensor::randn(size, (Kind::Float, Device::Cpu));
+        let layer = Linear::dense(random(&[4, 6]), None);
+        let mut x = random(&[1, 2, 5, 3]).set_requires_grad(true) * 2.0;
+        let y = project(&[&layer], tokens(&x), Mode::Train).swap_remove(0);
+        let _ = x.g_add_scalar_(3.0);
+        let error = y.sum(Kind::Float).f_backward().unwrap_err().to_string();
+        assert!(error.contains("modified by an inplace operation"), "{error}");
     }
 }
