@@ -1,5 +1,7 @@
 //! The functions with a backward of their own, against their definitions: values, and gradients by differences.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use lora_core::{Linear, Mode};
 use lora_model::{IGNORE, Piece, Pieces, attention, cross_entropy, rms_norm, swiglu};
 use tch::{Device, Kind, Reduction, Tensor};
@@ -144,6 +146,13 @@ fn in_their_own_dtype_they_are_their_definition_rounded_here() {
             compare("loss", &[leaf(&[451, 64])], &fused, &definition);
         }
     }
+}
+
+#[test]
+fn a_panic_leaves_the_thread_its_gradients() {
+    let (gate, up) = (random(&[5, 8]), random(&[5, 7]));
+    assert!(catch_unwind(AssertUnwindSafe(|| swiglu(&gate, &up))).is_err());
+    assert!(tch_ext::grad_enabled());
 }
 
 /// A plain softmax with a mask made row by row, in f64.

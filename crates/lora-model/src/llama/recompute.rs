@@ -30,10 +30,12 @@ pub(super) fn backward(
     };
     let mut inputs = Vec::new();
     let mut x = model.embed(texts.ids())?;
+    let guard = tch::no_grad_guard();
     for i in 0..again.len() {
-        let y = tch::no_grad(|| run(i, &x));
+        let y = run(i, &x);
         inputs.push(std::mem::replace(&mut x, y));
     }
+    drop(guard);
 
     let lowest = again.iter().position(Block::trains);
     let border = x.detach().set_requires_grad(lowest.is_some());

@@ -35,15 +35,15 @@ impl Angles {
 /// `[B, T, count * head_dim]` as `[B, count, T, head_dim]`, turned if there are angles.
 pub(crate) fn heads(x: &Tensor, count: i64, angles: Option<&Angles>) -> Tensor {
     let _inside = ELEMENTWISE.enter();
-    let y = tch::no_grad(|| {
-        let x = x.detach().contiguous();
-        let size = x.size();
-        let fused = on_cuda(&x, &[size[0], count, size[1], size[2] / count], angles, false);
-        fused.or_else(|| kernel!(&x, gather(&x, count, angles))).unwrap_or_else(|| {
-            let y = x.view([size[0], size[1], count, size[2] / count]).transpose(1, 2);
-            angles.map_or(y.contiguous(), |angles| angles.turn(&y))
-        })
+    let guard = tch::no_grad_guard();
+    let flat = x.detach().contiguous();
+    let size = flat.size();
+    let fused = on_cuda(&flat, &[size[0], count, size[1], size[2] / count], angles, false);
+    let y = fused.or_else(|| kernel!(&flat, gather(&flat, count, angles))).unwrap_or_else(|| {
+        let y = flat.view([size[0], size[1], count, size[2] / count]).transpose(1, 2);
+        angles.map_or(y.contiguous(), |angles| angles.turn(&y))
     });
+    drop(guard);
     one(attach(&[&y], &[x], Heads(angles.map(Angles::share))))
 }
 
@@ -146,6 +146,7 @@ simd! {
 mod tests {
     use super::*;
     use lora_core::{Linear, Mode, project};
+    use std::panic::{AssertUnwindSafe, catch_unwind};
     use tch::{Device, Kind};
 
     #[test]
@@ -157,5 +158,14 @@ mod tests {
         let _ = x.g_add_scalar_(3.0);
         let error = y.sum(Kind::Float).f_backward().unwrap_err().to_string();
         assert!(error.contains("modified by an inplace operation"), "{error}");
+    }
+
+    #[test]
+    fn a_panic_leaves_the_thread_its_gradients() {
+        let zeros = |size: &[i64], kind| Tensor::zeros(size, (kind, Device::Cpu));
+        let [cos, sin] = [(); 2].map(|()| zeros(&[5, 1], Kind::Double));
+        let (x, of_another_kind) = (zeros(&[1, 5, 6], Kind::Float), Angles { cos, sin });
+        assert!(catch_unwind(AssertUnwindSafe(|| heads(&x, 3, Some(&of_another_kind)))).is_err());
+        assert!(tch_ext::grad_enabled());
     }
 }
