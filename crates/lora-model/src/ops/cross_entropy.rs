@@ -197,6 +197,18 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_label_that_there_is_not_has_no_loss_on_a_device() {
+        let all = Tensor::zeros([3, 37], (Kind::Float, Device::Cpu));
+        // What is behind the rows could be read as their logits.
+        let (z, labels) = (all.narrow(0, 0, 2), Tensor::from_slice(&[36, 37i64]));
+        let run = || cuda::softmax(&z, &labels, Kind::Float);
+        let (loss, d) = tch_ext::cuda::emulated(run).expect("a kernel");
+        assert!(loss.double_value(&[]).is_nan());
+        let norm = |row| d.select(0, row).norm().double_value(&[]);
+        assert!(norm(0) > 0.9 && norm(1) == 0.0);
+    }
+
     /// The most rows of a run need not be those of which the most logits exist: 353 are halves of a kind, 352 one chunk.
     #[test]
     fn what_is_planned_is_enough_for_fewer_rows() {
