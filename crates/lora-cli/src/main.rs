@@ -10,7 +10,6 @@ mod progress;
 mod rounding;
 mod settings;
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -68,7 +67,7 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|info| {
         let text = info.to_string();
         let first = text.lines().take(3).collect::<Vec<_>>().join(" ");
-        let _ = writeln!(std::io::stderr(), "error: this is a bug in lora: {first}");
+        commands::aside(format_args!("error: this is a bug in lora: {first}"));
     }));
     let cli = Cli::parse();
     let result = std::panic::catch_unwind(|| match cli.verb {
@@ -95,15 +94,14 @@ fn main() -> ExitCode {
 /// The error, its hint, and an exit code by its sort: 2 usage, 3 data, 4 unsupported, 5 input and output, 6 not
 /// finite, 1 the rest.
 fn report(error: &anyhow::Error) -> ExitCode {
-    let mut err = std::io::stderr().lock();
     let ours = error.downcast_ref::<lora::Error>();
-    let _ = match ours {
+    match ours {
         // It tells its cause in its own words.
-        Some(ours) => writeln!(err, "error: {}", shown(&ours.to_string())),
-        None => writeln!(err, "error: {}", shown(&format!("{error:#}"))),
-    };
+        Some(ours) => commands::aside(format_args!("error: {ours}")),
+        None => commands::aside(format_args!("error: {error:#}")),
+    }
     if let Some(hint) = ours.and_then(lora::Error::hint_text) {
-        let _ = writeln!(err, "hint: {}", shown(hint));
+        commands::aside(format_args!("hint: {hint}"));
     }
     ExitCode::from(match ours.map(lora::Error::kind) {
         Some(ErrorKind::Usage) => 2,
@@ -113,10 +111,4 @@ fn report(error: &anyhow::Error) -> ExitCode {
         Some(ErrorKind::NonFinite) => 6,
         _ => 1,
     })
-}
-
-/// An error may quote a file's words: nothing in them moves the terminal's cursor. Lines are ours: what clients of a
-/// federation say has none left.
-fn shown(text: &str) -> String {
-    text.split('\n').map(lora::fed::plain).collect::<Vec<_>>().join("\n")
 }

@@ -179,22 +179,6 @@ fn what_could_not_be_told_is_an_error() {
     assert_eq!(bench.lora_into("variants --json", writer).code, Some(0));
 }
 
-/// Convolutions, and factors of two ranks.
-#[test]
-fn factors_that_do_not_fit_are_not_inspected() {
-    let bench = Bench::new();
-    bench.lora("train --model model --data data.jsonl --out out --rank 2 --max-steps 1 --dtype f32").ok();
-    let file = bench.path("out/adapter_model.safetensors");
-    let tensors = lora::read_tensors(&file).unwrap();
-    for odd in [[1_i64, 2].as_slice(), &[2, 3, 1, 1], &[], &[5]] {
-        let mut named: Vec<_> = tensors.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
-        let first = named.iter_mut().find(|(name, _)| name.ends_with("lora_A.weight")).unwrap();
-        first.1 = tch::Tensor::ones(odd, (tch::Kind::Float, tch::Device::Cpu));
-        lora::write_tensors(&file, &named, &[]).unwrap();
-        refused(&bench, "inspect out --spectrum", 3, &["no A [r, in] and B [out, r]"]);
-    }
-}
-
 /// PEFT writes the base's own weight beside an adapter of the output head: it is none of the adapter's.
 #[test]
 fn an_adapter_of_the_output_head_is_read_by_all() {

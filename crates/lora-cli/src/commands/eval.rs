@@ -10,7 +10,7 @@ use lora::tch_ext::memory;
 use lora::train::{Classified, DataOptions, Dataset, Evaluation, labels_of, macro_f1, reference};
 use lora::{Error, OutputFile};
 
-use super::say;
+use super::{emit, say};
 use crate::open::ModelArgs;
 use crate::paths;
 
@@ -113,7 +113,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         object["load_seconds"] = loaded.into();
         object["seconds"] = seconds.into();
         object["peak_bytes"] = memory::process().map(|m| m.peak).into();
-        say!("{object}");
+        emit(object);
         return Ok(());
     }
     say!("rows        {}", evaluation.examples);

@@ -9,7 +9,7 @@ use lora::{AdapterConfig, Error, ErrorKind, Recipe, VARIANTS};
 use serde_json::json;
 use tch::{Kind, Tensor};
 
-use super::say;
+use super::{emit, say};
 use crate::open::grouped;
 
 /// Show what an adapter trains: method, ranks, parameters, size, norms
@@ -79,13 +79,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let rows: Vec<_> = modules.iter().map(row).collect();
     if args.json {
         let modules: Vec<_> = rows.iter().map(Row::json).collect();
-        say!(
-            "{}",
-            json!({ "variant": recipe.to_string(), "r": config.r, "lora_alpha": config.lora_alpha,
-                "base_model": config.base_model, "parameters": trained, "bytes": bytes,
-                "share": base.map(|(all, _)| trained as f64 / all as f64),
-                "effective_rank": mean_rank(&rows), "modules": modules })
-        );
+        emit(json!({ "variant": recipe.to_string(), "r": config.r, "lora_alpha": config.lora_alpha,
+            "base_model": config.base_model, "parameters": trained, "bytes": bytes,
+            "share": base.map(|(all, _)| trained as f64 / all as f64),
+            "effective_rank": mean_rank(&rows), "modules": modules }));
         return Ok(());
     }
     say!("variant     {recipe}");

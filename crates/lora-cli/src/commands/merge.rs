@@ -1,7 +1,6 @@
 //! `lora merge`
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -13,7 +12,7 @@ use lora::train::read_ids;
 use lora::{Error, Linears, Mode, OutputFolder, VARIANTS};
 use tch::{Device, Kind, Tensor};
 
-use super::say;
+use super::{aside, emit, say};
 use crate::open::{ADAPTER, ModelArgs};
 use crate::rounding::Rounding;
 
@@ -85,7 +84,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let out = OutputFolder::create(&args.out, args.overwrite, is_model_file)?;
     let kind = args.model.kind();
     if let Some(note) = rounded(checkpoint.as_ref(), kind).filter(|_| !args.json) {
-        let _ = writeln!(std::io::stderr(), "note: {note}");
+        aside(format_args!("note: {note}"));
     }
     let mut model = OnDisk::new(lora::open(&args.model.model)?, kind)?;
     lora::load(&mut model, ADAPTER, &args.adapter, VARIANTS)?;
@@ -138,7 +137,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             if packing.is_some() {
                 found["rounding"] = rounding.json();
             }
-            say!("{found}");
+            emit(found);
         } else {
             say!("{difference}");
         }

@@ -1,7 +1,6 @@
 //! `lora fed node`
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -18,6 +17,7 @@ use super::federation::method;
 use super::link::LinkArgs;
 use super::log::{left_out_here, told_here};
 use super::secure::SecureArgs;
+use crate::commands::aside;
 use crate::open::ModelArgs;
 use crate::privacy::{PrivacyArgs, bound_to, ledger_of};
 use crate::settings::{MethodArgs, StepArgs};
@@ -216,5 +216,5 @@ fn say_event(event: &Event) {
         Event::Offline(why) => format!("the SuperLink does not answer: {}", plain(why)),
         Event::Uploading(..) | Event::Uploaded(_) => return,
     };
-    let _ = writeln!(std::io::stderr(), "{text}");
+    aside(text);
 }
