@@ -27,7 +27,8 @@ fn logits(model: &Llama) -> Tensor {
 }
 
 fn quantised(options: &Options, skip: &[String], kind: Kind, folder: &Path) {
-    let out = OutputFolder::create(folder, true, lora::model::is_model_file).unwrap();
+    let ours = lora::model::is_model_file(&source(), folder);
+    let out = OutputFolder::create(folder, true, ours).unwrap();
     let checkpoint = lora::open(&source()).unwrap();
     Export {
         checkpoint: checkpoint.as_ref(),

@@ -93,7 +93,7 @@ fn bits(t: &Tensor) -> Vec<u8> {
 /// The whole model: our files, tensor by tensor, and what transformers makes of them.
 fn checkpoint(hf: &Path, quant: &Path, code: &str, options: &Options, table: &mut Table) -> Result<()> {
     let (ours, theirs) = (quant.join(format!("ours-{code}")), quant.join(format!("theirs-{code}")));
-    let out = OutputFolder::create(&ours, true, lora::model::is_model_file)?;
+    let out = OutputFolder::create(&ours, true, lora::model::is_model_file(hf, &ours))?;
     let checkpoint = lora::open(hf)?;
     Export {
         checkpoint: checkpoint.as_ref(),

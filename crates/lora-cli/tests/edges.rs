@@ -179,6 +179,37 @@ fn what_could_not_be_told_is_an_error() {
     assert_eq!(bench.lora_into("variants --json", writer).code, Some(0));
 }
 
+/// A model card, or a licence that is not the model's, is somebody's work.
+#[test]
+fn what_people_lay_into_an_output_is_not_replaced() {
+    let bench = Bench::new();
+    bench.write("model/LICENSE", "the model's");
+    let train = "train --model model --data data.jsonl --rank 2 --max-steps 1 --dtype f32 --out out";
+    let merge = "merge --model model --adapter out --dtype f32 --out merged";
+    let init = "init --model model --init pissa --rank 2 --dtype f32 --out start";
+    for (words, files) in [
+        (train, &["out/README.md"][..]),
+        (merge, &["merged/README.md", "merged/LICENSE"][..]),
+        (init, &["start/base/LICENSE", "start/adapter/README.md"][..]),
+        ("quantize model four", &["four/LICENSE"][..]),
+    ] {
+        bench.lora(words).ok();
+        let again = format!("{words} --overwrite");
+        // What it has written itself, it replaces.
+        bench.lora(&again).ok();
+        for file in files {
+            let own = fs::read(bench.path(file));
+            bench.write(file, "years of work");
+            refused(&bench, &again, 2, &["not of this program's making"]);
+            assert_eq!(fs::read(bench.path(file)).unwrap(), b"years of work");
+            match own {
+                Ok(own) => bench.write(file, own),
+                Err(_) => fs::remove_file(bench.path(file)).unwrap(),
+            }
+        }
+    }
+}
+
 /// PEFT writes the base's own weight beside an adapter of the output head: it is none of the adapter's.
 #[test]
 fn an_adapter_of_the_output_head_is_read_by_all() {

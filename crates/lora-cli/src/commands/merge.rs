@@ -81,7 +81,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let packing = args.requantize.as_ref().map(|o| Options::parse(o.as_deref().unwrap_or(""))).transpose()?;
     let (checkpoint, tokenizer) = args.model.checkpoint()?;
-    let out = OutputFolder::create(&args.out, args.overwrite, is_model_file)?;
+    let ours = is_model_file(&args.model.model, &args.out);
+    let out = OutputFolder::create(&args.out, args.overwrite, ours)?;
     let kind = args.model.kind();
     if let Some(note) = rounded(checkpoint.as_ref(), kind).filter(|_| !args.json) {
         aside(format_args!("note: {note}"));

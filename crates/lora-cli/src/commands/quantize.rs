@@ -52,7 +52,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     memory::manage();
     let checkpoint = lora::open(&args.model)?;
     let tokenizer = if args.model.is_dir() { None } else { Some(Tokenizer::open(&args.model)?) };
-    let out = OutputFolder::create(&args.out, args.overwrite, is_model_file)?;
+    let ours = is_model_file(&args.model, &args.out);
+    let out = OutputFolder::create(&args.out, args.overwrite, ours)?;
     let rounding = Rounding::default();
     let seen = |_: &str, weight: &Tensor, kept: &dyn BaseWeight| rounding.add(weight, kept, None);
     Export {

@@ -319,9 +319,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// A file that keeps disk space free for the adapter while it trains.
 const ROOM: &str = "space-kept-for-the-adapter";
 
-/// What a folder written by `train` may hold.
+/// What a folder written by `train` may hold. A model card is nothing of that, though PEFT begins one beside each adapter:
+/// people write on.
 pub(crate) fn is_adapter_file(path: &Path) -> bool {
-    let ours = [lora::CONFIG_FILE, lora::WEIGHTS_FILE, "training.json", "README.md"];
+    let ours = [lora::CONFIG_FILE, lora::WEIGHTS_FILE, "training.json"];
     ours.contains(&&*path.to_string_lossy())
 }
 
