@@ -10,6 +10,7 @@ use tch::{Kind, Tensor};
 
 use super::say;
 use crate::open::ADAPTER;
+use crate::paths;
 
 /// Write an adapter, or a merged model, as a GGUF file for llama.cpp
 #[derive(clap::Args)]
@@ -48,6 +49,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let out = ("--out", Some(args.out.as_path()));
+    let inputs = [("the model", Some(args.model.as_path())), ("the adapter", args.adapter.as_deref())];
+    paths::apart(&[out], &inputs)?;
+    paths::spares(out, &inputs)?;
     if args.out.exists() && !args.overwrite {
         return Err(Error::usage("is there already")
             .at(args.out.display())

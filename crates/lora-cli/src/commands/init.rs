@@ -14,6 +14,7 @@ use tch::{Kind, Tensor};
 use super::say;
 use super::train::is_adapter_file;
 use crate::open::{ADAPTER, kind_of};
+use crate::paths;
 use crate::settings::MethodArgs;
 
 /// Split a model into a base and the adapter to start from: LoftQ, PiSSA, OLoRA
@@ -64,6 +65,7 @@ fn is_ours(source: &Path, out: &Path) -> impl Fn(&Path) -> bool + use<> {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    paths::apart(&[("--out", Some(args.out.as_path()))], &[("the model", Some(args.model.as_path()))])?;
     let start: Start = args.method.init.parse()?;
     let recipe = Recipe::parse(&args.method.variant, VARIANTS)?;
     let config = args.method.adapter_config()?;

@@ -14,6 +14,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{aside, emit, say};
 use crate::open::{ADAPTER, ModelArgs};
+use crate::paths;
 use crate::rounding::Rounding;
 
 /// Fold an adapter into its base: an ordinary Hugging Face model folder
@@ -76,6 +77,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if !(args.tolerance >= 0.0) {
         return Err(Error::usage("--tolerance must be at least 0").into());
     }
+    let inputs = [
+        ("the model", Some(args.model.model.as_path())),
+        ("the adapter", Some(args.adapter.as_path())),
+        ("the rows", args.verify.as_ref().and_then(Option::as_deref)),
+    ];
+    paths::apart(&[("--out", Some(args.out.as_path()))], &inputs)?;
     if args.limit.is_some() && matches!(args.verify, Some(None)) {
         return Err(Error::usage("--limit is of rows, and --verify names no file of them").into());
     }

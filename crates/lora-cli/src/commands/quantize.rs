@@ -11,6 +11,7 @@ use tch::Tensor;
 
 use super::say;
 use crate::open::kind_of;
+use crate::paths;
 use crate::rounding::Rounding;
 
 /// Write a model in 4 bits, as bitsandbytes does: transformers and `lora train` load it as it is
@@ -47,6 +48,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    paths::apart(&[("OUT", Some(args.out.as_path()))], &[("the model", Some(args.model.as_path()))])?;
     let single = if args.no_double_quant { "single" } else { "" };
     let options = Options::parse(&format!("{}:{}:{single}", args.code, args.block_size))?;
     memory::manage();

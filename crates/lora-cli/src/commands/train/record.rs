@@ -23,8 +23,13 @@ impl Args {
             ("OUT.resume.safetensors", Some(saved.as_path())),
             ("--dp-ledger", self.dp_ledger.as_deref()),
         ];
-        let rows = [("the data", Some(self.data.as_path())), ("the held-out rows", self.eval.as_deref())];
-        paths::apart(&outputs, &rows)
+        let inputs = [
+            ("the data", Some(self.data.as_path())),
+            ("the held-out rows", self.eval.as_deref()),
+            ("the model", Some(self.model.model.as_path())),
+            ("the adapter", self.adapter.as_deref()),
+        ];
+        paths::apart(&outputs, &inputs)
     }
 
     /// The model's files, how they are kept, and all settings that shape a gradient.
