@@ -84,3 +84,35 @@ fn no_input_is_overwritten() {
         assert!(contents(&bench) == before, "{words}");
     }
 }
+
+/// They have no `--overwrite`: what they wrote before is theirs to replace, and nothing else is.
+#[test]
+fn an_evaluation_replaces_what_it_wrote_and_nothing_else() {
+    let bench = Bench::new();
+    bench.copy("smollm/adapters/lora", "adapter");
+    bench.write("notes.txt", "years of work");
+    bench.write("other.jsonl", "{\"line\":1,\"prompt\":\"two\"}\n");
+    let eval = "eval --model model --adapter adapter --dtype f32 --max-tokens 0 --data data.jsonl";
+    let before = contents(&bench);
+    for (more, said) in [
+        ("--rows model/config.json", "would replace a file of the model"),
+        ("--trace model/../model/model.safetensors", "would replace a file of the model"),
+        ("--rows adapter/adapter_config.json", "would replace a file of the adapter"),
+        ("--trace adapter", "--trace would replace the adapter"),
+        ("--rows notes.txt", "--rows did not write it"),
+        ("--trace other.jsonl", "--trace did not write it"),
+    ] {
+        let run = bench.lora(&format!("{eval} {more}"));
+        assert_eq!(run.code, Some(2), "{more}: {}", run.err);
+        assert!(run.err.contains(said) && run.err.contains("hint: "), "{more}: {}", run.err);
+        assert!(contents(&bench) == before, "{more}");
+    }
+    bench.write("rows.jsonl", "");
+    for labels in ["", "--labels auto", ""] {
+        bench.lora(&format!("{eval} --rows rows.jsonl --trace adapter/trace.jsonl {labels}")).ok();
+        fs::rename(bench.path("adapter/trace.jsonl"), bench.path("trace.jsonl")).unwrap();
+        bench.lora(&format!("{eval} --rows rows.jsonl --trace trace.jsonl {labels}")).ok();
+    }
+    let run = bench.lora(&format!("{eval} --rows trace.jsonl"));
+    assert!(run.code == Some(2) && run.err.contains("--rows did not write it"), "{}", run.err);
+}

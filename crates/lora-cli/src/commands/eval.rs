@@ -1,5 +1,6 @@
 //! `lora eval`
 
+mod former;
 mod rows;
 
 use std::path::PathBuf;
@@ -67,10 +68,17 @@ const MOST_LABELS: usize = 64;
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let begin = Instant::now();
-    paths::apart(
-        &[("--rows", args.rows.as_deref()), ("--trace", args.trace.as_deref())],
-        &[("the data", Some(args.data.as_path())), ("the model", Some(args.model.model.as_path()))],
-    )?;
+    let outputs = [("--rows", args.rows.as_deref()), ("--trace", args.trace.as_deref())];
+    let inputs = [
+        ("the data", Some(args.data.as_path())),
+        ("the model", Some(args.model.model.as_path())),
+        ("the adapter", args.adapter.as_deref()),
+    ];
+    paths::apart(&outputs, &inputs)?;
+    for output in outputs {
+        paths::spares(output, &inputs)?;
+        former::check(output)?;
+    }
     let opened = args.model.open(args.adapter.as_deref(), &args.variant)?;
     let loaded = begin.elapsed().as_secs_f64();
     let context = usize::try_from(opened.checkpoint.config().max_positions).unwrap_or(usize::MAX);
