@@ -15,7 +15,7 @@ use staged::Staged;
 
 /// A folder being written beside its target, as `NAME.partial-HOST-PID-N`, that takes the target's place at
 /// [`commit`](Self::commit), in one step. Dropped before, it is deleted; if its process was killed, by the next that
-/// writes the same target on the same host.
+/// writes the same target on the same host (a minute later, if another process has its number).
 pub struct OutputFolder {
     target: PathBuf,
     overwrite: bool,

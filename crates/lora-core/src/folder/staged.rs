@@ -6,10 +6,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
+
 use super::sibling;
 use crate::{Error, Result};
 
-/// Longer than a writer needs from making its file or folder to locking it.
+/// Longer than a writer needs from making its file or folder to locking it; one that is gone needs no time.
 const YOUNG: Duration = Duration::from_secs(60);
 
 /// A file or folder that is deleted on drop unless it has been put in place. Locked as long as it lives: what is not
@@ -105,8 +108,8 @@ fn sweep(target: &Path, host: u32) {
     let stem = stem(target);
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let path = entry.path();
-        if is_remnant(&entry.file_name(), &stem, host)
-            && is_old(&path)
+        if let Some(writer) = Writer::of(&entry.file_name(), &stem, host)
+            && is_left(&path, writer)
             && !replaces(&path)
             && let Some(lock) = lock(&path)
         {
@@ -115,24 +118,40 @@ fn sweep(target: &Path, host: u32) {
     }
 }
 
-/// `NAME.partial-HOST-PID-N` of this host, or `NAME.partial-PID-N`, as it was before hosts were told apart.
-fn is_remnant(name: &OsStr, stem: &OsStr, host: u32) -> bool {
-    let rest = name.as_encoded_bytes().strip_prefix(stem.as_encoded_bytes());
-    let number = |part: &[u8]| !part.is_empty() && part.iter().all(u8::is_ascii_digit);
-    rest.is_some_and(|rest| {
-        let parts: Vec<&[u8]> = rest.split(|&b| b == b'-').collect();
-        let ours = match &parts[..] {
-            [_, _] => true,
-            [of, _, _] => *of == host.to_string().as_bytes(),
-            _ => false,
-        };
-        ours && parts.into_iter().all(number)
-    })
+/// Who writes, or wrote, what lies beside a target.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Writer {
+    /// A process of this host: `NAME.partial-HOST-PID-N`.
+    Here(i32),
+    /// Of a host that is not known: `NAME.partial-PID-N`, as it was before hosts were told apart.
+    Somewhere,
 }
 
-fn is_old(path: &Path) -> bool {
-    let changed = fs::symlink_metadata(path).and_then(|there| Ok((there.is_symlink(), there.modified()?)));
-    changed.is_ok_and(|(link, time)| !link && time.elapsed().is_ok_and(|age| age > YOUNG))
+impl Writer {
+    /// None for a name of another form, and for other hosts.
+    fn of(name: &OsStr, stem: &OsStr, host: u32) -> Option<Self> {
+        let rest = name.as_encoded_bytes().strip_prefix(stem.as_encoded_bytes())?;
+        let parts: Vec<&str> = std::str::from_utf8(rest).ok()?.split('-').collect();
+        let number = |part: &&str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+        match parts[..] {
+            _ if !parts.iter().all(number) => None,
+            [_, _] => Some(Self::Somewhere),
+            [of, process, _] if of == host.to_string() => process.parse().ok().map(Self::Here),
+            _ => None,
+        }
+    }
+
+    fn is_gone(self) -> bool {
+        let Self::Here(process) = self else { return false };
+        Pid::from_raw(process).is_some_and(|pid| test_kill_process(pid) == Err(Errno::SRCH))
+    }
+}
+
+/// Whether nobody is about to lock it.
+fn is_left(path: &Path, writer: Writer) -> bool {
+    let Ok(there) = fs::symlink_metadata(path) else { return false };
+    let age = || there.modified().ok()?.elapsed().ok();
+    !there.is_symlink() && (writer.is_gone() || age().is_some_and(|age| age > YOUNG))
 }
 
 /// Whether it was to take the place of a folder that lies aside: then it is whole, and its target is gone.
