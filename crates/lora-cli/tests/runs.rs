@@ -4,12 +4,58 @@
 mod common;
 
 use std::fs;
+use std::process::Child;
 use std::time::Duration;
 
 use common::Bench;
 use serde_json::Value;
 
 const TRAIN: &str = "train --model model --data data.jsonl --rank 2 --max-steps 2 --dtype f32";
+
+/// It lasts until it is killed, or stopped.
+const LONG: &str = "train --model model --data data.jsonl --rank 2 --batch-size 2 --epochs 20000 --dtype f32";
+
+/// The steps that the metrics of that OUT tell of.
+fn steps(bench: &Bench, out: &str) -> Vec<u64> {
+    let text = fs::read_to_string(bench.path(&format!("{out}.metrics.jsonl"))).unwrap_or_default();
+    let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    events.filter(|e| e["event"] == "step").map(|e| e["step"].as_u64().unwrap()).collect()
+}
+
+/// Waits until the run has done so many steps.
+fn await_step(bench: &Bench, (run, out): (&mut Child, &str), step: u64) {
+    while steps(bench, out).last().is_none_or(|last| *last < step) {
+        assert_eq!(run.try_wait().unwrap(), None, "it should not have ended");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn unfinished(bench: &Bench) -> Vec<String> {
+    bench.files().into_iter().filter(|name| name.contains(".partial-")).collect()
+}
+
+/// The second is told who is there; of one that was killed nothing is in the way, at once.
+#[test]
+fn two_runs_do_not_write_one_adapter() {
+    let bench = Bench::new();
+    for (out, more) in [("out", ""), ("saved", "--save-every 10")] {
+        let train = format!("{LONG} --out {out} {more}");
+        let mut run = bench.start(&train);
+        await_step(&bench, (&mut run, out), 20);
+        let second = bench.lora(&train);
+        assert_eq!(second.code, Some(2), "{}", second.err);
+        assert!(second.err.contains(&format!("process {} is writing it", run.id())), "{}", second.err);
+        assert_eq!(run.try_wait().unwrap(), None, "it should not have ended");
+        run.kill().unwrap();
+        run.wait().unwrap();
+        let told = steps(&bench, out);
+        assert_eq!(told, (1..=told.len() as u64).collect::<Vec<_>>());
+        assert_eq!(unfinished(&bench).len(), 1, "what a killed run leaves");
+        let _ = fs::remove_file(bench.path(&format!("{out}.resume.safetensors")));
+        bench.lora(&format!("{TRAIN} --out {out}")).ok();
+        assert!(unfinished(&bench).is_empty());
+    }
+}
 
 /// What shapes a gradient is part of a run: how the base is rounded, and how texts are divided into passes where those draw
 /// masks.
@@ -91,17 +137,9 @@ fn a_killed_run_goes_on() {
     bench.lora(&format!("{train} --out whole")).ok();
     let saving = format!("{train} --out out --save-every 7");
     let saved = bench.path("out.resume.safetensors");
-    let told = || fs::read_to_string(bench.path("out.metrics.jsonl")).unwrap_or_default();
-    let steps = |text: &str| -> Vec<u64> {
-        let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        events.filter(|e| e["event"] == "step").map(|e| e["step"].as_u64().unwrap()).collect()
-    };
     for beyond in [20, 60] {
         let mut run = bench.start(&saving);
-        while !saved.exists() || steps(&told()).last().is_none_or(|last| *last < beyond) {
-            assert_eq!(run.try_wait().unwrap(), None, "it should not have ended");
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        await_step(&bench, (&mut run, "out"), beyond);
         run.kill().unwrap();
         run.wait().unwrap();
     }
@@ -115,7 +153,7 @@ fn a_killed_run_goes_on() {
     }
     assert!(bench.lora(&saving).ok().contains("resumed   after step "));
     assert!(!saved.exists());
-    assert_eq!(steps(&told()), (1..=1000).collect::<Vec<_>>());
+    assert_eq!(steps(&bench, "out"), (1..=1000).collect::<Vec<_>>());
     let adapter = |out: &str| fs::read(bench.path(&format!("{out}/adapter_model.safetensors"))).unwrap();
     assert!(adapter("out") == adapter("whole"));
 }

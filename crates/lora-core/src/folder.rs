@@ -45,6 +45,19 @@ impl OutputFolder {
         Ok(Self { target, overwrite, is_ours: Box::new(is_ours), staged })
     }
 
+    /// Refuses to be one of two that are being written for the same target: for who writes more beside it than this.
+    ///
+    /// # Errors
+    /// Usage, naming the process of this host that has the other.
+    pub fn alone(self) -> Result<Self> {
+        match self.staged.rival(&self.target) {
+            None => Ok(self),
+            Some(process) => Err(Error::usage(format!("process {process} is writing it"))
+                .at(self.target.display())
+                .hint("wait until it has ended, or name another folder")),
+        }
+    }
+
     /// The folder while it is being written.
     pub fn path(&self) -> &Path {
         &self.staged.path

@@ -289,6 +289,24 @@ fn remnants_are_swept() {
     assert!(!left.exists());
 }
 
+/// Two may write one target; who wants to be alone is told of the other, and no remnant is another.
+#[test]
+fn one_can_be_alone() {
+    let root = tempfile::tempdir().unwrap();
+    let create = |name: &str| OutputFolder::create(&root.path().join(name), false, ours).unwrap();
+    let (one, beside) = (create("out").alone().unwrap(), create("out2"));
+    let e = create("out").alone().unwrap_err();
+    let me = format!("process {} is writing it", std::process::id());
+    assert!(e.kind() == ErrorKind::Usage && e.to_string().contains(&me), "{e}");
+    drop(beside);
+    // Nobody's, but young, with the number of a process that lives.
+    let left = one.path().with_file_name(format!("{}9", one.path().file_name().unwrap().to_string_lossy()));
+    drop(one);
+    fs::create_dir(&left).unwrap();
+    create("out").alone().unwrap();
+    assert!(left.exists());
+}
+
 /// Killed at any moment, the target is one generation or the next, whole.
 #[test]
 fn a_kill_leaves_a_whole_folder() {

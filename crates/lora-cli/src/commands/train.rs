@@ -125,7 +125,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let rows = data.samples.len();
     let terms =
         promise.as_ref().map(|promise| promise.terms(rows, batch, training.steps(rows))).transpose()?;
-    let out = OutputFolder::create(&args.out, args.overwrite, is_adapter_file)?;
+    // Before the saved run is looked at: what lies beside OUT is another's, as long as that one lives.
+    let out = OutputFolder::create(&args.out, args.overwrite, is_adapter_file)?.alone()?;
     let saved = lora::sibling(&args.out, "resume.safetensors");
     if args.save_every.is_none() && saved.exists() {
         return Err(Error::usage("an interrupted run is to go on here, and this one would take its metrics")

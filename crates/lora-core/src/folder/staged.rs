@@ -1,7 +1,7 @@
 //! What is being written beside its target, and the remnants of writers that were killed.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -44,6 +44,16 @@ impl Staged {
 }
 
 impl Staged {
+    /// The process of another that is being written beside `target`. Each locks its own before it looks: of two at least one
+    /// sees the other.
+    pub(super) fn rival(&self, target: &Path) -> Option<i32> {
+        let own = self.path.file_name();
+        beside(target, host()).find_map(|(path, writer)| match writer {
+            Writer::Here(process) if path.file_name() != own && is_held(&path) => Some(process),
+            _ => None,
+        })
+    }
+
     /// What is whole, and could not take its target's place, is never deleted: `error` says where it is.
     pub(super) fn keep(&mut self, target: &Path, error: Error) -> Error {
         self.armed = false;
@@ -101,15 +111,24 @@ fn lock(path: &Path) -> Option<File> {
     Some(file)
 }
 
+/// Whether a process has it, as far as this host sees.
+fn is_held(path: &Path) -> bool {
+    File::open(path).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+}
+
+/// What writers of this host have beside `target`, or left there.
+fn beside(target: &Path, host: u32) -> impl Iterator<Item = (PathBuf, Writer)> {
+    let parent = target.parent().filter(|p| *p != Path::new("")).unwrap_or(Path::new("."));
+    let stem = stem(target);
+    let entries = fs::read_dir(parent).into_iter().flatten().flatten();
+    entries.filter_map(move |entry| Some((entry.path(), Writer::of(&entry.file_name(), &stem, host)?)))
+}
+
 /// Deletes what killed processes of this host left beside `target`. What cannot be deleted stays, and so does what others
 /// have there: over a network a folder's lock is not seen (NFS), and what lives looks like nobody's.
 fn sweep(target: &Path, host: u32) {
-    let parent = target.parent().filter(|p| *p != Path::new("")).unwrap_or(Path::new("."));
-    let stem = stem(target);
-    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if let Some(writer) = Writer::of(&entry.file_name(), &stem, host)
-            && is_left(&path, writer)
+    for (path, writer) in beside(target, host) {
+        if is_left(&path, writer)
             && !replaces(&path)
             && let Some(lock) = lock(&path)
         {
