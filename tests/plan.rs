@@ -31,6 +31,7 @@ const STEPS: TrainConfig = TrainConfig {
     seed: 7,
     eval_every: None,
     save: None,
+    stop: None,
 };
 
 /// Many texts of 60 tokens behind a thousand that they begin with, all in one step.

@@ -9,6 +9,7 @@ mod profile;
 mod progress;
 mod rounding;
 mod settings;
+mod stop;
 
 use std::process::ExitCode;
 
@@ -92,8 +93,12 @@ fn main() -> ExitCode {
 }
 
 /// The error, its hint, and an exit code by its sort: 2 usage, 3 data, 4 unsupported, 5 input and output, 6 not
-/// finite, 1 the rest.
+/// finite, 1 the rest. A run that was stopped has 128 and its signal.
 fn report(error: &anyhow::Error) -> ExitCode {
+    if let Some(stopped) = error.downcast_ref::<stop::Stopped>() {
+        commands::aside(format_args!("{stopped}"));
+        return ExitCode::from(stopped.code());
+    }
     let ours = error.downcast_ref::<lora::Error>();
     match ours {
         // It tells its cause in its own words.

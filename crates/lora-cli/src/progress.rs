@@ -65,7 +65,7 @@ impl Progress {
             Event::Eval { step, loss } => self.line(&format!("step {step}: held-out loss {loss:.4}")),
             Event::Saved { failed: None, .. } => {}
             Event::Saved { step, failed: Some(why) } => {
-                self.line(&format!("warning   step {step} was not saved: {why}; training goes on"));
+                self.line(&format!("warning   step {step} was not saved: {why}"));
             }
         }
         Ok(())

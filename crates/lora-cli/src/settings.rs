@@ -183,6 +183,7 @@ impl StepArgs {
             seed: self.seed,
             eval_every: None,
             save: None,
+            stop: None,
         };
         Ok(config)
     }

@@ -4,7 +4,8 @@
 mod common;
 
 use std::fs;
-use std::process::Child;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use common::Bench;
@@ -55,6 +56,86 @@ fn two_runs_do_not_write_one_adapter() {
         bench.lora(&format!("{TRAIN} --out {out}")).ok();
         assert!(unfinished(&bench).is_empty());
     }
+}
+
+fn signal(name: &str, run: &Child) {
+    let sent = Command::new("sh").args(["-c", &format!("kill -{name} {}", run.id())]).status().unwrap();
+    assert!(sent.success());
+}
+
+/// What is saved goes on to the adapter of a run that nobody stopped; of what is not, it is said so, and nothing is left.
+#[test]
+fn a_stopped_run_says_what_became_of_it() {
+    let bench = Bench::new();
+    let train = LONG.replace("--epochs 20000", "--epochs 1000");
+    bench.lora(&format!("{train} --out whole --eval data.jsonl --eval-every 50")).ok();
+    let saving = "--save-every 100000 --eval data.jsonl --eval-every 50";
+    for (out, name, code, more, said) in [
+        ("saved", "INT", 130, saving, "the same command goes on after step "),
+        ("lost", "TERM", 143, "", "nothing was kept; --save-every"),
+    ] {
+        let words = format!("{train} --out {out} {more}");
+        let mut run = bench.start_into(&words, Stdio::piped());
+        await_step(&bench, (&mut run, out), 20);
+        signal(name, &run);
+        let ended = run.wait_with_output().unwrap();
+        let err = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(code), "{err}");
+        assert!(err.contains("stopped after step ") && err.contains(said), "{err}");
+        assert!(unfinished(&bench).is_empty() && !bench.path(out).exists());
+        let done = steps(&bench, out).len();
+        assert!(err.contains(&format!("stopped after step {done} of 2000: ")), "{err}");
+    }
+    assert!(!bench.path("lost.resume.safetensors").exists());
+    let again = bench.lora(&format!("{train} --out saved {saving}"));
+    assert!(again.ok().contains("resumed   after step "));
+    let of = |out: &str, file: &str| fs::read(bench.path(&format!("{out}{file}"))).unwrap();
+    assert!(of("saved", "/adapter_model.safetensors") == of("whole", "/adapter_model.safetensors"));
+    let told = |out: &str| -> Vec<Value> {
+        let text = String::from_utf8(of(out, ".metrics.jsonl")).unwrap();
+        let events = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        events.filter(|e| e["event"] == "eval").collect()
+    };
+    assert_eq!(told("saved"), told("whole"), "an evaluation is left out, or another");
+}
+
+/// In the midst of an evaluation that nobody wants to wait for.
+#[test]
+fn a_second_signal_ends_a_run_at_once() {
+    let bench = Bench::new();
+    bench.write("many.jsonl", "{\"text\": \"two and two is four, and so on\"}\n".repeat(20_000));
+    let train = format!("{LONG} --out out --eval many.jsonl --eval-every 1");
+    let mut run = bench.start_into(&train, Stdio::piped());
+    await_step(&bench, (&mut run, "out"), 1);
+    let mut err = BufReader::new(run.stderr.take().unwrap());
+    signal("INT", &run);
+    let mut line = String::new();
+    while !line.starts_with("stopping") {
+        line.clear();
+        assert!(err.read_line(&mut line).unwrap() > 0, "it says nothing");
+    }
+    signal("INT", &run);
+    assert_eq!(run.wait().unwrap().code(), Some(130));
+    let mut rest = String::new();
+    err.read_to_string(&mut rest).unwrap();
+    assert!(!rest.contains("stopped after"), "{rest}");
+}
+
+/// A step that is charged is charged once: the same command does it again, and goes on.
+#[test]
+fn a_private_run_that_was_stopped_is_not_charged_again() {
+    let bench = Bench::new();
+    let train = "train --model model --data data.jsonl --rank 2 --dtype f32 --batch-size 1 --max-steps 100 \
+                 --epochs 1000 --dp-epsilon 8 --out";
+    let mut run = bench.start_into(&format!("{train} out"), Stdio::piped());
+    await_step(&bench, (&mut run, "out"), 5);
+    signal("INT", &run);
+    let ended = run.wait_with_output().unwrap();
+    let err = String::from_utf8(ended.stderr).unwrap();
+    assert!(ended.status.code() == Some(130) && err.contains("is not charged twice"), "{err}");
+    assert!(bench.lora(&format!("{train} out")).ok().contains("spent in 100 of 100 steps"));
+    let ledger = fs::read_to_string(bench.path("data.jsonl.privacy.jsonl")).unwrap();
+    assert_eq!(ledger.lines().count(), 101, "the budget, and each step once");
 }
 
 /// What shapes a gradient is part of a run: how the base is rounded, and how texts are divided into passes where those draw

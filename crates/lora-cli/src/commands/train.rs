@@ -1,15 +1,14 @@
 //! `lora train`
 
 mod record;
+mod trace;
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
 use lora::model::{Keep, parameters};
-use lora::train::{Batches, Dataset, Event, Fit, Load, SavePoint, Setting, TrainConfig, may_share};
+use lora::train::{Event, Fit, Load, SavePoint, Setting, TrainConfig, may_share};
 use lora::{AdapterConfig, Error, OutputFolder, Recipe, VARIANTS};
 
 use super::{bare, say};
@@ -19,6 +18,7 @@ use crate::privacy::{PrivacyArgs, ledger_of};
 use crate::profile::Profile;
 use crate::progress::Progress;
 use crate::settings::{MethodArgs, TrainingArgs};
+use crate::stop::Heard;
 
 /// Train an adapter on a JSONL file
 #[derive(clap::Args)]
@@ -76,8 +76,8 @@ pub(crate) struct Args {
     /// Write the adapter as it starts and every step's texts as token ids and labels: to repeat the run elsewhere
     #[arg(long, value_name = "FOLDER", help_heading = "Training")]
     trace: Option<PathBuf>,
-    /// Write the run down to OUT.resume.safetensors every so many steps: killed, the same command goes on from there, to
-    /// the adapter that it would have come to
+    /// Write the run down to OUT.resume.safetensors every so many steps, and where it is stopped (Ctrl-C, SIGTERM): the same
+    /// command goes on from there, killed or stopped, to the adapter that it would have come to
     #[arg(long, value_name = "STEPS", help_heading = "Training", value_parser = clap::value_parser!(u64).range(1..))]
     #[arg(conflicts_with_all = ["dp_epsilon", "trace", "auto"])]
     save_every: Option<u64>,
@@ -203,12 +203,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     say!("model     {} ({} parameters, {})", args.model.model.display(), grouped(frozen), args.model.dtype);
     let loaded = begin.elapsed().as_secs_f64();
     if let Some(path) = &args.trace {
-        let folder = OutputFolder::create(path, args.overwrite, |path| {
-            is_adapter_file(path) || path == Path::new(BATCHES)
+        trace::write((path, args.overwrite), (&data, &training), |folder| {
+            lora::save(&model, ADAPTER, &recipe, &written, VARIANTS, folder)
         })?;
-        folder.write_with(BATCHES, |file| batches(file, &data, &training))?;
-        lora::save(&model, ADAPTER, &recipe, &written, VARIANTS, folder.path())?;
-        folder.commit()?;
     }
     let share = 100.0 * trained as f64 / (frozen + trained) as f64;
     say!("adapter   {recipe}, rank {}: {} parameters train ({share:.3} %)", config.r, grouped(trained));
@@ -247,6 +244,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let kept = (done.is_none() && args.out.exists()).then_some(earlier.as_path());
     let mut progress = Progress::new(&lora::sibling(&args.out, "metrics.jsonl"), kept, done)?;
     let mut each = |event: &Event| progress.event(event);
+    // What comes before has learnt nothing yet: a signal ends it at once.
+    let heard = Heard::asking(training.stop.get_or_insert_default().clone())?;
     let train = || match &mut release {
         Some(release) => lora::train::train_privately(
             &model,
@@ -262,6 +261,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let (outcome, spent) = if args.profile { Profile::watch(train) } else { (train(), Vec::new()) };
     progress.finish();
     let outcome = outcome?;
+    if let Some(stopped) =
+        args.stopped(&heard, training.save.as_ref(), (outcome.steps, training.steps(rows)))?
+    {
+        return Err(stopped.into());
+    }
 
     let path = out.path().join(ROOM);
     std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
@@ -325,24 +329,6 @@ const ROOM: &str = "space-kept-for-the-adapter";
 pub(crate) fn is_adapter_file(path: &Path) -> bool {
     let ours = [lora::CONFIG_FILE, lora::WEIGHTS_FILE, "training.json"];
     ours.contains(&&*path.to_string_lossy())
-}
-
-/// In a trace, what is read step by step.
-const BATCHES: &str = "batches.jsonl";
-
-fn batches(file: &mut File, data: &Dataset, config: &TrainConfig) -> lora::Result<()> {
-    let mut batches = Batches::new(&data.samples, config.batch_size, config.seed);
-    let write = || {
-        let mut file = BufWriter::new(file);
-        for step in 1..=config.steps(data.samples.len()) {
-            let texts = batches.next_step(config.accumulate).into_iter().flatten();
-            let texts: Vec<_> =
-                texts.map(|s| serde_json::json!({ "ids": s.ids, "labels": s.labels })).collect();
-            writeln!(file, "{}", serde_json::json!({ "step": step, "texts": texts }))?;
-        }
-        file.flush()
-    };
-    write().map_err(|e| Error::io("write", Path::new(BATCHES), e))
 }
 
 /// A plan in a line, with a warning where it will not fit.

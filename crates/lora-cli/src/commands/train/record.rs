@@ -1,7 +1,7 @@
 //! What a run is known by, and what is written of it beside the adapter.
 
 use anyhow::Result;
-use lora::train::{Dataset, Outcome, TrainConfig, fingerprint};
+use lora::train::{Dataset, Outcome, SavePoint, TrainConfig, fingerprint};
 use lora::{AdapterConfig, Recipe};
 use sha2::{Digest, Sha256};
 
@@ -9,6 +9,7 @@ use super::Args;
 use crate::paths;
 use crate::planning;
 use crate::privacy::{bound_to, hash_of};
+use crate::stop::{Heard, Stopped};
 
 impl Args {
     /// Refuses outputs that would replace what is read, or one another: what lies beside OUT is replaced unasked.
@@ -68,6 +69,29 @@ impl Args {
             hash.update(hash_of(&[start.join(lora::CONFIG_FILE), start.join(lora::WEIGHTS_FILE)])?);
         }
         Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// What is told of a run of so many steps that a signal ended before; none of one that is done.
+    ///
+    /// # Errors
+    /// What it was saved in cannot be read.
+    pub(super) fn stopped(
+        &self,
+        heard: &Heard,
+        save: Option<&SavePoint>,
+        (done, steps): (u64, u64),
+    ) -> Result<Option<Stopped>> {
+        let Some(signal) = heard.signal().filter(|_| done < steps) else { return Ok(None) };
+        let became = match save.map(SavePoint::steps).transpose()?.flatten() {
+            Some(saved) => format!("the same command goes on after step {saved}"),
+            None if self.privacy.dp_epsilon.is_some() => {
+                "no adapter was written; the same command does these steps again, \
+                 and what they gave away is not charged twice"
+                    .to_owned()
+            }
+            None => "nothing was kept; --save-every STEPS keeps what was learnt".to_owned(),
+        };
+        Ok(Some(Stopped { signal, said: format!("stopped after step {done} of {steps}: {became}") }))
     }
 
     /// What was done, for whoever finds the folder later.
