@@ -19,6 +19,8 @@ fn refused(bench: &Bench, words: &str, code: i32, said: &[&str]) {
 }
 
 type Tensors = BTreeMap<String, Tensor>;
+/// What is wrong, in the configuration and in the tensors.
+type Case = (&'static str, fn(&mut Value), fn(&mut Tensors));
 
 /// The folder `out`: the adapter in `good`, changed.
 fn change(bench: &Bench, config: impl Fn(&mut Value), tensors: impl Fn(&mut Tensors)) {
@@ -88,7 +90,7 @@ fn an_adapter_of_another_model_does_not_fit() {
 fn an_adapter_that_is_not_what_it_says_is_refused() {
     let bench = Bench::new();
     bench.lora(&format!("{TRAIN} --out good --targets q_proj,v_proj")).ok();
-    let cases: [(&str, fn(&mut Value), fn(&mut Tensors)); 8] = [
+    let cases: [Case; 8] = [
         ("", |_| {}, |map| map.retain(|name, _| name.contains("layers.0."))),
         ("missing: ", |_| {}, |map| map.retain(|name, _| name.contains("lora_A"))),
         ("missing: ", |c| c["use_dora"] = true.into(), |_| {}),
