@@ -57,6 +57,7 @@ fn training() -> TrainConfig {
         seed: 3,
         eval_every: None,
         save: None,
+        stop: None,
     }
 }
 

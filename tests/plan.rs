@@ -31,6 +31,7 @@ const STEPS: TrainConfig = TrainConfig {
     seed: 7,
     eval_every: None,
     save: None,
+    stop: None,
 };
 
 /// Many texts of 60 tokens behind a thousand that they begin with, all in one step.
@@ -206,5 +207,13 @@ fn what_is_planned_is_what_is_counted() {
             check(&Case { folder: folder.path(), spec, kind, beside, adapter, data, config });
         }
     }
+    // Below the first adapter nothing is run again, and nothing is kept for that.
+    let (data, top) = (&data(1024, 16), &adapter(0.0, Some(vec![5])));
+    let [kept, again] = [0, 5].map(|recompute| {
+        let (spec, kind, config) = ("lora", Kind::BFloat16, &TrainConfig { recompute, ..STEPS });
+        Case { folder: folder.path(), spec, kind, beside: 0, adapter: top, data, config }.both()
+    });
+    assert_eq!(kept.0, again.0, "planned");
+    assert!((again.1 as f64 / kept.1 as f64 - 1.0).abs() < 0.01, "counted: {} and {}", kept.1, again.1);
     eprintln!("worst: {worst:.3}");
 }

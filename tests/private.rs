@@ -67,6 +67,7 @@ fn training(batch_size: usize, accumulate: usize, steps: u64) -> TrainConfig {
         seed: 3,
         eval_every: None,
         save: None,
+        stop: None,
     }
 }
 

@@ -198,6 +198,7 @@ fn recorded_passes_train_as_others_do() {
                 seed: 3,
                 eval_every: Some(4),
                 save: None,
+                stop: None,
             };
             let mut seen = Vec::new();
             let outcome = train(&model, params(&model, "a"), &data, Some(&data), &config, &mut |event| {

@@ -91,6 +91,7 @@ pub(crate) fn curve(
         seed: 0,
         eval_every: None,
         save: None,
+        stop: None,
     };
     let data = Dataset { path: PathBuf::from("golden"), rows: Vec::new(), samples, truncated: 0 };
     let (mut losses, mut norms) = (Vec::new(), Vec::new());

@@ -3,7 +3,6 @@
 //! Paths tell nothing (folders move, and hubs have names), and other numbers may be the same model in another file: 4 bits,
 //! or a narrower float type. So numbers are compared where nothing rounds, and where a start had changed them.
 
-use std::io::Write;
 use std::path::Path;
 
 use lora::Recipe;
@@ -11,6 +10,7 @@ use lora::model::Checkpoint;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::commands::aside;
 use crate::open::name_of;
 use crate::planning::is_packed;
 
@@ -67,7 +67,7 @@ impl Origin {
     /// Says on standard error where the base that is opened is certainly another one than this, an adapter's own.
     pub(crate) fn tell(&self, opened: &Self, how_kept: bool) {
         if let Some(what) = self.unlike(opened, how_kept) {
-            let _ = writeln!(std::io::stderr(), "note: the adapter {what}");
+            aside(format_args!("note: the adapter {what}"));
         }
     }
 

@@ -8,6 +8,8 @@ use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use lora::train::{Event, StepReport};
 use lora::{Error, Result};
 
+use crate::commands::{aside, shown};
+
 /// The bar and the log.
 pub(crate) struct Progress {
     bar: Option<ProgressBar>,
@@ -63,7 +65,7 @@ impl Progress {
             Event::Eval { step, loss } => self.line(&format!("step {step}: held-out loss {loss:.4}")),
             Event::Saved { failed: None, .. } => {}
             Event::Saved { step, failed: Some(why) } => {
-                self.line(&format!("warning   step {step} was not saved: {why}; training goes on"));
+                self.line(&format!("warning   step {step} was not saved: {why}"));
             }
         }
         Ok(())
@@ -113,10 +115,8 @@ impl Progress {
 
     fn line(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.println(text),
-            None => {
-                let _ = writeln!(std::io::stderr(), "{text}");
-            }
+            Some(bar) => bar.println(shown(text)),
+            None => aside(text),
         }
     }
 }

@@ -2,20 +2,20 @@
 
 use std::cell::Cell;
 use std::fmt;
-use std::io::Write;
 
 use lora::BaseWeight;
 use lora::model::{Checkpoint, linear_shapes};
 use tch::{Kind, Tensor};
 
+use crate::commands::aside;
+
 /// A note where 4 bits are to round what a file has in about as few already: it costs points and saves nothing.
 pub(crate) fn tell_twice(checkpoint: &dyn Checkpoint) {
     if let Some(bits) = bits(checkpoint).filter(|bits| *bits < 5.5) {
-        let _ = writeln!(
-            std::io::stderr(),
+        aside(format_args!(
             "note: the file's weights have {bits:.1} bits each already, and rounding them again costs points; `lora train \
              --base-storage native` trains on them as they are (docs/qlora.md)"
-        );
+        ));
     }
 }
 

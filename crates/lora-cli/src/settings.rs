@@ -1,6 +1,5 @@
 //! What is trained, and how: the arguments that `train` and `plan` share.
 
-use std::io::Write;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::str::FromStr;
@@ -9,6 +8,8 @@ use anyhow::Result;
 use lora::model::Tokenizer;
 use lora::train::{AdamWConfig, DataOptions, Dataset, Schedule, TrainConfig};
 use lora::{AdapterConfig, Error, Init, Start, Targets};
+
+use crate::commands::aside;
 
 #[derive(clap::Args)]
 pub(crate) struct MethodArgs {
@@ -174,10 +175,9 @@ impl TextArgs {
     pub(crate) fn tell_longest(&self, context: i64) {
         let longest = self.longest(context);
         if let Some(asked) = self.max_length.filter(|asked| *asked > longest) {
-            let _ = writeln!(
-                std::io::stderr(),
+            aside(format_args!(
                 "note: --max-length {asked} is beyond the model's context: {longest} is taken"
-            );
+            ));
         }
     }
 
@@ -213,6 +213,7 @@ impl StepArgs {
             seed: self.seed,
             eval_every: None,
             save: None,
+            stop: None,
         };
         Ok(config)
     }

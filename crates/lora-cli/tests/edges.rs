@@ -207,19 +207,34 @@ fn what_could_not_be_told_is_an_error() {
     assert_eq!(bench.lora_into("variants --json", writer).code, Some(0));
 }
 
-/// Convolutions, and factors of two ranks.
+/// A model card, or a licence that is not the model's, is somebody's work.
 #[test]
-fn factors_that_do_not_fit_are_not_inspected() {
+fn what_people_lay_into_an_output_is_not_replaced() {
     let bench = Bench::new();
-    bench.lora("train --model model --data data.jsonl --out out --rank 2 --max-steps 1 --dtype f32").ok();
-    let file = bench.path("out/adapter_model.safetensors");
-    let tensors = lora::read_tensors(&file).unwrap();
-    for odd in [[1_i64, 2].as_slice(), &[2, 3, 1, 1], &[], &[5]] {
-        let mut named: Vec<_> = tensors.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
-        let first = named.iter_mut().find(|(name, _)| name.ends_with("lora_A.weight")).unwrap();
-        first.1 = tch::Tensor::ones(odd, (tch::Kind::Float, tch::Device::Cpu));
-        lora::write_tensors(&file, &named, &[]).unwrap();
-        refused(&bench, "inspect out --spectrum", 3, &["no A [r, in] and B [out, r]"]);
+    bench.write("model/LICENSE", "the model's");
+    let train = "train --model model --data data.jsonl --rank 2 --max-steps 1 --dtype f32 --out out";
+    let merge = "merge --model model --adapter out --dtype f32 --out merged";
+    let init = "init --model model --init pissa --rank 2 --dtype f32 --out start";
+    for (words, files) in [
+        (train, &["out/README.md"][..]),
+        (merge, &["merged/README.md", "merged/LICENSE"][..]),
+        (init, &["start/base/LICENSE", "start/adapter/README.md"][..]),
+        ("quantize model four", &["four/LICENSE"][..]),
+    ] {
+        bench.lora(words).ok();
+        let again = format!("{words} --overwrite");
+        // What it has written itself, it replaces.
+        bench.lora(&again).ok();
+        for file in files {
+            let own = fs::read(bench.path(file));
+            bench.write(file, "years of work");
+            refused(&bench, &again, 2, &["not of this program's making"]);
+            assert_eq!(fs::read(bench.path(file)).unwrap(), b"years of work");
+            match own {
+                Ok(own) => bench.write(file, own),
+                Err(_) => fs::remove_file(bench.path(file)).unwrap(),
+            }
+        }
     }
 }
 

@@ -16,6 +16,7 @@ mod rows;
 mod save;
 mod schedule;
 mod sharing;
+mod stop;
 mod trainer;
 
 pub use arena::{Arena, Norms};
@@ -35,4 +36,5 @@ pub use rows::{Conversation, Row, read_rows};
 pub use save::SavePoint;
 pub use schedule::Schedule;
 pub use sharing::may_share;
+pub use stop::Stop;
 pub use trainer::{TrainConfig, train};

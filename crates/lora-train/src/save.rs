@@ -11,10 +11,10 @@ use crate::arena::Arena;
 use crate::limit::Work;
 use crate::optim::AdamW;
 
-/// Where a run is written down, and how often. The file holds the parameters, the optimiser's moments and how far it has come;
-/// seeds and the order of the samples follow from the step, so that a run that goes on is the run that was never
-/// interrupted, bit for bit, on a machine that adds up alike. A GPU does where steps are not recorded
-/// ([`TrainConfig::record`](crate::TrainConfig::record)): what was recorded, and when, is not written down.
+/// Where a run is written down, and how often; where a [`Stop`](crate::Stop) ends it, too. The file holds the parameters, the
+/// optimiser's moments and how far it has come; seeds and the order of the samples follow from the step, so that a run that goes
+/// on is the run that was never interrupted, bit for bit, on a machine that adds up alike. A GPU does where steps are not
+/// recorded ([`TrainConfig::record`](crate::TrainConfig::record)): what was recorded, and when, is not written down.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SavePoint {
     /// The file, in safetensors' format; replaced whole.

@@ -14,6 +14,11 @@ pub trait Number: Element {
     fn wide(self) -> Self::Wide;
     /// Back, rounded.
     fn narrow(x: Self::Wide) -> Self;
+    /// The nearest number that can be stored so.
+    #[inline(always)]
+    fn rounded(x: Self::Wide) -> Self::Wide {
+        Self::narrow(x).wide()
+    }
 }
 
 /// f32 or f64.
@@ -56,6 +61,16 @@ impl Number for f16 {
     #[inline(always)]
     fn narrow(x: f32) -> f16 {
         f16::from_f32(x)
+    }
+    /// Without branches, so that loops of it vectorise.
+    #[inline(always)]
+    fn rounded(x: f32) -> f32 {
+        // Beside `shift` the last place of an f32 is that of x as an f16, 2^-24 at least: their sum is rounded there.
+        let exponent = (x.to_bits() & 0x7f80_0000).clamp(113 << 23, 142 << 23);
+        let shift = f32::from_bits((exponent + (13 << 23)) | 1 << 22);
+        let y = (x.abs() + shift) - shift;
+        let y = if y > 65504.0 { f32::INFINITY } else { y };
+        y.copysign(x)
     }
 }
 
@@ -241,6 +256,24 @@ mod tests {
         assert_eq!(Wide::exp(f32::NEG_INFINITY), 0.0);
         assert_eq!(Wide::exp(f32::INFINITY), f32::INFINITY);
         assert!(Wide::exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn rounding_to_f16_is_the_way_through_it() {
+        let check = |bits: u32| {
+            let x = f32::from_bits(bits);
+            let (got, want) = (f16::rounded(x), f16::narrow(x).wide());
+            let same = got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan());
+            assert!(same, "{x:e}: {got:e}, {want:e}");
+        };
+        (0..=u32::MAX).step_by(997).for_each(check);
+        // Around every f16, and every tie between two of them.
+        for half in 0..0x7bffu16 {
+            let [x, next] = [half, half + 1].map(|half| f16::from_bits(half).wide());
+            for at in [x, (x + next) / 2.0].map(f32::to_bits) {
+                (at.saturating_sub(1)..=at + 1).flat_map(|bits| [bits, bits | 1 << 31]).for_each(check);
+            }
+        }
     }
 
     #[test]

@@ -61,30 +61,30 @@ impl Simd {
 /// ```
 #[macro_export]
 macro_rules! simd {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$t:ident: $bound:path>)? ($($arg:ident: $ty:ty),* $(,)?)
+    ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$($t:ident: $bound:path),+>)? ($($arg:ident: $ty:ty),* $(,)?)
         $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
-        $vis fn $name $(<$t: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            fn body $(<$t: $bound>)? ($($arg: $ty),*) $(-> $ret)? $body
+            fn body $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi2")]
-            fn avx512 $(<$t: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
-                body$(::<$t>)?($($arg),*)
+            fn avx512 $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? {
+                body$(::<$($t),+>)?($($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
-            fn avx2 $(<$t: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
-                body$(::<$t>)?($($arg),*)
+            fn avx2 $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? {
+                body$(::<$($t),+>)?($($arg),*)
             }
             match $crate::Simd::best() {
                 // SAFETY: the machine has been asked.
                 #[cfg(target_arch = "x86_64")]
-                $crate::Simd::Avx512 => unsafe { avx512$(::<$t>)?($($arg),*) },
+                $crate::Simd::Avx512 => unsafe { avx512$(::<$($t),+>)?($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::Simd::Avx2 => unsafe { avx2$(::<$t>)?($($arg),*) },
-                _ => body$(::<$t>)?($($arg),*),
+                $crate::Simd::Avx2 => unsafe { avx2$(::<$($t),+>)?($($arg),*) },
+                _ => body$(::<$($t),+>)?($($arg),*),
             }
         }
     };

@@ -1,5 +1,6 @@
 //! `lora eval`
 
+mod former;
 mod rows;
 
 use std::path::PathBuf;
@@ -10,7 +11,7 @@ use lora::tch_ext::memory;
 use lora::train::{Classified, DataOptions, Dataset, Evaluation, labels_of, macro_f1, reference};
 use lora::{Error, OutputFile};
 
-use super::say;
+use super::{emit, say};
 use crate::open::ModelArgs;
 use crate::paths;
 
@@ -67,10 +68,17 @@ const MOST_LABELS: usize = 64;
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let begin = Instant::now();
-    paths::apart(
-        &[("--rows", args.rows.as_deref()), ("--trace", args.trace.as_deref())],
-        &[("the data", Some(args.data.as_path())), ("the model", Some(args.model.model.as_path()))],
-    )?;
+    let outputs = [("--rows", args.rows.as_deref()), ("--trace", args.trace.as_deref())];
+    let inputs = [
+        ("the data", Some(args.data.as_path())),
+        ("the model", Some(args.model.model.as_path())),
+        ("the adapter", args.adapter.as_deref()),
+    ];
+    paths::apart(&outputs, &inputs)?;
+    for output in outputs {
+        paths::spares(output, &inputs)?;
+        former::check(output)?;
+    }
     let opened = args.model.open(args.adapter.as_deref(), &args.variant)?;
     opened.tell_of(args.adapter.as_deref());
     let loaded = begin.elapsed().as_secs_f64();
@@ -114,7 +122,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         object["load_seconds"] = loaded.into();
         object["seconds"] = seconds.into();
         object["peak_bytes"] = memory::process().map(|m| m.peak).into();
-        say!("{object}");
+        emit(object);
         return Ok(());
     }
     say!("rows        {}", evaluation.examples);

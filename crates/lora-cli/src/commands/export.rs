@@ -11,6 +11,7 @@ use tch::{Kind, Tensor};
 use super::say;
 use crate::open::ADAPTER;
 use crate::origin;
+use crate::paths;
 
 /// Write an adapter, or a merged model, as a GGUF file for llama.cpp
 #[derive(clap::Args)]
@@ -49,6 +50,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let out = ("--out", Some(args.out.as_path()));
+    let inputs = [("the model", Some(args.model.as_path())), ("the adapter", args.adapter.as_deref())];
+    paths::apart(&[out], &inputs)?;
+    paths::spares(out, &inputs)?;
     if args.out.exists() && !args.overwrite {
         return Err(Error::usage("is there already")
             .at(args.out.display())

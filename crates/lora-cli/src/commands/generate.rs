@@ -7,7 +7,7 @@ use anyhow::Result;
 use lora::Error;
 use lora::model::{Message, Sampling, generate};
 
-use super::{say, told};
+use super::{emit, told};
 use crate::open::ModelArgs;
 
 /// Answer a prompt, with or without an adapter
@@ -96,7 +96,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return Err(e.into());
     }
     put(stream.finish()?);
-    say!();
+    emit("");
     Ok(())
 }
 

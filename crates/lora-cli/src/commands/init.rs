@@ -15,6 +15,7 @@ use super::say;
 use super::train::is_adapter_file;
 use crate::open::{ADAPTER, kind_of};
 use crate::origin::{Origin, TRAINING};
+use crate::paths;
 use crate::settings::MethodArgs;
 
 /// Split a model into a base and the adapter to start from: LoftQ, PiSSA, OLoRA
@@ -56,12 +57,16 @@ pub(crate) struct Args {
 const BASE: &str = "base";
 const FOLDER: &str = "adapter";
 
-/// What a folder written by `init` may hold.
-fn is_ours(path: &Path) -> bool {
-    path.strip_prefix(BASE).is_ok_and(is_model_file) || path.strip_prefix(FOLDER).is_ok_and(is_adapter_file)
+/// What `init` writes of the model at `source` into the folder `out`.
+fn is_ours(source: &Path, out: &Path) -> impl Fn(&Path) -> bool + use<> {
+    let of_base = is_model_file(source, &out.join(BASE));
+    move |path: &Path| {
+        path.strip_prefix(BASE).is_ok_and(&of_base) || path.strip_prefix(FOLDER).is_ok_and(is_adapter_file)
+    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    paths::apart(&[("--out", Some(args.out.as_path()))], &[("the model", Some(args.model.as_path()))])?;
     let start: Start = args.method.init.parse()?;
     let recipe = Recipe::parse(&args.method.variant, VARIANTS)?;
     let config = args.method.adapter_config()?;
@@ -80,7 +85,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let chosen: BTreeMap<String, _> = chosen.into_iter().map(|s| (format!("{}.weight", s.name), s)).collect();
 
-    let out = OutputFolder::create(&args.out, args.overwrite, is_ours)?;
+    let out = OutputFolder::create(&args.out, args.overwrite, is_ours(&args.model, &args.out))?;
     let kind = kind_of(&args.dtype);
     let given = RefCell::new(BTreeMap::new());
     let sums = RefCell::new((0.0, 0.0));
@@ -98,7 +103,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let pack =
         Pack { storage: recipe.storage(), skip: &[], seen: &|_: &str, _: &Tensor, _: &dyn BaseWeight| {} };
     let base_path = out.path().join(BASE);
-    let base = OutputFolder::create(&base_path, false, is_model_file)?;
+    let base = OutputFolder::create(&base_path, false, is_model_file(&args.model, &base_path))?;
     Export {
         checkpoint: checkpoint.as_ref(),
         tokenizer: tokenizer.as_ref(),

@@ -3,7 +3,6 @@
 mod verify;
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -12,9 +11,10 @@ use lora::qlora::Options;
 use lora::{AdapterConfig, Error, Linears, OutputFolder, Recipe, VARIANTS};
 use tch::{Kind, Tensor};
 
-use super::say;
+use super::{aside, say};
 use crate::open::{ADAPTER, ModelArgs, chosen, name_of};
 use crate::origin;
+use crate::paths;
 use crate::rounding::Rounding;
 
 /// Fold an adapter into its base: an ordinary Hugging Face model folder
@@ -69,6 +69,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if !(args.tolerance >= 0.0) {
         return Err(Error::usage("--tolerance must be at least 0").into());
     }
+    let inputs = [
+        ("the model", Some(args.model.model.as_path())),
+        ("the adapter", Some(args.adapter.as_path())),
+        ("the rows", args.verify.as_ref().and_then(Option::as_deref)),
+    ];
+    paths::apart(&[("--out", Some(args.out.as_path()))], &inputs)?;
     if args.limit.is_some() && matches!(args.verify, Some(None)) {
         return Err(Error::usage("--limit is of rows, and --verify names no file of them").into());
     }
@@ -76,10 +82,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let trained = chosen(&args.variant, Some(&AdapterConfig::read(&args.adapter)?))?;
     let (checkpoint, tokenizer) = args.model.checkpoint()?;
     let texts = args.texts(&tokenizer, checkpoint.config())?;
-    let out = OutputFolder::create(&args.out, args.overwrite, is_model_file)?;
+    let ours = is_model_file(&args.model.model, &args.out);
+    let out = OutputFolder::create(&args.out, args.overwrite, ours)?;
     let kind = args.model.kind();
     if let Some(note) = rounded(checkpoint.as_ref(), kind).filter(|_| !args.json) {
-        let _ = writeln!(std::io::stderr(), "note: {note}");
+        aside(format_args!("note: {note}"));
     }
     let mut model = OnDisk::new(lora::open(&args.model.model)?, kind)?;
     lora::load(&mut model, ADAPTER, &args.adapter, VARIANTS)?;

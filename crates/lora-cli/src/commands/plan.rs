@@ -7,7 +7,7 @@ use lora::Error;
 use lora::model::StepSize;
 use lora::train::{Fit, Load, Plan, Planner, Setting, TrainConfig, may_share};
 
-use super::say;
+use super::{emit, say};
 use crate::open::ModelArgs;
 use crate::planning::{self, Size, Way};
 use crate::settings::{MethodArgs, TrainingArgs};
@@ -92,13 +92,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             })
         });
         let rows: Vec<_> = rows.iter().map(|row| row.json(fit.effort)).collect();
-        say!(
-            "{}",
-            serde_json::json!({
-                "bytes": fit.plan.total(), "parts": fit.plan, "limit": limit, "fastest": chosen,
-                "settings": rows,
-            })
-        );
+        emit(serde_json::json!({
+            "bytes": fit.plan.total(), "parts": fit.plan, "limit": limit, "fastest": chosen, "settings": rows,
+        }));
         return Ok(fastest.map(drop)?);
     }
     print_parts(&fit.plan, limit);

@@ -19,6 +19,7 @@ use crate::privacy::{PrivacyArgs, ledger_of};
 use crate::profile::Profile;
 use crate::progress::Progress;
 use crate::settings::{MethodArgs, TrainingArgs};
+use crate::stop::Heard;
 
 /// Train an adapter on a JSONL file
 #[derive(clap::Args)]
@@ -76,8 +77,8 @@ pub(crate) struct Args {
     /// Write the adapter as it starts and every step's texts as token ids and labels: to repeat the run elsewhere
     #[arg(long, value_name = "FOLDER", help_heading = "Training")]
     trace: Option<PathBuf>,
-    /// Write the run down to OUT.resume.safetensors every so many steps: killed, the same command goes on from there, to
-    /// the adapter that it would have come to
+    /// Write the run down to OUT.resume.safetensors every so many steps, and where it is stopped (Ctrl-C, SIGTERM): the same
+    /// command goes on from there, killed or stopped, to the adapter that it would have come to
     #[arg(long, value_name = "STEPS", help_heading = "Training", value_parser = clap::value_parser!(u64).range(1..))]
     #[arg(conflicts_with_all = ["dp_epsilon", "trace", "auto"])]
     save_every: Option<u64>,
@@ -130,7 +131,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let rows = data.samples.len();
     let terms =
         promise.as_ref().map(|promise| promise.terms(rows, batch, training.steps(rows))).transpose()?;
-    let out = OutputFolder::create(&args.out, args.overwrite, is_adapter_file)?;
+    // Before the saved run is looked at: what lies beside OUT is another's, as long as that one lives.
+    let out = OutputFolder::create(&args.out, args.overwrite, is_adapter_file)?.alone()?;
     let saved = lora::sibling(&args.out, "resume.safetensors");
     if args.save_every.is_none() && saved.exists() {
         return Err(Error::usage("an interrupted run is to go on here, and this one would take its metrics")
@@ -207,7 +209,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let frozen = parameters(checkpoint.config());
     say!("model     {} ({} parameters, {})", args.model.model.display(), grouped(frozen), args.model.dtype);
     let loaded = begin.elapsed().as_secs_f64();
-    args.write_trace((&model, &recipe, &written), &data, &training)?;
+    if let Some(path) = &args.trace {
+        trace::write((path, args.overwrite), (&data, &training), |folder| {
+            lora::save(&model, ADAPTER, &recipe, &written, VARIANTS, folder)
+        })?;
+    }
     let share = 100.0 * share(trained, frozen);
     let ranked = params.iter().any(|p| p.name.starts_with("lora_A"));
     let rank = if ranked { format!(", rank {}", config.r) } else { String::new() };
@@ -247,6 +253,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let kept = (done.is_none() && args.out.exists()).then_some(earlier.as_path());
     let mut progress = Progress::new(&lora::sibling(&args.out, "metrics.jsonl"), kept, done)?;
     let mut each = |event: &Event| progress.event(event);
+    // What comes before has learnt nothing yet: a signal ends it at once.
+    let heard = Heard::asking(training.stop.get_or_insert_default().clone())?;
     let train = || match &mut release {
         Some(release) => lora::train::train_privately(
             &model,
@@ -262,6 +270,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let (outcome, spent) = if args.profile { Profile::watch(train) } else { (train(), Vec::new()) };
     progress.finish();
     let outcome = outcome?;
+    if let Some(stopped) =
+        args.stopped(&heard, training.save.as_ref(), (outcome.steps, training.steps(rows)))?
+    {
+        return Err(stopped.into());
+    }
 
     let path = out.path().join(ROOM);
     std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
@@ -321,8 +334,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// A file that keeps disk space free for the adapter while it trains.
 const ROOM: &str = "space-kept-for-the-adapter";
 
-/// What a folder written by `train` may hold.
+/// What a folder written by `train` may hold. A model card is nothing of that, though PEFT begins one beside each adapter:
+/// people write on.
 pub(crate) fn is_adapter_file(path: &Path) -> bool {
-    let ours = [lora::CONFIG_FILE, lora::WEIGHTS_FILE, TRAINING, "README.md"];
+    let ours = [lora::CONFIG_FILE, lora::WEIGHTS_FILE, TRAINING];
     ours.contains(&&*path.to_string_lossy())
 }

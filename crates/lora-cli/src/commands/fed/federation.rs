@@ -46,11 +46,21 @@ impl OutArgs {
         Ok(format!("the adapter {name}"))
     }
 
-    /// Refuses rows, these or the held-out ones, that the log of the rounds would replace.
-    pub(super) fn apart<'a>(&'a self, rows: impl Iterator<Item = &'a Path>) -> lora::Result<()> {
+    /// Refuses to write, OUT or the log of the rounds, in the place of what is read: the model, the adapter, or rows, these or
+    /// the held-out ones.
+    pub(super) fn apart<'a>(
+        &'a self,
+        model: &'a Path,
+        rows: impl Iterator<Item = &'a Path>,
+    ) -> lora::Result<()> {
         let log = Log::place(&self.out);
-        let rows: Vec<_> = rows.chain(self.eval.as_deref()).map(|path| ("these rows", Some(path))).collect();
-        paths::apart(&[("OUT.rounds.jsonl", Some(log.as_path()))], &rows)
+        let rows = rows.chain(self.eval.as_deref()).map(|path| ("these rows", Some(path)));
+        let read = [("the model", Some(model)), ("the adapter", self.adapter.as_deref())];
+        let inputs: Vec<_> = read.into_iter().chain(rows).collect();
+        paths::apart(
+            &[("--out", Some(self.out.as_path())), ("OUT.rounds.jsonl", Some(log.as_path()))],
+            &inputs,
+        )
     }
 
     /// The adapter that all begin with, on the model of `host`.

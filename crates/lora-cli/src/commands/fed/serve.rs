@@ -61,7 +61,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    args.out.apart(std::iter::empty())?;
+    args.out.apart(&args.model.model, std::iter::empty())?;
     let (recipe, config) = method(&args.method, args.out.adapter.as_deref())?;
     let run = format!("{} {}", bare(&args.out.out).display(), args.seed);
     let settings = args.federation.settings(run, args.seed)?;

@@ -84,7 +84,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let rows = args.client.iter().map(|(_, path)| path.as_path());
-    args.out.apart(rows.chain(args.data.as_deref()))?;
+    args.out.apart(&args.model.model, rows.chain(args.data.as_deref()))?;
     let run = format!("{} {}", bare(&args.out.out).display(), args.training.seed);
     let settings = args.federation.settings(run, args.training.seed)?;
     settings.check()?;

@@ -9,7 +9,7 @@ use lora::{Error, Mode, Recipe};
 use tch::{Device, Kind, Tensor};
 
 use super::Args;
-use crate::commands::say;
+use crate::commands::{emit, say};
 use crate::rounding::Rounding;
 
 /// Texts to compare on where no data is named.
@@ -79,7 +79,7 @@ impl Args {
             if let Some(rounding) = rounding {
                 object["rounding"] = rounding.json();
             }
-            say!("{object}");
+            emit(object);
         } else {
             let of = merging.as_ref().map_or_else(String::new, |_| format!(" beside the base as {trained}"));
             say!("adapter{of} against merged model, {found}");

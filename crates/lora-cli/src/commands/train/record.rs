@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use lora::model::Checkpoint;
-use lora::train::{Dataset, Outcome, TrainConfig, fingerprint};
+use lora::train::{Dataset, Outcome, SavePoint, TrainConfig, fingerprint};
 use lora::{AdapterConfig, Recipe};
 use sha2::{Digest, Sha256};
 
@@ -12,6 +12,7 @@ use crate::paths;
 use crate::planning;
 use crate::privacy::{bound_to, hash_of};
 use crate::rounding;
+use crate::stop::{Heard, Stopped};
 
 impl Args {
     /// Refuses outputs that would replace what is read, or one another: what lies beside OUT is replaced unasked.
@@ -26,8 +27,13 @@ impl Args {
             ("OUT.resume.safetensors", Some(saved.as_path())),
             ("--dp-ledger", self.dp_ledger.as_deref()),
         ];
-        let rows = [("the data", Some(self.data.as_path())), ("the held-out rows", self.eval.as_deref())];
-        paths::apart(&outputs, &rows)
+        let inputs = [
+            ("the data", Some(self.data.as_path())),
+            ("the held-out rows", self.eval.as_deref()),
+            ("the model", Some(self.model.model.as_path())),
+            ("the adapter", self.adapter.as_deref()),
+        ];
+        paths::apart(&outputs, &inputs)
     }
 
     /// The model's files, how they are kept, and all settings that shape a gradient.
@@ -122,6 +128,29 @@ impl Args {
         let own = Origin::read(folder);
         own.tell(&base, true);
         base.started(own.start())
+    }
+
+    /// What is told of a run of so many steps that a signal ended before; none of one that is done.
+    ///
+    /// # Errors
+    /// What it was saved in cannot be read.
+    pub(super) fn stopped(
+        &self,
+        heard: &Heard,
+        save: Option<&SavePoint>,
+        (done, steps): (u64, u64),
+    ) -> Result<Option<Stopped>> {
+        let Some(signal) = heard.signal().filter(|_| done < steps) else { return Ok(None) };
+        let became = match save.map(SavePoint::steps).transpose()?.flatten() {
+            Some(saved) => format!("the same command goes on after step {saved}"),
+            None if self.privacy.dp_epsilon.is_some() => {
+                "no adapter was written; the same command does these steps again, \
+                 and what they gave away is not charged twice"
+                    .to_owned()
+            }
+            None => "nothing was kept; --save-every STEPS keeps what was learnt".to_owned(),
+        };
+        Ok(Some(Stopped { signal, said: format!("stopped after step {done} of {steps}: {became}") }))
     }
 
     /// What was done, for whoever finds the folder later.

@@ -1,39 +1,34 @@
-//! A run to be repeated elsewhere: the adapter as it starts, and what is read step by step.
+//! What repeats a run elsewhere: the adapter as it starts, and every step's texts.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use lora::model::Llama;
 use lora::train::{Batches, Dataset, TrainConfig};
-use lora::{AdapterConfig, Error, OutputFolder, Recipe, VARIANTS};
+use lora::{Error, OutputFolder, Result};
 
-use super::{Args, is_adapter_file};
-use crate::open::ADAPTER;
+use super::is_adapter_file;
 
+/// What is read step by step.
 const BATCHES: &str = "batches.jsonl";
 
-impl Args {
-    /// Writes both into the folder that `--trace` names, if it names one.
-    ///
-    /// # Errors
-    /// The folder cannot be written.
-    pub(super) fn write_trace(
-        &self,
-        (model, recipe, config): (&Llama, &Recipe, &AdapterConfig),
-        data: &Dataset,
-        training: &TrainConfig,
-    ) -> lora::Result<()> {
-        let Some(path) = &self.trace else { return Ok(()) };
-        let ours = |path: &Path| is_adapter_file(path) || path == Path::new(BATCHES);
-        let folder = OutputFolder::create(path, self.overwrite, ours)?;
-        folder.write_with(BATCHES, |file| batches(file, data, training))?;
-        lora::save(model, ADAPTER, recipe, config, VARIANTS, folder.path())?;
-        folder.commit()
-    }
+/// Writes the folder; `save` writes the adapter into it.
+///
+/// # Errors
+/// Those of [`OutputFolder`], and of `save`.
+pub(super) fn write(
+    (path, overwrite): (&Path, bool),
+    (data, config): (&Dataset, &TrainConfig),
+    save: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
+    let folder =
+        OutputFolder::create(path, overwrite, |path| is_adapter_file(path) || path == Path::new(BATCHES))?;
+    folder.write_with(BATCHES, |file| batches(file, data, config))?;
+    save(folder.path())?;
+    folder.commit()
 }
 
-fn batches(file: &mut File, data: &Dataset, config: &TrainConfig) -> lora::Result<()> {
+fn batches(file: &mut File, data: &Dataset, config: &TrainConfig) -> Result<()> {
     let mut batches = Batches::new(&data.samples, config.batch_size, config.seed);
     let write = || {
         let mut file = BufWriter::new(file);
