@@ -7,6 +7,7 @@
 mod environment;
 mod generation;
 mod json;
+mod known;
 mod sandbox;
 mod spans;
 
@@ -117,6 +118,8 @@ pub struct ChatTemplate {
     clock: Option<Clock>,
     /// Bytes of the variables that it was given: a rendering may be so much longer.
     given: usize,
+    /// Whether it was given tools.
+    tools: bool,
 }
 
 const NAME: &str = "chat template";
@@ -137,13 +140,16 @@ impl ChatTemplate {
         env.add_global("tools", ());
         env.add_global("documents", ());
         env.add_template_owned(NAME, program).map_err(|e| template_error(&e))?;
-        Ok(Self { source: source.to_owned(), env, markers, marked, clock: None, given: 0 })
+        Ok(Self { source: source.to_owned(), env, markers, marked, clock: None, given: 0, tools: false })
     }
 
     /// Gives the template one more variable, such as `pad_token`, `tools`, or `enable_thinking` for Qwen3.
     #[must_use]
     pub fn with_variable(mut self, name: &str, value: Json) -> Self {
         self.given += name.len() + value.to_string().len();
+        if name == "tools" {
+            self.tools = value.as_array().is_some_and(|tools| !tools.is_empty());
+        }
         self.env.add_global(name.to_owned(), Value::from(Serde(value)));
         self
     }
@@ -188,10 +194,7 @@ impl ChatTemplate {
     fn rendered(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let rendered = self.run(messages, add_generation_prompt, ["", ""]);
         rendered.map_err(|e| match self.wants_content(messages, add_generation_prompt, &e) {
-            Some(at) => e.hint(format!(
-                "message {} has no content, and this template cannot do without: give it one (\"\" will do)",
-                at + 1
-            )),
+            Some(at) => self.without_content(messages, at, e),
             None => e,
         })
     }
@@ -224,10 +227,12 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// As [`render`](Self::render); and data, when the template renders the beginning of a conversation so
-    /// differently from the whole that the assistant's turns cannot be placed.
+    /// differently from the whole that the assistant's turns cannot be placed, and when it does not write the tools that it was
+    /// given, or the calls of a message.
     pub fn render_with_spans(&self, messages: &[Message]) -> Result<(String, Vec<Range<usize>>)> {
         let still = self.still();
         let text = still.rendered(messages, false)?;
+        still.check_tools(messages, &text)?;
         let spans = if still.marked {
             still.spans_from_blocks(messages, &text)?
         } else {

@@ -222,12 +222,19 @@ fn templates_tell_null_and_nothing_from_an_empty_content() {
 fn templates_that_need_a_content_name_the_message() {
     let said = |json: serde_json::Value| -> Vec<Message> { serde_json::from_value(json).unwrap() };
     let call = json!({"role": "assistant", "content": null, "tool_calls": [{"name": "weather"}]});
-    let mut messages =
-        said(json!([{"role": "user", "content": "Rain?"}, call, {"role": "tool", "content": "No."}]));
+    let mut messages = said(
+        json!([{"role": "user", "content": "Rain?"}, {"role": "assistant"}, {"role": "tool", "content": "No."}]),
+    );
     let smollm2 = ChatTemplate::new(&source("smollm2"), "", "").unwrap();
-    for error in
-        [smollm2.render(&messages, true).unwrap_err(), smollm2.render_with_spans(&messages).unwrap_err()]
-    {
+    let writing = "{% for m in messages %}{{ '' + m.content }}\
+                   {% if m.tool_calls %}{{ m.tool_calls[0].name }}{% endif %}{% endfor %}";
+    let writing = ChatTemplate::new(writing, "", "").unwrap();
+    let calling = said(json!([{"role": "user", "content": "Rain?"}, call]));
+    for error in [
+        smollm2.render(&messages, true).unwrap_err(),
+        smollm2.render_with_spans(&messages).unwrap_err(),
+        writing.render_with_spans(&calling).unwrap_err(),
+    ] {
         assert_eq!(error.kind(), ErrorKind::Data, "{error}");
         assert!(error.hint_text().unwrap().starts_with("message 2 has no content"), "{error}");
     }
@@ -244,6 +251,45 @@ fn templates_that_need_a_content_name_the_message() {
     let broken = ChatTemplate::new("{{ '' + messages }}", "", "").unwrap();
     let error = broken.render(&messages, false).unwrap_err();
     assert!(error.hint_text().unwrap().contains("correct the template"), "{error}");
+}
+
+/// A call of which nothing stands in the text would be learnt as an empty answer.
+#[test]
+fn what_a_template_does_not_write_of_tools_is_refused() {
+    let template = |source: &str| ChatTemplate::new(source, "", "<|im_end|>").unwrap();
+    // The calls beside a null content alone, as DeepSeek's do.
+    let null = "{% for m in messages %}{% if m.content is none %}{{ m.tool_calls[0].function.name }}{% else %}\
+                {{ m.content }}{% endif %}{% endfor %}";
+    let (smollm2, qwen25, null) = (template(&source("smollm2")), template(&source("qwen25")), template(null));
+    let calls = json!([{"function": {"name": "weather", "arguments": {"city": "Ulm"}}}]);
+    let refused = |template: &ChatTemplate, content: serde_json::Value, calls: &serde_json::Value| {
+        let call = json!({"role": "assistant", "content": content, "tool_calls": calls});
+        let messages = json!([{"role": "user", "content": "Rain?"}, call, {"role": "tool", "content": "No."},
+            {"role": "assistant", "content": "No."}]);
+        let messages: Vec<Message> = serde_json::from_value(messages).unwrap();
+        template.render_with_spans(&messages).err().map(|error| {
+            assert_eq!(error.kind(), ErrorKind::Data, "{error}");
+            assert!(!error.hint_text().unwrap().contains("has no content"), "{error}");
+            error.to_string()
+        })
+    };
+    let unwritten =
+        "the chat template does not write `tool_calls`; nothing would be learnt of those of message 2";
+    for content in [json!(null), json!(""), json!("One moment")] {
+        assert_eq!(refused(&smollm2, content.clone(), &calls).as_deref(), Some(unwritten), "{content}");
+        assert_eq!(refused(&qwen25, content.clone(), &calls), None, "{content}");
+        let wanted = (!content.is_null()).then_some(unwritten);
+        assert_eq!(refused(&null, content, &calls).as_deref(), wanted);
+    }
+    assert_eq!(refused(&smollm2, json!("No."), &json!([])), None);
+    let tools = json!([{"type": "function", "function": {"name": "weather"}}]);
+    let told = |template: &ChatTemplate, tools| {
+        refused(&template.clone().with_variable("tools", tools), json!("No."), &json!([]))
+    };
+    let unwritten = "the chat template does not write `tools`";
+    assert_eq!(told(&smollm2, tools.clone()).as_deref(), Some(unwritten));
+    assert_eq!(told(&smollm2, json!([])), None);
+    assert_eq!(told(&qwen25, tools), None);
 }
 
 #[test]
