@@ -28,7 +28,7 @@ pub use self::spans::LastTurn;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(from = "Written", into = "Written")]
 pub struct Message {
-    /// Who speaks: `system`, `user`, `assistant`, `tool`.
+    /// Who speaks: `system`, `user`, `assistant`, `tool`, or another that the template names.
     pub role: String,
     /// What is said. A missing or null content reads as empty.
     pub content: String,
@@ -228,8 +228,9 @@ impl ChatTemplate {
     /// # Errors
     /// As [`render`](Self::render); and data, when the template renders the beginning of a conversation so
     /// differently from the whole that the assistant's turns cannot be placed, and when it does not write the tools that it was
-    /// given, or the calls of a message.
+    /// given, or the calls of a message, and for a role that it cannot know.
     pub fn render_with_spans(&self, messages: &[Message]) -> Result<(String, Vec<Range<usize>>)> {
+        self.check_roles(messages)?;
         let still = self.still();
         let text = still.rendered(messages, false)?;
         still.check_tools(messages, &text)?;

@@ -292,6 +292,46 @@ fn what_a_template_does_not_write_of_tools_is_refused() {
     assert_eq!(told(&qwen25, tools), None);
 }
 
+/// Templates that write any role would read a turn of a misspelt assistant, and nothing would be learnt of it.
+#[test]
+fn roles_that_nobody_knows_are_refused() {
+    let spans = |template: &ChatTemplate, role: &str| {
+        let messages =
+            [Message::new("user", "hi"), Message::new(role, "ho"), Message::new("assistant", "he")];
+        template.render_with_spans(&messages).map(|(_, spans)| spans.len())
+    };
+    let template = |source: &str| ChatTemplate::new(source, "", "").unwrap();
+    let smollm2 = template(&source("smollm2"));
+    for role in ["system", "user", "tool", "developer", "function", "ipython"] {
+        assert_eq!(spans(&smollm2, role).unwrap(), 1, "{role}");
+    }
+    assert_eq!(spans(&smollm2, "assistant").unwrap(), 2);
+    for (role, meant) in [
+        ("assistnt", "assistant"),
+        ("Assistant", "assistant"),
+        ("gpt", "assistant"),
+        ("model", "assistant"),
+        ("human", "user"),
+        (" user", "user"),
+        ("sytsem", "system"),
+        ("Tools", "tool"),
+        ("critic", ""),
+        ("", ""),
+    ] {
+        let error = spans(&smollm2, role).unwrap_err();
+        assert!(error.to_string().contains(&format!("message 2 has an unknown role, `{role}`")), "{error}");
+        let hint = error.hint_text().unwrap();
+        assert_eq!(hint.contains(&format!("did you mean `{meant}`?")), !meant.is_empty(), "{role}: {hint}");
+    }
+    // A template may know others by name. Of another name for the assistant it must say what is learnt.
+    let named = "{% for m in messages %}{% if m.role in ['critic', \"model\"] %}{% endif %}\
+                 {% generation %}{{ m.content }}{% endgeneration %}{% endfor %}";
+    let unmarked = named.replace("{% generation %}", "").replace("{% endgeneration %}", "");
+    assert_eq!(spans(&template(&unmarked), "critic").unwrap(), 1);
+    assert!(spans(&template(&unmarked), "model").is_err());
+    assert_eq!(spans(&template(named), "model").unwrap(), 3);
+}
+
 #[test]
 fn tojson_writes_as_python() {
     let show = |options: &str, value: serde_json::Value| {
