@@ -22,6 +22,7 @@ use serde_json::{Map, Value as Json};
 
 use self::environment::{Clock, template_error};
 use self::generation::Markers;
+use self::sandbox::Sandbox;
 pub use self::spans::LastTurn;
 
 /// One turn of a conversation.
@@ -120,6 +121,7 @@ pub struct ChatTemplate {
     given: usize,
     /// Whether it was given tools.
     tools: bool,
+    sandbox: Sandbox,
 }
 
 const NAME: &str = "chat template";
@@ -140,7 +142,8 @@ impl ChatTemplate {
         env.add_global("tools", ());
         env.add_global("documents", ());
         env.add_template_owned(NAME, program).map_err(|e| template_error(&e))?;
-        Ok(Self { source: source.to_owned(), env, markers, marked, clock: None, given: 0, tools: false })
+        let (source, sandbox) = (source.to_owned(), Sandbox::default());
+        Ok(Self { source, env, markers, marked, clock: None, given: 0, tools: false, sandbox })
     }
 
     /// Gives the template one more variable, such as `pad_token`, `tools`, or `enable_thinking` for Qwen3.
@@ -252,7 +255,7 @@ impl ChatTemplate {
             add_generation_prompt,
         };
         let said: usize = messages.iter().map(size).sum();
-        sandbox::render(env, context, self.source.len() + self.given + said)
+        self.sandbox.render(env, context, self.source.len() + self.given + said)
     }
 }
 
