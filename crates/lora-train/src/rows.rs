@@ -1,5 +1,7 @@
 //! JSON lines: what a training example may look like.
 
+mod foreign;
+
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -48,12 +50,14 @@ pub struct Conversation {
 /// Reads every row with its line number (from 1). Blank lines are skipped.
 ///
 /// # Errors
-/// [`Error::data`] naming file and line for what is not UTF-8, not JSON, or not a row; for a file without rows;
+/// [`Error::data`] naming file and line for what is not UTF-8, not JSON, or not a row; for a file without rows, or of another
+/// kind, with what makes it JSON lines;
 /// [`Error::unsupported`] for a row that would be rendered otherwise than all.
 pub fn read_rows(path: &Path) -> Result<Vec<(usize, Row)>> {
     let file = File::open(path).map_err(|e| Error::io("open the data", path, e))?;
     let time = changed(&file);
     let mut reader = BufReader::new(file);
+    foreign::refuse(reader.fill_buf().map_err(|e| Error::io("read the data", path, e))?, path)?;
     let mut rows = Vec::new();
     for line in 1.. {
         let mut bytes = Vec::new();
@@ -66,7 +70,7 @@ pub fn read_rows(path: &Path) -> Result<Vec<(usize, Row)>> {
             return Err(at(Error::data("the line is longer than 64 MiB").hint("one JSON object a line")));
         }
         let text = std::str::from_utf8(&bytes)
-            .map_err(|e| at(Error::data(format!("not UTF-8 at byte {}", e.valid_up_to()))))?;
+            .map_err(|e| at(Error::data(format!("not UTF-8 at byte {}", e.valid_up_to())).hint(UTF_8)))?;
         // A byte order mark is no part of the JSON.
         let text = if line == 1 { text.trim_start_matches('\u{feff}') } else { text };
         if !text.trim().is_empty() {
@@ -82,6 +86,10 @@ pub fn read_rows(path: &Path) -> Result<Vec<(usize, Row)>> {
 const SHAPES: &str = "a row is a JSON object with `messages`, `prompt` + `completion`, `context` + `target`, or \
                       `text`; see docs/data.md";
 
+const SPANNING: &str = "one JSON object a line; for such as span lines: `jq -c . FILE > NEW.jsonl`";
+
+const UTF_8: &str = "write it as UTF-8: of Latin 1, say, `iconv -f LATIN1 -t UTF-8 FILE > NEW.jsonl`";
+
 /// When a file was last changed, in seconds since 1970; now, if nobody knows.
 fn changed(file: &File) -> i64 {
     let at = file.metadata().and_then(|about| about.modified()).unwrap_or_else(|_| SystemTime::now());
@@ -95,7 +103,8 @@ fn row(text: &str, time: i64) -> Result<Row> {
     let value: Value = serde_json::from_str(text).map_err(|e| {
         let what = e.to_string();
         let what = what.split(" at line ").next().unwrap_or_default();
-        Error::data(format!("not JSON: {what} (column {})", e.column())).hint("one JSON object a line")
+        let hint = if e.is_eof() { SPANNING } else { "one JSON object a line" };
+        Error::data(format!("not JSON: {what} (column {})", e.column())).hint(hint)
     })?;
     let Value::Object(object) = value else {
         return Err(Error::data("not a JSON object").hint(SHAPES));

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use lora_model::{IGNORE, Tokenizer};
-use lora_train::{Choices, DataOptions, Dataset, Row, Sample, labels_of, reference};
+use lora_train::{Choices, DataOptions, Dataset, Row, Sample, labels_of, read_rows, reference};
 use serde_json::{Value, json};
 
 fn tokenizer(kind: &str) -> Tokenizer {
@@ -150,6 +150,38 @@ fn an_answer_stands_before_every_end() {
         assert_eq!(labels, ["yes"], "{end}");
         let choices = Choices::of(&tokenizer, &data.rows[0], &labels).unwrap().unwrap();
         assert_eq!(choices.longest(), pair.ids.len(), "{end}");
+    }
+}
+
+/// What is no JSON lines is called what it is, with a way to make it some.
+#[test]
+fn files_of_other_kinds_are_recognised() {
+    let dir = tempfile::tempdir().unwrap();
+    let row = r#"{"text": "a, b"}"#;
+    let files: [(&str, &[u8], &str, &str); 10] = [
+        ("a.jsonl", b"\x1f\x8b\x08\x00\xff", "packed by gzip", "gzip -dc"),
+        ("a.jsonl", b"PAR1\x15\x04", "a Parquet file", "read_parquet"),
+        ("a.jsonl", b"\xff\xfe{\x00", "UTF-16", "iconv"),
+        ("a.json", b"\n [\n  {\"text\": \"a\"}\n]", "a JSON array", "jq -c '.[]'"),
+        ("a.csv", b"prompt,completion\na,b\n", "CSV", "csv.DictReader(sys.stdin)"),
+        ("a.csv", b"\xef\xbb\xbftext\na\n", "CSV", "csv.DictReader(sys.stdin)"),
+        ("a.txt", b"prompt\tcompletion\na\tb\n", "CSV", r#"delimiter="\t""#),
+        ("a.jsonl", b"{\n  \"text\": \"a\"\n}\n", "not JSON: EOF", "jq -c ."),
+        ("a.jsonl", b"{\"text\": \"\xe9\"}\n", "not UTF-8", "iconv"),
+        ("a.jsonl", b"hello\n", "a.jsonl:1: not JSON", "one JSON object a line"),
+    ];
+    for (name, bytes, what, how) in files {
+        let file = dir.path().join(name);
+        std::fs::write(&file, bytes).unwrap();
+        let e = read_rows(&file).unwrap_err();
+        assert!(e.to_string().contains(name) && e.to_string().contains(what), "{name}: {e}");
+        let hint = e.hint_text().unwrap();
+        assert!(hint.contains(how), "{name}: {hint}");
+    }
+    for rows in [row.to_owned(), format!("\u{feff}{row}\n"), format!("\n\n{row}\n")] {
+        let file = dir.path().join("a.csv");
+        std::fs::write(&file, rows).unwrap();
+        assert_eq!(read_rows(&file).unwrap().len(), 1);
     }
 }
 
