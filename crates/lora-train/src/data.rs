@@ -1,11 +1,12 @@
 //! Rows to token ids and loss masks.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use lora_core::{Error, ErrorKind, Result};
+use lora_core::{Error, Result};
 use lora_model::{ChatTemplate, IGNORE, Tokenizer};
 
-use crate::rows::{Conversation, Row, read_rows};
+use crate::rows::{Conversation, Faults, Row, each_row, read_rows};
 
 /// One example, ready to train on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,9 +48,6 @@ pub struct Dataset {
     pub truncated: usize,
 }
 
-/// Faults listed before giving up on a file.
-const SHOWN: usize = 10;
-
 impl Dataset {
     /// Reads and encodes a JSONL file.
     ///
@@ -57,36 +55,21 @@ impl Dataset {
     /// Those of [`read_rows`]; [`Error::data`] listing file and line of samples that are longer than
     /// `max_length` (unless cut), or teach nothing.
     pub fn read(path: &Path, tokenizer: &Tokenizer, options: DataOptions) -> Result<Self> {
-        let (mut samples, mut rows, mut faults, mut truncated) = (Vec::new(), Vec::new(), Vec::new(), 0);
-        let mut hint = None;
-        let ends = ends(tokenizer);
-        for (line, row) in read_rows(path)? {
-            let row = apart(row, &ends);
-            let result = encode(&row, tokenizer).and_then(|pair| fit(pair, options));
-            match result {
-                Ok((ids, labels, cut)) => {
-                    truncated += usize::from(cut);
-                    samples.push(Sample { ids, labels, line });
-                    rows.push(row);
-                }
-                Err(e) => {
-                    faults.push(format!("{}:{line}: {e}", path.display()));
-                    hint = hint.or(e.hint_text().map(str::to_owned));
-                }
-            }
-            if faults.len() == SHOWN {
-                faults.push("further lines were not looked at".to_owned());
-                break;
-            }
-        }
-        if faults.is_empty() {
-            return Ok(Self { path: path.to_owned(), rows, samples, truncated });
-        }
-        let e = Error::faults(ErrorKind::Data, "these rows cannot be used", faults).at(path.display());
-        Err(match hint {
-            Some(hint) => e.hint(hint),
-            None => e,
-        })
+        let mut data = Self { path: path.to_owned(), rows: Vec::new(), samples: Vec::new(), truncated: 0 };
+        let (ends, mut faults) = (ends(tokenizer), Faults::of(path));
+        let mut add = |line: usize, row: Row| {
+            let (ids, labels, cut) = fit(encode(&row, tokenizer)?, options)?;
+            data.truncated += usize::from(cut);
+            data.samples.push(Sample { ids, labels, line });
+            data.rows.push(row);
+            Ok::<_, Error>(())
+        };
+        each_row(path, |line, row| match row.and_then(|row| add(line, apart(row, &ends))) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(e) => faults.add(line, &e),
+        })?;
+        faults.check()?;
+        Ok(data)
     }
 
     /// Whether a model of so many tokens can read it.

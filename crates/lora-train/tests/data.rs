@@ -185,6 +185,46 @@ fn files_of_other_kinds_are_recognised() {
     }
 }
 
+/// Faults of every kind are told together, the first ten with their lines, and what to do about each kind.
+#[test]
+fn all_that_is_wrong_with_a_file_is_told_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("rows.jsonl");
+    let tokenizer = with_template(&dir.path().join("smollm2"), &template("smollm2"));
+    let read = |lines: &[&str]| {
+        std::fs::write(&file, lines.concat()).unwrap();
+        Dataset::read(&file, &tokenizer, DataOptions { max_length: 40, truncate: false }).unwrap_err()
+    };
+    let long = format!("{{\"text\": \"{}\"}}\n", "a b ".repeat(100));
+    let chat = "{\"messages\": [{\"role\": \"gpt\", \"content\": \"a\"}]}\n";
+    let kinds = ["{\"text\": \"a\"}\n", "{\"text\": \"a\"\n", "{\"prompt\": \"a\"}\n", "\n", &long, chat];
+    let e = read(&kinds);
+    for (line, what) in [(2, "not JSON"), (3, "without `completion`"), (5, "at most 40 fit"), (6, "`gpt`")] {
+        let place = format!("rows.jsonl:{line}: ");
+        assert!(e.to_string().lines().any(|l| l.contains(&place) && l.contains(what)), "{e}");
+    }
+    assert_eq!(e.to_string().lines().count(), 5, "{e}");
+    let hint = e.hint_text().unwrap();
+    for what in
+        ["one JSON object a line", "a row is a JSON object", "--max-length", "did you mean `assistant`"]
+    {
+        assert_eq!(hint.matches(what).count(), 1, "{hint}");
+    }
+    let e = read(&kinds.repeat(3));
+    assert_eq!(e.to_string().lines().count(), 12, "{e}");
+    assert!(e.to_string().ends_with("rows.jsonl:15: `prompt` without `completion`\n  - and 2 more"), "{e}");
+    assert_eq!(e.hint_text().unwrap().lines().count(), 4);
+
+    // What no row is to be blamed for is asked of ten alone.
+    let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+    let tokenizer = with_template(&dir.path().join("endless"), endless);
+    std::fs::write(&file, chat.replace("gpt", "assistant").repeat(20)).unwrap();
+    let options = DataOptions { max_length: 40, truncate: false };
+    let e = Dataset::read(&file, &tokenizer, options).unwrap_err();
+    assert!(e.to_string().ends_with("further lines were not looked at"), "{e}");
+    assert_eq!(e.to_string().lines().count(), 12, "{e}");
+}
+
 /// With a template that prints it, the time is that of the file: the same texts at any time, and others once it was changed.
 #[test]
 fn a_file_gives_the_same_texts_at_any_time() {
