@@ -1,11 +1,12 @@
 //! What is trained, and how: the arguments that `train` and `plan` share.
 
+use std::io::Write;
 use std::path::Path;
 use std::str::FromStr;
 
 use anyhow::Result;
 use lora::model::Tokenizer;
-use lora::train::{AdamWConfig, DataOptions, Dataset, Schedule, TrainConfig};
+use lora::train::{AdamWConfig, DataOptions, Dataset, Long, Schedule, TrainConfig};
 use lora::{AdapterConfig, Error, Init, Start, Targets};
 
 #[derive(clap::Args)]
@@ -52,6 +53,9 @@ pub(crate) struct TextArgs {
     /// Cut longer samples off instead of refusing them
     #[arg(long, help_heading = "Training")]
     pub(crate) truncate: bool,
+    /// Leave longer samples out instead of refusing them
+    #[arg(long, conflicts_with = "truncate", help_heading = "Training")]
+    pub(crate) drop_long: bool,
 }
 
 /// How an adapter is trained, by itself or in a federation's round.
@@ -147,8 +151,21 @@ impl MethodArgs {
 impl TextArgs {
     /// Reads rows as the arguments say, for a model of that context.
     pub(crate) fn read(&self, path: &Path, tokenizer: &Tokenizer, context: i64) -> lora::Result<Dataset> {
-        let max_length = self.longest(context);
-        Dataset::read(path, tokenizer, DataOptions { max_length, truncate: self.truncate })
+        let long = match (self.truncate, self.drop_long) {
+            (true, _) => Long::Cut,
+            (_, true) => Long::LeftOut,
+            _ => Long::Refused,
+        };
+        let data = Dataset::read(path, tokenizer, DataOptions { max_length: self.longest(context), long })?;
+        if data.left_out > 0 {
+            let (name, all) = (path.display(), data.left_out + data.rows.len());
+            let _ = writeln!(
+                std::io::stderr(),
+                "note: {name}: {} of {all} rows left out: too long",
+                data.left_out
+            );
+        }
+        Ok(data)
     }
 
     /// Tokens that a sample may have.

@@ -31,8 +31,20 @@ impl Sample {
 pub struct DataOptions {
     /// The longest sample in tokens.
     pub max_length: usize,
-    /// Cut longer ones off at the end, instead of refusing them.
-    pub truncate: bool,
+    /// What becomes of longer ones.
+    pub long: Long,
+}
+
+/// What becomes of a sample that is too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Long {
+    /// It is refused.
+    #[default]
+    Refused,
+    /// It is cut off at the end.
+    Cut,
+    /// It is left out.
+    LeftOut,
 }
 
 /// The samples of one file.
@@ -46,6 +58,8 @@ pub struct Dataset {
     pub samples: Vec<Sample>,
     /// How many were cut off.
     pub truncated: usize,
+    /// How many rows were left out: they were too long.
+    pub left_out: usize,
 }
 
 impl Dataset {
@@ -53,12 +67,18 @@ impl Dataset {
     ///
     /// # Errors
     /// Those of [`read_rows`]; [`Error::data`] listing file and line of samples that are longer than
-    /// `max_length` (unless cut), or teach nothing.
+    /// `max_length` (unless cut or left out), or teach nothing; and for a file of which all is left out.
     pub fn read(path: &Path, tokenizer: &Tokenizer, options: DataOptions) -> Result<Self> {
-        let mut data = Self { path: path.to_owned(), rows: Vec::new(), samples: Vec::new(), truncated: 0 };
+        let (rows, samples) = (Vec::new(), Vec::new());
+        let mut data = Self { path: path.to_owned(), rows, samples, truncated: 0, left_out: 0 };
         let (ends, mut faults) = (ends(tokenizer), Faults::of(path));
         let mut add = |line: usize, row: Row| {
-            let (ids, labels, cut) = fit(encode(&row, tokenizer)?, options)?;
+            let encoded = encode(&row, tokenizer)?;
+            if options.long == Long::LeftOut && encoded.0.len() > options.max_length {
+                data.left_out += 1;
+                return Ok(());
+            }
+            let (ids, labels, cut) = fit(encoded, options)?;
             data.truncated += usize::from(cut);
             data.samples.push(Sample { ids, labels, line });
             data.rows.push(row);
@@ -69,6 +89,11 @@ impl Dataset {
             Err(e) => faults.add(line, &e),
         })?;
         faults.check()?;
+        if data.samples.is_empty() {
+            let what =
+                format!("all of its {} rows have more than {} tokens", data.left_out, options.max_length);
+            return Err(Error::data(what).at(path.display()).hint("raise --max-length, or shorten the rows"));
+        }
         Ok(data)
     }
 
@@ -221,20 +246,29 @@ fn fit(
     (mut ids, mut learnt): (Vec<i64>, Vec<bool>),
     options: DataOptions,
 ) -> Result<(Vec<i64>, Vec<i64>, bool)> {
-    let cut = ids.len() > options.max_length;
-    if cut && !options.truncate {
-        return Err(Error::data(format!("{} tokens, but at most {} fit", ids.len(), options.max_length))
-            .hint("shorten the sample, raise --max-length up to the model's context, or pass --truncate"));
+    let longer = ids.len() > options.max_length;
+    let teaches = learnt.iter().take(options.max_length).skip(1).any(|&learnt| learnt);
+    if longer && (options.long != Long::Cut || !teaches) {
+        let what = format!("{} tokens, but at most {} fit", ids.len(), options.max_length);
+        return Err(if teaches {
+            Error::data(what).hint(
+                "shorten the sample, raise --max-length up to the model's context, or pass --truncate (to cut it) or \
+                 --drop-long (to leave it out)",
+            )
+        } else {
+            Error::data(format!("{what}, and nothing of those is learnt")).hint(
+                "shorten what the sample begins with, raise --max-length up to the model's context, or pass \
+                 --drop-long (to leave it out)",
+            )
+        });
+    }
+    if !teaches {
+        return Err(Error::data("no token of it is learnt")
+            .hint("a conversation needs an assistant turn, a completion some text"));
     }
     ids.truncate(options.max_length);
     learnt.truncate(options.max_length);
     let labels = next_tokens(&ids, &learnt);
-    if labels.iter().all(|&l| l == IGNORE) {
-        return Err(Error::data("no token of it is learnt").hint(
-            "a conversation needs an assistant turn, a completion some text; if the sample was cut, its answer \
-             was cut off",
-        ));
-    }
     ids.pop();
-    Ok((ids, labels, cut))
+    Ok((ids, labels, longer))
 }
