@@ -17,6 +17,7 @@ use std::ops::Range;
 use lora_core::{Error, ErrorKind, Result};
 use minijinja::value::Serde;
 use minijinja::{Environment, Value};
+use serde::de::Error as DeError;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value as Json};
 
@@ -31,7 +32,7 @@ pub use self::spans::LastTurn;
 pub struct Message {
     /// Who speaks: `system`, `user`, `assistant`, `tool`, or another that the template names.
     pub role: String,
-    /// What is said. A missing or null content reads as empty.
+    /// What is said, of a list of parts all their texts. A missing or null content reads as empty.
     pub content: String,
     /// Why the content is empty, if no text was given: templates ask for it, above all beside tool calls.
     pub unsaid: Option<Unsaid>,
@@ -84,9 +85,30 @@ struct Written {
     other: Map<String, Json>,
 }
 
-/// What is there, be it null.
+/// What is there, be it null; of a list of parts, as OpenAI's API has them, their texts.
 fn there<'de, D: Deserializer<'de>>(d: D) -> std::result::Result<Option<Option<String>>, D::Error> {
-    Option::deserialize(d).map(Some)
+    let text = match Json::deserialize(d)? {
+        Json::Null => None,
+        Json::String(text) => Some(text),
+        Json::Array(parts) => {
+            Some(parts.iter().map(text_of).collect::<std::result::Result<String, D::Error>>()?)
+        }
+        _ => return Err(D::Error::custom("`content` is neither a text nor a list of parts")),
+    };
+    Ok(Some(text))
+}
+
+/// The text of a part; no model here reads anything else.
+fn text_of<E: DeError>(part: &Json) -> std::result::Result<&str, E> {
+    match (part["type"].as_str(), part["text"].as_str()) {
+        (Some("text"), Some(text)) => Ok(text),
+        (Some("text") | None, _) => {
+            Err(E::custom("a part of `content` is not of the form {\"type\": \"text\", \"text\": \"...\"}"))
+        }
+        (Some(kind), _) => {
+            Err(E::custom(format!("a part of `content` is of the type `{kind}`, and no text")))
+        }
+    }
 }
 
 impl From<Written> for Message {

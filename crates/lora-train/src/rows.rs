@@ -11,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use lora_core::{Error, Result};
 use lora_model::Message;
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 pub(crate) use self::faults::Faults;
@@ -115,6 +116,9 @@ fn of_line(bytes: &[u8], first: bool, time: i64) -> Result<Option<Row>> {
 
 const SHAPES: &str = "a row is a JSON object with `messages`, `prompt` + `completion`, `context` + `target`, or \
                       `text`; see docs/data.md";
+
+const MESSAGES: &str = "a list of objects with `role` and `content`, both texts; a content may also be a list of parts, \
+                        each a text";
 
 const SPANNING: &str = "one JSON object a line; for such as span lines: `jq -c . FILE > NEW.jsonl`";
 
@@ -228,13 +232,15 @@ fn variables(object: &Map<String, Value>) -> Result<Map<String, Value>> {
 }
 
 fn messages(object: &Map<String, Value>, field: &str) -> Result<Vec<Message>> {
-    let list = object.get(field).cloned().unwrap_or_default();
-    let messages: Vec<Message> = serde_json::from_value(list).map_err(|e| {
-        Error::data(format!("`{field}`: {e}"))
-            .hint("a list of objects with `role` and `content`, both strings")
-    })?;
-    if messages.is_empty() {
+    let Some(Value::Array(list)) = object.get(field) else {
+        return Err(Error::data(format!("`{field}` is not a list")).hint(MESSAGES));
+    };
+    if list.is_empty() {
         return Err(Error::data(format!("`{field}` is empty")));
     }
-    Ok(messages)
+    let message = |(at, message): (usize, &Value)| {
+        Message::deserialize(message)
+            .map_err(|e| Error::data(format!("`{field}`, message {}: {e}", at + 1)).hint(MESSAGES))
+    };
+    list.iter().enumerate().map(message).collect()
 }

@@ -254,6 +254,29 @@ fn what_becomes_of_long_rows() {
     assert!(e.to_string().contains("all of its 2 rows have more than 40 tokens"), "{e}");
 }
 
+#[test]
+fn a_message_that_cannot_be_read_is_told_by_its_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("rows.jsonl");
+    let user = json!({"role": "user", "content": [{"type": "text", "text": "Rain?"}]});
+    let read = |messages: Value| {
+        std::fs::write(&file, json!({ "messages": messages }).to_string()).unwrap();
+        read_rows(&file)
+    };
+    let rows = read(json!([user, {"role": "assistant", "content": "No."}])).unwrap();
+    assert!(matches!(&rows[0].1, Row::Chat(chat) if chat.messages[0].content == "Rain?"), "{rows:?}");
+    for (messages, said) in [
+        (json!([user, {"role": "user", "content": [{"type": "image"}]}]), "`messages`, message 2: a part of"),
+        (json!([user, user, {"content": "No."}]), "`messages`, message 3: missing field `role`"),
+        (json!([user, "No."]), "`messages`, message 2: "),
+        (json!("Rain?"), "`messages` is not a list"),
+        (json!([]), "`messages` is empty"),
+    ] {
+        let e = read(messages).unwrap_err().to_string();
+        assert!(e.contains("rows.jsonl:1: ") && e.contains(said), "{e}");
+    }
+}
+
 /// With a template that prints it, the time is that of the file: the same texts at any time, and others once it was changed.
 #[test]
 fn a_file_gives_the_same_texts_at_any_time() {
