@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use anyhow::Result;
 use lora::model::Tokenizer;
-use lora::train::{AdamWConfig, DataOptions, Dataset, Schedule, TrainConfig};
+use lora::train::{AdamWConfig, DataOptions, Dataset, Long, Schedule, TrainConfig};
 use lora::{AdapterConfig, Error, Init, Start, Targets};
 
 use crate::commands::aside;
@@ -71,6 +71,9 @@ pub(crate) struct TextArgs {
     /// Cut longer samples off instead of refusing them
     #[arg(long, help_heading = "Training")]
     pub(crate) truncate: bool,
+    /// Leave longer samples out instead of refusing them
+    #[arg(long, conflicts_with = "truncate", help_heading = "Training")]
+    pub(crate) drop_long: bool,
 }
 
 /// How an adapter is trained, by itself or in a federation's round.
@@ -167,8 +170,17 @@ impl MethodArgs {
 impl TextArgs {
     /// Reads rows as the arguments say, for a model of that context.
     pub(crate) fn read(&self, path: &Path, tokenizer: &Tokenizer, context: i64) -> lora::Result<Dataset> {
-        let max_length = self.longest(context);
-        Dataset::read(path, tokenizer, DataOptions { max_length, truncate: self.truncate })
+        let long = match (self.truncate, self.drop_long) {
+            (true, _) => Long::Cut,
+            (_, true) => Long::LeftOut,
+            _ => Long::Refused,
+        };
+        let data = Dataset::read(path, tokenizer, DataOptions { max_length: self.longest(context), long })?;
+        if data.left_out > 0 {
+            let (name, all) = (path.display(), data.left_out + data.rows.len());
+            aside(format_args!("note: {name}: {} of {all} rows left out: too long", data.left_out));
+        }
+        Ok(data)
     }
 
     /// A note where a sample may not have as many tokens as it is allowed.

@@ -21,7 +21,7 @@ mod trainer;
 
 pub use arena::{Arena, Norms};
 pub use batches::{Batch, Batches};
-pub use data::{DataOptions, Dataset, Sample, read_ids};
+pub use data::{DataOptions, Dataset, Long, Sample, read_ids};
 pub use eval::{
     Answer, Choices, Classified, Evaluation, Question, answers, label_scores, labels_of, likeliest, macro_f1,
     mean_loss, reference, summed_loss,

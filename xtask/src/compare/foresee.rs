@@ -73,7 +73,7 @@ fn lengths(plan: &Plan) -> Vec<String> {
     let mut given = plan.train.iter();
     while let Some(word) = given.next() {
         match word.split('=').next() {
-            Some("--truncate") => found.push(word.clone()),
+            Some("--truncate" | "--drop-long") => found.push(word.clone()),
             Some("--max-length") => {
                 found.push(word.clone());
                 found.extend(given.next().filter(|_| !word.contains('=')).cloned());

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use lora::tch_ext::memory;
-use lora::train::{Classified, DataOptions, Dataset, Evaluation, labels_of, macro_f1, reference};
+use lora::train::{Classified, DataOptions, Dataset, Evaluation, Long, labels_of, macro_f1, reference};
 use lora::{Error, OutputFile};
 
 use super::{emit, say};
@@ -83,7 +83,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     opened.tell_of(args.adapter.as_deref());
     let loaded = begin.elapsed().as_secs_f64();
     let context = usize::try_from(opened.checkpoint.config().max_positions).unwrap_or(usize::MAX);
-    let options = DataOptions { max_length: context, truncate: false };
+    let options = DataOptions { max_length: context, long: Long::Refused };
     let mut data = Dataset::read(&args.data, &opened.tokenizer, options)?;
     data.keep_first(args.limit);
     let labels = args.labels(&data)?;
