@@ -37,6 +37,7 @@ fn data(vocabulary: i64, seed: i64, rows: i64) -> Dataset {
         rows: vec![],
         samples: (1..=rows).map(sample).collect(),
         truncated: 0,
+        left_out: 0,
     }
 }
 

@@ -44,7 +44,13 @@ fn alike() -> Dataset {
         let labels = ids.iter().enumerate().map(|(i, &id)| if i < 1058 { lora::model::IGNORE } else { id });
         Sample { labels: labels.collect(), ids, line }
     };
-    Dataset { path: "none".into(), rows: Vec::new(), samples: (0..MANY).map(sample).collect(), truncated: 0 }
+    Dataset {
+        path: "none".into(),
+        rows: Vec::new(),
+        samples: (0..MANY).map(sample).collect(),
+        truncated: 0,
+        left_out: 0,
+    }
 }
 
 fn data(length: usize, supervised: usize) -> Dataset {
@@ -55,7 +61,13 @@ fn data(length: usize, supervised: usize) -> Dataset {
         labels[..masked].fill(lora::model::IGNORE);
         Sample { ids, labels, line }
     };
-    Dataset { path: "none".into(), rows: Vec::new(), samples: (0..2).map(sample).collect(), truncated: 0 }
+    Dataset {
+        path: "none".into(),
+        rows: Vec::new(),
+        samples: (0..2).map(sample).collect(),
+        truncated: 0,
+        left_out: 0,
+    }
 }
 
 /// A run.

@@ -46,6 +46,7 @@ fn data(model: &Llama, rows: i64) -> Dataset {
         rows: vec![],
         samples: (1..=rows).map(sample).collect(),
         truncated: 0,
+        left_out: 0,
     }
 }
 

@@ -160,7 +160,7 @@ fn an_adapter_beside_blocks_learns_the_same() {
         line: line as usize,
     };
     let samples = (1..=6).map(sample).collect();
-    let data = Dataset { path: "none".into(), rows: vec![], samples, truncated: 0 };
+    let data = Dataset { path: "none".into(), rows: vec![], samples, truncated: 0, left_out: 0 };
     let config = TrainConfig { batch_size: 2, epochs: 2.0, ..TrainConfig::default() };
     for kind in [Kind::Float, Kind::BFloat16] {
         for (variant, recompute) in [("lora", 0), ("dora", usize::MAX)] {

@@ -77,7 +77,7 @@ fn what_drops_out_shares_nothing() {
         Sample { labels: ids.iter().map(|&id| if id < 19 { IGNORE } else { id }).collect(), ids, line }
     };
     let samples: Vec<Sample> = (0..6).map(sample).collect();
-    let data = Dataset { path: "none".into(), rows: vec![], samples, truncated: 0 };
+    let data = Dataset { path: "none".into(), rows: vec![], samples, truncated: 0, left_out: 0 };
     for dropout in [0.0, 0.1] {
         let model = model("lora", AdapterConfig { lora_dropout: dropout, ..AdapterConfig::default() });
         let config = TrainConfig { batch_size: 6, epochs: 1.0, ..TrainConfig::default() };
@@ -97,7 +97,7 @@ fn f16_keeps_small_gradients() {
         let model = model_in(kind, "lora", AdapterConfig::default());
         seed(5);
         let samples = samples(&model, &[64; 2048]);
-        let data = Dataset { path: "random".into(), rows: vec![], samples, truncated: 0 };
+        let data = Dataset { path: "random".into(), rows: vec![], samples, truncated: 0, left_out: 0 };
         let config = TrainConfig {
             batch_size: 32,
             accumulate: 64,
@@ -147,7 +147,7 @@ fn unknown_tokens_are_refused() {
             Sample { ids: vec![1, 2], labels: vec![IGNORE, 3], line: 1 },
             Sample { ids: ids.to_vec(), labels: labels.to_vec(), line: 7 },
         ];
-        let data = Dataset { path: "rows".into(), rows: vec![], samples, truncated: 0 };
+        let data = Dataset { path: "rows".into(), rows: vec![], samples, truncated: 0, left_out: 0 };
         let config = TrainConfig::default();
         let trained = train(&model, params(&model, "a"), &data, None, &config, &mut |_| Ok(())).map(|_| ());
         [trained, mean_loss(&model, &data, 2).map(|_| ())]
@@ -181,6 +181,7 @@ fn recorded_passes_train_as_others_do() {
                 rows: vec![],
                 samples: samples(&model, &lengths),
                 truncated: 0,
+                left_out: 0,
             };
             let config = TrainConfig {
                 epochs: 3.0,
@@ -257,8 +258,13 @@ fn a_run_goes_on_where_it_was() {
         let config = AdapterConfig { lora_dropout: 0.1, ..AdapterConfig::default() };
         let model = model_in(Kind::Float, "dora", config);
         seed(5);
-        let data =
-            Dataset { path: "random".into(), rows: vec![], samples: samples(&model, &lengths), truncated: 0 };
+        let data = Dataset {
+            path: "random".into(),
+            rows: vec![],
+            samples: samples(&model, &lengths),
+            truncated: 0,
+            left_out: 0,
+        };
         let config = TrainConfig {
             batch_size: 2,
             accumulate: 2,

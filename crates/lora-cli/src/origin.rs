@@ -36,7 +36,7 @@ impl Origin {
     pub(crate) fn of(checkpoint: &dyn Checkpoint, kept: Option<(&Recipe, Option<bool>)>) -> Self {
         let rounded = kept.filter(|(recipe, packed)| {
             let native = packed.unwrap_or(checkpoint.prefers_packed());
-            !recipe.is_dense() && !(native && is_packed(checkpoint).unwrap_or(false))
+            !(recipe.is_dense() || native && is_packed(checkpoint).unwrap_or(false))
         });
         Self {
             // What cannot be read is loading's to tell.

@@ -5,14 +5,8 @@ mod common;
 
 use std::fs;
 
-use common::Bench;
+use common::{Bench, refused};
 use serde_json::Value;
-
-fn refused(bench: &Bench, words: &str, code: i32, said: &[&str]) {
-    let run = bench.lora(words);
-    assert_eq!(run.code, Some(code), "{words}: {}{}", run.out, run.err);
-    assert!(said.iter().all(|said| run.err.contains(said)), "{words}: {}", run.err);
-}
 
 #[test]
 fn a_generation_that_cannot_be_is_refused() {
@@ -377,33 +371,4 @@ fn an_answer_is_judged_without_what_its_template_writes() {
     let row: Value = serde_json::from_slice(&fs::read(bench.path("seen.jsonl")).unwrap()).unwrap();
     assert_eq!(row["answer"], " yes", "{row}");
     assert_eq!(row["right"], true, "{row}");
-}
-
-/// In the plan as in training.
-#[test]
-fn rows_that_are_too_long_are_left_out_if_that_is_asked_for() {
-    let bench = Bench::new();
-    let long = serde_json::json!({ "prompt": "a".repeat(100), "completion": "b" });
-    let short = fs::read_to_string(bench.path("data.jsonl")).unwrap();
-    bench.write("long.jsonl", format!("{long}\n{short}"));
-    let train =
-        "train --model model --data long.jsonl --out out --rank 2 --max-steps 1 --dtype f32 --max-length 60";
-    let unlearnt = ["long.jsonl:1", "nothing of those is learnt", "--drop-long"];
-    refused(&bench, train, 3, &unlearnt);
-    refused(&bench, &format!("{train} --truncate"), 3, &unlearnt);
-    refused(&bench, &format!("{train} --truncate --drop-long"), 2, &["cannot be used with"]);
-    let run = bench.lora(&format!("{train} --drop-long"));
-    assert!(run.err.contains("note: long.jsonl: 1 of 4 rows left out"), "{}", run.err);
-    assert!(run.ok().contains("3 rows"));
-    let planned = |words: &str| {
-        let plan = format!("plan --model model --rank 2 --dtype f32 --max-length 60 --json {words}");
-        let plan: Value = serde_json::from_str(&bench.lora(&plan).ok()).unwrap();
-        let mut parts = plan["parts"].clone();
-        // Measured, and not counted alone.
-        for measured in ["program", "loading"] {
-            parts[measured].take();
-        }
-        parts
-    };
-    assert_eq!(planned("--data long.jsonl --drop-long"), planned("--data data.jsonl"));
 }

@@ -6,17 +6,11 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs;
 
-use common::Bench;
+use common::{Bench, refused};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
 const TRAIN: &str = "train --model model --data data.jsonl --rank 2 --max-steps 1 --dtype f32";
-
-fn refused(bench: &Bench, words: &str, code: i32, said: &[&str]) {
-    let run = bench.lora(words);
-    assert_eq!(run.code, Some(code), "{words}: {}{}", run.out, run.err);
-    assert!(said.iter().all(|said| run.err.contains(said)), "{words}: {}", run.err);
-}
 
 type Tensors = BTreeMap<String, Tensor>;
 /// What is wrong, in the configuration and in the tensors.

@@ -154,3 +154,10 @@ impl Run {
         self.out
     }
 }
+
+/// Runs what must end with this code and say all of this.
+pub(crate) fn refused(bench: &Bench, words: &str, code: i32, said: &[&str]) {
+    let run = bench.lora(words);
+    assert_eq!(run.code, Some(code), "{words}: {}{}", run.out, run.err);
+    assert!(said.iter().all(|said| run.err.contains(said)), "{words}: {}", run.err);
+}
