@@ -53,16 +53,17 @@ impl Flat {
     }
 }
 
-/// The matrices of a [`Sum`].
-pub(super) struct Flats {
+/// A [`Sum`] and its matrices.
+pub(super) struct Flats<'a> {
+    pub(super) sum: &'a Sum<'a>,
     pub(super) products: Vec<(Flat, Flat)>,
     pub(super) out: Flat,
     pub(super) onto: Option<Flat>,
 }
 
-impl Flats {
+impl<'a> Flats<'a> {
     /// Panics where shapes do not fit.
-    pub(super) fn of(sum: &Sum<'_>) -> Self {
+    pub(super) fn of(sum: &'a Sum<'_>) -> Self {
         let out = Flat::of(sum.out);
         let both = |p: &super::Product<'_>| {
             let (a, b) = (Flat::of(p.a), Flat::of(p.b));
@@ -90,6 +91,11 @@ impl Flats {
             let (size, columns) = (t.size(), out.columns);
             assert!(size == [columns], "a gain or a bias of {size:?} for {columns} columns");
         }
-        Self { products: sum.products.iter().map(both).collect(), out, onto }
+        Self { sum, products: sum.products.iter().map(both).collect(), out, onto }
+    }
+
+    /// Whether there is nothing to write: then libtorch has no memory for it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.out.rows == 0 || self.out.columns == 0
     }
 }

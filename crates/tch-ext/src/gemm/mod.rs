@@ -114,14 +114,15 @@ impl<'a> Sum<'a> {
 /// Computes the sums, all at once. No gradient is tracked. Shapes that do not fit panic, as tch's operators do.
 pub fn gemm(sums: &[Sum<'_>]) {
     let (_guard, _inside) = (tch::no_grad_guard(), PRODUCTS.enter());
-    let flats: Vec<Flats> = sums.iter().map(Flats::of).collect();
-    let half = flats.first().and_then(|f| f.products.first()).is_some_and(|(a, _)| a.is_half());
-    match (panels::fit(sums, &flats, half), few::fit(sums, &flats), half) {
-        (false, ..) => sums.iter().for_each(plain),
-        (_, true, true) => few::run::<half::bf16>(sums, &flats),
-        (_, true, false) => few::run::<f32>(sums, &flats),
-        (_, false, true) => panels::run::<half::bf16>(sums, &flats),
-        (_, false, false) => panels::run::<f32>(sums, &flats),
+    let mut sums: Vec<Flats<'_>> = sums.iter().map(Flats::of).collect();
+    sums.retain(|flats| !flats.is_empty());
+    let half = sums.first().and_then(|f| f.products.first()).is_some_and(|(a, _)| a.is_half());
+    match (panels::fit(&sums, half), few::fit(&sums), half) {
+        (false, ..) => sums.iter().for_each(|flats| plain(flats.sum)),
+        (_, true, true) => few::run::<half::bf16>(&sums),
+        (_, true, false) => few::run::<f32>(&sums),
+        (_, false, true) => panels::run::<half::bf16>(&sums),
+        (_, false, false) => panels::run::<f32>(&sums),
     }
 }
 
