@@ -100,6 +100,32 @@ fn an_empty_sum_is_zero() {
     }
 }
 
+/// Small products too, and nothing beside them is touched.
+#[test]
+fn a_small_product_over_nothing_is_zero() {
+    fn check<T: Small>(number: T) {
+        let mut panels = Panels::<T>::default();
+        if !T::supported() {
+            return;
+        }
+        panels.pack(View::new(&[number; 4 * 70], 4, 70, 70));
+        for (add, want) in [(false, 0.0), (true, 3.0)] {
+            let mut c = [3.0; 2 * 80 + 6];
+            panels.multiply(1, 2, View::new(&[number; 10], 3, 0, 5), &mut c, 80, add);
+            for (at, c) in c.into_iter().enumerate() {
+                assert_eq!(c, if at % 80 < 6 { want } else { 3.0 }, "{at}");
+            }
+        }
+        // Of a matrix that has no depth at all.
+        panels.pack(View::new(&[], 0, 5, 5));
+        let mut c = [3.0; 5];
+        panels.multiply(0, 0, View::new(&[], 1, 0, 0), &mut c, 5, false);
+        assert_eq!(c, [0.0; 5]);
+    }
+    check(1f32);
+    check(half::bf16::ONE);
+}
+
 /// Where there is nothing to write there may be no memory. (With debug assertions a slice of it ends the program.)
 #[test]
 fn sums_without_rows_or_columns_are_nothing() {
