@@ -36,7 +36,8 @@ pub trait Wide:
     fn of(x: f64) -> Self;
     /// Exactly.
     fn f64(self) -> f64;
-    /// `e^x`. In f32 good to two units in the last place, and without branches; 0 below the normal numbers.
+    /// `e^x`. In f32 good to two units in the last place, and without branches; 0 below the normal numbers, and
+    /// infinite above them.
     fn exp(self) -> Self;
 }
 
@@ -123,8 +124,9 @@ impl Wide for f32 {
         let e = p.mul_add(r * r, r) + 1.0;
         // n lies in the low bits of `shifted`; from there it goes to the exponent.
         let y = f32::from_bits(e.to_bits().wrapping_add(shifted.to_bits() << 23));
-        let y = if self > 88.72 { f32::INFINITY } else { y };
-        let y = if self < -87.0 { 0.0 } else { y };
+        // The last of which the power is finite, and normal.
+        let y = if self > 88.722_83 { f32::INFINITY } else { y };
+        let y = if self < -87.336_54 { 0.0 } else { y };
         if self.is_nan() { self } else { y }
     }
 }
@@ -256,6 +258,21 @@ mod tests {
         assert_eq!(Wide::exp(f32::NEG_INFINITY), 0.0);
         assert_eq!(Wide::exp(f32::INFINITY), f32::INFINITY);
         assert!(Wide::exp(f32::NAN).is_nan());
+    }
+
+    /// All floats around them.
+    #[test]
+    fn exp_ends_where_normal_numbers_do() {
+        let around = |from: f32, to: f32| (from.to_bits()..to.to_bits()).map(f32::from_bits);
+        for x in around(-86.9, -87.5).chain(around(88.6, 88.8)) {
+            let (got, exact) = (f64::from(Wide::exp(x)), f64::from(x).exp());
+            let right = match exact {
+                below if below < f64::from(f32::MIN_POSITIVE) => got == 0.0,
+                above if above > f64::from(f32::MAX) => got == f64::INFINITY,
+                normal => (got / normal - 1.0).abs() < 2.4e-7,
+            };
+            assert!(right, "{x}: {got:e}, not {exact:e}");
+        }
     }
 
     #[test]
