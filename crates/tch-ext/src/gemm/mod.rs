@@ -14,6 +14,7 @@ mod few;
 mod finish;
 mod flat;
 mod lines;
+mod onednn;
 mod pack;
 mod panels;
 mod places;
@@ -24,7 +25,7 @@ mod tile;
 mod turn;
 
 pub use columns::CUDA_SOURCES;
-pub(crate) use product::InLoop;
+pub(crate) use onednn::InLoop;
 pub use small::{Panels, Small, View, transpose};
 
 use tch::{Device, Kind, Tensor};
