@@ -60,6 +60,12 @@ fn what_is_read_or_written_besides_is_not_written_over() {
         let square = random(6, 6, Kind::Float);
         let (first, second) = (square.get(0), square.get(1));
         let on_one_another = random(1, 6, kind).expand([6, 6], false);
+        let by_half = random(6, 6, kind).as_strided([6, 6], [3, 1], 0);
+        let (other_rows, two, many) =
+            (all.as_strided([2, 14], [48, 1], 24), random(2, 6, kind), random(14, 6, kind));
+        // From one row into the next, as far as `out`.
+        let (around, deep, long) =
+            (all.as_strided([5, 18], [24, 1], 20), random(5, 6, kind), random(18, 6, kind));
         for (what, refused) in [
             ("a", vec![into(&a)]),
             ("b", vec![into(&b)]),
@@ -71,7 +77,13 @@ fn what_is_read_or_written_besides_is_not_written_over() {
             ("what is narrower", vec![into(&out), Sum::new(vec![Product::plain(&in_out, &short)], &other)]),
             ("onto its transpose", vec![Sum { onto: Some(&turned), ..into(&out) }]),
             ("onto what lies aside", vec![Sum { onto: Some(&aside), ..into(&out) }]),
+            (
+                "every other row",
+                vec![into(&out), Sum::new(vec![Product::over_tokens(&other_rows, &two)], &many)],
+            ),
+            ("a row's end", vec![into(&out), Sum::new(vec![Product::over_tokens(&around, &deep)], &long)]),
             ("rows on one another", vec![into(&on_one_another)]),
+            ("rows on halves of others", vec![into(&by_half)]),
             ("the gain", vec![Sum { gain: Some(&first), ..into(&square) }]),
             ("the bias", vec![Sum { bias: Some(&second), ..into(&square) }]),
         ] {
