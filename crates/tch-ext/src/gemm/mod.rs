@@ -14,7 +14,6 @@ mod few;
 mod finish;
 mod flat;
 mod lines;
-mod onednn;
 mod pack;
 mod panels;
 mod places;
@@ -25,7 +24,7 @@ mod tile;
 mod turn;
 
 pub use columns::CUDA_SOURCES;
-pub(crate) use onednn::InLoop;
+pub(crate) use product::InLoop;
 pub use small::{Panels, Small, View, transpose};
 
 use tch::{Device, Kind, Tensor};
