@@ -1,0 +1,133 @@
+//! An adapter as PEFT's folder: two files.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use tch::{Kind, Tensor};
+
+use super::{Linears, PREFIX, attach, detach, params};
+use crate::config::{AdapterConfig, CONFIG_FILE};
+use crate::error::ErrorKind;
+use crate::recipe::{Part, Recipe, Variant};
+use crate::targets::compact_names;
+use crate::weight::all_finite;
+use crate::{Error, Result, Targets, tensors};
+
+/// The parameters of an adapter folder.
+pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+/// Writes the adapter's two files, as PEFT does, into `dir`, which exists (see `OutputFolder` for writing a
+/// folder whole or not at all).
+///
+/// # Errors
+/// [`Error::usage`] if no layer has the adapter, [`Error::non_finite`] if a parameter is not finite,
+/// [`ErrorKind::Io`].
+pub fn save(
+    model: &dyn Linears,
+    name: &str,
+    recipe: &Recipe,
+    config: &AdapterConfig,
+    variants: &[Variant],
+    dir: &Path,
+) -> Result<()> {
+    let params = params(model, name);
+    if params.is_empty() {
+        return Err(Error::usage(format!("no adapter named `{name}` is attached")));
+    }
+    for p in &params {
+        if !all_finite(&p.tensor) {
+            return Err(Error::non_finite("a parameter is not finite; the adapter is not saved").at(p.key()));
+        }
+    }
+    let mut config = config.clone();
+    config.flags = recipe.flags();
+    if config.target_modules == Targets::AllLinear {
+        let all: Vec<_> = model.linears().into_iter().map(|(n, _)| n).collect();
+        let mut chosen: Vec<_> = params.iter().map(|p| p.module.clone()).collect();
+        chosen.dedup();
+        config.target_modules = Targets::Names(compact_names(&chosen, &all));
+    }
+    // PEFT has no switch for another update, and its older versions refuse a key that they do not know.
+    let switches = variants.iter().filter(|v| !matches!(v.part, Part::Update(_)));
+    let flags: Vec<_> = switches.filter_map(|v| v.flag).collect();
+    let named: Vec<_> = params.iter().map(|p| (p.key(), p.tensor.detach())).collect();
+    tensors::write_tensors(&dir.join(WEIGHTS_FILE), &named, &[])?;
+    crate::folder::write_file(&dir.join(CONFIG_FILE), config.to_json(&flags).as_bytes())
+}
+
+/// Reads a PEFT adapter folder onto the model as adapter `name` and makes it active. The adapter's flags choose
+/// among `variants`; the storage of the model's weights is its own affair.
+///
+/// # Errors
+/// Every fault of the pair at once: keys that are missing, unused, of another shape, or not finite.
+pub fn load(
+    model: &mut dyn Linears,
+    name: &str,
+    dir: &Path,
+    variants: &[Variant],
+) -> Result<(Recipe, AdapterConfig)> {
+    let config = AdapterConfig::read(dir)?;
+    let recipe = Recipe::from_flags(&config.flags, variants)?;
+    let weights = dir.join(WEIGHTS_FILE);
+    let mut file = tensors::read_tensors(&weights)?;
+    let active: Vec<_> = model.linears().iter().map(|(_, l)| l.active().map(str::to_owned)).collect();
+    attach(model, name, &recipe, &config).map_err(|e| e.at(dir.display()))?;
+    let faults = fill(model, name, &mut file);
+    if !faults.is_empty() {
+        detach(model, name)?;
+        let layers = model.linears_mut().into_iter().zip(active);
+        layers.into_iter().try_for_each(|((_, layer), active)| layer.activate(active.as_deref()))?;
+        let what = "the adapter's tensors do not fit its configuration and this model";
+        return Err(Error::faults(ErrorKind::Data, what, faults).at(weights.display()).hint(
+            "is it an adapter of this very base model? if whole kinds of tensors are missing or unused, the flags \
+             in adapter_config.json (use_...) do not belong to these weights",
+        ));
+    }
+    Ok((recipe, config))
+}
+
+/// Copies the file's tensors into the adapter's parameters, or changes nothing and lists every fault.
+fn fill(model: &dyn Linears, name: &str, file: &mut BTreeMap<String, Tensor>) -> Vec<String> {
+    let mut faults = Vec::new();
+    let mut copies = Vec::new();
+    for param in params(model, name) {
+        let key = param.key();
+        match file.remove(&key) {
+            None => faults.push(format!("missing: {key}")),
+            Some(t) if t.size() != param.tensor.size() => faults.push(format!(
+                "shape of {key}: {:?} in the file, {:?} by configuration and model",
+                t.size(),
+                param.tensor.size()
+            )),
+            Some(t) if !t.is_floating_point() => faults.push(format!("dtype of {key}: {:?}", t.kind())),
+            Some(t) => copies.push((param.tensor, t)),
+        }
+    }
+    // PEFT writes the base's own weight beside an adapter on the output head: harmless if it is ours.
+    for (module, layer) in model.linears() {
+        let key = format!("{PREFIX}{module}.base_layer.weight");
+        if let Some(t) = file.remove(&key) {
+            let ours = layer.base().dense(t.kind());
+            // As it is in memory, which may be in another dtype than in the model's file.
+            let kept = t.to_kind(layer.base().kind()).to_kind(t.kind()).to_device(ours.device());
+            if ours.size() != t.size() || ours != kept {
+                faults.push(format!("{key} is another weight than this model's"));
+            }
+        }
+    }
+    faults.extend(file.keys().map(|key| format!("unused: {key}")));
+    if faults.is_empty() {
+        let _guard = tch::no_grad_guard();
+        for (mut parameter, value) in copies {
+            parameter.copy_(&value.to_kind(Kind::Float));
+        }
+        return faults;
+    }
+    const SHOWN: usize = 20;
+    if faults.len() > SHOWN {
+        let more = faults.len() - SHOWN;
+        faults.truncate(SHOWN);
+        faults.push(format!("and {more} more"));
+    }
+    faults
+}
