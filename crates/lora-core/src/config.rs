@@ -108,6 +108,11 @@ impl AdapterConfig {
         for (key, alpha) in &self.alpha_pattern {
             ensure(positive(*alpha), format!("`alpha_pattern` gives {key:?} {alpha}: it must be above 0"));
         }
+        for (field, key) in
+            twice("rank_pattern", &self.rank_pattern).chain(twice("alpha_pattern", &self.alpha_pattern))
+        {
+            ensure(false, format!("`{field}` has {key:?} twice: a file holds a key once"));
+        }
         let none = |t: &Targets| matches!(t, Targets::Names(names) if names.is_empty());
         ensure(!none(&self.target_modules), "`target_modules` is empty: nothing would be trained".to_owned());
         let excluded = self.exclude_modules.as_ref();
@@ -201,6 +206,13 @@ impl AdapterConfig {
         text.push('\n');
         text
     }
+}
+
+/// The keys of a pattern that have come before.
+fn twice<'a, T>(field: &'a str, pairs: &'a [(String, T)]) -> impl Iterator<Item = (&'a str, &'a str)> {
+    let mut seen = BTreeSet::new();
+    let keys = pairs.iter().map(|(key, _)| key.as_str());
+    keys.filter(move |key| !seen.insert(*key)).map(move |key| (field, key))
 }
 
 /// A whole number as JSON's integer: PEFT's alpha is an `int`, and so is what other readers of it expect.

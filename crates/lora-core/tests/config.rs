@@ -167,6 +167,21 @@ fn malformed_values_are_refused_all_at_once() {
     assert_eq!(AdapterConfig::read(Path::new("/nowhere/at/all")).unwrap_err().kind(), ErrorKind::Io);
 }
 
+/// The first would train, and the last would be in the file.
+#[test]
+fn a_pattern_has_a_key_once() {
+    let twice = AdapterConfig {
+        rank_pattern: vec![("q_proj".into(), 2), ("v_proj".into(), 2), ("q_proj".into(), 4)],
+        alpha_pattern: vec![("q_proj".into(), 2.0), ("q_proj".into(), 2.0)],
+        ..AdapterConfig::default()
+    };
+    let e = twice.check().unwrap_err();
+    assert_eq!((e.kind(), e.to_string().lines().count()), (ErrorKind::Usage, 3), "{e}");
+    for field in ["rank_pattern", "alpha_pattern"] {
+        assert!(e.to_string().contains(&format!("`{field}` has \"q_proj\" twice")), "{e}");
+    }
+}
+
 fn targets() -> impl Strategy<Value = Targets> {
     prop_oneof![
         Just(Targets::AllLinear),

@@ -63,7 +63,8 @@ impl AdapterConfig {
         Self::parse(&text).map_err(|e| e.at(place))
     }
 
-    fn parse(text: &[u8]) -> Result<Self> {
+    /// As [`read`](Self::read) does it, of the file's text.
+    pub(crate) fn parse(text: &[u8]) -> Result<Self> {
         let fields: Pairs<Value> = serde_json::from_slice(text).map_err(|e| {
             let hint = "the file must be one JSON object, as PEFT's `save_pretrained` writes it";
             Error::data(format!("malformed JSON: {e}")).hint(hint)

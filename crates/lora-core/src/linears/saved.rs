@@ -1,11 +1,11 @@
 //! An adapter as PEFT's folder: two files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use tch::{Kind, Tensor};
 
-use super::{Linears, PREFIX, attach, detach, params};
+use super::{Linears, PREFIX, Param, attach, detach, params, shapes};
 use crate::config::{AdapterConfig, CONFIG_FILE};
 use crate::error::ErrorKind;
 use crate::recipe::{Part, Recipe, Variant};
@@ -20,8 +20,8 @@ pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 /// folder whole or not at all).
 ///
 /// # Errors
-/// [`Error::usage`] if no layer has the adapter, [`Error::non_finite`] if a parameter is not finite,
-/// [`ErrorKind::Io`].
+/// [`Error::usage`] if no layer has the adapter, or `config` means another one; [`Error::non_finite`] if a parameter is not
+/// finite; [`ErrorKind::Io`].
 pub fn save(
     model: &dyn Linears,
     name: &str,
@@ -50,9 +50,29 @@ pub fn save(
     // PEFT has no switch for another update, and its older versions refuse a key that they do not know.
     let switches = variants.iter().filter(|v| !matches!(v.part, Part::Update(_)));
     let flags: Vec<_> = switches.filter_map(|v| v.flag).collect();
+    let text = config.to_json(&flags);
+    refuse_another(&config, &text, model, &params)?;
     let named: Vec<_> = params.iter().map(|p| (p.key(), p.tensor.detach())).collect();
     tensors::write_tensors(&dir.join(WEIGHTS_FILE), &named, &[])?;
-    crate::folder::write_file(&dir.join(CONFIG_FILE), config.to_json(&flags).as_bytes())
+    crate::folder::write_file(&dir.join(CONFIG_FILE), text.as_bytes())
+}
+
+/// Refuses a configuration that means another adapter than these parameters, or whose text does.
+fn refuse_another(config: &AdapterConfig, text: &str, model: &dyn Linears, params: &[Param]) -> Result<()> {
+    let (modules, head) = (shapes(model), model.output_head());
+    let meant = config.select(&modules, head)?;
+    let read = AdapterConfig::parse(text.as_bytes())?.select(&modules, head)?;
+    let ranks: BTreeMap<&str, i64> = meant.iter().map(|s| (s.name.as_str(), s.r)).collect();
+    let adapted: BTreeSet<&str> = params.iter().map(|p| p.module.as_str()).collect();
+    let fits = |p: &Param| match (ranks.get(p.module.as_str()), p.name) {
+        (Some(rank), "lora_A.weight") => p.tensor.size().first() == Some(rank),
+        (rank, _) => rank.is_some(),
+    };
+    if read == meant && adapted.len() == ranks.len() && params.iter().all(fits) {
+        return Ok(());
+    }
+    Err(Error::usage("the configuration means other modules, ranks or alphas than the adapter has")
+        .hint("save it by the configuration that it was attached by"))
 }
 
 /// Reads a PEFT adapter folder onto the model as adapter `name` and makes it active. The adapter's flags choose
