@@ -163,6 +163,9 @@ fn malformed_values_are_refused_all_at_once() {
     let (_, text) = refusal("{\n  \"r\": 4,\n  \"s\" 5}");
     assert!(text.contains("line 3 column 7"), "{text}");
     assert!(refusal("{\"r\": 1, \"r\": 2}").1.contains("\"r\" comes twice"));
+    let (_, text) = refusal("{\"r\": 1,\n\"alpha_pattern\": {\"q_proj\": 2, \"v_proj\": 3, \"q_proj\": 6}}");
+    assert!(text.contains("\"q_proj\" comes twice at line 2 column 52"), "{text}");
+    assert!(refusal("{\"loftq_config\": [{\"a\": {\"b\": 1, \"b\": 1}}]}").1.contains("\"b\" comes twice"));
     assert!(refusal("[]").1.contains("malformed"));
     assert_eq!(AdapterConfig::read(Path::new("/nowhere/at/all")).unwrap_err().kind(), ErrorKind::Io);
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::{AdapterConfig, CONFIG_FILE, Init};
-use crate::pairs::Pairs;
+use crate::pairs::{Pairs, Strict};
 use crate::targets::Targets;
 use crate::{Error, ErrorKind, Result};
 
@@ -65,11 +65,12 @@ impl AdapterConfig {
 
     /// As [`read`](Self::read) does it, of the file's text.
     pub(crate) fn parse(text: &[u8]) -> Result<Self> {
-        let fields: Pairs<Value> = serde_json::from_slice(text).map_err(|e| {
+        let fields: Pairs<Strict> = serde_json::from_slice(text).map_err(|e| {
             let hint = "the file must be one JSON object, as PEFT's `save_pretrained` writes it";
             Error::data(format!("malformed JSON: {e}")).hint(hint)
         })?;
-        let mut fields = Fields { left: fields.0, malformed: Vec::new(), refused: Vec::new() };
+        let left = fields.0.into_iter().map(|(key, Strict(value))| (key, value)).collect();
+        let mut fields = Fields { left, malformed: Vec::new(), refused: Vec::new() };
         let config = fields.config();
         fields.refuse_the_rest();
         // A value that is malformed has a default's place in `config`, so nothing is said of it twice.
