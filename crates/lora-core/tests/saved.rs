@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
+use lora_core::testkit::noise;
 use lora_core::{
-    AdapterConfig, DENSE, LORA, Linear, Linears, Recipe, Result, Targets, attach, load, params, save,
+    AdapterConfig, DENSE, LORA, Linear, Linears, Recipe, Result, Targets, WEIGHTS_FILE, attach, load, params,
+    read_tensors, save, write_tensors,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -78,5 +80,46 @@ fn a_configuration_of_another_adapter_is_not_written() {
     load(&mut again, "b", dir.path(), &[DENSE, LORA]).unwrap();
     for (saved, read) in params(&model, "a").iter().zip(&params(&again, "b")) {
         assert!(saved.key() == read.key() && saved.tensor == read.tensor, "{}", saved.key());
+    }
+}
+
+const KINDS: [Kind; 3] = [Kind::Float, Kind::Half, Kind::BFloat16];
+
+/// The output head alone.
+fn head(weight: Tensor) -> Model {
+    Model(vec![("lm_head".into(), Linear::dense(weight, None))])
+}
+
+/// PEFT writes the head's own weight beside its adapter: in the dtype that it had there, rounded as it was loaded there.
+#[test]
+fn the_heads_own_weight_is_known_however_it_was_rounded() {
+    let own = noise(&[64, 48], 7).to_kind(Kind::Float) * 0.1;
+    let own = Tensor::cat(&[&own, &(&own * 1e-4), &(&own * 1e-7)], 0);
+    let (mut model, dir) = (head(own.copy()), tempfile::tempdir().unwrap());
+    attach(&mut model, "a", &Recipe::default(), &on(&["lm_head"])).unwrap();
+    written(&model, &on(&["lm_head"]), dir.path()).unwrap();
+    let file = dir.path().join(WEIGHTS_FILE);
+    let adapter: Vec<_> = read_tensors(&file).unwrap().into_iter().collect();
+    let loaded = |weight: Tensor, kind: Kind| {
+        let mut all: Vec<_> = adapter.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
+        all.push(("base_model.model.lm_head.base_layer.weight".into(), weight));
+        write_tensors(&file, &all, &[]).unwrap();
+        load(&mut head(own.to_kind(kind)), "a", dir.path(), &[DENSE, LORA]).map_err(|e| e.to_string())
+    };
+    // A step of Adam.
+    let tuned = &own + noise(&[192, 48], 8).to_kind(Kind::Float).sign() * 1e-5;
+    for ours in KINDS {
+        for (there, written) in KINDS.into_iter().flat_map(|there| KINDS.map(|written| (there, written))) {
+            let rounded = |w: &Tensor| w.to_kind(there).to_kind(written);
+            let right = loaded(rounded(&own), ours);
+            assert!(right.is_ok(), "{there:?}, {written:?}, here {ours:?}: {right:?}");
+            let e = loaded(rounded(&tuned), ours).unwrap_err();
+            assert!(e.contains("another weight than this model's"), "{e}");
+        }
+        for kind in [Kind::Int64, Kind::Int8, Kind::Bool] {
+            let e = loaded(own.to_kind(kind), ours).unwrap_err();
+            assert!(e.contains(&format!("lm_head.base_layer.weight: {kind:?}")), "{e}");
+        }
+        assert!(loaded(own.narrow(0, 0, 64), ours).is_err());
     }
 }
