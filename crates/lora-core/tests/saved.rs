@@ -83,6 +83,31 @@ fn a_configuration_of_another_adapter_is_not_written() {
     }
 }
 
+/// PEFT would use infinities.
+#[test]
+fn numbers_that_do_not_fit_are_refused_by_name() {
+    let (_, dir) = trained(&on(&["q_proj"]));
+    let file = dir.path().join(WEIGHTS_FILE);
+    let named = |scale: f64| -> Vec<_> {
+        let of = |(name, t): (String, Tensor)| {
+            let wide = t.to_kind(Kind::Double);
+            let last = name.contains("layers.1") && name.contains("lora_A");
+            (name, if last { wide * scale } else { wide })
+        };
+        read_tensors(&file).unwrap().into_iter().map(of).collect()
+    };
+    for (scale, fits) in [(1.0, true), (1e300, false)] {
+        write_tensors(&file, &named(scale), &[]).unwrap();
+        let mut model = Model::small();
+        let said = load(&mut model, "a", dir.path(), &[DENSE, LORA]).map_err(|e| e.to_string());
+        assert_eq!(said.is_ok(), fits, "{said:?}");
+        if let Err(e) = said {
+            assert!(e.contains("layers.1.self_attn.q_proj.lora_A.weight: numbers that f32"), "{e}");
+            assert!(e.lines().count() == 2 && params(&model, "a").is_empty(), "{e}");
+        }
+    }
+}
+
 const KINDS: [Kind; 3] = [Kind::Float, Kind::Half, Kind::BFloat16];
 
 /// The output head alone.

@@ -120,7 +120,13 @@ fn fill(model: &dyn Linears, name: &str, file: &mut BTreeMap<String, Tensor>) ->
                 param.tensor.size()
             )),
             Some(t) if !t.is_floating_point() => faults.push(format!("dtype of {key}: {:?}", t.kind())),
-            Some(t) => copies.push((param.tensor, t)),
+            Some(t) => {
+                let value = t.to_kind(param.tensor.kind());
+                match all_finite(&value) {
+                    true => copies.push((param.tensor, value)),
+                    false => faults.push(format!("range of {key}: numbers that f32 does not hold")),
+                }
+            }
         }
     }
     // PEFT writes the base's own weight beside an adapter on the output head: harmless if it is ours.
@@ -138,7 +144,7 @@ fn fill(model: &dyn Linears, name: &str, file: &mut BTreeMap<String, Tensor>) ->
     if faults.is_empty() {
         let _guard = tch::no_grad_guard();
         for (mut parameter, value) in copies {
-            parameter.copy_(&value.to_kind(Kind::Float));
+            parameter.copy_(&value);
         }
         return faults;
     }
