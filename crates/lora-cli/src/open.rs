@@ -102,8 +102,9 @@ impl ModelArgs {
     pub(crate) fn open(&self, adapter: Option<&Path>, variant: &str) -> Result<Opened> {
         let storage = Recipe::parse(variant, VARIANTS)?;
         if let Some(folder) = adapter {
-            // Its configuration first: cheap, and the likeliest to be wrong.
+            // Its files first: cheap, and the likeliest to be wrong.
             AdapterConfig::read(folder)?;
+            lora::weights_file(folder)?;
         }
         let (checkpoint, tokenizer) = self.checkpoint()?;
         let keep = Keep { storage: storage.storage(), packed: self.packed(), skip: &self.skip };

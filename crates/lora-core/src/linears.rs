@@ -13,7 +13,7 @@ use crate::recipe::Recipe;
 use crate::targets::compact_names;
 use crate::{Error, Result, Targets};
 
-pub use saved::{WEIGHTS_FILE, load, save};
+pub use saved::{WEIGHTS_FILE, load, save, weights_file};
 
 static ADAPTERS: Region = Region::new("adapters");
 

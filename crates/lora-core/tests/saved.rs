@@ -4,8 +4,8 @@ use std::path::Path;
 
 use lora_core::testkit::noise;
 use lora_core::{
-    AdapterConfig, DENSE, LORA, Linear, Linears, Recipe, Result, Targets, WEIGHTS_FILE, attach, load, params,
-    read_tensors, save, write_tensors,
+    AdapterConfig, DENSE, ErrorKind, LORA, Linear, Linears, Recipe, Result, Targets, WEIGHTS_FILE, attach,
+    load, params, read_tensors, save, write_tensors,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -106,6 +106,31 @@ fn numbers_that_do_not_fit_are_refused_by_name() {
             assert!(e.lines().count() == 2 && params(&model, "a").is_empty(), "{e}");
         }
     }
+}
+
+/// As PEFT wrote it before safetensors.
+#[test]
+fn a_pickle_is_named_and_how_to_convert_it() {
+    let (_, dir) = trained(&on(&["q_proj"]));
+    let [file, pickle] = [WEIGHTS_FILE, "adapter_model.bin"].map(|name| dir.path().join(name));
+    std::fs::copy(&file, &pickle).unwrap();
+    let read = || load(&mut Model::small(), "a", dir.path(), &[DENSE, LORA]);
+    // Beside the other it is of no interest.
+    read().unwrap();
+    std::fs::remove_file(&file).unwrap();
+    let e = read().unwrap_err();
+    assert!(
+        e.kind() == ErrorKind::Unsupported && e.to_string().contains("adapter_model.bin: a pickle"),
+        "{e}"
+    );
+    let hint = e.hint_text().unwrap();
+    assert!(
+        hint.contains("python -c \"import torch") && hint.contains("'adapter_model.safetensors')\""),
+        "{hint}"
+    );
+    assert!(!hint.contains('\n') && !hint.contains("  "), "{hint}");
+    std::fs::remove_file(&pickle).unwrap();
+    assert_eq!(read().unwrap_err().kind(), ErrorKind::Io);
 }
 
 const KINDS: [Kind; 3] = [Kind::Float, Kind::Half, Kind::BFloat16];

@@ -37,7 +37,7 @@ type Module = BTreeMap<String, Tensor>;
 pub(crate) fn run(args: &Args) -> Result<()> {
     let config = AdapterConfig::read(&args.adapter)?;
     let recipe = Recipe::from_flags(&config.flags, VARIANTS)?;
-    let file = args.adapter.join(lora::WEIGHTS_FILE);
+    let file = lora::weights_file(&args.adapter)?;
     let bytes = std::fs::metadata(&file).map_err(|e| lora::Error::io("read", &file, e))?.len();
     let mut modules: BTreeMap<String, Module> = BTreeMap::new();
     for (key, tensor) in lora::read_tensors(&file)? {

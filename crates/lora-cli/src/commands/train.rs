@@ -102,7 +102,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let asked = Way::asked(&args.model, &args.method)?;
     let config = match &args.adapter {
-        Some(folder) => AdapterConfig::read(folder)?,
+        Some(folder) => {
+            lora::weights_file(folder)?;
+            AdapterConfig::read(folder)?
+        }
         None => args.method.adapter_config()?,
     };
     args.method.is_for_train(args.adapter.is_some())?;

@@ -1,7 +1,7 @@
 //! An adapter as PEFT's folder: two files.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tch::{Kind, Tensor};
 
@@ -15,6 +15,26 @@ use crate::{Error, Result, Targets, tensors};
 
 /// The parameters of an adapter folder.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+/// The same as older versions of PEFT wrote them.
+const PICKLE: &str = "adapter_model.bin";
+
+/// The file of an adapter folder's parameters.
+///
+/// # Errors
+/// [`Error::unsupported`] where they are there as a pickle alone; the hint says how to convert it.
+pub fn weights_file(dir: &Path) -> Result<PathBuf> {
+    let (file, pickle) = (dir.join(WEIGHTS_FILE), dir.join(PICKLE));
+    if file.exists() || !pickle.exists() {
+        return Ok(file);
+    }
+    Err(Error::unsupported("a pickle, which may run any program: it is not read here")
+        .at(pickle.display())
+        .hint(format!(
+            "convert it once, in its folder: python -c \"import torch, safetensors.torch as s; s.save_file({{k: \
+             t.clone().contiguous() for k, t in torch.load('{PICKLE}', 'cpu', weights_only=True).items()}}, \
+             '{WEIGHTS_FILE}')\""
+        )))
+}
 
 /// Writes the adapter's two files, as PEFT does, into `dir`, which exists (see `OutputFolder` for writing a
 /// folder whole or not at all).
@@ -88,7 +108,7 @@ pub fn load(
 ) -> Result<(Recipe, AdapterConfig)> {
     let config = AdapterConfig::read(dir)?;
     let recipe = Recipe::from_flags(&config.flags, variants)?;
-    let weights = dir.join(WEIGHTS_FILE);
+    let weights = weights_file(dir)?;
     let mut file = tensors::read_tensors(&weights)?;
     let active: Vec<_> = model.linears().iter().map(|(_, l)| l.active().map(str::to_owned)).collect();
     attach(model, name, &recipe, &config).map_err(|e| e.at(dir.display()))?;

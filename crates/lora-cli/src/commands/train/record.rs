@@ -43,7 +43,7 @@ impl Args {
         let mut hash = Sha256::new().chain_update(self.bound_to(kept, config, &training)?);
         hash.update(fingerprint(data));
         if let Some(start) = &self.adapter {
-            hash.update(hash_of(&[start.join(lora::CONFIG_FILE), start.join(lora::WEIGHTS_FILE)])?);
+            hash.update(hash_of(&[start.join(lora::CONFIG_FILE), lora::weights_file(start)?])?);
         }
         Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
