@@ -10,8 +10,7 @@ use tch_ext::Region;
 use crate::config::AdapterConfig;
 use crate::linear::Linear;
 use crate::recipe::Recipe;
-use crate::targets::compact_names;
-use crate::{Error, Result, Targets};
+use crate::{Error, Result};
 
 pub use saved::{WEIGHTS_FILE, load, save, weights_file};
 
@@ -109,25 +108,14 @@ fn shapes(model: &dyn Linears) -> Vec<(String, (i64, i64))> {
     model.linears().into_iter().map(|(name, layer)| (name, layer.base().shape())).collect()
 }
 
-/// `config`, to be written for an adapter that it made: modules that a regular expression chose stand in it by name, those
-/// that one left out not at all. PEFT would hold it against every module and refuse one that is no linear layer (`mlp.act_fn`),
-/// and Python may read it otherwise. What names cannot say stays as it is.
+/// `config`, to be written for an adapter that it made: modules that a pattern chose, or gave their rank or alpha, stand in it
+/// by name, those that one left out not at all. PEFT would hold a pattern against every module and refuse one that is no linear
+/// layer (`mlp.act_fn`). What names cannot say stays as it is.
 ///
 /// # Errors
 /// Those of [`AdapterConfig::select`].
 pub fn targets_by_name(model: &dyn Linears, config: &AdapterConfig) -> Result<AdapterConfig> {
-    let by_regex = |targets: &Targets| matches!(targets, Targets::Regex(_));
-    if !by_regex(&config.target_modules) && !config.exclude_modules.as_ref().is_some_and(by_regex) {
-        return Ok(config.clone());
-    }
-    let (modules, head) = (shapes(model), model.output_head());
-    let all: Vec<_> = modules.iter().map(|(name, _)| name.clone()).collect();
-    let selected = config.select(&modules, head)?;
-    let chosen: Vec<_> = selected.iter().map(|s| s.name.clone()).collect();
-    let target_modules = Targets::Names(compact_names(&chosen, &all));
-    let named = AdapterConfig { target_modules, exclude_modules: None, ..config.clone() };
-    let same = named.select(&modules, head).is_ok_and(|again| again == selected);
-    Ok(if same { named } else { config.clone() })
+    config.by_name(&shapes(model), model.output_head())
 }
 
 /// Makes the adapter of that name the active one everywhere, or none.
