@@ -56,6 +56,9 @@ pub struct AdapterConfig {
     /// The `use_*` switches that are on. They choose a method, and a recipe refuses those that it has no
     /// variant for.
     pub flags: BTreeSet<String>,
+    /// Whether it is that of an adapter which is there, as [`AdapterConfig::read`] gives it. A name, a layer or a pattern without
+    /// effect is then none that a person is to be told of: what was trained is in the adapter's tensors.
+    pub trained: bool,
 }
 
 /// PEFT's defaults, on all linear layers of a language model.
@@ -76,6 +79,7 @@ impl Default for AdapterConfig {
             alpha_pattern: Vec::new(),
             init: Init::Kaiming,
             flags: BTreeSet::new(),
+            trained: false,
         }
     }
 }

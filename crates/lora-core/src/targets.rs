@@ -111,7 +111,8 @@ impl AdapterConfig {
     ///
     /// # Errors
     /// Where PEFT fails: nothing matches, or something is meant that is no linear layer. And where PEFT is
-    /// silent: a name, layer or pattern key without effect, a rank above what the module can hold.
+    /// silent: a rank above what the module can hold; of a configuration that is to be trained by, a name, layer or pattern
+    /// key without effect.
     pub fn select(
         &self,
         modules: &[(String, (i64, i64))],
@@ -121,8 +122,10 @@ impl AdapterConfig {
         let target = Matcher::new(&self.target_modules, output_head)?;
         let excluded = self.exclude_modules.as_ref().map(|t| Matcher::new(t, None)).transpose()?;
         let layers = Layers::new(self)?;
-        self.no_idle_names(modules)?;
-        self.no_idle_layers(layers.as_ref(), modules)?;
+        if !self.trained {
+            self.no_idle_names(modules)?;
+            self.no_idle_layers(layers.as_ref(), modules)?;
+        }
 
         let meant = |name: &str| -> Result<bool> {
             if let Some(excluded) = &excluded
@@ -225,8 +228,10 @@ impl AdapterConfig {
         }
         let idle =
             |field: &str, key: &str| format!("`{field}` has {key:?}, which no selected module matches");
-        faults.extend(ranks.idle(&used.0).map(|key| idle("rank_pattern", key)));
-        faults.extend(alphas.idle(&used.1).map(|key| idle("alpha_pattern", key)));
+        if !self.trained {
+            faults.extend(ranks.idle(&used.0).map(|key| idle("rank_pattern", key)));
+            faults.extend(alphas.idle(&used.1).map(|key| idle("alpha_pattern", key)));
+        }
         if faults.is_empty() {
             return Ok(selections);
         }

@@ -36,9 +36,8 @@ fn peft_files_are_understood() {
     let plain = AdapterConfig::read(&peft("plain.json")).unwrap();
     let Targets::Names(names) = &plain.target_modules else { panic!("{plain:?}") };
     assert_eq!(BTreeSet::from_iter(names.iter().map(String::as_str)), BTreeSet::from(["q_proj", "v_proj"]));
-    let expected =
-        AdapterConfig { r: 4, target_modules: plain.target_modules.clone(), ..AdapterConfig::default() };
-    assert_eq!(plain, expected);
+    let target_modules = plain.target_modules.clone();
+    assert_eq!(plain, AdapterConfig { r: 4, target_modules, trained: true, ..AdapterConfig::default() });
 
     let rich = AdapterConfig::read(&peft("rich.json")).unwrap();
     assert_eq!((rich.r, rich.lora_alpha, rich.lora_dropout), (16, 22.5, 0.05));
@@ -215,6 +214,7 @@ proptest! {
             rank_pattern: ranks.into_iter().filter(|(k, _)| !k.starts_with('*') && !k.contains("**")).collect(),
             alpha_pattern: alphas.into_iter().collect(),
             init: if gaussian { Init::Gaussian } else { Init::Kaiming },
+            trained: true,
             ..AdapterConfig::default()
         };
         prop_assert_eq!(&read_text(&config.to_json(&["use_dora"])).unwrap(), &config);

@@ -4,9 +4,10 @@ use std::path::Path;
 
 use lora_core::testkit::noise;
 use lora_core::{
-    AdapterConfig, DENSE, ErrorKind, LORA, Linear, Linears, Recipe, Result, Targets, WEIGHTS_FILE, attach,
-    load, params, read_tensors, save, write_tensors,
+    AdapterConfig, CONFIG_FILE, DENSE, ErrorKind, LORA, Linear, Linears, Recipe, Result, Targets,
+    WEIGHTS_FILE, attach, load, params, read_tensors, save, write_tensors,
 };
+use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 /// Layers by name, of 8 x 6 each.
@@ -131,6 +132,42 @@ fn a_pickle_is_named_and_how_to_convert_it() {
     assert!(!hint.contains('\n') && !hint.contains("  "), "{hint}");
     std::fs::remove_file(&pickle).unwrap();
     assert_eq!(read().unwrap_err().kind(), ErrorKind::Io);
+}
+
+/// PEFT trains on in silence, so there are such adapters. Their tensors say what was trained.
+#[test]
+fn a_trained_adapter_is_not_refused_for_a_name_without_effect() {
+    let config = on(&["0.self_attn.q_proj"]);
+    let (model, dir) = trained(&config);
+    let path = dir.path().join(CONFIG_FILE);
+    let text = std::fs::read_to_string(&path).unwrap();
+    for (key, value) in [
+        ("target_modules", json!(["0.self_attn.q_proj", "query_key_value"])),
+        ("rank_pattern", json!({"zzz": 2})),
+        ("alpha_pattern", json!({"k_proj": 2})),
+        ("layers_to_transform", json!([0, 7])),
+        ("exclude_modules", json!(["lm_head"])),
+    ] {
+        let mut fields: Value = serde_json::from_str(&text).unwrap();
+        fields[key] = value;
+        std::fs::write(&path, fields.to_string()).unwrap();
+        let mut again = Model::small();
+        let (recipe, read) = load(&mut again, "a", dir.path(), &[DENSE, LORA]).unwrap();
+        assert_eq!(params(&again, "a")[0].tensor, params(&model, "a")[0].tensor, "{key}");
+        // Trained on, it is written as it was.
+        let out = tempfile::tempdir().unwrap();
+        save(&again, "a", &recipe, &read, &[DENSE, LORA], out.path()).unwrap();
+        assert_eq!(AdapterConfig::read(out.path()).unwrap(), read);
+        // To train another one by it, it must be right.
+        let anew = AdapterConfig { trained: false, ..read };
+        let attached = attach(&mut Model::small(), "a", &recipe, &anew);
+        assert_eq!(attached.is_ok(), key == "exclude_modules", "{key}: {attached:?}");
+    }
+    // Only what has no effect: a module that the tensors do not fill is missed.
+    let fields = json!({"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]});
+    std::fs::write(&path, fields.to_string()).unwrap();
+    let e = load(&mut Model::small(), "a", dir.path(), &[DENSE, LORA]).unwrap_err();
+    assert!(e.to_string().contains("missing: base_model.model.model.layers.1"), "{e}");
 }
 
 const KINDS: [Kind; 3] = [Kind::Float, Kind::Half, Kind::BFloat16];

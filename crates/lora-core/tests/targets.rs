@@ -49,7 +49,8 @@ fn selects_what_peft_selects() {
 
 fn fault(fields: Value, r: i64) -> (String, String) {
     let model = &golden()[0];
-    let e = read(&fields, r).select(&modules(model), Some("lm_head")).unwrap_err();
+    let config = AdapterConfig { trained: false, ..read(&fields, r) };
+    let e = config.select(&modules(model), Some("lm_head")).unwrap_err();
     (e.to_string(), e.hint_text().unwrap_or_default().to_owned())
 }
 

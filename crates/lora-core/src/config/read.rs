@@ -122,7 +122,7 @@ impl Fields {
     }
 
     fn config(&mut self) -> AdapterConfig {
-        let mut config = AdapterConfig { task_type: None, ..AdapterConfig::default() };
+        let mut config = AdapterConfig { task_type: None, trained: true, ..AdapterConfig::default() };
         match self.take("peft_type") {
             None => self.malformed.push("`peft_type` is missing: it must be \"LORA\"".to_owned()),
             Some(Value::String(kind)) if kind == "LORA" => {}
