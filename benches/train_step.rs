@@ -12,8 +12,8 @@ use std::time::Instant;
 
 use lora::model::{IGNORE, Keep, Llama, Model, Tokenizer};
 use lora::train::{
-    AdamW, AdamWConfig, Arena, Batch, DataOptions, Dataset, Recorder, Sample, Work, matmul_rate, may_share,
-    required_flops,
+    AdamW, AdamWConfig, Arena, Batch, DataOptions, Dataset, Long, Recorder, Sample, Work, matmul_rate,
+    may_share, required_flops,
 };
 use lora::{AdapterConfig, Error, Result};
 use tch::{Device, Kind};
@@ -182,7 +182,7 @@ fn random(settings: &Settings, vocab: i64, count: usize) -> Vec<Batch> {
 /// Rows of a data file in its order, `batch` a step, as the trainer puts them together.
 fn real(settings: &Settings, file: &str, count: usize) -> Result<Vec<Batch>> {
     let tokenizer = Tokenizer::open(Path::new(&settings.model))?;
-    let data = Dataset::read(Path::new(file), &tokenizer, DataOptions { max_length: 2048, truncate: true })?;
+    let data = Dataset::read(Path::new(file), &tokenizer, DataOptions { max_length: 2048, long: Long::Cut })?;
     let mut rows = data.samples.iter().cycle();
     let may = may_share(settings.device, settings.kind, false);
     let mut batch =

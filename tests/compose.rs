@@ -57,6 +57,37 @@ fn rank_8_trains_one_in_64_of_a_square_of_1024() {
     assert_eq!(100.0 * trained as f64 / (out * inp) as f64, 1.5625);
 }
 
+/// PEFT would take it for a LoRA, find none of its tensors, and go on with the bare base.
+#[test]
+fn an_update_that_peft_lacks_is_not_written_as_one_of_pefts() {
+    let case = Case {
+        out: 24,
+        inp: 16,
+        rank: 4,
+        alpha: 8.0,
+        init: Init::Kaiming,
+        kind: Kind::Float,
+        bias: false,
+        seed: 7,
+    };
+    let specs =
+        [("lora", "LORA"), ("dora+rslora", "LORA"), ("full", "NOT_IN_PEFT"), ("dora+full", "NOT_IN_PEFT")];
+    for (spec, kind) in specs {
+        let recipe = recipe(spec).unwrap();
+        let mut model = Toy::new(&case, &recipe);
+        lora::attach(&mut model, "a", &recipe, &Toy::config(&case)).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        lora::save(&model, "a", &recipe, &Toy::config(&case), VARIANTS, folder.path()).unwrap();
+        let file = folder.path().join(lora::CONFIG_FILE);
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert!(text.contains(&format!("\"peft_type\": \"{kind}\"")), "{spec}: {text}");
+        // Older folders say LORA, whatever they hold.
+        std::fs::write(&file, text.replace("NOT_IN_PEFT", "LORA")).unwrap();
+        let (read, _) = lora::load(&mut model, "b", folder.path(), VARIANTS).unwrap();
+        assert_eq!(read.flags(), recipe.flags(), "{spec}");
+    }
+}
+
 /// A layer whose adapters are held to `y = x Wᵀ` computed here.
 fn toy() -> (Toy, Tensor) {
     let case = Case {

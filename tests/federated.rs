@@ -37,6 +37,7 @@ fn data(vocabulary: i64, seed: i64, rows: i64) -> Dataset {
         rows: vec![],
         samples: (1..=rows).map(sample).collect(),
         truncated: 0,
+        left_out: 0,
     }
 }
 
@@ -57,6 +58,7 @@ fn training() -> TrainConfig {
         seed: 3,
         eval_every: None,
         save: None,
+        stop: None,
     }
 }
 

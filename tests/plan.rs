@@ -31,6 +31,7 @@ const STEPS: TrainConfig = TrainConfig {
     seed: 7,
     eval_every: None,
     save: None,
+    stop: None,
 };
 
 /// Many texts of 60 tokens behind a thousand that they begin with, all in one step.
@@ -43,7 +44,13 @@ fn alike() -> Dataset {
         let labels = ids.iter().enumerate().map(|(i, &id)| if i < 1058 { lora::model::IGNORE } else { id });
         Sample { labels: labels.collect(), ids, line }
     };
-    Dataset { path: "none".into(), rows: Vec::new(), samples: (0..MANY).map(sample).collect(), truncated: 0 }
+    Dataset {
+        path: "none".into(),
+        rows: Vec::new(),
+        samples: (0..MANY).map(sample).collect(),
+        truncated: 0,
+        left_out: 0,
+    }
 }
 
 fn data(length: usize, supervised: usize) -> Dataset {
@@ -54,7 +61,13 @@ fn data(length: usize, supervised: usize) -> Dataset {
         labels[..masked].fill(lora::model::IGNORE);
         Sample { ids, labels, line }
     };
-    Dataset { path: "none".into(), rows: Vec::new(), samples: (0..2).map(sample).collect(), truncated: 0 }
+    Dataset {
+        path: "none".into(),
+        rows: Vec::new(),
+        samples: (0..2).map(sample).collect(),
+        truncated: 0,
+        left_out: 0,
+    }
 }
 
 /// A run.
@@ -206,5 +219,13 @@ fn what_is_planned_is_what_is_counted() {
             check(&Case { folder: folder.path(), spec, kind, beside, adapter, data, config });
         }
     }
+    // Below the first adapter nothing is run again, and nothing is kept for that.
+    let (data, top) = (&data(1024, 16), &adapter(0.0, Some(vec![5])));
+    let [kept, again] = [0, 5].map(|recompute| {
+        let (spec, kind, config) = ("lora", Kind::BFloat16, &TrainConfig { recompute, ..STEPS });
+        Case { folder: folder.path(), spec, kind, beside: 0, adapter: top, data, config }.both()
+    });
+    assert_eq!(kept.0, again.0, "planned");
+    assert!((again.1 as f64 / kept.1 as f64 - 1.0).abs() < 0.01, "counted: {} and {}", kept.1, again.1);
     eprintln!("worst: {worst:.3}");
 }

@@ -46,6 +46,7 @@ fn data(model: &Llama, rows: i64) -> Dataset {
         rows: vec![],
         samples: (1..=rows).map(sample).collect(),
         truncated: 0,
+        left_out: 0,
     }
 }
 
@@ -67,6 +68,7 @@ fn training(batch_size: usize, accumulate: usize, steps: u64) -> TrainConfig {
         seed: 3,
         eval_every: None,
         save: None,
+        stop: None,
     }
 }
 

@@ -26,13 +26,14 @@ fn logits(model: &Llama) -> Tensor {
     model.logits(Texts::Rows(&ids), None, Mode::Eval).unwrap()
 }
 
-fn quantised(options: &Options, skip: &[String], folder: &Path) {
-    let out = OutputFolder::create(folder, true, lora::model::is_model_file).unwrap();
+fn quantised(options: &Options, skip: &[String], kind: Kind, folder: &Path) {
+    let ours = lora::model::is_model_file(&source(), folder);
+    let out = OutputFolder::create(folder, true, ours).unwrap();
     let checkpoint = lora::open(&source()).unwrap();
     Export {
         checkpoint: checkpoint.as_ref(),
         tokenizer: None,
-        kind: Kind::Float,
+        kind,
         replaced: &|_| Ok(None),
         packed: Some(Pack { storage: options, skip, seen: &|_, _, _| {} }),
     }
@@ -49,7 +50,7 @@ fn a_model_written_in_4_bits_is_the_model_quantised_while_loading() {
     for options in ["", "fp4:32:single", "nf4:128"] {
         let options = Options::parse(options).unwrap();
         let skip = ["mlp.down_proj".to_owned()];
-        quantised(&options, &skip, &out);
+        quantised(&options, &skip, Kind::Float, &out);
         let at_once = load(&source(), Keep { storage: &options, packed: None, skip: &skip });
         let written = load(&out, Keep::NATIVE);
         let config = std::fs::read_to_string(out.join("config.json")).unwrap();
@@ -70,12 +71,35 @@ fn a_model_written_in_4_bits_is_the_model_quantised_while_loading() {
     }
 }
 
+/// The base is merged into as it was trained beside, in bf16: from memory, from the disk, and in f32 as well.
+#[test]
+fn what_is_merged_into_is_the_weight_of_training() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let options = Options::default();
+    quantised(&options, &[], Kind::BFloat16, &out);
+    let keep = Keep { storage: &options, packed: None, skip: &[] };
+    let checkpoint = lora::open(&source()).unwrap();
+    let trained = Llama::load(checkpoint.as_ref(), Kind::BFloat16, Device::Cpu, keep).unwrap();
+    let wide = load(&out, Keep::NATIVE);
+    let on_disk = OnDisk::new(lora::open(&out).unwrap(), Kind::Float).unwrap();
+    let layers = trained.linears().into_iter().zip(wide.linears()).zip(on_disk.linears());
+    for (((name, trained), (_, wide)), (_, on_disk)) in layers {
+        let weight = trained.base().dense(Kind::BFloat16).to_kind(Kind::Float);
+        for layer in [trained, wide, on_disk] {
+            // As merging asks for it: in f32, to add to.
+            assert_eq!(layer.base().dense(Kind::Float), weight, "{name}");
+        }
+    }
+    on_disk.check().unwrap();
+}
+
 /// A folder whose configuration promises packed weights that are not there.
 #[test]
 fn a_model_that_lost_its_packed_weights_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
-    quantised(&Options::default(), &[], &out);
+    quantised(&Options::default(), &[], Kind::Float, &out);
     std::fs::remove_file(out.join("model.safetensors")).unwrap();
     for entry in std::fs::read_dir(source()).unwrap().flatten() {
         if entry.file_name() != "config.json" {
@@ -136,7 +160,7 @@ fn an_adapter_beside_blocks_learns_the_same() {
         line: line as usize,
     };
     let samples = (1..=6).map(sample).collect();
-    let data = Dataset { path: "none".into(), rows: vec![], samples, truncated: 0 };
+    let data = Dataset { path: "none".into(), rows: vec![], samples, truncated: 0, left_out: 0 };
     let config = TrainConfig { batch_size: 2, epochs: 2.0, ..TrainConfig::default() };
     for kind in [Kind::Float, Kind::BFloat16] {
         for (variant, recompute) in [("lora", 0), ("dora", usize::MAX)] {

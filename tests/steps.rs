@@ -6,11 +6,14 @@ mod common;
 #[path = "common/steps.rs"]
 mod steps;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use common::relative;
 use lora::model::{IGNORE, Model, Piece, Slots, Texts};
 use lora::tch_ext::cuda::{emulated, here};
+use lora::tch_ext::grad_enabled;
 use lora::train::{Batch, Sample};
-use lora::{AdapterConfig, Targets, params};
+use lora::{Adapter, AdapterConfig, Linears, Targets, params};
 use steps::{RANDOM, ids, model, model_in, recordable, samples, step};
 use tch::{Kind, Tensor};
 
@@ -65,6 +68,33 @@ fn nothing_is_done_below_the_first_adapter() {
     assert!(want.1.values().all(|g| g.norm().double_value(&[]) > 0.0));
     for layers in [1, 2, 9] {
         assert_eq!(step(&model, Texts::Rows(&x), &labels, layers), want);
+    }
+}
+
+/// No W' comes of it.
+#[derive(Debug)]
+struct Faulty;
+
+impl Adapter for Faulty {
+    fn effective(&self, _: &Tensor) -> Tensor {
+        panic!("planted")
+    }
+
+    fn params(&self) -> Vec<(&'static str, &Tensor)> {
+        Vec::new()
+    }
+}
+
+#[test]
+fn a_panic_in_a_pass_leaves_the_thread_its_gradients() {
+    let _alone = RANDOM.lock();
+    let mut model = model("lora", AdapterConfig::default());
+    model.linears_mut().swap_remove(0).1.attach("faulty", Box::new(Faulty)).unwrap();
+    let (x, labels) = (ids(&model, 5), ids(&model, 5));
+    for recompute in [0, 1] {
+        let pass = || model.backward(Texts::Rows(&x), &labels, 0.1, recompute).is_ok();
+        assert!(catch_unwind(AssertUnwindSafe(pass)).is_err());
+        assert!(grad_enabled(), "recompute {recompute}");
     }
 }
 

@@ -12,9 +12,9 @@ use lora::tch_ext::changed;
 use lora::tch_ext::cuda::{here, seed};
 use lora::train::{
     AdamWConfig, Arena, Batch, Batches, Dataset, Event, Recorder, Sample, SavePoint, Schedule, TrainConfig,
-    may_share, mean_loss, train,
+    Work, may_share, mean_loss, required_flops, train,
 };
-use lora::{AdapterConfig, Error, ErrorKind, Mode, params};
+use lora::{AdapterConfig, Error, ErrorKind, Linears, Mode, params};
 use steps::{RANDOM, model, model_in, recordable, samples};
 use tch::{Kind, Tensor};
 
@@ -43,6 +43,31 @@ fn an_epoch_is_every_sample_once() {
     }
 }
 
+/// Below the first block that trains nothing goes backward, and no step has to do it.
+#[test]
+fn what_a_step_must_do_ends_where_training_does() {
+    let _alone = RANDOM.lock();
+    let work = Work { tokens: 10.0, positions: 10.0, supervised: 3.0, squares: 100.0 };
+    let on = |layers: Option<Vec<i64>>| {
+        model("lora", AdapterConfig { layers_to_transform: layers, ..AdapterConfig::default() })
+    };
+    let all = on(None);
+    let config = all.config();
+    let last = config.layers - 1;
+    let first = |name: &str| !name.starts_with(&format!("model.layers.{last}.")) && name != "lm_head";
+    let below = all.linears().into_iter().filter(|(name, _)| first(name));
+    let weights: i64 = below.map(|(_, layer)| layer.base().shape()).map(|(out, inp)| out * inp).sum();
+    let width = config.heads * config.head_dim * last;
+    assert!(last > 0 && weights > 0);
+    let spared = (2 * weights) as f64 * work.positions + (4 * width) as f64 * work.squares;
+    let flops = required_flops(&all, &work);
+    for layers in [vec![0], vec![0, last]] {
+        assert_eq!(required_flops(&on(Some(layers)), &work), flops);
+    }
+    let less = flops - required_flops(&on(Some(vec![last])), &work);
+    assert!((less / spared - 1.0).abs() < 1e-9, "{less} for {spared}");
+}
+
 /// Where one mask would be drawn for several texts, each is read whole.
 #[test]
 fn what_drops_out_shares_nothing() {
@@ -52,7 +77,7 @@ fn what_drops_out_shares_nothing() {
         Sample { labels: ids.iter().map(|&id| if id < 19 { IGNORE } else { id }).collect(), ids, line }
     };
     let samples: Vec<Sample> = (0..6).map(sample).collect();
-    let data = Dataset { path: "none".into(), rows: vec![], samples, truncated: 0 };
+    let data = Dataset { path: "none".into(), rows: vec![], samples, truncated: 0, left_out: 0 };
     for dropout in [0.0, 0.1] {
         let model = model("lora", AdapterConfig { lora_dropout: dropout, ..AdapterConfig::default() });
         let config = TrainConfig { batch_size: 6, epochs: 1.0, ..TrainConfig::default() };
@@ -72,7 +97,7 @@ fn f16_keeps_small_gradients() {
         let model = model_in(kind, "lora", AdapterConfig::default());
         seed(5);
         let samples = samples(&model, &[64; 2048]);
-        let data = Dataset { path: "random".into(), rows: vec![], samples, truncated: 0 };
+        let data = Dataset { path: "random".into(), rows: vec![], samples, truncated: 0, left_out: 0 };
         let config = TrainConfig {
             batch_size: 32,
             accumulate: 64,
@@ -122,7 +147,7 @@ fn unknown_tokens_are_refused() {
             Sample { ids: vec![1, 2], labels: vec![IGNORE, 3], line: 1 },
             Sample { ids: ids.to_vec(), labels: labels.to_vec(), line: 7 },
         ];
-        let data = Dataset { path: "rows".into(), rows: vec![], samples, truncated: 0 };
+        let data = Dataset { path: "rows".into(), rows: vec![], samples, truncated: 0, left_out: 0 };
         let config = TrainConfig::default();
         let trained = train(&model, params(&model, "a"), &data, None, &config, &mut |_| Ok(())).map(|_| ());
         [trained, mean_loss(&model, &data, 2).map(|_| ())]
@@ -156,6 +181,7 @@ fn recorded_passes_train_as_others_do() {
                 rows: vec![],
                 samples: samples(&model, &lengths),
                 truncated: 0,
+                left_out: 0,
             };
             let config = TrainConfig {
                 epochs: 3.0,
@@ -173,6 +199,7 @@ fn recorded_passes_train_as_others_do() {
                 seed: 3,
                 eval_every: Some(4),
                 save: None,
+                stop: None,
             };
             let mut seen = Vec::new();
             let outcome = train(&model, params(&model, "a"), &data, Some(&data), &config, &mut |event| {
@@ -231,8 +258,13 @@ fn a_run_goes_on_where_it_was() {
         let config = AdapterConfig { lora_dropout: 0.1, ..AdapterConfig::default() };
         let model = model_in(Kind::Float, "dora", config);
         seed(5);
-        let data =
-            Dataset { path: "random".into(), rows: vec![], samples: samples(&model, &lengths), truncated: 0 };
+        let data = Dataset {
+            path: "random".into(),
+            rows: vec![],
+            samples: samples(&model, &lengths),
+            truncated: 0,
+            left_out: 0,
+        };
         let config = TrainConfig {
             batch_size: 2,
             accumulate: 2,
@@ -260,7 +292,10 @@ fn a_run_goes_on_where_it_was() {
         let all: Vec<_> = params(&model, "a").iter().map(|p| p.tensor.detach().reshape([-1])).collect();
         (outcome.map(|o| (o.steps, o.first_loss, o.last_loss, o.tokens, o.work)), Tensor::cat(&all, 0), steps)
     };
-    let save = |every: u64, run: &str| Some(SavePoint { path: path.clone(), every, run: run.to_owned() });
+    let save = |every: u64, run: &str| {
+        let settings = vec![("--lr".to_owned(), run.to_owned()), ("data".to_owned(), run.repeat(64))];
+        Some(SavePoint { path: path.clone(), every, run: run.to_owned(), settings })
+    };
     let (whole, numbers, steps) = trained(None, None);
     assert_eq!(steps, (1..=12).collect::<Vec<_>>());
     // Before anything was saved, just after, and once more behind it.
@@ -277,7 +312,11 @@ fn a_run_goes_on_where_it_was() {
     let error =
         |of: (lora::Result<_>, Tensor, Vec<u64>)| of.0.map(|_: (u64, f64, f64, usize, _)| ()).unwrap_err();
     let e = error(trained(save(3, "b"), None));
-    assert!(e.to_string().contains("another run") && e.hint_text().unwrap().contains("delete it"), "{e}");
+    let what = "another run: --lr a there and b here, another data";
+    assert!(e.to_string().contains(what) && e.hint_text().unwrap().contains("delete it"), "{e}");
+    // As it is of states, or for runs, that name none.
+    let unnamed = save(3, "b").map(|save| SavePoint { settings: Vec::new(), ..save });
+    assert!(error(trained(unnamed, None)).to_string().contains("other data, model or settings"));
     let bytes = std::fs::read(&path).unwrap();
     for cut in [bytes.len() - 1, 100, 0] {
         std::fs::write(&path, &bytes[..cut]).unwrap();

@@ -96,16 +96,7 @@ fn adapter(dir: &Path, recipe: &str, ids: &Tensor, table: &mut Table) -> Result<
     let error = relative(&logits(&model, ids)?, tensor(&golden, "logits")?);
     table.near(&format!("{recipe}: logits"), error, 1e-5);
 
-    lora::merge(&mut model)?;
-    for (name, layer) in model.linears() {
-        if let Some(theirs) = golden.get(&format!("merged.{name}.weight")) {
-            let ours = layer.constant().map(|w| w.dense(Kind::Float));
-            let error = ours.map_or(f64::INFINITY, |ours| relative(&ours, theirs));
-            table.near(&format!("{recipe}: merged {}", name.trim_start_matches("model.")), error, 1e-5);
-        }
-    }
-    lora::unmerge(&mut model);
-
+    merged(recipe, &mut model, &golden, table)?;
     let (loss, gradients) = first_step(&model, "a", ids, labels)?;
     let theirs = tensor(&golden, "loss")?.double_value(&[0]);
     table.near(&format!("{recipe}: loss"), (loss / theirs - 1.0).abs(), 1e-5);
@@ -115,6 +106,20 @@ fn adapter(dir: &Path, recipe: &str, ids: &Tensor, table: &mut Table) -> Result<
     let (losses, _) = curve(&model, "a", (ids, labels), 1e-3, false)?;
     let error = curve_error(&losses, tensor(&golden, "curve")?);
     table.near(&format!("{recipe}: the curve of 20 steps"), error, 1e-3);
+    Ok(())
+}
+
+/// The merged weights that the golden has.
+fn merged(what: &str, model: &mut Llama, golden: &Tensors, table: &mut Table) -> Result<()> {
+    lora::merge(model)?;
+    for (name, layer) in model.linears() {
+        if let Some(theirs) = golden.get(&format!("merged.{name}.weight")) {
+            let ours = layer.constant().map(|w| w.dense(Kind::Float));
+            let error = ours.map_or(f64::INFINITY, |ours| relative(&ours, theirs));
+            table.near(&format!("{what}: merged {}", name.trim_start_matches("model.")), error, 1e-5);
+        }
+    }
+    lora::unmerge(model);
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use lora::{BaseWeight, Error, OutputFolder, Packing, Parts, Result, VARIANTS, re
 use tch::{Device, Kind, Tensor};
 
 use crate::common::{Tensors, curve, curve_error, first_step, relative};
-use crate::{Table, logits, tensor, worst};
+use crate::{Table, logits, merged, tensor, worst};
 
 pub(crate) fn check(dir: &Path, table: &mut Table) -> Result<()> {
     let quant = dir.join("quant");
@@ -93,7 +93,7 @@ fn bits(t: &Tensor) -> Vec<u8> {
 /// The whole model: our files, tensor by tensor, and what transformers makes of them.
 fn checkpoint(hf: &Path, quant: &Path, code: &str, options: &Options, table: &mut Table) -> Result<()> {
     let (ours, theirs) = (quant.join(format!("ours-{code}")), quant.join(format!("theirs-{code}")));
-    let out = OutputFolder::create(&ours, true, lora::model::is_model_file)?;
+    let out = OutputFolder::create(&ours, true, lora::model::is_model_file(hf, &ours))?;
     let checkpoint = lora::open(hf)?;
     Export {
         checkpoint: checkpoint.as_ref(),
@@ -133,16 +133,18 @@ fn all(folder: &Path) -> Result<Tensors> {
     Ok(tensors)
 }
 
-/// bitsandbytes' checkpoint, packed as it is: logits, and a LoRA beside it, as PEFT has them on its weights in f32.
+/// bitsandbytes' checkpoint, packed as it is and computed with in f32: logits, and a LoRA beside it, merged and trained, as
+/// PEFT has them on what bitsandbytes dequantises.
 fn training(quant: &Path, table: &mut Table) -> Result<()> {
-    let golden = read_tensors(&quant.join("base.safetensors"))?;
+    let golden = read_tensors(&quant.join("unpacked.safetensors"))?;
     let ids = tensor(&golden, "input_ids")?;
     let checkpoint: Box<dyn Checkpoint> = lora::open(&quant.join("theirs-nf4"))?;
     let mut model = Llama::load(checkpoint.as_ref(), Kind::Float, Device::Cpu, Keep::NATIVE)?;
     let error = relative(&logits(&model, ids)?, tensor(&golden, "logits")?);
     table.near("bitsandbytes' checkpoint: logits", error, 1e-5);
-    let golden = read_tensors(&quant.join("lora/golden.safetensors"))?;
-    lora::load(&mut model, "a", &quant.join("lora/adapter"), VARIANTS)?;
+    let golden = read_tensors(&quant.join("unpacked/golden.safetensors"))?;
+    lora::load(&mut model, "a", &quant.join("unpacked/adapter"), VARIANTS)?;
+    merged("bitsandbytes' checkpoint", &mut model, &golden, table)?;
     let labels = tensor(&golden, "labels")?;
     let (loss, gradients) = first_step(&model, "a", ids, labels)?;
     let theirs = tensor(&golden, "loss")?.double_value(&[0]);

@@ -91,8 +91,10 @@ pub(crate) fn curve(
         seed: 0,
         eval_every: None,
         save: None,
+        stop: None,
     };
-    let data = Dataset { path: PathBuf::from("golden"), rows: Vec::new(), samples, truncated: 0 };
+    let data =
+        Dataset { path: PathBuf::from("golden"), rows: Vec::new(), samples, truncated: 0, left_out: 0 };
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
     train(model, params(model, name), &data, None, &config, &mut |event| {
         if let Event::Step(step) = event {

@@ -10,8 +10,8 @@
     crc.json                       {case: {name: CRC-32 of the dequantised weight}}
     gguf/TYPE.gguf, gguf/crc.json  a real weight, quantised by the gguf package where it can, and random blocks; what it makes of them
     theirs-nf4, theirs-fp4         the model as transformers + bitsandbytes save it: nested and plain, in shards
-    base.safetensors               input_ids, and logits of theirs-nf4 dequantised in f32
-    lora/                          an adapter and its golden on theirs-nf4 so dequantised, see golden.py
+    unpacked.safetensors           input_ids, and logits in f32 of theirs-nf4 dequantised
+    unpacked/                      an adapter and its golden on theirs-nf4 so dequantised, see golden.py
 
 `check` loads two 4-bit folders in transformers and fails unless both give the same logits.
 """
@@ -149,14 +149,13 @@ def load_4bit(folder: Path, config: BitsAndBytesConfig | None = None) -> torch.n
 
 
 def unpacked(hf: Path, theirs: Path) -> torch.nn.Module:
-    """The f32 model with all weights of `theirs`, those in 4 bits dequantised in f32."""
+    """The f32 model with all weights of `theirs`, those in 4 bits dequantised, in bf16 as bitsandbytes does."""
     model, packed = load_model(hf), load_4bit(theirs)
     with torch.no_grad():
         for name, weight in packed.named_parameters():
             if isinstance(weight, bnb.nn.Params4bit):
-                state = weight.quant_state
-                state.dtype = torch.float32
-                weight = dequantize_4bit(weight.data, state)
+                weight = dequantize_4bit(weight.data, weight.quant_state)
+                assert weight.dtype == torch.bfloat16
             model.get_parameter(name).copy_(weight)
     return model
 
@@ -171,7 +170,7 @@ def make(hf: Path, out: Path) -> None:
         make_theirs(hf, out / f"theirs-{code}", code, nested)
     ids = load_file(hf.parent / "base.safetensors")["input_ids"]
     base = lambda: unpacked(hf, out / "theirs-nf4")  # noqa: E731
-    once(out / "base.safetensors",
+    once(out / "unpacked.safetensors",
          lambda path: save_file({"input_ids": ids, "logits": golden.logits_of(base(), ids)}, path))
 
     def adapter(path: Path) -> None:
@@ -179,7 +178,7 @@ def make(hf: Path, out: Path) -> None:
         golden.save_adapter(base(), LoraConfig(**COMMON), folder, b_std=0.01, dtype=torch.float32)
         save_file(golden.adapter_golden(base, folder, ids, rate=1e-3, merged=MERGED, clip=False), path)
 
-    once(out / "lora" / "golden.safetensors", adapter)
+    once(out / "unpacked" / "golden.safetensors", adapter)
 
 
 def check(ours: Path, theirs: Path) -> None:

@@ -124,6 +124,7 @@ fn source(path: &str, text: &str, faults: &mut Vec<String>) {
         return;
     }
     let code = code_only(text);
+    let tests = tests_begin(&code);
     let mut report = |line: usize, what: &str| faults.push(format!("{path}:{}: {what}", line + 1));
     for (number, line) in code.lines().enumerate() {
         if !path.starts_with("crates/tch-ext/") && words(line, "").any(|w| w == "unsafe") {
@@ -140,16 +141,30 @@ fn source(path: &str, text: &str, faults: &mut Vec<String>) {
         if words(line, "!").any(|w| matches!(w, "todo!" | "unimplemented!")) || line.contains("#[ignore") {
             report(number, "unfinished code, or a test that does not run");
         }
+        if is_shipped(path) && number < tests && words(line, "").any(|w| w == "no_grad") {
+            report(number, "after a panic in `no_grad` the thread has no gradients: take `no_grad_guard`");
+        }
     }
     if path.starts_with("crates/lora-core/src/") && !path.contains("testkit") {
         let spoken = without_comments(text).to_lowercase();
-        // Unit tests come last in a file, and may well read what PEFT writes.
-        for (number, line) in spoken.lines().take_while(|l| l.trim() != "#[cfg(test)]").enumerate() {
+        // Unit tests may well read what PEFT writes.
+        for (number, line) in spoken.lines().take(tests).enumerate() {
             if let Some(name) = ["qlora", "rslora", "dora", "nf4"].iter().find(|name| line.contains(**name)) {
                 report(number, &format!("lora-core names the method `{name}`: methods name themselves"));
             }
         }
     }
+}
+
+/// The number of the line where unit tests begin, which come last in a file.
+fn tests_begin(code: &str) -> usize {
+    let lines: Vec<&str> = code.lines().collect();
+    lines.iter().rposition(|line| *line == "#[cfg(test)]").unwrap_or(lines.len())
+}
+
+/// Of libraries and programs; unit tests have files of their own where they are long.
+fn is_shipped(path: &str) -> bool {
+    path.split('/').any(|part| part == "src") && !path.ends_with("tests.rs")
 }
 
 fn is_library(path: &str) -> bool {

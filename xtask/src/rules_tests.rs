@@ -144,6 +144,22 @@ fn models_and_core_know_no_methods() {
     assert_eq!(with_file("crates/lora-dora/src/lib.rs", core), [""; 0]);
 }
 
+#[test]
+fn closures_without_gradient_are_found_outside_tests() {
+    let code = "// no_grad(\nlet _guard = tch::no_grad_guard();\nlet y = tch::no_grad(|| x);\n\
+                #[cfg(test)]\nmod tests { fn f() { no_grad(|| 1); } }\n";
+    for shipped in ["src/a.rs", "crates/lora-core/src/a.rs", "crates/lora-cli/src/commands/a.rs"] {
+        let found = with_file(shipped, code);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].starts_with(&format!("{shipped}:3: after a panic")), "{found:?}");
+    }
+    for free in
+        ["crates/lora-core/tests/a.rs", "crates/tch-ext/src/gemm/tests.rs", "tests/a.rs", "examples/a.rs"]
+    {
+        assert_eq!(with_file(free, code), [""; 0], "{free}");
+    }
+}
+
 /// One was committed once.
 #[test]
 fn snapshots_that_nobody_accepted_are_found() {

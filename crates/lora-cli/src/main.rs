@@ -2,14 +2,16 @@
 
 mod commands;
 mod open;
+mod origin;
+mod paths;
 mod planning;
 mod privacy;
 mod profile;
 mod progress;
 mod rounding;
 mod settings;
+mod stop;
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -67,7 +69,7 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|info| {
         let text = info.to_string();
         let first = text.lines().take(3).collect::<Vec<_>>().join(" ");
-        let _ = writeln!(std::io::stderr(), "error: this is a bug in lora: {first}");
+        commands::aside(format_args!("error: this is a bug in lora: {first}"));
     }));
     let cli = Cli::parse();
     let result = std::panic::catch_unwind(|| match cli.verb {
@@ -92,17 +94,20 @@ fn main() -> ExitCode {
 }
 
 /// The error, its hint, and an exit code by its sort: 2 usage, 3 data, 4 unsupported, 5 input and output, 6 not
-/// finite, 1 the rest.
+/// finite, 1 the rest. A run that was stopped has 128 and its signal.
 fn report(error: &anyhow::Error) -> ExitCode {
-    let mut err = std::io::stderr().lock();
+    if let Some(stopped) = error.downcast_ref::<stop::Stopped>() {
+        commands::aside(format_args!("{stopped}"));
+        return ExitCode::from(stopped.code());
+    }
     let ours = error.downcast_ref::<lora::Error>();
-    let _ = match ours {
+    match ours {
         // It tells its cause in its own words.
-        Some(ours) => writeln!(err, "error: {}", shown(&ours.to_string())),
-        None => writeln!(err, "error: {}", shown(&format!("{error:#}"))),
-    };
+        Some(ours) => commands::aside(format_args!("error: {ours}")),
+        None => commands::aside(format_args!("error: {error:#}")),
+    }
     if let Some(hint) = ours.and_then(lora::Error::hint_text) {
-        let _ = writeln!(err, "hint: {}", shown(hint));
+        commands::aside(format_args!("hint: {hint}"));
     }
     ExitCode::from(match ours.map(lora::Error::kind) {
         Some(ErrorKind::Usage) => 2,
@@ -112,10 +117,4 @@ fn report(error: &anyhow::Error) -> ExitCode {
         Some(ErrorKind::NonFinite) => 6,
         _ => 1,
     })
-}
-
-/// An error may quote a file's words: nothing in them moves the terminal's cursor. Lines are ours: what clients of a
-/// federation say has none left.
-fn shown(text: &str) -> String {
-    text.split('\n').map(lora::fed::plain).collect::<Vec<_>>().join("\n")
 }

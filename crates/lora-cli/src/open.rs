@@ -8,6 +8,8 @@ use lora::model::{Checkpoint, Keep, Llama, Tokenizer};
 use lora::{AdapterConfig, Error, Recipe, VARIANTS};
 use tch::{Device, Kind};
 
+use crate::origin;
+
 /// The name of the adapter that the command line works on.
 pub(crate) const ADAPTER: &str = "default";
 
@@ -44,6 +46,18 @@ pub(crate) struct Opened {
     pub(crate) checkpoint: Box<dyn Checkpoint>,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) model: Llama,
+    /// How the base is kept.
+    storage: Recipe,
+    packed: Option<bool>,
+}
+
+impl Opened {
+    /// A note where the adapter that was opened was trained beside another base.
+    pub(crate) fn tell_of(&self, adapter: Option<&Path>) {
+        if let Some(folder) = adapter {
+            origin::tell(folder, self.checkpoint.as_ref(), Some((&self.storage, self.packed)));
+        }
+    }
 }
 
 impl ModelArgs {
@@ -100,20 +114,38 @@ impl ModelArgs {
 
     /// All of it, with the adapter of that folder if one is named, on the storage that `variant` names.
     pub(crate) fn open(&self, adapter: Option<&Path>, variant: &str) -> Result<Opened> {
-        let storage = Recipe::parse(variant, VARIANTS)?;
-        if let Some(folder) = adapter {
-            // Its files first: cheap, and the likeliest to be wrong.
-            AdapterConfig::read(folder)?;
-            lora::weights_file(folder)?;
-        }
+        // Its files first: cheap, and the likeliest to be wrong.
+        let config = adapter.map(AdapterConfig::read).transpose()?;
+        let storage = chosen(variant, config.as_ref())?;
+        adapter.map(lora::weights_file).transpose()?;
         let (checkpoint, tokenizer) = self.checkpoint()?;
         let keep = Keep { storage: storage.storage(), packed: self.packed(), skip: &self.skip };
         let mut model = self.load(checkpoint.as_ref(), keep)?;
         if let Some(folder) = adapter {
             lora::load(&mut model, ADAPTER, folder, VARIANTS)?;
         }
-        Ok(Opened { checkpoint, tokenizer, model })
+        Ok(Opened { checkpoint, tokenizer, model, storage, packed: self.packed() })
     }
+}
+
+/// What `--variant` names where no adapter is made. Only the storage is left to choose then: a method that is not the
+/// adapter's own would do nothing.
+///
+/// # Errors
+/// Usage: such a method, and what [`Recipe::parse`] refuses.
+pub(crate) fn chosen(variant: &str, adapter: Option<&AdapterConfig>) -> lora::Result<Recipe> {
+    let asked = Recipe::parse(variant, VARIANTS)?;
+    let flags = asked.flags();
+    let what = match adapter {
+        _ if flags.is_empty() => return Ok(asked),
+        Some(config) if config.flags == flags => return Ok(asked),
+        Some(config) => {
+            let own = Recipe::from_flags(&config.flags, VARIANTS)?;
+            format!("the adapter is of another method than `{variant}`: {own}")
+        }
+        None => format!("no adapter is named that `{variant}` could be the method of"),
+    };
+    Err(Error::usage(what).hint("of --variant only how the base is kept is to be chosen here, as qlora"))
 }
 
 /// The dtype of that name on the command line.
@@ -123,6 +155,21 @@ pub(crate) fn kind_of(dtype: &str) -> Kind {
         "f16" => Kind::Half,
         _ => Kind::BFloat16,
     }
+}
+
+/// The name of that dtype there.
+pub(crate) fn name_of(kind: Kind) -> &'static str {
+    match kind {
+        Kind::BFloat16 => "bf16",
+        Kind::Half => "f16",
+        Kind::Double => "f64",
+        _ => "f32",
+    }
+}
+
+/// The share of base and adapter that trains, as PEFT counts it.
+pub(crate) fn share(trained: usize, frozen: usize) -> f64 {
+    trained as f64 / (frozen + trained) as f64
 }
 
 /// `123456` as `123,456`.

@@ -72,7 +72,7 @@ impl Way {
 }
 
 /// Whether its linear layers come in blocks.
-fn is_packed(checkpoint: &dyn Checkpoint) -> Result<bool> {
+pub(crate) fn is_packed(checkpoint: &dyn Checkpoint) -> Result<bool> {
     let shapes = linear_shapes(checkpoint)?;
     Ok(shapes.iter().any(|(path, _)| checkpoint.packed_bytes(&format!("{path}.weight")).is_some()))
 }
@@ -160,7 +160,26 @@ pub(crate) fn fastest(ways: &[Way], planners: &[Planner], load: &Load, limit: u6
     })
 }
 
-/// A number of bytes: `8GB`, `512MB`, `7.5GiB`, `8e9`.
+/// A plan in a line, with a warning where it will not fit.
+pub(crate) fn told(way: &str, fit: &Fit, limit: Option<u64>, blocks: usize) -> String {
+    let gb = |bytes: u64| bytes as f64 / 1e9;
+    let Setting { recompute, batch_size, accumulate, .. } = fit.setting;
+    let total = fit.plan.total();
+    let of = limit.map_or_else(String::new, |limit| format!(" of {:.2}", gb(limit)));
+    let too_much = if limit.is_some_and(|limit| !fit.plan.fits(limit)) {
+        "\n          it may not fit: `lora plan` says what does, and --auto chooses it"
+    } else {
+        ""
+    };
+    format!(
+        "{:.2}{of} GB: {way} weights, {accumulate} x {batch_size} texts a step, {} of {blocks} layers \
+         recomputed{too_much}",
+        gb(total),
+        recompute.min(blocks)
+    )
+}
+
+/// A number of bytes: `8GB`, `512mb`, `7.5GiB`, `8e9B`. Without a unit it is none: `8` was meant as something else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Size(pub(crate) u64);
 
@@ -168,21 +187,25 @@ impl std::str::FromStr for Size {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        const UNITS: [(&str, f64); 8] = [
+        const UNITS: [(&str, f64); 9] = [
+            ("B", 1.0),
+            ("KB", 1e3),
+            ("MB", 1e6),
+            ("GB", 1e9),
+            ("TB", 1e12),
             ("KiB", 1024.0),
             ("MiB", 1_048_576.0),
             ("GiB", 1_073_741_824.0),
             ("TiB", 1_099_511_627_776.0),
-            ("MB", 1e6),
-            ("GB", 1e9),
-            ("TB", 1e12),
-            ("B", 1.0),
         ];
-        let (number, unit) = UNITS
-            .iter()
-            .find_map(|(name, bytes)| Some((text.strip_suffix(name)?, *bytes)))
-            .unwrap_or((text, 1.0));
-        let bytes = number.trim().parse::<f64>().ok().map(|n| n * unit);
+        let text = text.trim();
+        let (number, unit) = text.split_at(text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).len());
+        let number = number.trim().parse::<f64>().ok();
+        if unit.is_empty() && number.is_some() {
+            return Err(format!("`{text}` of what? say {text}GB, or {text}B for bytes"));
+        }
+        let unit = UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit));
+        let bytes = number.zip(unit).map(|(number, (_, unit))| number * unit);
         let bytes = bytes.filter(|bytes| (1.0..1e18).contains(bytes));
         bytes
             .map(|bytes| Self(bytes as u64))
@@ -240,12 +263,19 @@ mod tests {
             ("8GB", 8_000_000_000),
             ("7.5GiB", 8_053_063_680),
             ("512 MB", 512_000_000),
-            ("8e9", 8_000_000_000),
+            ("8gb", 8_000_000_000),
+            ("2kb", 2000),
+            ("1Mib", 1_048_576),
+            ("8e9B", 8_000_000_000),
         ] {
             assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
         }
-        for text in ["", "GB", "-1GB", "0", "8 apples", "NaN", "inf", "1e30TB"] {
-            assert!(text.parse::<Size>().is_err(), "{text}");
+        for text in ["", "GB", "-1GB", "0GB", "8 apples", "NaN", "inf", "1e30TB", "8 ГБ"] {
+            assert!(text.parse::<Size>().unwrap_err().contains("is no size"), "{text}");
+        }
+        for text in ["8", "0", "8e9", "8000000000"] {
+            let said = text.parse::<Size>().unwrap_err();
+            assert!(said.contains(&format!("say {text}GB")), "{said}");
         }
     }
 }

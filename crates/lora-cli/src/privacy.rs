@@ -9,6 +9,7 @@ use lora::{Error, Promise};
 use sha2::{Digest, Sha256};
 
 use crate::open::ModelArgs;
+use crate::paths;
 
 #[derive(clap::Args)]
 pub(crate) struct PrivacyArgs {
@@ -40,8 +41,8 @@ impl PrivacyArgs {
 /// Where the ledger of a data file lies: beside it, since it belongs to the rows and not to a run. A link is followed: by
 /// another name they are the same rows.
 pub(crate) fn ledger_of(data: &Path) -> PathBuf {
-    let file = if data.is_symlink() { std::fs::canonicalize(data).ok() } else { None };
-    lora::sibling(file.as_deref().unwrap_or(data), "privacy.jsonl")
+    let file = if data.is_symlink() { paths::real(data) } else { data.to_owned() };
+    lora::sibling(&file, "privacy.jsonl")
 }
 
 /// The model's files and how they are kept: the same noise must never be added to the gradients of two models.

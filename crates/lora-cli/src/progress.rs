@@ -8,6 +8,8 @@ use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use lora::train::{Event, StepReport};
 use lora::{Error, Result};
 
+use crate::commands::{aside, shown};
+
 /// The bar and the log.
 pub(crate) struct Progress {
     bar: Option<ProgressBar>,
@@ -63,7 +65,7 @@ impl Progress {
             Event::Eval { step, loss } => self.line(&format!("step {step}: held-out loss {loss:.4}")),
             Event::Saved { failed: None, .. } => {}
             Event::Saved { step, failed: Some(why) } => {
-                self.line(&format!("warning   step {step} was not saved: {why}; training goes on"));
+                self.line(&format!("warning   step {step} was not saved: {why}"));
             }
         }
         Ok(())
@@ -95,7 +97,7 @@ impl Progress {
         let smooth = self.smooth.unwrap_or(f64::NAN);
         let rate = self.tokens as f64 / self.seconds.max(1e-9);
         let memory = lora::tch_ext::memory::process().map_or(0.0, |m| m.peak as f64 / 1e9);
-        let text = format!("loss {:.4} (mean {smooth:.4})  {rate:.0} tok/s  {memory:.2} GB", step.loss);
+        let text = format!("loss {:.4} (smoothed {smooth:.4})  {rate:.0} tok/s  {memory:.2} GB", step.loss);
         if std::io::stderr().is_terminal() {
             let bar = self.bar.get_or_insert_with(|| bar(step.steps, self.done));
             bar.set_position(step.step);
@@ -113,10 +115,8 @@ impl Progress {
 
     fn line(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.println(text),
-            None => {
-                let _ = writeln!(std::io::stderr(), "{text}");
-            }
+            Some(bar) => bar.println(shown(text)),
+            None => aside(text),
         }
     }
 }

@@ -4,7 +4,38 @@ use std::cell::Cell;
 use std::fmt;
 
 use lora::BaseWeight;
+use lora::model::{Checkpoint, linear_shapes};
 use tch::{Kind, Tensor};
+
+use crate::commands::aside;
+
+/// A note where 4 bits are to round what a file has in about as few already: it costs points and saves nothing.
+pub(crate) fn tell_twice(checkpoint: &dyn Checkpoint) {
+    if let Some(bits) = bits(checkpoint).filter(|bits| *bits < 5.5) {
+        aside(format_args!(
+            "note: the file's weights have {bits:.1} bits each already, and rounding them again costs points; `lora train \
+             --base-storage native` trains on them as they are (docs/qlora.md)"
+        ));
+    }
+}
+
+/// Bits of a weight inside the blocks, in a file whose packed weights are unpacked where nobody says otherwise.
+fn bits(checkpoint: &dyn Checkpoint) -> Option<f64> {
+    if checkpoint.prefers_packed() {
+        return None;
+    }
+    let (mut bytes, mut numbers) = (0.0, 0.0);
+    let layers = linear_shapes(checkpoint).ok()?;
+    // The last one is the output head.
+    for (path, (out, inp)) in layers.iter().take(layers.len().saturating_sub(1)) {
+        let name = format!("{path}.weight");
+        let count = (out * inp) as f64;
+        let dense = checkpoint.kind(&name)?.elt_size_in_bytes() as f64 * count;
+        bytes += checkpoint.packed_bytes(&name).map_or(dense, |packed| packed as f64);
+        numbers += count;
+    }
+    (numbers > 0.0).then(|| 8.0 * bytes / numbers)
+}
 
 /// Sums of squares over all weights seen.
 #[derive(Debug, Default)]
@@ -55,5 +86,30 @@ impl fmt::Display for Rounding {
             write!(f, ", which is {:.0} % of what training had added", 100.0 * self.share(&self.updates))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::bits;
+
+    /// Of a file in few bits, of one in 4, 8, 16 and 32, and of a folder.
+    #[test]
+    fn bits_are_those_of_the_file() {
+        let of = |file: &str| {
+            let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(file);
+            bits(lora::open(&file).unwrap().as_ref()).unwrap()
+        };
+        let [few, many, dense] = [
+            "crates/lora-model/tests/data/k_quants.gguf",
+            "crates/lora-model/tests/data/llama.gguf",
+            "tests/goldens/smollm/model",
+        ]
+        .map(of);
+        assert!((2.6..5.5).contains(&few), "{few}");
+        assert!((5.5..32.0).contains(&many), "{many}");
+        assert_eq!(dense, 32.0);
     }
 }

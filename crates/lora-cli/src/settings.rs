@@ -1,12 +1,15 @@
 //! What is trained, and how: the arguments that `train` and `plan` share.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::str::FromStr;
 
 use anyhow::Result;
 use lora::model::Tokenizer;
-use lora::train::{AdamWConfig, DataOptions, Dataset, Schedule, TrainConfig};
+use lora::train::{AdamWConfig, DataOptions, Dataset, Long, Schedule, TrainConfig};
 use lora::{AdapterConfig, Error, Init, Start, Targets};
+
+use crate::commands::aside;
 
 #[derive(clap::Args)]
 pub(crate) struct MethodArgs {
@@ -28,9 +31,9 @@ pub(crate) struct MethodArgs {
     /// Names or regex:EXPRESSION to leave out
     #[arg(long, help_heading = "Method")]
     pub(crate) exclude: Option<String>,
-    /// Only these layers, by number
+    /// Only these layers, by number, as 0-3,7
     #[arg(long, value_delimiter = ',', help_heading = "Method")]
-    pub(crate) layers: Vec<i64>,
+    pub(crate) layers: Vec<Layers>,
     /// MODULE=RANK for modules that end so; may be repeated, the first that fits wins
     #[arg(long, value_parser = pair::<i64>, help_heading = "Method")]
     pub(crate) rank_pattern: Vec<(String, i64)>,
@@ -43,6 +46,22 @@ pub(crate) struct MethodArgs {
     pub(crate) init: String,
 }
 
+/// One layer, or from one to another: `7`, `0-3`.
+#[derive(Debug, Clone)]
+pub(crate) struct Layers(RangeInclusive<u16>);
+
+impl FromStr for Layers {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let number = |text: &str| text.trim().parse::<u16>().ok();
+        let layers = number(first).zip(number(last)).filter(|(first, last)| first <= last);
+        let (first, last) = layers.ok_or_else(|| format!("`{text}` is no layer's number: say 7, or 0-3"))?;
+        Ok(Self(first..=last))
+    }
+}
+
 /// How rows are read.
 #[derive(clap::Args)]
 pub(crate) struct TextArgs {
@@ -52,6 +71,9 @@ pub(crate) struct TextArgs {
     /// Cut longer samples off instead of refusing them
     #[arg(long, help_heading = "Training")]
     pub(crate) truncate: bool,
+    /// Leave longer samples out instead of refusing them
+    #[arg(long, conflicts_with = "truncate", help_heading = "Training")]
+    pub(crate) drop_long: bool,
 }
 
 /// How an adapter is trained, by itself or in a federation's round.
@@ -133,7 +155,8 @@ impl MethodArgs {
             lora_dropout: self.dropout,
             target_modules: targets(&self.targets),
             exclude_modules: self.exclude.as_deref().map(targets),
-            layers_to_transform: (!self.layers.is_empty()).then(|| self.layers.clone()),
+            layers_to_transform: (!self.layers.is_empty())
+                .then(|| self.layers.iter().flat_map(|layers| layers.0.clone()).map(i64::from).collect()),
             rank_pattern: self.rank_pattern.clone(),
             alpha_pattern: self.alpha_pattern.clone(),
             init: if self.init == "gaussian" { Init::Gaussian } else { Init::Kaiming },
@@ -147,8 +170,27 @@ impl MethodArgs {
 impl TextArgs {
     /// Reads rows as the arguments say, for a model of that context.
     pub(crate) fn read(&self, path: &Path, tokenizer: &Tokenizer, context: i64) -> lora::Result<Dataset> {
-        let max_length = self.longest(context);
-        Dataset::read(path, tokenizer, DataOptions { max_length, truncate: self.truncate })
+        let long = match (self.truncate, self.drop_long) {
+            (true, _) => Long::Cut,
+            (_, true) => Long::LeftOut,
+            _ => Long::Refused,
+        };
+        let data = Dataset::read(path, tokenizer, DataOptions { max_length: self.longest(context), long })?;
+        if data.left_out > 0 {
+            let (name, all) = (path.display(), data.left_out + data.rows.len());
+            aside(format_args!("note: {name}: {} of {all} rows left out: too long", data.left_out));
+        }
+        Ok(data)
+    }
+
+    /// A note where a sample may not have as many tokens as it is allowed.
+    pub(crate) fn tell_longest(&self, context: i64) {
+        let longest = self.longest(context);
+        if let Some(asked) = self.max_length.filter(|asked| *asked > longest) {
+            aside(format_args!(
+                "note: --max-length {asked} is beyond the model's context: {longest} is taken"
+            ));
+        }
     }
 
     /// Tokens that a sample may have.
@@ -183,6 +225,7 @@ impl StepArgs {
             seed: self.seed,
             eval_every: None,
             save: None,
+            stop: None,
         };
         Ok(config)
     }
@@ -210,4 +253,19 @@ fn pair<T: FromStr>(text: &str) -> std::result::Result<(String, T), String> {
     let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
     let value = value.parse().map_err(|_| format!("`{value}` is no number"))?;
     Ok((name.to_owned(), value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Layers;
+
+    #[test]
+    fn layers_are_numbers_and_ranges() {
+        for (text, layers) in [("7", vec![7]), ("0-3", vec![0, 1, 2, 3]), ("5 - 5", vec![5])] {
+            assert_eq!(text.parse::<Layers>().unwrap().0.collect::<Vec<_>>(), layers, "{text}");
+        }
+        for text in ["", "-1", "3-0", "0-", "1-2-3", "0..3", "x", "99999"] {
+            assert!(text.parse::<Layers>().unwrap_err().contains("say 7, or 0-3"), "{text}");
+        }
+    }
 }

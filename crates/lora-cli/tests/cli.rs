@@ -285,7 +285,7 @@ fn what_is_planned_and_chosen() {
 
     // Between what the least and the asked setting take, something slower is chosen.
     let middle = (bytes(0) + bytes(1)) / 2;
-    let narrow = json(&bench.lora(&format!("{plan} {}", middle + middle / 30 + 1)).ok());
+    let narrow = json(&bench.lora(&format!("{plan} {}B", middle + middle / 30 + 1)).ok());
     let chosen = &narrow["fastest"];
     assert!(chosen["bytes"].as_u64().unwrap() <= middle);
     assert!(chosen != &wide["fastest"], "{chosen}");

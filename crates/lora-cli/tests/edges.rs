@@ -5,14 +5,8 @@ mod common;
 
 use std::fs;
 
-use common::Bench;
+use common::{Bench, refused};
 use serde_json::Value;
-
-fn refused(bench: &Bench, words: &str, code: i32, said: &[&str]) {
-    let run = bench.lora(words);
-    assert_eq!(run.code, Some(code), "{words}: {}{}", run.out, run.err);
-    assert!(said.iter().all(|said| run.err.contains(said)), "{words}: {}", run.err);
-}
 
 #[test]
 fn a_generation_that_cannot_be_is_refused() {
@@ -66,6 +60,21 @@ fn a_command_line_that_makes_no_sense_is_told_before_the_model_is_looked_for() {
         assert_eq!(bench.lora(&verb).code, Some(5), "{verb}");
     }
     assert!(!bench.path("out").exists() && !bench.path("trace.jsonl").exists());
+}
+
+/// Told with the plan, and by the exit code: a script asks before it trains.
+#[test]
+fn a_plan_says_where_nothing_fits() {
+    let bench = Bench::new();
+    let plan = "plan --model model --length 64 --memory";
+    let run = bench.lora(&format!("{plan} 1mb --json"));
+    assert!(run.code == Some(2) && run.err.contains("nothing fits in 0.00 GB"), "{}", run.err);
+    let told: Value = serde_json::from_str(&run.out).unwrap();
+    assert!(told["fastest"].is_null() && told["bytes"].is_u64(), "{told}");
+    let run = bench.lora(&format!("{plan} 1mb"));
+    assert!(run.code == Some(2) && run.out.contains("what fits in"), "{}{}", run.out, run.err);
+    refused(&bench, &format!("{plan} 8"), 2, &["`8` of what? say 8GB"]);
+    bench.lora(&format!("{plan} 8gb")).ok();
 }
 
 #[test]
@@ -135,13 +144,26 @@ fn a_merge_is_verified_beside_the_base_that_was_trained() {
     let bench = Bench::new();
     let train = "train --model model --data data.jsonl --out out --rank 2 --max-steps 1 --dtype f32";
     bench.lora(&format!("{train} --variant qlora")).ok();
-    let kl = |more: &str| {
-        let merge = "merge --model model --adapter out --out merged --overwrite --dtype f32";
-        let found = bench.lora(&format!("{merge} --verify --tolerance 9 --json {more}")).ok();
-        serde_json::from_str::<Value>(found.trim()).unwrap()["mean_kl"].as_f64().unwrap()
+    let merge = "merge --model model --adapter out --out merged --overwrite --dtype f32 --verify";
+    let found = |more: &str| -> Value {
+        serde_json::from_str(bench.lora(&format!("{merge} --json {more}")).ok().trim()).unwrap()
     };
-    let (asked, rounded) = (kl(""), kl("--variant qlora"));
+    let kl = |found: &Value| found["mean_kl"].as_f64().unwrap();
+    let (asked, beside) = (found("--tolerance 9"), found("--tolerance 9 --variant qlora"));
+    let (asked, rounded) = (kl(&asked), kl(&beside));
     assert!(asked < 1e-6 && rounded > 100.0 * asked.max(1e-9), "{asked} {rounded}");
+
+    // What rounding the base had changed refuses nothing: the tolerance is for what merging itself changes.
+    let between = (asked.max(1e-9) * rounded).sqrt();
+    let kept = found(&format!("--variant qlora --tolerance {between:e}"));
+    assert!(kl(&kept) > between && kl(&kept["merging"]) < between, "{kept}");
+    let said = bench.lora(&format!("{merge} --variant qlora --tolerance {between:e}")).ok();
+    for part in ["beside the base as qlora", "beside the base that is merged into", "written to merged"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    // A result in 4 bits is rounded by the merge.
+    let run = bench.lora(&format!("{merge} --variant qlora --requantize --tolerance 0"));
+    assert!(run.code == Some(3) && run.err.contains("leave out --requantize"), "{}", run.err);
 }
 
 /// What would change nothing is not taken for a promise.
@@ -180,19 +202,34 @@ fn what_could_not_be_told_is_an_error() {
     assert_eq!(bench.lora_into("variants --json", writer).code, Some(0));
 }
 
-/// Convolutions, and factors of two ranks.
+/// A model card, or a licence that is not the model's, is somebody's work.
 #[test]
-fn factors_that_do_not_fit_are_not_inspected() {
+fn what_people_lay_into_an_output_is_not_replaced() {
     let bench = Bench::new();
-    bench.lora("train --model model --data data.jsonl --out out --rank 2 --max-steps 1 --dtype f32").ok();
-    let file = bench.path("out/adapter_model.safetensors");
-    let tensors = lora::read_tensors(&file).unwrap();
-    for odd in [[1_i64, 2].as_slice(), &[2, 3, 1, 1], &[], &[5]] {
-        let mut named: Vec<_> = tensors.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
-        let first = named.iter_mut().find(|(name, _)| name.ends_with("lora_A.weight")).unwrap();
-        first.1 = tch::Tensor::ones(odd, (tch::Kind::Float, tch::Device::Cpu));
-        lora::write_tensors(&file, &named, &[]).unwrap();
-        refused(&bench, "inspect out --spectrum", 3, &["no A [r, in] and B [out, r]"]);
+    bench.write("model/LICENSE", "the model's");
+    let train = "train --model model --data data.jsonl --rank 2 --max-steps 1 --dtype f32 --out out";
+    let merge = "merge --model model --adapter out --dtype f32 --out merged";
+    let init = "init --model model --init pissa --rank 2 --dtype f32 --out start";
+    for (words, files) in [
+        (train, &["out/README.md"][..]),
+        (merge, &["merged/README.md", "merged/LICENSE"][..]),
+        (init, &["start/base/LICENSE", "start/adapter/README.md"][..]),
+        ("quantize model four", &["four/LICENSE"][..]),
+    ] {
+        bench.lora(words).ok();
+        let again = format!("{words} --overwrite");
+        // What it has written itself, it replaces.
+        bench.lora(&again).ok();
+        for file in files {
+            let own = fs::read(bench.path(file));
+            bench.write(file, "years of work");
+            refused(&bench, &again, 2, &["not of this program's making"]);
+            assert_eq!(fs::read(bench.path(file)).unwrap(), b"years of work");
+            match own {
+                Ok(own) => bench.write(file, own),
+                Err(_) => fs::remove_file(bench.path(file)).unwrap(),
+            }
+        }
     }
 }
 

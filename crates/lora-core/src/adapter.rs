@@ -51,9 +51,8 @@ pub trait Adapter: Debug + Send {
 
     /// `‖W'ᵢ‖` of each row `[out]` in the master dtype, without gradient; `w` as for `factors`.
     fn row_norms(&self, base: &dyn BaseWeight, w: &Tensor) -> Tensor {
-        tch::no_grad(|| {
-            let w = self.effective(&whole(base, w));
-            w.square().sum_dim_intlist([1i64].as_slice(), false, None).sqrt()
-        })
+        let _guard = tch::no_grad_guard();
+        let w = self.effective(&whole(base, w));
+        w.square().sum_dim_intlist([1i64].as_slice(), false, None).sqrt()
     }
 }

@@ -12,6 +12,11 @@ use crate::{Error, ErrorKind, Result};
 /// The name of the file in an adapter folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";
 
+/// PEFT's `peft_type` of LoRA and of all that it has a `use_*` switch for.
+const IN_PEFT: &str = "LORA";
+/// That of other methods. PEFT stops at the name; by its own it would find no tensor of a LoRA, and give the bare base.
+const NOT_IN_PEFT: &str = "NOT_IN_PEFT";
+
 /// How A and B are filled before the first step, as PEFT's `init_lora_weights` says it.
 ///
 /// Of an adapter that is read, it matters only whether its beginning changed the base: such are refused, and
@@ -150,7 +155,8 @@ impl AdapterConfig {
     }
 
     /// The file as PEFT writes it: keys sorted, two spaces of indent, `inference_mode` true. A switch of
-    /// `known_flags` is written either way, any other only when it is on.
+    /// `known_flags`, which are PEFT's, is written either way. Any other is written when it is on, and then PEFT is
+    /// kept from reading the adapter, by a `peft_type` that it does not have.
     ///
     /// Up to 0.13 PEFT refuses a key that it does not know, and later ones take a missing key for its
     /// default; so the fields are those of PEFT 0.10, and `exclude_modules` (0.14) only when it says something.
@@ -173,6 +179,8 @@ impl AdapterConfig {
             self.rank_pattern.iter().map(|(k, r)| (k.clone(), json!(r))).collect();
         let alphas: serde_json::Map<_, _> =
             self.alpha_pattern.iter().map(|(k, a)| (k.clone(), number(*a))).collect();
+        let known = self.flags.iter().all(|flag| known_flags.contains(&flag.as_str()));
+        let peft_type = if known { IN_PEFT } else { NOT_IN_PEFT };
         let Value::Object(mut fields) = json!({
             "alpha_pattern": alphas,
             "auto_mapping": null,
@@ -190,7 +198,7 @@ impl AdapterConfig {
             "megatron_config": null,
             "megatron_core": "megatron.core",
             "modules_to_save": null,
-            "peft_type": "LORA",
+            "peft_type": peft_type,
             "r": self.r,
             "rank_pattern": ranks,
             "revision": self.revision,

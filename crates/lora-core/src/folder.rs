@@ -2,6 +2,7 @@
 
 mod staged;
 
+use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Component, Path, PathBuf};
@@ -12,32 +13,49 @@ use rustix::io::Errno;
 use crate::{Error, Result};
 use staged::Staged;
 
-/// Whether a file (a path inside the folder, such as `adapter_config.json`) is one that may be overwritten.
-pub type IsOurs = fn(&Path) -> bool;
-
 /// A folder being written beside its target, as `NAME.partial-HOST-PID-N`, that takes the target's place at
 /// [`commit`](Self::commit), in one step. Dropped before, it is deleted; if its process was killed, by the next that
-/// writes the same target on the same host.
-#[derive(Debug)]
+/// writes the same target on the same host (a minute later, if another process has its number).
 pub struct OutputFolder {
     target: PathBuf,
     overwrite: bool,
-    is_ours: IsOurs,
+    is_ours: Box<dyn Fn(&Path) -> bool>,
     staged: Staged,
 }
 
+impl fmt::Debug for OutputFolder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("OutputFolder");
+        shown.field("target", &self.target).field("staged", &self.staged).finish_non_exhaustive()
+    }
+}
+
 impl OutputFolder {
-    /// Begins a folder that is to be `target`. A missing parent is made.
+    /// Begins a folder that is to be `target`. A missing parent is made. `is_ours` says of a file there (a path inside the
+    /// folder, such as `adapter_config.json`) whether it may be overwritten.
     ///
     /// # Errors
     /// The target is a file, a link, `/`, or holds the current folder; is not empty and `overwrite` is not
     /// set; or holds a file for which `is_ours` is false, which is never deleted.
-    pub fn create(target: &Path, overwrite: bool, is_ours: IsOurs) -> Result<Self> {
+    pub fn create(target: &Path, overwrite: bool, is_ours: impl Fn(&Path) -> bool + 'static) -> Result<Self> {
         let (parent, target) = locate(target)?;
-        check_target(&target, overwrite, is_ours)?;
+        check_target(&target, overwrite, &is_ours)?;
         make_folder(&parent)?;
         let staged = Staged::new(&target, |path| DirBuilder::new().create(path))?.0;
-        Ok(Self { target, overwrite, is_ours, staged })
+        Ok(Self { target, overwrite, is_ours: Box::new(is_ours), staged })
+    }
+
+    /// Refuses to be one of two that are being written for the same target: for who writes more beside it than this.
+    ///
+    /// # Errors
+    /// Usage, naming the process of this host that has the other.
+    pub fn alone(self) -> Result<Self> {
+        match self.staged.rival(&self.target) {
+            None => Ok(self),
+            Some(process) => Err(Error::usage(format!("process {process} is writing it"))
+                .at(self.target.display())
+                .hint("wait until it has ended, or name another folder")),
+        }
     }
 
     /// The folder while it is being written.
@@ -91,7 +109,7 @@ impl OutputFolder {
     /// and the error says so.
     pub fn commit(mut self) -> Result<()> {
         sync_all(&self.staged.path)?;
-        let placed = check_target(&self.target, self.overwrite, self.is_ours).and_then(|()| {
+        let placed = check_target(&self.target, self.overwrite, &*self.is_ours).and_then(|()| {
             put_in_place(&self.staged.path, &self.target, self.overwrite)
                 .map_err(|e| Error::io("put the finished folder in place", &self.target, e))
         });
@@ -198,7 +216,7 @@ fn locate(target: &Path) -> Result<(PathBuf, PathBuf)> {
     Ok((parent, target))
 }
 
-fn check_target(target: &Path, overwrite: bool, is_ours: IsOurs) -> Result<()> {
+fn check_target(target: &Path, overwrite: bool, is_ours: &dyn Fn(&Path) -> bool) -> Result<()> {
     let place = target.display();
     match fs::symlink_metadata(target) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),

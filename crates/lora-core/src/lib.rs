@@ -41,7 +41,7 @@ pub use beside::beside;
 pub use config::{AdapterConfig, CONFIG_FILE, Init};
 pub use error::{Error, ErrorKind, Result};
 pub use factors::{Copies, Factors, Gain};
-pub use folder::{IsOurs, OutputFile, OutputFolder, sibling, write_file, write_file_with};
+pub use folder::{OutputFile, OutputFolder, sibling, write_file, write_file_with};
 pub use footprint::{Built, Footprint};
 pub use linear::Linear;
 pub use linears::{

@@ -160,13 +160,14 @@ impl Linear {
     /// `W'` of the active adapter (W without one) in `kind`, computed in f32 (f64 for an f64 weight) and
     /// rounded once.
     pub fn effective(&self, kind: Kind) -> Tensor {
-        tch::no_grad(|| match self.adapter() {
+        let _guard = tch::no_grad_guard();
+        match self.adapter() {
             Some(adapter) => {
                 let exact = master_kind(self.base.kind());
                 adapter.effective(&self.base.dense(exact)).to_kind(kind)
             }
             None => self.base.dense(kind),
-        })
+        }
     }
 
     /// Replaces the weight in use by `W'`, dense and in the base's dtype: the adapter then costs nothing. The

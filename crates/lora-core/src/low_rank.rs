@@ -91,23 +91,21 @@ impl Adapter for LowRank {
     /// `‖W + sBA‖² = ‖W‖² + s (2 W Aᵀ + B (s A Aᵀ)) ∘ B`, summed over rows: nothing of size `[out, in]` is built,
     /// and `‖W‖²` is the storage's own cached one. What lies beside W adds its own `B' (A' Aᵀ)` to `W Aᵀ`.
     fn row_norms(&self, base: &dyn BaseWeight, w: &Tensor) -> Tensor {
-        tch::no_grad(|| {
-            let wa = self.b.empty_like();
-            let a = self.a.to_kind(w.kind());
-            let beside = base.beside().map(|(there_a, there_b)| {
-                let through = there_a.matmul(&self.a.tr());
-                (there_b.to_kind(w.kind()), through.to_kind(w.kind()))
-            });
-            let mut products = vec![Product::transposed(w, &a)];
-            products.extend(beside.as_ref().map(|(b, through)| Product::plain(b, through)));
-            gemm(&[Sum::new(products, &wa)]);
-            let (gram, squares) = (self.a.matmul(&self.a.tr()), base.row_norms_sq());
-            self.row_norms_on_cuda(&squares, &wa, &gram).unwrap_or_else(|| {
-                let own = self.b.matmul(&(gram * self.scale));
-                let update =
-                    ((wa * 2.0 + own) * &self.b).sum_dim_intlist([1i64].as_slice(), false, None::<Kind>);
-                (squares + update * self.scale).clamp_min_(0.0).sqrt_()
-            })
+        let _guard = tch::no_grad_guard();
+        let wa = self.b.empty_like();
+        let a = self.a.to_kind(w.kind());
+        let beside = base.beside().map(|(there_a, there_b)| {
+            let through = there_a.matmul(&self.a.tr());
+            (there_b.to_kind(w.kind()), through.to_kind(w.kind()))
+        });
+        let mut products = vec![Product::transposed(w, &a)];
+        products.extend(beside.as_ref().map(|(b, through)| Product::plain(b, through)));
+        gemm(&[Sum::new(products, &wa)]);
+        let (gram, squares) = (self.a.matmul(&self.a.tr()), base.row_norms_sq());
+        self.row_norms_on_cuda(&squares, &wa, &gram).unwrap_or_else(|| {
+            let own = self.b.matmul(&(gram * self.scale));
+            let update = ((wa * 2.0 + own) * &self.b).sum_dim_intlist([1i64].as_slice(), false, None::<Kind>);
+            (squares + update * self.scale).clamp_min_(0.0).sqrt_()
         })
     }
 }

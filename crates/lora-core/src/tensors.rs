@@ -9,7 +9,7 @@ use std::path::Path;
 use safetensors::tensor::Metadata;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde_json::{Map, Value, json};
-use tch::{Device, Kind, TchError, Tensor, no_grad};
+use tch::{Device, Kind, TchError, Tensor};
 use tch_ext::elements;
 
 use crate::folder::write_file_with;
@@ -295,6 +295,6 @@ pub fn write_pending_to(
 
 /// The tensor's memory, u8.
 fn bytes_of(value: &Tensor) -> std::result::Result<Tensor, TchError> {
-    let flat = no_grad(|| value.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?.f_reshape([-1]))?;
-    flat.f_view_dtype(Kind::Uint8)
+    let _guard = tch::no_grad_guard();
+    value.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?.f_reshape([-1])?.f_view_dtype(Kind::Uint8)
 }

@@ -112,7 +112,8 @@ pub(crate) fn whole(base: &dyn BaseWeight, w: &Tensor) -> Tensor {
 
 /// `‖wᵢ‖²` of each row of `w [out, in]`, in the master dtype; for storages to cache.
 pub fn row_norms_sq(w: &Tensor) -> Tensor {
-    tch::no_grad(|| w.to_kind(master_kind(w.kind())).square().sum_dim_intlist([1i64].as_slice(), false, None))
+    let _guard = tch::no_grad_guard();
+    w.to_kind(master_kind(w.kind())).square().sum_dim_intlist([1i64].as_slice(), false, None)
 }
 
 /// Whether no element is NaN or infinite.

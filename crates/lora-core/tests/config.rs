@@ -81,6 +81,11 @@ fn what_is_written_says_what_peft_wrote() {
         assert!(keys.is_sorted() && keys.iter().all(|k| defaults.get(k).is_some()), "{keys:?}");
         assert!(text.starts_with("{\n  \"alpha_pattern\": {"), "{text}");
     }
+    // What PEFT lacks it does not read as something else.
+    let flags = BTreeSet::from(["use_dora".to_owned(), "use_full".to_owned()]);
+    let other = AdapterConfig { flags, ..AdapterConfig::default() };
+    assert!(other.to_json(&["use_dora"]).contains("\"peft_type\": \"NOT_IN_PEFT\","));
+    assert!(other.to_json(&["use_dora", "use_full"]).contains("\"peft_type\": \"LORA\","));
     // An integer where PEFT has an `int`.
     assert!(AdapterConfig::default().to_json(&[]).contains("\"lora_alpha\": 8,"));
 }

@@ -243,7 +243,8 @@ fn a_full_disk_changes_nothing() {
     assert!(tree(root.path()) == before);
 }
 
-/// What a killed process left goes with the next writer of the same target; what lives, is new, or is another's, stays.
+/// What a killed process left goes with the next writer of the same target, however new; what lives, is new and may be
+/// somebody's, or is another's, stays.
 #[test]
 fn remnants_are_swept() {
     let root = tempfile::tempdir().unwrap();
@@ -268,12 +269,14 @@ fn remnants_are_swept() {
     let kept = [&kept.map(old)[..], &[old(&format!("out.partial-{}-1-0", host ^ 1))]].concat();
     gone.iter().chain(&kept).for_each(|path| age(path));
     age(living.path());
-    let young = old("out.partial-3-0");
+    // Higher than any process's number; and the first one's, which always lives.
+    let dead = old(&format!("out.partial-{host}-{}-0", i32::MAX));
+    let young = ["out.partial-3-0".to_owned(), format!("out.partial-{host}-1-1")].map(|name| old(&name));
     attempt(&target, false, &[("b.ours".to_owned(), vec![1])], Fault::None, 0).unwrap();
-    for path in &gone {
+    for path in gone.iter().chain([&dead]) {
         assert!(!path.exists(), "{}", path.display());
     }
-    for path in kept.iter().chain([&young]) {
+    for path in kept.iter().chain(&young) {
         assert!(path.join("a.ours").exists(), "{}", path.display());
     }
     living.write("b.ours", b"2").unwrap();
@@ -284,6 +287,24 @@ fn remnants_are_swept() {
     age(&left);
     write_file(&file, b"x").unwrap();
     assert!(!left.exists());
+}
+
+/// Two may write one target; who wants to be alone is told of the other, and no remnant is another.
+#[test]
+fn one_can_be_alone() {
+    let root = tempfile::tempdir().unwrap();
+    let create = |name: &str| OutputFolder::create(&root.path().join(name), false, ours).unwrap();
+    let (one, beside) = (create("out").alone().unwrap(), create("out2"));
+    let e = create("out").alone().unwrap_err();
+    let me = format!("process {} is writing it", std::process::id());
+    assert!(e.kind() == ErrorKind::Usage && e.to_string().contains(&me), "{e}");
+    drop(beside);
+    // Nobody's, but young, with the number of a process that lives.
+    let left = one.path().with_file_name(format!("{}9", one.path().file_name().unwrap().to_string_lossy()));
+    drop(one);
+    fs::create_dir(&left).unwrap();
+    create("out").alone().unwrap();
+    assert!(left.exists());
 }
 
 /// Killed at any moment, the target is one generation or the next, whole.

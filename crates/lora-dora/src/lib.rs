@@ -122,10 +122,9 @@ impl Adapter for Dora {
         let of = (versions, w.kind());
         let mut known = self.known.borrow_mut();
         let now = known.take().filter(|known| known.of == of).unwrap_or_else(|| {
-            let (value, slope) = tch::no_grad(|| {
-                let norms = self.direction.row_norms(base, w);
-                self.gain_on_cuda(&norms).unwrap_or_else(|| self.gain(&norms))
-            });
+            let _guard = tch::no_grad_guard();
+            let norms = self.direction.row_norms(base, w);
+            let (value, slope) = self.gain_on_cuda(&norms).unwrap_or_else(|| self.gain(&norms));
             Known { of, value, slope }
         });
         let (value, slope) = (now.value.shallow_clone(), now.slope.shallow_clone());

@@ -1,5 +1,7 @@
 //! A gain is made once for all uses, until something that it depends on changes.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use lora_core::{DENSE, Dense, Init, LORA, Linear, Mode, Recipe};
 use lora_dora::DORA;
 use tch::{Device, Kind, Tensor};
@@ -55,4 +57,15 @@ fn it_is_not_another_weights() {
     let want = x.matmul(&layer.effective(Kind::Float).tr());
     let error = ((forward(&layer) - &want).norm() / want.norm()).double_value(&[]);
     assert!(error < 1e-5, "{error:e}");
+}
+
+#[test]
+fn a_panic_while_it_is_made_leaves_the_thread_its_gradients() {
+    let zeros = |width: i64| Tensor::zeros([24, width], (Kind::Float, Device::Cpu));
+    let (layer, narrow) = (Linear::dense(zeros(16), None), zeros(3));
+    let recipe = Recipe::parse("dora", &[DENSE, LORA, DORA]).unwrap();
+    let adapter = recipe.adapter(layer.base(), 4, 8.0, 0.0, Init::Kaiming).unwrap();
+    let factors = || adapter.factors(layer.base(), &narrow).is_some();
+    assert!(catch_unwind(AssertUnwindSafe(factors)).is_err());
+    assert!(tch_ext::grad_enabled());
 }

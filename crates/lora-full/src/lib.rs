@@ -4,7 +4,8 @@
 //! adapter is. It is what adapters are measured against: as many parameters as the layers have, and gradients and two
 //! moments of each. On a quantised storage the frozen W stays rounded and Δ learns beside it.
 //!
-//! Rank and alpha mean nothing here. PEFT has no such method and cannot read its files; merge, and it is a plain model.
+//! Rank and alpha mean nothing here. PEFT has no such method and refuses its files (`peft_type` `NOT_IN_PEFT`); merge,
+//! and it is a plain model.
 
 use lora_core::{Adapter, BaseWeight, Built, Error, LayerSpec, Part, Result, Variant, master_kind};
 use tch::Tensor;

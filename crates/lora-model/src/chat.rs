@@ -7,6 +7,7 @@
 mod environment;
 mod generation;
 mod json;
+mod known;
 mod sandbox;
 mod spans;
 
@@ -16,20 +17,22 @@ use std::ops::Range;
 use lora_core::{Error, ErrorKind, Result};
 use minijinja::value::Serde;
 use minijinja::{Environment, Value};
+use serde::de::Error as DeError;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value as Json};
 
 use self::environment::{Clock, template_error};
 use self::generation::Markers;
+use self::sandbox::Sandbox;
 pub use self::spans::LastTurn;
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(from = "Written", into = "Written")]
 pub struct Message {
-    /// Who speaks: `system`, `user`, `assistant`, `tool`.
+    /// Who speaks: `system`, `user`, `assistant`, `tool`, or another that the template names.
     pub role: String,
-    /// What is said. A missing or null content reads as empty.
+    /// What is said, of a list of parts all their texts. A missing or null content reads as empty.
     pub content: String,
     /// Why the content is empty, if no text was given: templates ask for it, above all beside tool calls.
     pub unsaid: Option<Unsaid>,
@@ -82,9 +85,30 @@ struct Written {
     other: Map<String, Json>,
 }
 
-/// What is there, be it null.
+/// What is there, be it null; of a list of parts, as OpenAI's API has them, their texts.
 fn there<'de, D: Deserializer<'de>>(d: D) -> std::result::Result<Option<Option<String>>, D::Error> {
-    Option::deserialize(d).map(Some)
+    let text = match Json::deserialize(d)? {
+        Json::Null => None,
+        Json::String(text) => Some(text),
+        Json::Array(parts) => {
+            Some(parts.iter().map(text_of).collect::<std::result::Result<String, D::Error>>()?)
+        }
+        _ => return Err(D::Error::custom("`content` is neither a text nor a list of parts")),
+    };
+    Ok(Some(text))
+}
+
+/// The text of a part; no model here reads anything else.
+fn text_of<E: DeError>(part: &Json) -> std::result::Result<&str, E> {
+    match (part["type"].as_str(), part["text"].as_str()) {
+        (Some("text"), Some(text)) => Ok(text),
+        (Some("text") | None, _) => {
+            Err(E::custom("a part of `content` is not of the form {\"type\": \"text\", \"text\": \"...\"}"))
+        }
+        (Some(kind), _) => {
+            Err(E::custom(format!("a part of `content` is of the type `{kind}`, and no text")))
+        }
+    }
 }
 
 impl From<Written> for Message {
@@ -117,6 +141,9 @@ pub struct ChatTemplate {
     clock: Option<Clock>,
     /// Bytes of the variables that it was given: a rendering may be so much longer.
     given: usize,
+    /// Whether it was given tools.
+    tools: bool,
+    sandbox: Sandbox,
 }
 
 const NAME: &str = "chat template";
@@ -137,13 +164,17 @@ impl ChatTemplate {
         env.add_global("tools", ());
         env.add_global("documents", ());
         env.add_template_owned(NAME, program).map_err(|e| template_error(&e))?;
-        Ok(Self { source: source.to_owned(), env, markers, marked, clock: None, given: 0 })
+        let (source, sandbox) = (source.to_owned(), Sandbox::default());
+        Ok(Self { source, env, markers, marked, clock: None, given: 0, tools: false, sandbox })
     }
 
     /// Gives the template one more variable, such as `pad_token`, `tools`, or `enable_thinking` for Qwen3.
     #[must_use]
     pub fn with_variable(mut self, name: &str, value: Json) -> Self {
         self.given += name.len() + value.to_string().len();
+        if name == "tools" {
+            self.tools = value.as_array().is_some_and(|tools| !tools.is_empty());
+        }
         self.env.add_global(name.to_owned(), Value::from(Serde(value)));
         self
     }
@@ -188,10 +219,7 @@ impl ChatTemplate {
     fn rendered(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let rendered = self.run(messages, add_generation_prompt, ["", ""]);
         rendered.map_err(|e| match self.wants_content(messages, add_generation_prompt, &e) {
-            Some(at) => e.hint(format!(
-                "message {} has no content, and this template cannot do without: give it one (\"\" will do)",
-                at + 1
-            )),
+            Some(at) => self.without_content(messages, at, e),
             None => e,
         })
     }
@@ -224,10 +252,13 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// As [`render`](Self::render); and data, when the template renders the beginning of a conversation so
-    /// differently from the whole that the assistant's turns cannot be placed.
+    /// differently from the whole that the assistant's turns cannot be placed, and when it does not write the tools that it was
+    /// given, or the calls of a message, and for a role that it cannot know.
     pub fn render_with_spans(&self, messages: &[Message]) -> Result<(String, Vec<Range<usize>>)> {
+        self.check_roles(messages)?;
         let still = self.still();
         let text = still.rendered(messages, false)?;
+        still.check_tools(messages, &text)?;
         let spans = if still.marked {
             still.spans_from_blocks(messages, &text)?
         } else {
@@ -246,7 +277,7 @@ impl ChatTemplate {
             add_generation_prompt,
         };
         let said: usize = messages.iter().map(size).sum();
-        sandbox::render(env, context, self.source.len() + self.given + said)
+        self.sandbox.render(env, context, self.source.len() + self.given + said)
     }
 }
 

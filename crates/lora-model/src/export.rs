@@ -1,6 +1,7 @@
 //! Writing a model as a Hugging Face folder, shard by shard.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::Path;
 
 use lora_core::{BaseWeight, Error, OutputFolder, Pending, Result, Storage, write_pending_to};
@@ -15,8 +16,8 @@ use crate::tokenizer::Tokenizer;
 /// About the most that one file holds.
 const SHARD: u64 = 1 << 30;
 
-/// What an HF folder may hold beside its weights; copied as it is.
-const COMPANIONS: [&str; 10] = [
+/// What an HF folder may hold beside its weights; copied as it is, and so is the licence.
+const COMPANIONS: [&str; 9] = [
     "added_tokens.json",
     "chat_template.jinja",
     "generation_config.json",
@@ -26,19 +27,22 @@ const COMPANIONS: [&str; 10] = [
     "tokenizer.model",
     "tokenizer_config.json",
     "vocab.json",
-    "LICENSE",
 ];
+const LICENSE: &str = "LICENSE";
 
-/// Whether `path`, inside a model folder, is a file that [`Export`] writes.
-pub fn is_model_file(path: &Path) -> bool {
-    let name = path.to_string_lossy();
-    let shard = name.strip_prefix("model-").is_some_and(|n| n.ends_with(".safetensors"));
-    shard
-        || matches!(
-            &*name,
-            "config.json" | "model.safetensors" | "model.safetensors.index.json" | "README.md"
-        )
-        || COMPANIONS.contains(&&*name)
+/// Whether a path, inside the model folder `target`, is a file that [`Export`] writes of the model at `source`. A licence is one
+/// only if it is the model's, byte for byte: people lay theirs there, too.
+pub fn is_model_file(source: &Path, target: &Path) -> impl Fn(&Path) -> bool + use<> {
+    let (own, there) = (source.join(LICENSE), target.join(LICENSE));
+    move |path: &Path| {
+        let name = path.to_string_lossy();
+        let shard = name.strip_prefix("model-").is_some_and(|n| n.ends_with(".safetensors"));
+        let same = || matches!((fs::read(&own), fs::read(&there)), (Ok(own), Ok(there)) if own == there);
+        shard
+            || matches!(&*name, "config.json" | "model.safetensors" | "model.safetensors.index.json")
+            || COMPANIONS.contains(&&*name)
+            || name == LICENSE && same()
+    }
 }
 
 /// What is written of a checkpoint.
@@ -205,10 +209,10 @@ fn companions(checkpoint: &dyn Checkpoint, tokenizer: Option<&Tokenizer>, out: &
     if !checkpoint.source().is_dir() {
         return tokenizer.map_or(Ok(()), |tokenizer| tokenizer.save(out.path()));
     }
-    for name in COMPANIONS {
+    for name in COMPANIONS.into_iter().chain([LICENSE]) {
         let from = checkpoint.source().join(name);
         if from.is_file() {
-            out.write(name, std::fs::read(&from).map_err(|e| Error::io("read", &from, e))?)?;
+            out.write(name, fs::read(&from).map_err(|e| Error::io("read", &from, e))?)?;
         }
     }
     Ok(())

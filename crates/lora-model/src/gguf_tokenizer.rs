@@ -14,9 +14,10 @@ use std::path::Path;
 
 use lora_core::{Error, Result};
 use serde_json::{Map, Value as Json, json};
+use tokenizers::AddedToken;
 
 use crate::checkpoint::Gguf;
-use crate::tokenizer::{Parts, parse, surround};
+use crate::tokenizer::{Parts, add_specials, parse, surround};
 pub(crate) use ends::{ends_in_template, more_ends};
 pub(crate) use splits::{Split, steps};
 
@@ -90,6 +91,9 @@ impl Vocabulary<'_> {
         let add_bos = flag("add_bos_token")?.unwrap_or(kind.add_bos);
         let add_eos = flag("add_eos_token")?.unwrap_or(false);
         surround(&mut inner, bos.as_deref().filter(|_| add_bos), eos.as_deref().filter(|_| add_eos))?;
+        // What the configuration names is special wherever that is read.
+        let named = [&bos, &eos, &unk, &pad].into_iter().flatten();
+        add_specials(&mut inner, named.map(|text| AddedToken::from(text.as_str(), true)).collect())?;
         let more_eos = more_ends(self.gguf)?;
         let config = self.config([("bos", &bos), ("eos", &eos), ("unk", &unk), ("pad", &pad)]);
         let template = self.gguf.opt(Gguf::str, "tokenizer.chat_template")?.map(str::to_owned);

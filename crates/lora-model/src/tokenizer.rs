@@ -61,6 +61,7 @@ impl Encoded {
 
 /// What a folder or a GGUF file says about a tokenizer.
 pub(crate) struct Parts {
+    /// With all special tokens.
     pub(crate) inner: Inner,
     pub(crate) bos: Option<String>,
     pub(crate) pad: Option<String>,
@@ -89,16 +90,6 @@ impl Tokenizer {
         // Lengths are the trainer's business; a padding length from a file could ask for any amount of memory.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::data(e.to_string()))?;
-        let named = [&parts.bos, &parts.eos, &parts.pad].into_iter().flatten();
-        let known = inner.get_added_tokens_decoder();
-        // One that is there as a plain token stays what it is but for that.
-        let special = |text: &String| {
-            let plain = known.values().find(|token| token.content == *text).cloned();
-            plain.unwrap_or_else(|| AddedToken::from(text.as_str(), true).normalized(false)).special(true)
-        };
-        let missing = named.filter(|text| !inner.get_added_vocabulary().is_special_token(text));
-        let missing: Vec<_> = missing.map(special).collect();
-        inner.add_special_tokens(missing).map_err(|e| Error::data(e.to_string()).at("special tokens"))?;
         let id =
             |text: &Option<String>| text.as_deref().and_then(|text| inner.token_to_id(text)).map(i64::from);
         let (bos, pad) = (id(&parts.bos), id(&parts.pad));
@@ -253,6 +244,20 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Inner> {
     parsed
         .map_err(|_| fail("malformed tokenizer".into()))?
         .map_err(|e| fail(format!("malformed tokenizer: {e}")))
+}
+
+/// Adds special tokens where they are not there: one that is there as a plain token becomes special, and stays what it is but for
+/// that.
+pub(crate) fn add_specials(inner: &mut Inner, specials: Vec<AddedToken>) -> Result<()> {
+    let known = inner.get_added_tokens_decoder();
+    let plain = |token: AddedToken| match known.values().find(|known| known.content == token.content) {
+        Some(known) => known.clone().special(true),
+        None => token,
+    };
+    let missing = |token: &AddedToken| !inner.get_added_vocabulary().is_special_token(&token.content);
+    let missing: Vec<_> = specials.into_iter().filter(missing).map(plain).collect();
+    inner.add_special_tokens(missing).map_err(|e| Error::data(e.to_string()).at("special tokens"))?;
+    Ok(())
 }
 
 /// Puts `bos` before a text and `eos` after it.

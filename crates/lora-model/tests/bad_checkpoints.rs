@@ -51,6 +51,13 @@ fn folders() {
         &error_of(Path::new("/nowhere/model")),
         &["/nowhere/model", "cannot open the model", "check the path"],
     );
+    says(
+        &error_of(Path::new("HuggingFaceTB/SmolLM2-135M")),
+        &["check the path", "hf download HuggingFaceTB/SmolLM2-135M --local-dir SmolLM2-135M"],
+    );
+    for path in ["nowhere", "src/model", "nowhere/model.gguf", "./nowhere/model", "no/where/model"] {
+        assert!(!error_of(Path::new(path)).contains("hf download"), "{path}");
+    }
     let dir = folder(&[("notes.txt", b"hello"), ("weights.gguf", b"GGUF")]);
     says(
         &error_of(&dir.path().join("notes.txt")),

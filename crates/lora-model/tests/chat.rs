@@ -1,5 +1,8 @@
 //! Rendered conversations and assistant ranges against transformers (see data/make_text.py), and hostile templates.
 
+#[path = "chat/messages.rs"]
+mod messages;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -196,54 +199,6 @@ fn variables_reach_the_template() {
     let template = template.with_variable("enable_thinking", json!(false));
     let text = template.render(&[Message::new("user", "hi")], true).unwrap();
     assert!(text.ends_with("<|im_start|>assistant\n<think>\n\n</think>\n\n"), "{text}");
-}
-
-/// Some templates print the tool calls of a message only where its content is null.
-#[test]
-fn templates_tell_null_and_nothing_from_an_empty_content() {
-    let source = "{% for m in messages %}{% if m['content'] is not defined %}-{% elif m['content'] is none %}\
-                  {{ m['tool_calls'][0]['name'] }}{% else %}<{{ m['content'] }}>{% endif %}{% endfor %}";
-    let template = ChatTemplate::new(source, "", "").unwrap();
-    let json = json!([{"role": "user", "content": "Rain?"}, {"role": "user", "content": ""}, {"role": "user"},
-        {"role": "assistant", "content": null, "tool_calls": [{"name": "weather"}]}]);
-    let messages: Vec<Message> = serde_json::from_value(json.clone()).unwrap();
-    assert!(messages[1..].iter().all(|message| message.content.is_empty()));
-    assert_eq!(template.render(&messages, false).unwrap(), "<Rain?><>-weather");
-    assert_eq!(serde_json::to_value(&messages).unwrap(), json);
-    let (text, spans) = template.render_with_spans(&messages).unwrap();
-    assert_eq!((&text[spans[0].clone()], spans.len()), ("weather", 1));
-    // Another text in its place is one.
-    let answered = Message { content: "No.".into(), ..messages[3].clone() };
-    assert_eq!(template.render(&[answered], false).unwrap(), "<No.>");
-}
-
-/// The message, where a template adds a content to text that is not there; the template, where it fails at something else.
-#[test]
-fn templates_that_need_a_content_name_the_message() {
-    let said = |json: serde_json::Value| -> Vec<Message> { serde_json::from_value(json).unwrap() };
-    let call = json!({"role": "assistant", "content": null, "tool_calls": [{"name": "weather"}]});
-    let mut messages =
-        said(json!([{"role": "user", "content": "Rain?"}, call, {"role": "tool", "content": "No."}]));
-    let smollm2 = ChatTemplate::new(&source("smollm2"), "", "").unwrap();
-    for error in
-        [smollm2.render(&messages, true).unwrap_err(), smollm2.render_with_spans(&messages).unwrap_err()]
-    {
-        assert_eq!(error.kind(), ErrorKind::Data, "{error}");
-        assert!(error.hint_text().unwrap().starts_with("message 2 has no content"), "{error}");
-    }
-    messages[1].unsaid = None;
-    assert!(smollm2.render(&messages, true).unwrap().contains("<|im_start|>assistant\n<|im_end|>"));
-
-    // The first does without, the third does not.
-    let source =
-        "{% for m in messages %}{% if not m.tool_calls %}{{ '' + m.content }}{% endif %}{% endfor %}";
-    let picky = ChatTemplate::new(source, "", "").unwrap();
-    let messages = said(json!([call, {"role": "user", "content": "?"}, {"role": "user"}]));
-    let error = picky.render(&messages, false).unwrap_err();
-    assert!(error.hint_text().unwrap().starts_with("message 3 has no content"), "{error}");
-    let broken = ChatTemplate::new("{{ '' + messages }}", "", "").unwrap();
-    let error = broken.render(&messages, false).unwrap_err();
-    assert!(error.hint_text().unwrap().contains("correct the template"), "{error}");
 }
 
 #[test]

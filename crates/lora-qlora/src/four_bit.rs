@@ -23,6 +23,9 @@ pub struct FourBit {
     pub(crate) code: Code,
     /// What the codes stand for.
     pub(crate) book: [f32; 16],
+    /// f32, bf16 or f16, of the weight that was quantised: what a dequantised one is rounded to, whatever it is computed in
+    /// then. So training, merging and bitsandbytes have one weight.
+    pub(crate) state: Kind,
     shape: (i64, i64),
     kind: Kind,
     norms_sq: OnceCell<Tensor>,
@@ -56,19 +59,23 @@ impl FourBit {
         }
         .unwrap_or_else(|| encoded_by_definition(weight, code, block));
         let scales = if nested { Scales::nested(&absmax) } else { Scales::Plain(absmax) };
-        Ok(Self::of(packed, scales, (block, code, code.book()), shape, weight.kind()))
+        let state = match weight.kind() {
+            kind @ (Kind::BFloat16 | Kind::Half) => kind,
+            _ => Kind::Float,
+        };
+        Ok(Self::of(packed, scales, (block, code, code.book()), shape, (state, weight.kind())))
     }
 
-    /// From parts that fit one another.
+    /// From parts that fit one another; to be computed in `kind`.
     pub(crate) fn of(
         packed: Tensor,
         scales: Scales,
         (block, code, book): (usize, Code, [f32; 16]),
         shape: (i64, i64),
-        kind: Kind,
+        (state, kind): (Kind, Kind),
     ) -> Self {
         let (norms_sq, tables) = Default::default();
-        Self { packed, scales, block, code, book, shape, kind, norms_sq, tables }
+        Self { packed, scales, block, code, book, state, shape, kind, norms_sq, tables }
     }
 
     /// How it is quantised.
@@ -98,20 +105,15 @@ impl BaseWeight for FourBit {
         let _guard = tch::no_grad_guard();
         let _inside = DEQUANTISED.enter();
         let (out, inp) = self.shape;
-        let w = self.on_cuda(kind).or_else(|| match kind {
-            Kind::Float => self.dequantised::<f32>(),
-            Kind::BFloat16 => self.dequantised::<bf16>(),
-            Kind::Half => self.dequantised::<f16>(),
-            _ => None,
-        });
-        let w = w.unwrap_or_else(|| self.definition().to_kind(kind));
+        let w = self.on_cuda(kind).or_else(|| self.on_cpu(kind)).unwrap_or_else(|| self.definition(kind));
         w.narrow(0, 0, out * inp).view([out, inp])
     }
 
     fn to_device(&self, device: Device) -> Box<dyn BaseWeight> {
         let books = (self.block, self.code, self.book);
         let scales = self.scales.to_device(device);
-        let mut there = Self::of(self.packed.to_device(device), scales, books, self.shape, self.kind);
+        let kinds = (self.state, self.kind);
+        let mut there = Self::of(self.packed.to_device(device), scales, books, self.shape, kinds);
         if device == self.device() {
             there.tables = self.tables.get().map(|t| t.shallow_clone().into()).unwrap_or_default();
         }
@@ -167,15 +169,13 @@ mod tests {
                 assert_eq!(stored.packed, packed, "{options:?}, {out} x {inp}, {:?}", w.kind());
                 let scales = if options.nested { Scales::nested(&absmax) } else { Scales::Plain(absmax) };
                 assert_eq!(stored.scales.dense(), scales.dense());
-            }
-            let stored = FourBit::new(&w, options).unwrap();
-            for kind in [Kind::Float, Kind::BFloat16, Kind::Half] {
-                let want = stored.definition().to_kind(kind).narrow(0, 0, out * inp).view([out, inp]);
-                assert_eq!(stored.dense(kind), want, "{options:?}, {out} x {inp}");
-                if kind != Kind::Half {
+                for kind in [Kind::Float, Kind::BFloat16, Kind::Half, Kind::Double] {
+                    let about = format!("{options:?}, {out} x {inp}, {:?} in {kind:?}", w.kind());
+                    let want = stored.definition(kind).narrow(0, 0, out * inp).view([out, inp]);
+                    assert_eq!(stored.dense(kind), want, "{about}");
                     let there = stored.to_device(here());
                     let dense = tch_ext::cuda::emulated(|| there.dense(kind)).to_device(Device::Cpu);
-                    assert_eq!(dense, want, "{options:?}, {out} x {inp}, CUDA");
+                    assert_eq!(dense, want, "{about}, CUDA");
                 }
             }
         }

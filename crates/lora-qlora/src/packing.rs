@@ -66,7 +66,7 @@ impl Packing for Bitsandbytes {
             }
         };
         let packed = padded(packed, blocks * block / 2);
-        Ok(Box::new(FourBit::of(packed, scales, (block, code, book), shape, kind)))
+        Ok(Box::new(FourBit::of(packed, scales, (block, code, book), shape, (state.kind()?, kind))))
     }
 }
 
@@ -134,7 +134,7 @@ pub(crate) fn parts(weight: &FourBit) -> Vec<(String, Tensor)> {
     let packed = here(&weight.packed).narrow(0, 0, (out * inp + 1) / 2).view([-1, 1]);
     let mut parts = vec![(String::new(), packed)];
     let mut add = |name: &str, t: Tensor| parts.push((name.to_owned(), t));
-    let dtype = match weight.kind() {
+    let dtype = match weight.state {
         Kind::BFloat16 => "bfloat16",
         Kind::Half => "float16",
         _ => "float32",

@@ -1,11 +1,12 @@
 //! Rows to token ids and loss masks.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use lora_core::{Error, ErrorKind, Result};
+use lora_core::{Error, Result};
 use lora_model::{ChatTemplate, IGNORE, Tokenizer};
 
-use crate::rows::{Conversation, Row, read_rows};
+use crate::rows::{Conversation, Faults, Row, each_row, read_rows};
 
 /// One example, ready to train on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,8 +31,20 @@ impl Sample {
 pub struct DataOptions {
     /// The longest sample in tokens.
     pub max_length: usize,
-    /// Cut longer ones off at the end, instead of refusing them.
-    pub truncate: bool,
+    /// What becomes of longer ones.
+    pub long: Long,
+}
+
+/// What becomes of a sample that is too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Long {
+    /// It is refused.
+    #[default]
+    Refused,
+    /// It is cut off at the end.
+    Cut,
+    /// It is left out.
+    LeftOut,
 }
 
 /// The samples of one file.
@@ -45,48 +58,43 @@ pub struct Dataset {
     pub samples: Vec<Sample>,
     /// How many were cut off.
     pub truncated: usize,
+    /// How many rows were left out: they were too long.
+    pub left_out: usize,
 }
-
-/// Faults listed before giving up on a file.
-const SHOWN: usize = 10;
 
 impl Dataset {
     /// Reads and encodes a JSONL file.
     ///
     /// # Errors
     /// Those of [`read_rows`]; [`Error::data`] listing file and line of samples that are longer than
-    /// `max_length` (unless cut), or teach nothing.
+    /// `max_length` (unless cut or left out), or teach nothing; and for a file of which all is left out.
     pub fn read(path: &Path, tokenizer: &Tokenizer, options: DataOptions) -> Result<Self> {
-        let (mut samples, mut rows, mut faults, mut truncated) = (Vec::new(), Vec::new(), Vec::new(), 0);
-        let mut hint = None;
-        let ends = ends(tokenizer);
-        for (line, row) in read_rows(path)? {
-            let row = apart(row, &ends);
-            let result = encode(&row, tokenizer).and_then(|pair| fit(pair, options));
-            match result {
-                Ok((ids, labels, cut)) => {
-                    truncated += usize::from(cut);
-                    samples.push(Sample { ids, labels, line });
-                    rows.push(row);
-                }
-                Err(e) => {
-                    faults.push(format!("{}:{line}: {e}", path.display()));
-                    hint = hint.or(e.hint_text().map(str::to_owned));
-                }
+        let (rows, samples) = (Vec::new(), Vec::new());
+        let mut data = Self { path: path.to_owned(), rows, samples, truncated: 0, left_out: 0 };
+        let (ends, mut faults) = (ends(tokenizer), Faults::of(path));
+        let mut add = |line: usize, row: Row| {
+            let encoded = encode(&row, tokenizer)?;
+            if options.long == Long::LeftOut && encoded.0.len() > options.max_length {
+                data.left_out += 1;
+                return Ok(());
             }
-            if faults.len() == SHOWN {
-                faults.push("further lines were not looked at".to_owned());
-                break;
-            }
+            let (ids, labels, cut) = fit(encoded, options)?;
+            data.truncated += usize::from(cut);
+            data.samples.push(Sample { ids, labels, line });
+            data.rows.push(row);
+            Ok::<_, Error>(())
+        };
+        each_row(path, |line, row| match row.and_then(|row| add(line, apart(row, &ends))) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(e) => faults.add(line, &e),
+        })?;
+        faults.check()?;
+        if data.samples.is_empty() {
+            let what =
+                format!("all of its {} rows have more than {} tokens", data.left_out, options.max_length);
+            return Err(Error::data(what).at(path.display()).hint("raise --max-length, or shorten the rows"));
         }
-        if faults.is_empty() {
-            return Ok(Self { path: path.to_owned(), rows, samples, truncated });
-        }
-        let e = Error::faults(ErrorKind::Data, "these rows cannot be used", faults).at(path.display());
-        Err(match hint {
-            Some(hint) => e.hint(hint),
-            None => e,
-        })
+        Ok(data)
     }
 
     /// Whether a model of so many tokens can read it.
@@ -187,24 +195,31 @@ fn ends(tokenizer: &Tokenizer) -> Vec<Option<String>> {
     tokenizer.eos_ids().iter().map(text).collect()
 }
 
-/// The row with what ends it apart: no answer is asked to say it.
+/// The row with what ends it apart: no answer is asked to say it. Its own end is put behind it again when it is [`encode`]d.
 fn apart(row: Row, ends: &[Option<String>]) -> Row {
+    let all: Vec<&str> = ends.iter().flatten().map(String::as_str).collect();
+    let own = ends.first().and_then(Option::as_deref);
     match row {
-        // Its own end is put behind every text; another one is said before that.
-        Row::Text(text) => match ends.first().and_then(Option::as_deref) {
-            Some(own) => Row::Text(text.trim_end_matches(own).to_owned()),
-            None => Row::Text(text),
-        },
+        // Another end is said before its own.
+        Row::Text(text) => Row::Text(before(&text, own.as_slice()).to_owned()),
         Row::Pair { prompt, completion, end } => {
-            let mut answer = completion.as_str();
-            while let Some(rest) = ends.iter().flatten().find_map(|end| answer.strip_suffix(end.as_str())) {
-                answer = rest;
-            }
-            let end = format!("{}{end}", &completion[answer.len()..]);
+            let answer = before(&completion, &all);
+            let end = format!("{}{end}", before(&completion[answer.len()..], own.as_slice()));
             Row::Pair { prompt, completion: answer.to_owned(), end }
         }
         Row::Chat(chat) => Row::Chat(chat),
     }
+}
+
+/// What stands before the `ends` of a text, and before white space behind them, which nobody says: an end is the last word.
+fn before<'a>(mut text: &'a str, ends: &[&str]) -> &'a str {
+    // An end may be white space itself.
+    let unended =
+        |text: &'a str, end: &str| text.strip_suffix(end).or_else(|| text.trim_end().strip_suffix(end));
+    while let Some(rest) = ends.iter().find_map(|&end| unended(text, end)) {
+        text = rest;
+    }
+    text
 }
 
 /// The model's chat template, for one conversation.
@@ -231,20 +246,29 @@ fn fit(
     (mut ids, mut learnt): (Vec<i64>, Vec<bool>),
     options: DataOptions,
 ) -> Result<(Vec<i64>, Vec<i64>, bool)> {
-    let cut = ids.len() > options.max_length;
-    if cut && !options.truncate {
-        return Err(Error::data(format!("{} tokens, but at most {} fit", ids.len(), options.max_length))
-            .hint("shorten the sample, raise --max-length up to the model's context, or pass --truncate"));
+    let longer = ids.len() > options.max_length;
+    let teaches = learnt.iter().take(options.max_length).skip(1).any(|&learnt| learnt);
+    if longer && (options.long != Long::Cut || !teaches) {
+        let what = format!("{} tokens, but at most {} fit", ids.len(), options.max_length);
+        return Err(if teaches {
+            Error::data(what).hint(
+                "shorten the sample, raise --max-length up to the model's context, or pass --truncate (to cut it) or \
+                 --drop-long (to leave it out)",
+            )
+        } else {
+            Error::data(format!("{what}, and nothing of those is learnt")).hint(
+                "shorten what the sample begins with, raise --max-length up to the model's context, or pass \
+                 --drop-long (to leave it out)",
+            )
+        });
+    }
+    if !teaches {
+        return Err(Error::data("no token of it is learnt")
+            .hint("a conversation needs an assistant turn, a completion some text"));
     }
     ids.truncate(options.max_length);
     learnt.truncate(options.max_length);
     let labels = next_tokens(&ids, &learnt);
-    if labels.iter().all(|&l| l == IGNORE) {
-        return Err(Error::data("no token of it is learnt").hint(
-            "a conversation needs an assistant turn, a completion some text; if the sample was cut, its answer \
-             was cut off",
-        ));
-    }
     ids.pop();
-    Ok((ids, labels, cut))
+    Ok((ids, labels, longer))
 }

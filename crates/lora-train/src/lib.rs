@@ -16,11 +16,12 @@ mod rows;
 mod save;
 mod schedule;
 mod sharing;
+mod stop;
 mod trainer;
 
 pub use arena::{Arena, Norms};
 pub use batches::{Batch, Batches};
-pub use data::{DataOptions, Dataset, Sample, read_ids};
+pub use data::{DataOptions, Dataset, Long, Sample, read_ids};
 pub use eval::{
     Answer, Choices, Classified, Evaluation, Question, answers, label_scores, labels_of, likeliest, macro_f1,
     mean_loss, reference, summed_loss,
@@ -35,4 +36,5 @@ pub use rows::{Conversation, Row, read_rows};
 pub use save::SavePoint;
 pub use schedule::Schedule;
 pub use sharing::may_share;
+pub use stop::Stop;
 pub use trainer::{TrainConfig, train};

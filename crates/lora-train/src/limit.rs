@@ -56,19 +56,25 @@ impl AddAssign for Work {
     }
 }
 
-/// What no step can do without: a product with each frozen weight forward and one for its input's gradient (4 flops a
-/// weight and token, in the head for supervised tokens alone), and causal attention's two products forward and four
-/// backward, each over half of a text's square.
+/// What no step can do without: a product with each frozen weight forward, and one for its input's gradient from the first
+/// block that trains on (2 flops each a weight and token, in the head for supervised tokens alone); causal attention's two
+/// products forward, and four backward there, each over half of a text's square.
 pub fn required_flops(model: &dyn Model, work: &Work) -> f64 {
     let config = model.config();
-    let head = model.output_head();
-    let linears = model.linears().into_iter().map(|(name, layer)| {
+    let (head, linears) = (model.output_head(), model.linears());
+    let block = |name: &str| name.split('.').find_map(|part| part.parse().ok()).unwrap_or(config.layers);
+    let trains = linears.iter().filter(|(_, layer)| layer.adapter().is_some());
+    // Nothing goes backward below it.
+    let first = trains.map(|(name, _)| block(name)).min().unwrap_or(i64::MAX);
+    let products = linears.iter().map(|(name, layer)| {
         let (out, inp) = layer.base().shape();
         let tokens = if Some(name.as_str()) == head { work.supervised } else { work.positions };
-        4.0 * (out * inp) as f64 * tokens
+        let passes = if block(name) < first { 1.0 } else { 2.0 };
+        2.0 * passes * (out * inp) as f64 * tokens
     });
-    let width = (config.layers * config.heads * config.head_dim) as f64;
-    linears.sum::<f64>() + 6.0 * width * work.squares
+    let backward = config.layers.saturating_sub(first).max(0);
+    let width = (config.heads * config.head_dim) as f64;
+    products.sum::<f64>() + (2 * config.layers + 4 * backward) as f64 * width * work.squares
 }
 
 /// Flops a second of the plain products that a step of `tokens` is made of: each weight's shape, forward and

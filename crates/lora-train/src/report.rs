@@ -64,7 +64,7 @@ pub enum Event {
 /// How it ended.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Outcome {
-    /// Steps done: fewer than planned where a privacy budget ended them.
+    /// Steps done: fewer than planned where a privacy budget ended them, or a [`Stop`](crate::Stop).
     pub steps: u64,
     /// Loss of the first step that has one.
     pub first_loss: f64,

@@ -1,13 +1,20 @@
 //! JSON lines: what a training example may look like.
 
+mod faults;
+mod foreign;
+
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use lora_core::{Error, Result};
 use lora_model::Message;
+use serde::Deserialize;
 use serde_json::{Map, Value};
+
+pub(crate) use self::faults::Faults;
 
 /// A line longer than this is refused: it is no text that a model could read.
 const LINE_LIMIT: u64 = 64 << 20;
@@ -23,7 +30,8 @@ pub enum Row {
         prompt: String,
         /// What is to follow.
         completion: String,
-        /// Ends of texts that the row has behind it, where they are known as such: learnt as they stand, and part of no answer.
+        /// Ends of texts that the row has behind it, where they are known as such, but for the tokenizer's own, which is put
+        /// behind every completion: learnt as they stand, and part of no answer.
         end: String,
     },
     /// All of it is learnt.
@@ -47,39 +55,74 @@ pub struct Conversation {
 /// Reads every row with its line number (from 1). Blank lines are skipped.
 ///
 /// # Errors
-/// [`Error::data`] naming file and line for what is not UTF-8, not JSON, or not a row; for a file without rows;
-/// [`Error::unsupported`] for a row that would be rendered otherwise than all.
+/// [`Error::data`] naming file and line of all that is not UTF-8, not JSON, not a row, or a row that would be rendered otherwise
+/// than all; for a file without rows, or of another kind, with what makes it JSON lines.
 pub fn read_rows(path: &Path) -> Result<Vec<(usize, Row)>> {
+    let (mut rows, mut faults) = (Vec::new(), Faults::of(path));
+    each_row(path, |line, row| match row {
+        Ok(row) => {
+            rows.push((line, row));
+            ControlFlow::Continue(())
+        }
+        Err(e) => faults.add(line, &e),
+    })?;
+    faults.check()?;
+    Ok(rows)
+}
+
+/// Gives away every row, or what is wrong with it, with its line number, until it is told to stop.
+///
+/// # Errors
+/// What is wrong with the file.
+pub(crate) fn each_row(
+    path: &Path,
+    mut each: impl FnMut(usize, Result<Row>) -> ControlFlow<()>,
+) -> Result<()> {
     let file = File::open(path).map_err(|e| Error::io("open the data", path, e))?;
+    let failed = |e| Error::io("read the data", path, e);
     let time = changed(&file);
     let mut reader = BufReader::new(file);
-    let mut rows = Vec::new();
+    foreign::refuse(reader.fill_buf().map_err(failed)?, path)?;
+    let mut none = true;
     for line in 1.. {
         let mut bytes = Vec::new();
-        let read = reader.by_ref().take(LINE_LIMIT + 1).read_until(b'\n', &mut bytes);
-        let at = |e: Error| e.at(format!("{}:{line}", path.display()));
-        if read.map_err(|e| Error::io("read the data", path, e))? == 0 {
+        if reader.by_ref().take(LINE_LIMIT + 1).read_until(b'\n', &mut bytes).map_err(failed)? == 0 {
             break;
         }
         if bytes.len() as u64 > LINE_LIMIT {
-            return Err(at(Error::data("the line is longer than 64 MiB").hint("one JSON object a line")));
+            let e = Error::data("the line is longer than 64 MiB").hint("one JSON object a line");
+            return Err(e.at(format!("{}:{line}", path.display())));
         }
-        let text = std::str::from_utf8(&bytes)
-            .map_err(|e| at(Error::data(format!("not UTF-8 at byte {}", e.valid_up_to()))))?;
-        // A byte order mark is no part of the JSON.
-        let text = if line == 1 { text.trim_start_matches('\u{feff}') } else { text };
-        if !text.trim().is_empty() {
-            rows.push((line, row(text.trim_end(), time).map_err(at)?));
+        let Some(row) = of_line(&bytes, line == 1, time).transpose() else { continue };
+        none = false;
+        if each(line, row).is_break() {
+            break;
         }
     }
-    if rows.is_empty() {
+    if none {
         return Err(Error::data("there are no rows").at(path.display()).hint(SHAPES));
     }
-    Ok(rows)
+    Ok(())
+}
+
+/// The row of a line; none of a blank one.
+fn of_line(bytes: &[u8], first: bool, time: i64) -> Result<Option<Row>> {
+    let text = std::str::from_utf8(bytes)
+        .map_err(|e| Error::data(format!("not UTF-8 at byte {}", e.valid_up_to())).hint(UTF_8))?;
+    // A byte order mark is no part of the JSON.
+    let text = if first { text.trim_start_matches('\u{feff}') } else { text };
+    if text.trim().is_empty() { Ok(None) } else { row(text.trim_end(), time).map(Some) }
 }
 
 const SHAPES: &str = "a row is a JSON object with `messages`, `prompt` + `completion`, `context` + `target`, or \
                       `text`; see docs/data.md";
+
+const MESSAGES: &str = "a list of objects with `role` and `content`, both texts; a content may also be a list of parts, \
+                        each a text";
+
+const SPANNING: &str = "one JSON object a line; for such as span lines: `jq -c . FILE > NEW.jsonl`";
+
+const UTF_8: &str = "write it as UTF-8: of Latin 1, say, `iconv -f LATIN1 -t UTF-8 FILE > NEW.jsonl`";
 
 /// When a file was last changed, in seconds since 1970; now, if nobody knows.
 fn changed(file: &File) -> i64 {
@@ -94,7 +137,8 @@ fn row(text: &str, time: i64) -> Result<Row> {
     let value: Value = serde_json::from_str(text).map_err(|e| {
         let what = e.to_string();
         let what = what.split(" at line ").next().unwrap_or_default();
-        Error::data(format!("not JSON: {what} (column {})", e.column())).hint("one JSON object a line")
+        let hint = if e.is_eof() { SPANNING } else { "one JSON object a line" };
+        Error::data(format!("not JSON: {what} (column {})", e.column())).hint(hint)
     })?;
     let Value::Object(object) = value else {
         return Err(Error::data("not a JSON object").hint(SHAPES));
@@ -188,13 +232,15 @@ fn variables(object: &Map<String, Value>) -> Result<Map<String, Value>> {
 }
 
 fn messages(object: &Map<String, Value>, field: &str) -> Result<Vec<Message>> {
-    let list = object.get(field).cloned().unwrap_or_default();
-    let messages: Vec<Message> = serde_json::from_value(list).map_err(|e| {
-        Error::data(format!("`{field}`: {e}"))
-            .hint("a list of objects with `role` and `content`, both strings")
-    })?;
-    if messages.is_empty() {
+    let Some(Value::Array(list)) = object.get(field) else {
+        return Err(Error::data(format!("`{field}` is not a list")).hint(MESSAGES));
+    };
+    if list.is_empty() {
         return Err(Error::data(format!("`{field}` is empty")));
     }
-    Ok(messages)
+    let message = |(at, message): (usize, &Value)| {
+        Message::deserialize(message)
+            .map_err(|e| Error::data(format!("`{field}`, message {}: {e}", at + 1)).hint(MESSAGES))
+    };
+    list.iter().enumerate().map(message).collect()
 }

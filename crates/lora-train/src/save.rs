@@ -11,10 +11,10 @@ use crate::arena::Arena;
 use crate::limit::Work;
 use crate::optim::AdamW;
 
-/// Where a run is written down, and how often. The file holds the parameters, the optimiser's moments and how far it has come;
-/// seeds and the order of the samples follow from the step, so that a run that goes on is the run that was never
-/// interrupted, bit for bit, on a machine that adds up alike. A GPU does where steps are not recorded
-/// ([`TrainConfig::record`](crate::TrainConfig::record)): what was recorded, and when, is not written down.
+/// Where a run is written down, and how often; where a [`Stop`](crate::Stop) ends it, too. The file holds the parameters, the
+/// optimiser's moments and how far it has come; seeds and the order of the samples follow from the step, so that a run that goes
+/// on is the run that was never interrupted, bit for bit, on a machine that adds up alike. A GPU does where steps are not
+/// recorded ([`TrainConfig::record`](crate::TrainConfig::record)): what was recorded, and when, is not written down.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SavePoint {
     /// The file, in safetensors' format; replaced whole.
@@ -23,6 +23,8 @@ pub struct SavePoint {
     pub every: u64,
     /// A name for all that the result hangs on: weights, data, settings. The file of another run is refused.
     pub run: String,
+    /// The settings among that, by name, for an error to say which are others.
+    pub settings: Vec<(String, String)>,
 }
 
 /// How far a run has come.
@@ -65,8 +67,24 @@ impl SavePoint {
         };
         match of("run") == self.run {
             true => Ok(Some(steps)),
-            false => Err(self.refused("it is of another run: other data, model or settings")),
+            false => Err(self.refused(&format!("it is of another run: {}", self.unlike(of("settings"))))),
         }
+    }
+
+    /// What is another one in the file's settings, as far as it tells them.
+    fn unlike(&self, told: &str) -> String {
+        /// A longer value is a hash, or nothing to read.
+        const LONGEST: usize = 40;
+        let told: Vec<(String, String)> = serde_json::from_str(told).unwrap_or_default();
+        let others = self.settings.iter().filter_map(|(name, here)| {
+            let (_, there) = told.iter().find(|(told, there)| told == name && there != here)?;
+            Some(match there.len().max(here.len()) <= LONGEST {
+                true => format!("{name} {there} there and {here} here"),
+                false => format!("another {name}"),
+            })
+        });
+        let others: Vec<_> = others.collect();
+        if others.is_empty() { "other data, model or settings".to_owned() } else { others.join(", ") }
     }
 
     pub(crate) fn is_due(&self, step: u64) -> bool {
@@ -85,8 +103,14 @@ impl SavePoint {
         ];
         let tally = serde_json::to_string(&done.tally).map_err(|e| Error::internal(e.to_string()))?;
         let step = done.losses.len().to_string();
-        let metadata =
-            [("run", &*self.run), ("parameters", &*names(arena)), ("step", &*step), ("tally", &*tally)];
+        let settings = serde_json::to_string(&self.settings).map_err(|e| Error::internal(e.to_string()))?;
+        let metadata = [
+            ("run", &*self.run),
+            ("settings", &*settings),
+            ("parameters", &*names(arena)),
+            ("step", &*step),
+            ("tally", &*tally),
+        ];
         write_tensors(&self.path, &tensors, &metadata)
     }
 

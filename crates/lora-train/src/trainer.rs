@@ -18,6 +18,7 @@ use crate::report::{Event, Outcome, StepReport};
 use crate::save::{Done, SavePoint, Tally};
 use crate::schedule::Schedule;
 use crate::sharing::{drops_out, may_share};
+use crate::stop::Stop;
 
 static DATA: Region = Region::new("data");
 
@@ -55,6 +56,8 @@ pub struct TrainConfig {
     pub eval_every: Option<u64>,
     /// Where the run is written down, and taken up again.
     pub save: Option<SavePoint>,
+    /// Looked at behind every step: what was learnt until then is in the parameters.
+    pub stop: Option<Stop>,
 }
 
 /// Those of `lora train`.
@@ -76,6 +79,7 @@ impl Default for TrainConfig {
             seed: 42,
             eval_every: None,
             save: None,
+            stop: None,
         }
     }
 }
@@ -190,9 +194,14 @@ pub(crate) fn run(
             done.tally.eval_loss = Some(loss);
             each(&Event::Eval { step: step + 1, loss })?;
         }
-        if let Some(save) = config.save.as_ref().filter(|save| save.is_due(step + 1)) {
+        // Behind the evaluation: a run that goes on misses none.
+        let stopped = step + 1 < steps && config.stop.as_ref().is_some_and(Stop::is_asked);
+        if let Some(save) = config.save.as_ref().filter(|save| stopped || save.is_due(step + 1)) {
             let failed = save.write(&arena, &optimiser, &done).err().map(|e| e.to_string());
             each(&Event::Saved { step: step + 1, failed })?;
+        }
+        if stopped {
+            break;
         }
     }
     let Done { losses, tally: Tally { tokens, seconds, eval_loss, work } } = done;

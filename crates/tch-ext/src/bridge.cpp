@@ -180,19 +180,21 @@ char* tch_ext_attach(at::Tensor** outputs, size_t n_out, at::Tensor** inputs, si
 bool tch_ext_grad_enabled() { return at::GradMode::is_enabled(); }
 void tch_ext_set_grad_enabled(bool enabled) { at::GradMode::set_enabled(enabled); }
 
-// What a matrix is, without a tensor operation: its memory, sizes, strides, dtype (0 f32, 1 bf16, 2 another).
+// What a matrix is, or a vector, as one row, without a tensor operation: its memory, sizes, strides, bytes of an element,
+// dtype (0 f32, 1 bf16, 2 another). Says how many dimensions there are; 0 where it is neither.
 struct Flat {
   void* data;
-  int64_t rows, columns, stride, inner;
+  int64_t rows, columns, stride, inner, bytes;
   int32_t kind;
   bool cpu;
 };
-bool tch_ext_flat(const at::Tensor* t, Flat* out) {
-  if (!t->defined() || t->dim() != 2 || t->layout() != at::kStrided) return false;
+int64_t tch_ext_flat(const at::Tensor* t, Flat* out) {
+  int64_t n = t->defined() && t->layout() == at::kStrided ? t->dim() : 0;
+  if (n != 1 && n != 2) return 0;
   auto type = t->scalar_type();
-  *out = {t->data_ptr(), t->size(0),  t->size(1), t->stride(0), t->stride(1),
-          type == at::kFloat ? 0 : type == at::kBFloat16 ? 1 : 2, t->is_cpu()};
-  return true;
+  *out = {t->data_ptr(), n == 2 ? t->size(0) : 1, t->size(n - 1), n == 2 ? t->stride(0) : 0, t->stride(n - 1),
+          t->element_size(), type == at::kFloat ? 0 : type == at::kBFloat16 ? 1 : 2, t->is_cpu()};
+  return n;
 }
 
 // Runs `call(state, begin, end)` over parts of 0..n on libtorch's own threads.

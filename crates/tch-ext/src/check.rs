@@ -25,7 +25,8 @@ pub fn check_gradients(inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Tensor) -> f6
             let at = |delta: f64| {
                 let moved: Vec<_> = leaves.iter().map(|t| t.detach().copy()).collect();
                 let _ = moved[k].view(-1).narrow(0, i, 1).g_add_scalar_(delta);
-                tch::no_grad(|| value(&moved)).double_value(&[])
+                let _guard = tch::no_grad_guard();
+                value(&moved).double_value(&[])
             };
             let numeric = (at(step) - at(-step)) / (2.0 * step);
             let exact = if grad.defined() { grad.reshape(-1).double_value(&[i]) } else { 0.0 };

@@ -6,7 +6,7 @@ use std::ffi::{CStr, c_char, c_void};
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::{Function, attach};
+use crate::{Function, Saved, attach};
 
 unsafe extern "C" {
     fn tch_ext_flash(
@@ -135,10 +135,10 @@ pub fn flash_attention(
         return Ok(Some(y));
     }
     let kept = Flash {
-        inputs: [q_now, k_now, v_now],
-        y: y.shallow_clone(),
+        inputs: [q_now, k_now, v_now].map(Saved::new),
+        y: Saved::new(y.shallow_clone()),
         lse,
-        bounds: [queries, keys],
+        bounds: [queries, keys].map(Saved::new),
         states: [state, unused],
         longest,
         before,
@@ -147,10 +147,10 @@ pub fn flash_attention(
 }
 
 struct Flash {
-    inputs: [Tensor; 3],
-    y: Tensor,
+    inputs: [Saved; 3],
+    y: Saved,
     lse: Tensor,
-    bounds: [Tensor; 2],
+    bounds: [Saved; 2],
     states: [Tensor; 2],
     longest: [i64; 2],
     before: Option<i64>,
@@ -159,14 +159,15 @@ struct Flash {
 impl Function for Flash {
     fn backward(&mut self, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
         let Some(dy) = &grads[0] else { return vec![None, None, None] };
-        let ([q, k, v], [state, unused]) = (&self.inputs, &self.states);
-        let ([queries, keys], [most_queries, most_keys]) = (&self.bounds, self.longest);
+        let ([q, k, v], [state, unused]) = (self.inputs.each_ref().map(Saved::get), &self.states);
+        let ([queries, keys], [most_queries, most_keys]) =
+            (self.bounds.each_ref().map(Saved::get), self.longest);
         let (dq, dk, dv) = Tensor::internal_flash_attention_backward(
             &dy.contiguous(),
             q,
             k,
             v,
-            &self.y,
+            self.y.get(),
             &self.lse,
             queries,
             keys,

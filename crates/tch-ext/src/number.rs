@@ -14,6 +14,11 @@ pub trait Number: Element {
     fn wide(self) -> Self::Wide;
     /// Back, rounded.
     fn narrow(x: Self::Wide) -> Self;
+    /// The nearest number that can be stored so.
+    #[inline(always)]
+    fn rounded(x: Self::Wide) -> Self::Wide {
+        Self::narrow(x).wide()
+    }
 }
 
 /// f32 or f64.
@@ -31,7 +36,8 @@ pub trait Wide:
     fn of(x: f64) -> Self;
     /// Exactly.
     fn f64(self) -> f64;
-    /// `e^x`. In f32 good to two units in the last place, and without branches; 0 below the normal numbers.
+    /// `e^x`. In f32 good to two units in the last place, and without branches; 0 below the normal numbers, and
+    /// infinite above them.
     fn exp(self) -> Self;
 }
 
@@ -56,6 +62,16 @@ impl Number for f16 {
     #[inline(always)]
     fn narrow(x: f32) -> f16 {
         f16::from_f32(x)
+    }
+    /// Without branches, so that loops of it vectorise.
+    #[inline(always)]
+    fn rounded(x: f32) -> f32 {
+        // Beside `shift` the last place of an f32 is that of x as an f16, 2^-24 at least: their sum is rounded there.
+        let exponent = (x.to_bits() & 0x7f80_0000).clamp(113 << 23, 142 << 23);
+        let shift = f32::from_bits((exponent + (13 << 23)) | 1 << 22);
+        let y = (x.abs() + shift) - shift;
+        let y = if y > 65504.0 { f32::INFINITY } else { y };
+        y.copysign(x)
     }
 }
 
@@ -108,8 +124,9 @@ impl Wide for f32 {
         let e = p.mul_add(r * r, r) + 1.0;
         // n lies in the low bits of `shifted`; from there it goes to the exponent.
         let y = f32::from_bits(e.to_bits().wrapping_add(shifted.to_bits() << 23));
-        let y = if self > 88.72 { f32::INFINITY } else { y };
-        let y = if self < -87.0 { 0.0 } else { y };
+        // The last of which the power is finite, and normal.
+        let y = if self > 88.722_83 { f32::INFINITY } else { y };
+        let y = if self < -87.336_54 { 0.0 } else { y };
         if self.is_nan() { self } else { y }
     }
 }
@@ -241,6 +258,39 @@ mod tests {
         assert_eq!(Wide::exp(f32::NEG_INFINITY), 0.0);
         assert_eq!(Wide::exp(f32::INFINITY), f32::INFINITY);
         assert!(Wide::exp(f32::NAN).is_nan());
+    }
+
+    /// All floats around them.
+    #[test]
+    fn exp_ends_where_normal_numbers_do() {
+        let around = |from: f32, to: f32| (from.to_bits()..to.to_bits()).map(f32::from_bits);
+        for x in around(-86.9, -87.5).chain(around(88.6, 88.8)) {
+            let (got, exact) = (f64::from(Wide::exp(x)), f64::from(x).exp());
+            let right = match exact {
+                below if below < f64::from(f32::MIN_POSITIVE) => got == 0.0,
+                above if above > f64::from(f32::MAX) => got == f64::INFINITY,
+                normal => (got / normal - 1.0).abs() < 2.4e-7,
+            };
+            assert!(right, "{x}: {got:e}, not {exact:e}");
+        }
+    }
+
+    #[test]
+    fn rounding_to_f16_is_the_way_through_it() {
+        let check = |bits: u32| {
+            let x = f32::from_bits(bits);
+            let (got, want) = (f16::rounded(x), f16::narrow(x).wide());
+            let same = got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan());
+            assert!(same, "{x:e}: {got:e}, {want:e}");
+        };
+        (0..=u32::MAX).step_by(997).for_each(check);
+        // Around every f16, and every tie between two of them.
+        for half in 0..0x7bffu16 {
+            let [x, next] = [half, half + 1].map(|half| f16::from_bits(half).wide());
+            for at in [x, (x + next) / 2.0].map(f32::to_bits) {
+                (at.saturating_sub(1)..=at + 1).flat_map(|bits| [bits, bits | 1 << 31]).for_each(check);
+            }
+        }
     }
 
     #[test]

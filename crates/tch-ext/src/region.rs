@@ -124,14 +124,25 @@ pub struct Spent {
     pub calls: u64,
 }
 
+/// Regions are timed until this is dropped, be it by a panic: else devices would be waited for ever after, and nothing be
+/// recorded for them ([`profiling`]).
+struct Timed;
+
+impl Drop for Timed {
+    fn drop(&mut self) {
+        TIMED.store(false, Ordering::Relaxed);
+    }
+}
+
 /// Runs `work` and tells what each region took, the longest first; what no region covers comes as `other`. Devices
 /// are waited for at every border, which costs what overlaps. One at a time in a process.
 pub fn profile<R>(work: impl FnOnce() -> R) -> (R, Vec<Spent>) {
     let read = |of: &[AtomicU64; MOST]| of.each_ref().map(|x| x.load(Ordering::Relaxed));
     let (before, calls_before, start) = (read(&NANOSECONDS), read(&CALLS), Instant::now());
     TIMED.store(true, Ordering::Relaxed);
+    let timed = Timed;
     let result = work();
-    TIMED.store(false, Ordering::Relaxed);
+    drop(timed);
     let whole = start.elapsed().as_secs_f64();
     let (after, calls_after) = (read(&NANOSECONDS), read(&CALLS));
     let spent = (1..MOST).map(|id| Spent {
@@ -183,5 +194,9 @@ mod tests {
         let (outer, inner) = (of("outer").seconds, of("inner").seconds);
         assert!(outer >= 0.04 && inner >= 0.06 && outer + inner < 0.5, "{outer} {inner}");
         assert!(of("other").seconds < 0.02);
+
+        // Here, as there is one profile at a time.
+        let panics = crate::function::caught(|| profile(|| assert!(!profiling(), "it ends")));
+        assert_eq!((panics.map(drop), profiling()), (Err("it ends".to_owned()), false));
     }
 }

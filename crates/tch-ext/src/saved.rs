@@ -16,6 +16,11 @@ impl Saved {
         Self { tensor, version }
     }
 
+    /// For a second reader: nothing is copied, and it is the moment of the first that counts.
+    pub fn share(&self) -> Self {
+        Self { tensor: self.tensor.shallow_clone(), version: self.version }
+    }
+
     /// As it was.
     ///
     /// # Panics

@@ -11,7 +11,7 @@ pub enum Simd {
     Plain,
     /// AVX2 and FMA.
     Avx2,
-    /// AVX-512 F, BW, DQ, VL.
+    /// AVX-512 F, BW, DQ, VL, and BMI2.
     Avx512,
 }
 
@@ -26,22 +26,33 @@ impl Simd {
                 if matches!(most.as_str(), "SSE41" | "AVX") {
                     return Self::Plain;
                 }
-                let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-                let avx512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
-                if avx2
-                    && avx512
-                    && !most.starts_with("AVX2")
-                    && is_x86_feature_detected!("avx512dq")
-                    && is_x86_feature_detected!("avx512vl")
-                {
+                if !most.starts_with("AVX2") && crate::simd_features!(Avx512 detected) {
                     return Self::Avx512;
-                } else if avx2 {
+                }
+                if crate::simd_features!(Avx2 detected) {
                     return Self::Avx2;
                 }
             }
             Self::Plain
         })
     }
+}
+
+/// The instructions that [`Simd`]'s members stand for: asked of the machine, or switched on for a function. One list for both,
+/// for a function with more of them than were asked for would be undefined behaviour.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! simd_features {
+    (Avx512 $($what:tt)+) => {
+        $crate::simd_features!(["avx512f" "avx512bw" "avx512dq" "avx512vl" "avx2" "fma" "bmi2"] $($what)+)
+    };
+    (Avx2 $($what:tt)+) => { $crate::simd_features!(["avx2" "fma"] $($what)+) };
+    ([$($feature:tt)+] detected) => { true $(&& ::std::arch::is_x86_feature_detected!($feature))+ };
+    ([$($feature:tt)+] fn $($function:tt)+) => {
+        #[cfg(target_arch = "x86_64")]
+        $(#[target_feature(enable = $feature)])+
+        fn $($function)+
+    };
 }
 
 /// A function that is compiled for several instruction sets, of which a call takes the best that the machine has.
@@ -61,30 +72,30 @@ impl Simd {
 /// ```
 #[macro_export]
 macro_rules! simd {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$t:ident: $bound:path>)? ($($arg:ident: $ty:ty),* $(,)?)
+    ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$($t:ident: $bound:path),+>)? ($($arg:ident: $ty:ty),* $(,)?)
         $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
-        $vis fn $name $(<$t: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            fn body $(<$t: $bound>)? ($($arg: $ty),*) $(-> $ret)? $body
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi2")]
-            fn avx512 $(<$t: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
-                body$(::<$t>)?($($arg),*)
+            fn body $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? $body
+            $crate::simd_features! {
+                Avx512 fn avx512 $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? {
+                    body$(::<$($t),+>)?($($arg),*)
+                }
             }
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
-            fn avx2 $(<$t: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
-                body$(::<$t>)?($($arg),*)
+            $crate::simd_features! {
+                Avx2 fn avx2 $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? {
+                    body$(::<$($t),+>)?($($arg),*)
+                }
             }
             match $crate::Simd::best() {
                 // SAFETY: the machine has been asked.
                 #[cfg(target_arch = "x86_64")]
-                $crate::Simd::Avx512 => unsafe { avx512$(::<$t>)?($($arg),*) },
+                $crate::Simd::Avx512 => unsafe { avx512$(::<$($t),+>)?($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::Simd::Avx2 => unsafe { avx2$(::<$t>)?($($arg),*) },
-                _ => body$(::<$t>)?($($arg),*),
+                $crate::Simd::Avx2 => unsafe { avx2$(::<$($t),+>)?($($arg),*) },
+                _ => body$(::<$($t),+>)?($($arg),*),
             }
         }
     };

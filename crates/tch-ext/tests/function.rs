@@ -141,7 +141,9 @@ fn a_saved_tensor_is_found_as_it_was_or_not_at_all() {
         let (saved, copy) = (Saved::new(x.detach()), Saved::new(x.copy()));
         assert_eq!(saved.get(), &x);
         change(&mut x);
-        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| saved.get().numel())).is_err());
+        for saved in [saved.share(), saved] {
+            assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| saved.get().numel())).is_err());
+        }
         assert_eq!(copy.get().numel(), 4);
     }
 }

@@ -29,7 +29,7 @@ pub(crate) fn save(ended: &[&Ended], runs: &Path, to: &Path) -> Result<usize> {
         let hash = e.settings.hash();
         let files = match &e.outcome {
             Ok((found, dir)) => finished(found, dir).with_context(|| hash.clone())?,
-            Err(failure) if failure.diverged => diverged(&runs.join(&hash))?,
+            Err(failure) if failure.diverged => diverged(&e.settings.home(runs))?,
             Err(_) => Vec::new(),
         };
         saved += usize::from(!files.is_empty());

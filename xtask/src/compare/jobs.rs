@@ -1,6 +1,6 @@
 //! Which runs a plan means.
 
-use super::plan::{FULL, NONE, Parts, Plan, split};
+use super::plan::{NONE, Parts, Plan, is_full, split};
 use super::run::{Federation, Fingerprint, Measure, Settings};
 use super::split::Parts as Split;
 use anyhow::Result;
@@ -36,6 +36,7 @@ impl Grid<'_> {
             start: None,
             rank: None,
             alpha: None,
+            point: None,
             lr: None,
             seed: None,
             epochs: plan.epochs,
@@ -68,7 +69,7 @@ impl Grid<'_> {
         seed: u64,
     ) -> Settings {
         let Parts { recipe, start, rule } = split(variant);
-        let full = recipe == FULL;
+        let full = is_full(recipe);
         let (clients, rounds) = (self.plan.clients, self.plan.rounds);
         Settings {
             variant: recipe.to_owned(),
@@ -76,6 +77,7 @@ impl Grid<'_> {
             federation: rule.map(|rule| Federation { rule: rule.to_owned(), clients, rounds }),
             rank: (!full).then_some(rank),
             alpha: (!full).then_some(alpha),
+            point: full.then_some((rank, alpha)),
             lr: Some(lr),
             seed: Some(seed),
             layers: if full { self.plan.full_layers.clone() } else { Vec::new() },
@@ -119,10 +121,13 @@ impl Grid<'_> {
             for set in &self.sets {
                 for variant in self.variants() {
                     let lr = lr(&set.0, variant);
-                    let points = plan.ranks.iter().flat_map(|&rank| {
+                    let mut points = plan.ranks.iter().flat_map(|&rank| {
                         plan.alphas.iter().filter_map(move |alpha| Some((rank, alpha.at(rank)?)))
                     });
-                    let mut points: Vec<_> = if variant == FULL { vec![(1, 1.0)] } else { points.collect() };
+                    let mut points: Vec<_> = match is_full(split(variant).recipe) {
+                        true => vec![points.next().unwrap_or((1, 1.0))],
+                        false => points.collect(),
+                    };
                     // Two alphas may be one at a rank, wherever they stand.
                     let mut seen = BTreeSet::new();
                     points.retain(|(rank, alpha)| seen.insert((*rank, alpha.to_bits())));
@@ -206,13 +211,20 @@ pub(crate) mod tests {
     #[test]
     fn every_point_once_and_peers_behind_ours() {
         let plan = plan(
-            "variants = ['none', 'lora', 'qlora@loftq', 'full']\nranks = [4, 8]\nalphas = [16, 'r']\n\
+            "variants = ['none', 'lora', 'qlora@loftq', 'full', 'qlora+full']\nranks = [4, 8]\nalphas = [16, 'r']\n\
              learning_rates = [1e-3, 1e-4]\nseeds = [1, 2, 3]\npeers = ['lora']\npeer_ranks = [8]",
         );
         let grid = grid(&plan);
         let jobs = grid.grid(|_, variant| if variant == "full" { 1e-5 } else { 1e-3 });
-        // A set and a seed: LoRA and LoftQ at 2 ranks and 2 alphas, full once, the peer at one rank.
-        assert_eq!(jobs.len(), 2 * 3 * (4 + 4 + 1 + 2));
+        // A set and a seed: LoRA and LoftQ at 2 ranks and 2 alphas, full once in each storage, the peer at one rank.
+        assert_eq!(jobs.len(), 2 * 3 * (4 + 4 + 1 + 1 + 2));
+        for job in jobs.iter().filter(|job| job.settings.variant.contains("full")) {
+            let steps =
+                job.settings.steps(std::path::Path::new("run"), std::path::Path::new("general.jsonl"));
+            assert!(
+                steps.iter().all(|step| step.name != "inspect" && !step.args.contains(&"--rank".to_owned()))
+            );
+        }
         let hashes: BTreeSet<_> = jobs.iter().map(|j| j.settings.hash()).collect();
         assert_eq!(hashes.len(), jobs.len(), "no two runs are one");
         let at = jobs.iter().position(|j| j.ours.is_some()).unwrap();
@@ -221,7 +233,7 @@ pub(crate) mod tests {
         // What is chosen by must not be what is judged by.
         assert!(jobs.iter().all(|j| j.settings.train.sha256.ends_with("-train")));
         let tuning = grid.tuning();
-        assert_eq!(tuning.len(), 2 * 3 * 2);
+        assert_eq!(tuning.len(), 2 * 4 * 2);
         assert!(tuning.iter().all(|j| j.settings.held_out.sha256.ends_with("-validation")));
         assert!(tuning.iter().all(|j| j.settings.train.sha256.ends_with("-fit")));
     }

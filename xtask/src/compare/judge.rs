@@ -69,6 +69,7 @@ mod tests {
             judged(&[("none", &[9]), ("full", &[9]), ("lora", &[6]), ("dora", &[7]), ("lora (peft)", &[9])]);
         let best: Vec<_> = cells.iter().map(|cell| cell.best).collect();
         assert_eq!(best, [false, false, false, true, false]);
+        assert!(judged(&[("lora", &[6]), ("qlora+full", &[9])])[0].best);
         let behind: Vec<_> = cells.iter().map(|cell| cell.behind.map(|b| (b.mean * 10.0).round())).collect();
         assert_eq!(behind, [Some(2.0), Some(2.0), Some(-1.0), None, Some(2.0)]);
     }

@@ -7,6 +7,7 @@ mod carry_tests;
 mod child;
 mod foresee;
 mod gather;
+mod identity;
 mod jobs;
 mod judge;
 mod machines;

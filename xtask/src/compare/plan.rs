@@ -1,5 +1,6 @@
 //! What is to be compared: a TOML file, or the plan built in.
 
+use super::identity;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -107,7 +108,7 @@ fn yes() -> bool {
     true
 }
 
-/// Trains the layers' own weights: the ceiling. No adapter, and no rank.
+/// Trains the layers' own weights, in other parts' company too: the ceiling. No adapter, and no rank.
 pub(crate) const FULL: &str = "full";
 /// No training: the floor.
 pub(crate) const NONE: &str = "none";
@@ -120,6 +121,11 @@ pub(crate) struct Parts<'a> {
     pub(crate) recipe: &'a str,
     pub(crate) start: Option<&'a str>,
     pub(crate) rule: Option<&'a str>,
+}
+
+/// Whether a recipe trains the layers' own weights, however the base is kept.
+pub(crate) fn is_full(recipe: &str) -> bool {
+    recipe.split('+').any(|part| part.trim() == FULL)
 }
 
 /// A variant's parts.
@@ -219,12 +225,13 @@ impl Plan {
         for (name, len) in lists {
             refuse(len == 0, format!("{name}: the list is empty, so there is nothing to run"));
         }
-        let ranked = self.variants.iter().any(|v| ![FULL, NONE].contains(&v.as_str()));
+        let ranked = self.variants.iter().any(|v| v != NONE && !is_full(split(v).recipe));
         refuse(
             ranked && self.ranks.is_empty(),
             "ranks: the list is empty, so there is nothing to run".into(),
         );
-        twice_in("variants", &self.variants, &mut refuse);
+        let variants: Vec<_> = self.variants.iter().map(|spelt| identity::variant(spelt)).collect();
+        twice_in("variants", &variants, &mut refuse);
         twice_in("ranks", &self.ranks, &mut refuse);
         twice_in("seeds", &self.seeds, &mut refuse);
         twice_in(
@@ -260,10 +267,8 @@ impl Plan {
                     RULES.join(", ")
                 ),
             );
-            refuse(
-                [FULL, NONE].contains(&split(variant).recipe),
-                format!("variants: {variant} has no adapter"),
-            );
+            let recipe = split(variant).recipe;
+            refuse(recipe == NONE || is_full(recipe), format!("variants: {variant} has no adapter"));
         }
         if let Some((variant, _)) = federated.first() {
             refuse(self.clients < 2, format!("clients: {variant} needs two and more"));
@@ -271,8 +276,8 @@ impl Plan {
         }
         for peer in &self.peers {
             let federated = split(peer).rule.is_some();
-            let quantised =
-                federated || peer.contains("qlora") || peer.contains('@') || peer == FULL || peer == NONE;
+            let alone = peer == NONE || is_full(split(peer).recipe);
+            let quantised = federated || peer.contains("qlora") || peer.contains('@') || alone;
             refuse(!self.variants.contains(peer), format!("peers: {peer} is not among the variants"));
             refuse(quantised, format!("peers: {peer} has no counterpart there; use lora, rslora or dora"));
         }
@@ -349,13 +354,13 @@ mod tests {
             assert!(faults.contains(part), "{part} in {faults}");
         }
         let plan = Plan::parse(
-            "name = 'x'\ndata = ['a']\nvariants = ['lora by fedfoo', 'full by ffa']\nranks = [8]\n\
-             learning_rates = [1e-3]\nseeds = [1]\npeers = ['lora by fedfoo']",
+            "name = 'x'\ndata = ['a']\nvariants = ['lora by fedfoo', 'dora+full by ffa', 'full+dora by ffa']\n\
+             ranks = [8]\nlearning_rates = [1e-3]\nseeds = [1]\npeers = ['lora by fedfoo']",
         );
         let faults = plan.unwrap().faults().join("\n");
-        for part in
-            ["fedfoo is none of", "full by ffa has no adapter", "clients:", "rounds:", "no counterpart"]
-        {
+        let wanted =
+            ["fedfoo is none of", "dora+full by ffa has no adapter", "full+dora by ffa is there twice"];
+        for part in wanted.iter().chain(&["clients:", "rounds:", "no counterpart"]) {
             assert!(faults.contains(part), "{part} in {faults}");
         }
         assert!(Plan::parse("nmae = 'x'").unwrap_err().to_string().contains("nmae"));

@@ -1,6 +1,6 @@
 //! What a comparison found: what the reports are made from, and `results.json`.
 
-use super::plan::{FULL, NONE};
+use super::plan::{NONE, is_full, split};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -46,7 +46,7 @@ pub(crate) struct Cell {
     pub(crate) set: String,
     /// `lora`, `qlora+dora`, `none`, `full`, ...; `lora (peft)` for a peer's.
     pub(crate) method: String,
-    /// None for `none` and `full`.
+    /// None for `none`, and where `full` is a part.
     pub(crate) rank: Option<u64>,
     pub(crate) alpha: Option<f64>,
     pub(crate) lr: Option<f64>,
@@ -71,7 +71,7 @@ pub(crate) struct Cell {
 impl Cell {
     /// Not the floor, nor the ceiling.
     pub(crate) fn is_adapter(&self) -> bool {
-        ![NONE, FULL].contains(&self.method.as_str())
+        self.method != NONE && !is_full(split(&self.method).recipe)
     }
 
     pub(crate) fn is_peer(&self) -> bool {

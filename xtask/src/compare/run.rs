@@ -1,6 +1,6 @@
 //! One run: its settings, and the command lines that they mean.
 
-use super::plan::{FULL, NONE};
+use super::plan::{self, NONE};
 use crate::cache;
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -17,12 +17,15 @@ pub(crate) struct Settings {
     pub(crate) train: Fingerprint,
     pub(crate) held_out: Fingerprint,
     pub(crate) set: String,
-    /// As in `lora train`, or [`NONE`], or [`FULL`].
+    /// As in `lora train`, or [`NONE`].
     pub(crate) variant: String,
     /// LoftQ, ... by `lora init`.
     pub(crate) start: Option<String>,
     pub(crate) rank: Option<u64>,
     pub(crate) alpha: Option<f64>,
+    /// Where there is no rank, the first rank and alpha of the plan: older builds knew some of these runs by them.
+    #[serde(skip)]
+    pub(crate) point: Option<(u64, f64)>,
     pub(crate) lr: Option<f64>,
     pub(crate) seed: Option<u64>,
     pub(crate) epochs: f64,
@@ -108,12 +111,6 @@ pub(crate) struct Step {
 }
 
 impl Settings {
-    /// Letters and digits.
-    pub(crate) fn hash(&self) -> String {
-        let text = serde_json::to_string(self).unwrap_or_default();
-        cache::hex(&Sha256::digest(text))[..16].to_owned()
-    }
-
     /// A line for people.
     pub(crate) fn title(&self) -> String {
         let start = self.start.as_ref().map_or(String::new(), |s| format!("@{s}"));
@@ -221,7 +218,7 @@ impl Settings {
             let args =
                 [words(&["eval"]), loaded, words(&["--data", &data, "--max-tokens", "0", "--json"])].concat();
             steps.push(Step { name: "general", args });
-            if trained && self.variant != FULL {
+            if trained && !plan::is_full(&self.variant) {
                 let args = words(&["inspect", &adapter, "--model", &model, "--spectrum", "--json"]);
                 steps.push(Step { name: "inspect", args });
             }

@@ -30,7 +30,13 @@ pub(crate) struct Runner {
 }
 
 impl Runner {
+    /// Where the run lies.
     pub(crate) fn dir(&self, settings: &Settings) -> PathBuf {
+        settings.home(&self.runs)
+    }
+
+    /// Where it is put.
+    fn place(&self, settings: &Settings) -> PathBuf {
         self.runs.join(settings.hash())
     }
 
@@ -90,7 +96,7 @@ impl Runner {
                 self.anew(ours, None)?;
             }
         }
-        let home = self.dir(settings);
+        let home = self.place(settings);
         if self.found(settings).is_none() {
             return self.carry_out(settings, ours, &home);
         }
@@ -118,7 +124,7 @@ impl Runner {
             }
         }
         // As it is typed where the run lies in the end.
-        let [here, home] = [dir, self.dir(settings).as_path()].map(|dir| dir.display().to_string());
+        let [here, home] = [dir, self.place(settings).as_path()].map(|dir| dir.display().to_string());
         let typed = |command: &Command| self.typed(command).replace(&here, &home);
         let script: Vec<_> = commands.iter().map(|(_, command)| typed(command)).collect();
         fs::write(dir.join("run.sh"), script.join("\n") + "\n")?;

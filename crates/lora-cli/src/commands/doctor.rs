@@ -4,7 +4,7 @@ use anyhow::Result;
 use lora::tch_ext::{self, CudaState};
 use tch::{Device, Kind, Tensor};
 
-use super::say;
+use super::{emit, say};
 
 /// Say what was found (libtorch, processor, GPU, threads), and what is wrong
 #[derive(clap::Args)]
@@ -72,7 +72,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let mut object: serde_json::Map<_, _> =
             rows.into_iter().map(|(name, value)| (name.replace(' ', "_"), value.into())).collect();
         object.insert("wrong".into(), wrong.into());
-        say!("{}", serde_json::Value::Object(object));
+        emit(serde_json::Value::Object(object));
         return Ok(());
     }
     rows.iter().for_each(|(name, value)| say!("{name:16} {value}"));

@@ -1,17 +1,19 @@
 //! `lora eval`
 
+mod former;
 mod rows;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Result;
 use lora::tch_ext::memory;
-use lora::train::{Classified, DataOptions, Dataset, Evaluation, labels_of, macro_f1, reference};
+use lora::train::{Classified, DataOptions, Dataset, Evaluation, Long, labels_of, macro_f1, reference};
 use lora::{Error, OutputFile};
 
-use super::say;
+use super::{emit, say};
 use crate::open::ModelArgs;
+use crate::paths;
 
 /// Measure a model, with or without an adapter, on held-out rows: loss, and right answers
 #[derive(clap::Args)]
@@ -66,22 +68,29 @@ const MOST_LABELS: usize = 64;
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let begin = Instant::now();
-    let whole = |path: &Option<PathBuf>| path.as_ref().map(std::path::absolute).transpose();
-    if let (Ok(Some(rows)), Ok(Some(trace))) = (whole(&args.rows), whole(&args.trace))
-        && rows == trace
-    {
-        return Err(Error::usage("--rows and --trace are one file").into());
+    let outputs = [("--rows", args.rows.as_deref()), ("--trace", args.trace.as_deref())];
+    let inputs = [
+        ("the data", Some(args.data.as_path())),
+        ("the model", Some(args.model.model.as_path())),
+        ("the adapter", args.adapter.as_deref()),
+    ];
+    paths::apart(&outputs, &inputs)?;
+    for output in outputs {
+        paths::spares(output, &inputs)?;
+        former::check(output)?;
     }
     let opened = args.model.open(args.adapter.as_deref(), &args.variant)?;
+    opened.tell_of(args.adapter.as_deref());
     let loaded = begin.elapsed().as_secs_f64();
     let context = usize::try_from(opened.checkpoint.config().max_positions).unwrap_or(usize::MAX);
-    let options = DataOptions { max_length: context, truncate: false };
+    let options = DataOptions { max_length: context, long: Long::Refused };
     let mut data = Dataset::read(&args.data, &opened.tokenizer, options)?;
     data.keep_first(args.limit);
     let labels = args.labels(&data)?;
     data.check(opened.checkpoint.config().vocab_size)?;
-    let [rows_file, trace] = [("--rows", &args.rows), ("--trace", &args.trace)]
-        .map(|(option, path)| args.begun(option, path.as_deref()));
+    // That one cannot be written is found now and not in the end.
+    let [rows_file, trace] =
+        [&args.rows, &args.trace].map(|path| path.as_deref().map(OutputFile::create).transpose());
     let (rows_file, trace) = (rows_file?, trace?);
     if let Some(file) = trace {
         args.trace(file, &opened.tokenizer, &data, &labels)?;
@@ -113,7 +122,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         object["load_seconds"] = loaded.into();
         object["seconds"] = seconds.into();
         object["peak_bytes"] = memory::process().map(|m| m.peak).into();
-        say!("{object}");
+        emit(object);
         return Ok(());
     }
     say!("rows        {}", evaluation.examples);
@@ -132,16 +141,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 impl Args {
-    /// An option's file, begun: that it cannot be written is found now and not in the end.
-    fn begun(&self, option: &str, path: Option<&Path>) -> Result<Option<OutputFile>> {
-        let Some(path) = path else { return Ok(None) };
-        let whole = |path: &Path| std::fs::canonicalize(path).ok();
-        if whole(path).is_some_and(|file| whole(&self.data) == Some(file)) {
-            return Err(Error::usage(format!("{option} would replace the data")).at(path.display()).into());
-        }
-        Ok(Some(OutputFile::create(path)?))
-    }
-
     /// The labels, each row's own among them.
     fn labels(&self, data: &Dataset) -> Result<Vec<String>> {
         match self.labels.iter().map(String::as_str).collect::<Vec<_>>()[..] {

@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use lora::model::{Gguf, GgufKind, GgufOut, OnDisk};
-use lora::{Error, Linears, VARIANTS};
+use lora::{Error, Linears, Recipe, VARIANTS};
 use tch::{Kind, Tensor};
 
 use super::say;
 use crate::open::ADAPTER;
+use crate::origin;
+use crate::paths;
 
 /// Write an adapter, or a merged model, as a GGUF file for llama.cpp
 #[derive(clap::Args)]
@@ -48,6 +50,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let out = ("--out", Some(args.out.as_path()));
+    let inputs = [("the model", Some(args.model.as_path())), ("the adapter", args.adapter.as_deref())];
+    paths::apart(&[out], &inputs)?;
+    paths::spares(out, &inputs)?;
     if args.out.exists() && !args.overwrite {
         return Err(Error::usage("is there already")
             .at(args.out.display())
@@ -87,6 +93,7 @@ fn adapter(args: &Args, folder: &Path) -> Result<()> {
         params.entry(p.module).or_default().insert(p.name.to_owned(), p.tensor.detach());
     }
     let checkpoint = lora::open(&args.model)?;
+    origin::tell(folder, checkpoint.as_ref(), None);
     let mut out = GgufOut::new(checkpoint.config(), args.kind());
     out.text("general.type", "adapter");
     out.text("adapter.type", "lora");
@@ -128,6 +135,9 @@ fn merged(args: &Args) -> Result<()> {
         model.check()?;
     }
     let checkpoint = lora::open(&args.model)?;
+    if let Some(folder) = &args.adapter {
+        origin::tell(folder, checkpoint.as_ref(), Some((&Recipe::default(), Some(false))));
+    }
     let layers: BTreeMap<_, _> = model.linears().into_iter().collect();
     let base = if args.model.is_dir() { None } else { Some(Gguf::open(&args.model)?) };
     let mut out = match &base {

@@ -7,7 +7,7 @@ use anyhow::Result;
 use lora::Error;
 use lora::model::{Message, Sampling, generate};
 
-use super::{say, told};
+use super::{emit, told};
 use crate::open::ModelArgs;
 
 /// Answer a prompt, with or without an adapter
@@ -61,6 +61,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return Err(Error::usage("the prompt is empty").hint("give --prompt TEXT or standard input").into());
     }
     let opened = args.model.open(args.adapter.as_deref(), &args.variant)?;
+    opened.tell_of(args.adapter.as_deref());
     let tokenizer = &opened.tokenizer;
     let ids = match tokenizer.chat_template().filter(|_| !args.raw) {
         Some(template) => {
@@ -95,7 +96,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return Err(e.into());
     }
     put(stream.finish()?);
-    say!();
+    emit("");
     Ok(())
 }
 

@@ -14,6 +14,8 @@ use tch::{Kind, Tensor};
 use super::say;
 use super::train::is_adapter_file;
 use crate::open::{ADAPTER, kind_of};
+use crate::origin::{Origin, TRAINING};
+use crate::paths;
 use crate::settings::MethodArgs;
 
 /// Split a model into a base and the adapter to start from: LoftQ, PiSSA, OLoRA
@@ -55,12 +57,16 @@ pub(crate) struct Args {
 const BASE: &str = "base";
 const FOLDER: &str = "adapter";
 
-/// What a folder written by `init` may hold.
-fn is_ours(path: &Path) -> bool {
-    path.strip_prefix(BASE).is_ok_and(is_model_file) || path.strip_prefix(FOLDER).is_ok_and(is_adapter_file)
+/// What `init` writes of the model at `source` into the folder `out`.
+fn is_ours(source: &Path, out: &Path) -> impl Fn(&Path) -> bool + use<> {
+    let of_base = is_model_file(source, &out.join(BASE));
+    move |path: &Path| {
+        path.strip_prefix(BASE).is_ok_and(&of_base) || path.strip_prefix(FOLDER).is_ok_and(is_adapter_file)
+    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    paths::apart(&[("--out", Some(args.out.as_path()))], &[("the model", Some(args.model.as_path()))])?;
     let start: Start = args.method.init.parse()?;
     let recipe = Recipe::parse(&args.method.variant, VARIANTS)?;
     let config = args.method.adapter_config()?;
@@ -79,7 +85,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let chosen: BTreeMap<String, _> = chosen.into_iter().map(|s| (format!("{}.weight", s.name), s)).collect();
 
-    let out = OutputFolder::create(&args.out, args.overwrite, is_ours)?;
+    let out = OutputFolder::create(&args.out, args.overwrite, is_ours(&args.model, &args.out))?;
     let kind = kind_of(&args.dtype);
     let given = RefCell::new(BTreeMap::new());
     let sums = RefCell::new((0.0, 0.0));
@@ -97,7 +103,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let pack =
         Pack { storage: recipe.storage(), skip: &[], seen: &|_: &str, _: &Tensor, _: &dyn BaseWeight| {} };
     let base_path = out.path().join(BASE);
-    let base = OutputFolder::create(&base_path, false, is_model_file)?;
+    let base = OutputFolder::create(&base_path, false, is_model_file(&args.model, &base_path))?;
     Export {
         checkpoint: checkpoint.as_ref(),
         tokenizer: tokenizer.as_ref(),
@@ -108,6 +114,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     .write(&base)?;
     base.commit()?;
 
+    let origin = Origin::of(lora::open(&base_path)?.as_ref(), None).started(Some(start.to_string()));
     let mut model = OnDisk::new(lora::open(&base_path)?, Kind::Float)?;
     lora::attach_from(&mut model, ADAPTER, &recipe, &config, &given.into_inner())?;
     model.check()?;
@@ -115,6 +122,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let config = AdapterConfig { base_model: base, ..lora::targets_by_name(&model, &config)? };
     let adapter = OutputFolder::create(&out.path().join(FOLDER), false, is_adapter_file)?;
     lora::save(&model, ADAPTER, &recipe, &config, VARIANTS, adapter.path())?;
+    let told = serde_json::json!({
+        "program": concat!("lora ", env!("CARGO_PKG_VERSION")),
+        "variant": recipe.to_string(),
+        "model": args.model.display().to_string(),
+        "base": origin,
+    });
+    adapter.write(TRAINING, format!("{told:#}\n"))?;
     adapter.commit()?;
     out.commit()?;
     let ((plain, error), n) = (sums.into_inner(), chosen.len() as f64);

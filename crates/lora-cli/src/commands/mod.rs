@@ -13,20 +13,39 @@ pub(crate) mod quantize;
 pub(crate) mod train;
 pub(crate) mod variants;
 
+use std::fmt;
 use std::io::Write;
 use std::sync::OnceLock;
 
 use anyhow::Result;
 use lora::Error;
 
-/// Prints a line.
+/// Prints lines for people, made harmless by [`shown`].
 macro_rules! say {
-    ($($arg:tt)*) => {{
-        use std::io::Write;
-        crate::commands::told(writeln!(std::io::stdout(), $($arg)*));
-    }};
+    ($($arg:tt)*) => { crate::commands::tell(format_args!($($arg)*)) };
 }
 pub(crate) use say;
+
+/// What [`say!`] does.
+pub(crate) fn tell(text: fmt::Arguments<'_>) {
+    emit(shown(&text.to_string()));
+}
+
+/// Prints a line for programs, as it is.
+pub(crate) fn emit(line: impl fmt::Display) {
+    told(writeln!(std::io::stdout(), "{line}"));
+}
+
+/// Says lines for people on standard error, beside the output.
+pub(crate) fn aside(text: impl fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{}", shown(&text.to_string()));
+}
+
+/// What is said may quote a file's words: nothing in them moves the terminal's cursor. Lines are ours: what clients of a
+/// federation say has none left.
+pub(crate) fn shown(text: &str) -> String {
+    text.split('\n').map(lora::fed::plain).collect::<Vec<_>>().join("\n")
+}
 
 /// Why standard output did not take what it was given, the first time.
 static LOST: OnceLock<String> = OnceLock::new();

@@ -7,7 +7,7 @@ use lora::Error;
 use lora::model::StepSize;
 use lora::train::{Fit, Load, Plan, Planner, Setting, TrainConfig, may_share};
 
-use super::say;
+use super::{emit, say};
 use crate::open::ModelArgs;
 use crate::planning::{self, Size, Way};
 use crate::settings::{MethodArgs, TrainingArgs};
@@ -21,7 +21,8 @@ use crate::settings::{MethodArgs, TrainingArgs};
 
 It takes `lora train`'s options of model, method and training; `lora train` plans the same before it loads the model, and
 with --auto chooses the fastest setting that fits. Every number is counted from the configuration; the time is an estimate, to compare by. Rows that begin alike are
-counted as they are trained without --dp-epsilon: the beginning once.")]
+counted as they are trained without --dp-epsilon: the beginning once. Where nothing fits it says so behind the plan, and
+the exit code is 2, as `lora train --auto`'s.")]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -53,6 +54,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let training = args.training.train_config()?;
     let (checkpoint, tokenizer) = args.model.checkpoint()?;
     let context = checkpoint.config().max_positions;
+    args.training.step.text.tell_longest(context);
     let data =
         args.data.as_ref().map(|path| args.training.step.text.read(path, &tokenizer, context)).transpose()?;
     let length = match (&data, args.length) {
@@ -82,7 +84,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let fastest = planning::fastest(&ways, &planners, &load, limit);
     let rows = rows(&ways, &planners, &load, &training, (length, context, limit));
     if args.json {
-        let fastest = fastest.ok().map(|fit| {
+        let chosen = fastest.as_ref().ok().map(|fit| {
             let Setting { planner, recompute, batch_size, accumulate } = fit.setting;
             serde_json::json!({
                 "weights": ways[planner].name, "recompute": recompute, "batch_size": batch_size,
@@ -90,31 +92,23 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             })
         });
         let rows: Vec<_> = rows.iter().map(|row| row.json(fit.effort)).collect();
-        say!(
-            "{}",
-            serde_json::json!({
-                "bytes": fit.plan.total(), "parts": fit.plan, "limit": limit, "fastest": fastest,
-                "settings": rows,
-            })
-        );
-        return Ok(());
+        emit(serde_json::json!({
+            "bytes": fit.plan.total(), "parts": fit.plan, "limit": limit, "fastest": chosen, "settings": rows,
+        }));
+        return Ok(fastest.map(drop)?);
     }
     print_parts(&fit.plan, limit);
     say!("\nwhat fits in {:.2} GB (the time is an estimate)", gb(limit));
     say!("  weights    recompute     memory   time   texts of {length} at once   longest text");
     rows.iter().for_each(|row| row.print(fit.effort, context));
-    match fastest {
-        Ok(fit) => {
-            let Setting { planner, recompute, batch_size, accumulate } = fit.setting;
-            say!(
-                "\nfastest   {} weights, {accumulate} x {batch_size} texts a step, --recompute {recompute}: {:.2} GB \
-                 (`lora train --auto` does it)",
-                ways[planner].name,
-                gb(fit.plan.total())
-            );
-        }
-        Err(e) => say!("\n{e}"),
-    }
+    let fastest = fastest?;
+    let Setting { planner, recompute, batch_size, accumulate } = fastest.setting;
+    say!(
+        "\nfastest   {} weights, {accumulate} x {batch_size} texts a step, --recompute {recompute}: {:.2} GB \
+         (`lora train --auto` does it)",
+        ways[planner].name,
+        gb(fastest.plan.total())
+    );
     Ok(())
 }
 

@@ -11,7 +11,8 @@ use tch::Tensor;
 
 use super::say;
 use crate::open::kind_of;
-use crate::rounding::Rounding;
+use crate::paths;
+use crate::rounding::{self, Rounding};
 
 /// Write a model in 4 bits, as bitsandbytes does: transformers and `lora train` load it as it is
 #[derive(clap::Args)]
@@ -47,12 +48,15 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    paths::apart(&[("OUT", Some(args.out.as_path()))], &[("the model", Some(args.model.as_path()))])?;
     let single = if args.no_double_quant { "single" } else { "" };
     let options = Options::parse(&format!("{}:{}:{single}", args.code, args.block_size))?;
     memory::manage();
     let checkpoint = lora::open(&args.model)?;
     let tokenizer = if args.model.is_dir() { None } else { Some(Tokenizer::open(&args.model)?) };
-    let out = OutputFolder::create(&args.out, args.overwrite, is_model_file)?;
+    let ours = is_model_file(&args.model, &args.out);
+    let out = OutputFolder::create(&args.out, args.overwrite, ours)?;
+    rounding::tell_twice(checkpoint.as_ref());
     let rounding = Rounding::default();
     let seen = |_: &str, weight: &Tensor, kept: &dyn BaseWeight| rounding.add(weight, kept, None);
     Export {

@@ -1,24 +1,25 @@
 //! `lora train`
 
 mod record;
+mod trace;
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
 use lora::model::{Keep, parameters};
-use lora::train::{Batches, Dataset, Event, Fit, Load, SavePoint, Setting, TrainConfig, may_share};
+use lora::train::{Event, Fit, Load, SavePoint, Setting, TrainConfig, may_share};
 use lora::{AdapterConfig, Error, OutputFolder, Recipe, VARIANTS};
 
 use super::{bare, say};
-use crate::open::{ADAPTER, ModelArgs, grouped};
+use crate::open::{ADAPTER, ModelArgs, chosen, grouped, share};
+use crate::origin::TRAINING;
 use crate::planning::{self, Size, Way};
 use crate::privacy::{PrivacyArgs, ledger_of};
 use crate::profile::Profile;
 use crate::progress::Progress;
 use crate::settings::{MethodArgs, TrainingArgs};
+use crate::stop::Heard;
 
 /// Train an adapter on a JSONL file
 #[derive(clap::Args)]
@@ -76,8 +77,8 @@ pub(crate) struct Args {
     /// Write the adapter as it starts and every step's texts as token ids and labels: to repeat the run elsewhere
     #[arg(long, value_name = "FOLDER", help_heading = "Training")]
     trace: Option<PathBuf>,
-    /// Write the run down to OUT.resume.safetensors every so many steps: killed, the same command goes on from there, to
-    /// the adapter that it would have come to
+    /// Write the run down to OUT.resume.safetensors every so many steps, and where it is stopped (Ctrl-C, SIGTERM): the same
+    /// command goes on from there, killed or stopped, to the adapter that it would have come to
     #[arg(long, value_name = "STEPS", help_heading = "Training", value_parser = clap::value_parser!(u64).range(1..))]
     #[arg(conflicts_with_all = ["dp_epsilon", "trace", "auto"])]
     save_every: Option<u64>,
@@ -92,6 +93,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let begin = Instant::now();
     // What is cheap to check comes first; the weights come last.
+    args.apart()?;
     if args.training.eval_every.is_some() && args.eval.is_none() {
         return Err(Error::usage("--eval-every without held-out rows").hint("give them by --eval").into());
     }
@@ -103,8 +105,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let asked = Way::asked(&args.model, &args.method)?;
     let config = match &args.adapter {
         Some(folder) => {
+            let config = AdapterConfig::read(folder)?;
             lora::weights_file(folder)?;
-            AdapterConfig::read(folder)?
+            chosen(&args.method.variant, Some(&config))?;
+            config
         }
         None => args.method.adapter_config()?,
     };
@@ -114,6 +118,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let (checkpoint, tokenizer) = args.model.checkpoint()?;
     let context = checkpoint.config().max_positions;
+    args.training.step.text.tell_longest(context);
     let data = args.training.step.text.read(&args.data, &tokenizer, context)?;
     let held_out = match &args.eval {
         Some(path) => {
@@ -127,7 +132,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let rows = data.samples.len();
     let terms =
         promise.as_ref().map(|promise| promise.terms(rows, batch, training.steps(rows))).transpose()?;
-    let out = OutputFolder::create(&args.out, args.overwrite, is_adapter_file)?;
+    // Before the saved run is looked at: what lies beside OUT is another's, as long as that one lives.
+    let out = OutputFolder::create(&args.out, args.overwrite, is_adapter_file)?.alone()?;
     let saved = lora::sibling(&args.out, "resume.safetensors");
     if args.save_every.is_none() && saved.exists() {
         return Err(Error::usage("an interrupted run is to go on here, and this one would take its metrics")
@@ -168,7 +174,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         };
         let fit = fit.ok_or_else(|| Error::internal("no plan for this setting"))?;
         let planner = fit.setting.planner;
-        say!("plan      {}", planned(&ways[planner].name, &fit, limit, planners[planner].blocks()));
+        say!("plan      {}", planning::told(&ways[planner].name, &fit, limit, planners[planner].blocks()));
         Some(fit)
     } else {
         None
@@ -179,8 +185,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let Way { recipe, packed, .. } = ways.swap_remove(planner);
 
     if let Some(every) = args.save_every {
-        let run = args.run((&recipe, packed), &config, &training, &data)?;
-        training.save = Some(SavePoint { path: saved.clone(), every, run });
+        let (run, settings) = args.run((&recipe, packed), &config, &training, &data)?;
+        training.save = Some(SavePoint { path: saved.clone(), every, run, settings });
     }
     let done = training.save.as_ref().map(SavePoint::steps).transpose()?.flatten();
     if let Some(done) = done {
@@ -188,6 +194,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
 
     let keep = Keep { storage: recipe.storage(), packed, skip: &args.model.skip };
+    let base = args.base(checkpoint.as_ref(), (&recipe, packed));
     let mut model = args.model.load(checkpoint.as_ref(), keep)?;
     tch::manual_seed(training.seed as i64);
     let mut written = config.clone();
@@ -204,15 +211,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     say!("model     {} ({} parameters, {})", args.model.model.display(), grouped(frozen), args.model.dtype);
     let loaded = begin.elapsed().as_secs_f64();
     if let Some(path) = &args.trace {
-        let folder = OutputFolder::create(path, args.overwrite, |path| {
-            is_adapter_file(path) || path == Path::new(BATCHES)
+        trace::write((path, args.overwrite), (&data, &training), |folder| {
+            lora::save(&model, ADAPTER, &recipe, &written, VARIANTS, folder)
         })?;
-        folder.write_with(BATCHES, |file| batches(file, &data, &training))?;
-        lora::save(&model, ADAPTER, &recipe, &written, VARIANTS, folder.path())?;
-        folder.commit()?;
     }
-    let share = 100.0 * trained as f64 / (frozen + trained) as f64;
-    say!("adapter   {recipe}, rank {}: {} parameters train ({share:.3} %)", config.r, grouped(trained));
+    let share = 100.0 * share(trained, frozen);
+    let ranked = params.iter().any(|p| p.name.starts_with("lora_A"));
+    let rank = if ranked { format!(", rank {}", config.r) } else { String::new() };
+    say!("adapter   {recipe}{rank}: {} parameters train ({share:.3} %)", grouped(trained));
     say!(
         "data      {} rows, {} tokens, {} of them learnt{}",
         data.samples.len(),
@@ -248,6 +254,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let kept = (done.is_none() && args.out.exists()).then_some(earlier.as_path());
     let mut progress = Progress::new(&lora::sibling(&args.out, "metrics.jsonl"), kept, done)?;
     let mut each = |event: &Event| progress.event(event);
+    // What comes before has learnt nothing yet: a signal ends it at once.
+    let heard = Heard::asking(training.stop.get_or_insert_default().clone())?;
     let train = || match &mut release {
         Some(release) => lora::train::train_privately(
             &model,
@@ -263,6 +271,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let (outcome, spent) = if args.profile { Profile::watch(train) } else { (train(), Vec::new()) };
     progress.finish();
     let outcome = outcome?;
+    if let Some(stopped) =
+        args.stopped(&heard, training.save.as_ref(), (outcome.steps, training.steps(rows)))?
+    {
+        return Err(stopped.into());
+    }
 
     let path = out.path().join(ROOM);
     std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
@@ -280,8 +293,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         })),
         _ => None,
     };
-    let summary = args.summary(&recipe, packed, &training, (&outcome, trained, loaded), private.clone());
-    out.write("training.json", summary)?;
+    let outcome_of = (&outcome, trained, loaded);
+    let summary = args.summary((&recipe, packed), &base, &training, outcome_of, private.clone());
+    out.write(TRAINING, summary)?;
     out.commit()?;
     if earlier.exists() {
         std::fs::remove_file(&earlier)
@@ -303,10 +317,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
     }
     say!(
-        "\nloss {:.4} -> {:.4}{} in {} steps, {:.0} s, {:.0} tokens/s",
+        "\nloss {:.4} at first, {:.4} over the last tenth{}, in {} steps, {:.0} s, {:.0} tokens/s",
         outcome.first_loss,
         outcome.last_loss,
-        outcome.eval_loss.map_or(String::new(), |l| format!(", held out {l:.4},")),
+        outcome.eval_loss.map_or(String::new(), |l| format!(", held out {l:.4}")),
         outcome.steps,
         outcome.seconds,
         outcome.tokens as f64 / outcome.seconds.max(1e-9)
@@ -321,45 +335,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// A file that keeps disk space free for the adapter while it trains.
 const ROOM: &str = "space-kept-for-the-adapter";
 
-/// What a folder written by `train` may hold.
+/// What a folder written by `train` may hold. A model card is nothing of that, though PEFT begins one beside each adapter:
+/// people write on.
 pub(crate) fn is_adapter_file(path: &Path) -> bool {
-    let ours = [lora::CONFIG_FILE, lora::WEIGHTS_FILE, "training.json", "README.md"];
+    let ours = [lora::CONFIG_FILE, lora::WEIGHTS_FILE, TRAINING];
     ours.contains(&&*path.to_string_lossy())
-}
-
-/// In a trace, what is read step by step.
-const BATCHES: &str = "batches.jsonl";
-
-fn batches(file: &mut File, data: &Dataset, config: &TrainConfig) -> lora::Result<()> {
-    let mut batches = Batches::new(&data.samples, config.batch_size, config.seed);
-    let write = || {
-        let mut file = BufWriter::new(file);
-        for step in 1..=config.steps(data.samples.len()) {
-            let texts = batches.next_step(config.accumulate).into_iter().flatten();
-            let texts: Vec<_> =
-                texts.map(|s| serde_json::json!({ "ids": s.ids, "labels": s.labels })).collect();
-            writeln!(file, "{}", serde_json::json!({ "step": step, "texts": texts }))?;
-        }
-        file.flush()
-    };
-    write().map_err(|e| Error::io("write", Path::new(BATCHES), e))
-}
-
-/// A plan in a line, with a warning where it will not fit.
-fn planned(way: &str, fit: &Fit, limit: Option<u64>, blocks: usize) -> String {
-    let gb = |bytes: u64| bytes as f64 / 1e9;
-    let Setting { recompute, batch_size, accumulate, .. } = fit.setting;
-    let total = fit.plan.total();
-    let of = limit.map_or_else(String::new, |limit| format!(" of {:.2}", gb(limit)));
-    let too_much = if limit.is_some_and(|limit| !fit.plan.fits(limit)) {
-        "\n          it may not fit: `lora plan` says what does, and --auto chooses it"
-    } else {
-        ""
-    };
-    format!(
-        "{:.2}{of} GB: {way} weights, {accumulate} x {batch_size} texts a step, {} of {blocks} layers \
-         recomputed{too_much}",
-        gb(total),
-        recompute.min(blocks)
-    )
 }

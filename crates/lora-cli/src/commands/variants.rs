@@ -3,7 +3,7 @@
 use anyhow::Result;
 use lora::{Part, VARIANTS};
 
-use super::say;
+use super::{emit, say};
 
 /// List the methods, and which hole of the formula each fills
 #[derive(clap::Args)]
@@ -27,7 +27,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         if args.json {
             let row = serde_json::json!({ "name": v.name, "hole": hole, "about": v.about, "paper": v.paper,
                 "peft_flag": v.flag });
-            say!("{row}");
+            emit(row);
         } else {
             say!("{:8} {hole:8} {}", v.name, v.about);
             if !v.paper.is_empty() {

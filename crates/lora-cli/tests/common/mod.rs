@@ -113,9 +113,14 @@ impl Bench {
 
     /// Starts the program, as [`lora`](Self::lora) runs it, to be killed.
     pub(crate) fn start(&self, words: &str) -> std::process::Child {
+        self.start_into(words, Stdio::null())
+    }
+
+    /// As [`start`](Self::start), with standard error going elsewhere.
+    pub(crate) fn start_into(&self, words: &str, stderr: Stdio) -> std::process::Child {
         let mut command = std::process::Command::new(program());
         command.current_dir(self.0.path()).args(words.split_whitespace()).envs(QUIET);
-        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+        command.stdout(Stdio::null()).stderr(stderr).spawn().unwrap()
     }
 
     /// As [`lora`](Self::lora), with standard output going elsewhere.
@@ -148,4 +153,11 @@ impl Run {
         assert_eq!(self.code, Some(0), "{}", self.err);
         self.out
     }
+}
+
+/// Runs what must end with this code and say all of this.
+pub(crate) fn refused(bench: &Bench, words: &str, code: i32, said: &[&str]) {
+    let run = bench.lora(words);
+    assert_eq!(run.code, Some(code), "{words}: {}{}", run.out, run.err);
+    assert!(said.iter().all(|said| run.err.contains(said)), "{words}: {}", run.err);
 }

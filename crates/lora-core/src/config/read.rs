@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{AdapterConfig, CONFIG_FILE, Init};
+use super::{AdapterConfig, CONFIG_FILE, IN_PEFT, Init, NOT_IN_PEFT};
 use crate::pairs::{Pairs, Strict};
 use crate::targets::Targets;
 use crate::{Error, ErrorKind, Result};
@@ -125,7 +125,8 @@ impl Fields {
         let mut config = AdapterConfig { task_type: None, trained: true, ..AdapterConfig::default() };
         match self.take("peft_type") {
             None => self.malformed.push("`peft_type` is missing: it must be \"LORA\"".to_owned()),
-            Some(Value::String(kind)) if kind == "LORA" => {}
+            // Which method it is, the switches say: those that PEFT lacks were written as LORA, too.
+            Some(Value::String(kind)) if kind == IN_PEFT || kind == NOT_IN_PEFT => {}
             Some(other) => self.refused.push(format!("`peft_type` is {}: only \"LORA\" is", brief(&other))),
         }
         config.base_model = self.get("base_model_name_or_path", "a string", string);

@@ -1,15 +1,18 @@
 //! What is being written beside its target, and the remnants of writers that were killed.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
+
 use super::sibling;
 use crate::{Error, Result};
 
-/// Longer than a writer needs from making its file or folder to locking it.
+/// Longer than a writer needs from making its file or folder to locking it; one that is gone needs no time.
 const YOUNG: Duration = Duration::from_secs(60);
 
 /// A file or folder that is deleted on drop unless it has been put in place. Locked as long as it lives: what is not
@@ -41,6 +44,16 @@ impl Staged {
 }
 
 impl Staged {
+    /// The process of another that is being written beside `target`. Each locks its own before it looks: of two at least one
+    /// sees the other.
+    pub(super) fn rival(&self, target: &Path) -> Option<i32> {
+        let own = self.path.file_name();
+        beside(target, host()).find_map(|(path, writer)| match writer {
+            Writer::Here(process) if path.file_name() != own && is_held(&path) => Some(process),
+            _ => None,
+        })
+    }
+
     /// What is whole, and could not take its target's place, is never deleted: `error` says where it is.
     pub(super) fn keep(&mut self, target: &Path, error: Error) -> Error {
         self.armed = false;
@@ -98,15 +111,24 @@ fn lock(path: &Path) -> Option<File> {
     Some(file)
 }
 
+/// Whether a process has it, as far as this host sees.
+fn is_held(path: &Path) -> bool {
+    File::open(path).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+}
+
+/// What writers of this host have beside `target`, or left there.
+fn beside(target: &Path, host: u32) -> impl Iterator<Item = (PathBuf, Writer)> {
+    let parent = target.parent().filter(|p| *p != Path::new("")).unwrap_or(Path::new("."));
+    let stem = stem(target);
+    let entries = fs::read_dir(parent).into_iter().flatten().flatten();
+    entries.filter_map(move |entry| Some((entry.path(), Writer::of(&entry.file_name(), &stem, host)?)))
+}
+
 /// Deletes what killed processes of this host left beside `target`. What cannot be deleted stays, and so does what others
 /// have there: over a network a folder's lock is not seen (NFS), and what lives looks like nobody's.
 fn sweep(target: &Path, host: u32) {
-    let parent = target.parent().filter(|p| *p != Path::new("")).unwrap_or(Path::new("."));
-    let stem = stem(target);
-    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if is_remnant(&entry.file_name(), &stem, host)
-            && is_old(&path)
+    for (path, writer) in beside(target, host) {
+        if is_left(&path, writer)
             && !replaces(&path)
             && let Some(lock) = lock(&path)
         {
@@ -115,24 +137,40 @@ fn sweep(target: &Path, host: u32) {
     }
 }
 
-/// `NAME.partial-HOST-PID-N` of this host, or `NAME.partial-PID-N`, as it was before hosts were told apart.
-fn is_remnant(name: &OsStr, stem: &OsStr, host: u32) -> bool {
-    let rest = name.as_encoded_bytes().strip_prefix(stem.as_encoded_bytes());
-    let number = |part: &[u8]| !part.is_empty() && part.iter().all(u8::is_ascii_digit);
-    rest.is_some_and(|rest| {
-        let parts: Vec<&[u8]> = rest.split(|&b| b == b'-').collect();
-        let ours = match &parts[..] {
-            [_, _] => true,
-            [of, _, _] => *of == host.to_string().as_bytes(),
-            _ => false,
-        };
-        ours && parts.into_iter().all(number)
-    })
+/// Who writes, or wrote, what lies beside a target.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Writer {
+    /// A process of this host: `NAME.partial-HOST-PID-N`.
+    Here(i32),
+    /// Of a host that is not known: `NAME.partial-PID-N`, as it was before hosts were told apart.
+    Somewhere,
 }
 
-fn is_old(path: &Path) -> bool {
-    let changed = fs::symlink_metadata(path).and_then(|there| Ok((there.is_symlink(), there.modified()?)));
-    changed.is_ok_and(|(link, time)| !link && time.elapsed().is_ok_and(|age| age > YOUNG))
+impl Writer {
+    /// None for a name of another form, and for other hosts.
+    fn of(name: &OsStr, stem: &OsStr, host: u32) -> Option<Self> {
+        let rest = name.as_encoded_bytes().strip_prefix(stem.as_encoded_bytes())?;
+        let parts: Vec<&str> = std::str::from_utf8(rest).ok()?.split('-').collect();
+        let number = |part: &&str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+        match parts[..] {
+            _ if !parts.iter().all(number) => None,
+            [_, _] => Some(Self::Somewhere),
+            [of, process, _] if of == host.to_string() => process.parse().ok().map(Self::Here),
+            _ => None,
+        }
+    }
+
+    fn is_gone(self) -> bool {
+        let Self::Here(process) = self else { return false };
+        Pid::from_raw(process).is_some_and(|pid| test_kill_process(pid) == Err(Errno::SRCH))
+    }
+}
+
+/// Whether nobody is about to lock it.
+fn is_left(path: &Path, writer: Writer) -> bool {
+    let Ok(there) = fs::symlink_metadata(path) else { return false };
+    let age = || there.modified().ok()?.elapsed().ok();
+    !there.is_symlink() && (writer.is_gone() || age().is_some_and(|age| age > YOUNG))
 }
 
 /// Whether it was to take the place of a folder that lies aside: then it is whole, and its target is gone.

@@ -67,7 +67,8 @@ pub fn save(
         chosen.dedup();
         config.target_modules = Targets::Names(compact_names(&chosen, &all));
     }
-    // PEFT has no switch for another update, and its older versions refuse a key that they do not know.
+    // PEFT has no switch for another update, and cannot read such an adapter. Written as off, in all the others, it would
+    // keep its older versions from reading those.
     let switches = variants.iter().filter(|v| !matches!(v.part, Part::Update(_)));
     let flags: Vec<_> = switches.filter_map(|v| v.flag).collect();
     let text = config.to_json(&flags);

@@ -161,7 +161,7 @@ impl ChatTemplate {
         Ok(once.map(|(before, after)| (before.to_owned(), after.to_owned())))
     }
 
-    fn part(&self, messages: &[Message], prompt: bool) -> Part<String> {
+    pub(super) fn part(&self, messages: &[Message], prompt: bool) -> Part<String> {
         match self.run(messages, prompt, ["", ""]) {
             Ok(text) => Ok(Some(text)),
             // Beyond the limits once is beyond them again, and each time takes its time.

@@ -95,7 +95,16 @@ pub fn open(path: &Path) -> Result<Box<dyn Checkpoint>> {
 /// # Errors
 /// Those of [`open`], and what is wrong with packed weights.
 pub fn open_with(path: &Path, packings: &[&'static dyn Packing]) -> Result<Box<dyn Checkpoint>> {
-    let found = std::fs::metadata(path).map_err(|e| Error::io("open the model", path, e))?;
+    let found = std::fs::metadata(path).map_err(|e| {
+        let e = Error::io("open the model", path, e);
+        match repository(path) {
+            Some((name, model)) => e.hint(format!(
+                "check the path; a repository of Hugging Face's is downloaded first, into a folder that is then the \
+                 model: `hf download {name} --local-dir {model}`"
+            )),
+            None => e,
+        }
+    })?;
     if found.is_dir() {
         return Ok(Box::new(hf::HfCheckpoint::open(path, packings)?));
     }
@@ -108,6 +117,19 @@ pub fn open_with(path: &Path, packings: &[&'static dyn Packing]) -> Result<Box<d
     Err(Error::data("is neither a model folder nor a GGUF file")
         .at(path.display())
         .hint("give the folder that holds config.json and the .safetensors files, or a .gguf file"))
+}
+
+/// A path that looks like the name of a repository, `OWNER/MODEL`, and the model's.
+fn repository(path: &Path) -> Option<(&str, &str)> {
+    let name = path.to_str()?;
+    let (owner, model) = name.split_once('/')?;
+    let plain = |part: &str| {
+        let mut characters = part.chars();
+        characters.next().is_some_and(|c| c.is_ascii_alphanumeric())
+            && characters.all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
+    let named = plain(owner) && plain(model) && !model.ends_with(".gguf");
+    (named && !Path::new(owner).exists()).then_some((name, model))
 }
 
 /// `tensor` in `kind`, if all of it is finite there.

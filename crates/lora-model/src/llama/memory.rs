@@ -74,8 +74,8 @@ pub fn step_memory(
     let lowest = blocks.iter().position(|b| b.trains).unwrap_or(blocks.len());
     let again = step.recompute.min(blocks.len());
     let input = size.of(config.hidden_size);
-    // The inputs of the blocks that run again, and what goes into the first that does not.
-    let inputs = (again as u64 + 1) * input;
+    // The inputs of the blocks that run again, and what goes into the first that is kept.
+    let inputs = (again.saturating_sub(lowest) as u64 + 1) * input;
     let kept = blocks[again.max(lowest)..].iter().map(|b| b.kept).sum::<u64>();
     let all = inputs + kept + size.angles();
 
@@ -100,7 +100,7 @@ pub fn step_memory(
         moment(all, top.backward);
     }
     for (i, block) in blocks.iter().enumerate().take(again).skip(lowest) {
-        moment((i as u64 + 1) * input + size.angles() + block.kept, input + block.backward);
+        moment(((i - lowest) as u64 + 1) * input + size.angles() + block.kept, input + block.backward);
     }
     best
 }

@@ -28,30 +28,39 @@ pub(super) fn backward(
         tch::manual_seed(seed.wrapping_add(i as i64));
         again[i].forward(x, &model.config, &around, None)
     };
+    // Below the first that trains none is run again.
+    let lowest = again.iter().position(Block::trains);
     let mut inputs = Vec::new();
     let mut x = model.embed(texts.ids())?;
+    let guard = tch::no_grad_guard();
     for i in 0..again.len() {
-        let y = tch::no_grad(|| run(i, &x));
-        inputs.push(std::mem::replace(&mut x, y));
+        let y = run(i, &x);
+        let input = std::mem::replace(&mut x, y);
+        if lowest.is_some_and(|lowest| i >= lowest) {
+            inputs.push(input);
+        }
     }
+    drop(guard);
 
-    let lowest = again.iter().position(Block::trains);
     let border = x.detach().set_requires_grad(lowest.is_some());
     drop(x);
+    // Where the gradient comes down to them, if it does.
+    let below = lowest.map(|lowest| (lowest, border.shallow_clone()));
     let labels = labels.reshape(-1);
     let rows = labels.not_equal(IGNORE).nonzero().reshape(-1);
     let targets = labels.index_select(0, &rows);
-    let loss = loss(model, kept, border.shallow_clone(), &around, (&rows, &targets)) * scale;
+    let loss = loss(model, kept, border, &around, (&rows, &targets)) * scale;
     let value = loss.double_value(&[]);
     if !value.is_finite() {
         return Err(Error::non_finite(format!("the loss is {value}")));
     }
     loss.f_backward()?;
 
-    let Some(lowest) = lowest else { return Ok(value) };
+    let Some((lowest, border)) = below else { return Ok(value) };
     let mut dy = border.grad();
     drop(border);
-    for (i, x) in inputs.into_iter().enumerate().skip(lowest).rev() {
+    while let Some(x) = inputs.pop() {
+        let i = lowest + inputs.len();
         let x = x.detach().set_requires_grad(i > lowest);
         let y = run(i, &x);
         with_gradient(&y, dy)?;

@@ -159,8 +159,14 @@ struct Scaled(Option<Tensor>);
 impl Function for Scaled {
     fn backward(&mut self, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
         let _inside = LOSS.enter();
-        vec![grads[0].as_ref().zip(self.0.as_ref()).map(|(g, d)| d * g.to_kind(d.kind()))]
+        vec![grads[0].as_ref().zip(self.0.as_ref()).map(|(g, d)| times(d, g))]
     }
+}
+
+/// `d g`, rounded once. On a CPU libtorch takes a lone factor as wide as it is; on a GPU it rounds it to d's dtype first, but not
+/// a row of one factor, for which a CPU would copy d.
+fn times(d: &Tensor, g: &Tensor) -> Tensor {
+    if d.device() == Device::Cpu { d * g } else { d.mul_out(&d.empty_like(), &g.reshape([1])) }
 }
 
 #[cfg(test)]
@@ -189,6 +195,18 @@ mod tests {
                 some.abs().sum(Kind::Double).double_value(&[])
             );
         }
+    }
+
+    #[test]
+    fn a_label_that_there_is_not_has_no_loss_on_a_device() {
+        let all = Tensor::zeros([3, 37], (Kind::Float, Device::Cpu));
+        // What is behind the rows could be read as their logits.
+        let (z, labels) = (all.narrow(0, 0, 2), Tensor::from_slice(&[36, 37i64]));
+        let run = || cuda::softmax(&z, &labels, Kind::Float);
+        let (loss, d) = tch_ext::cuda::emulated(run).expect("a kernel");
+        assert!(loss.double_value(&[]).is_nan());
+        let norm = |row| d.select(0, row).norm().double_value(&[]);
+        assert!(norm(0) > 0.9 && norm(1) == 0.0);
     }
 
     /// The most rows of a run need not be those of which the most logits exist: 353 are halves of a kind, 352 one chunk.

@@ -4,7 +4,7 @@
 use lora_core::Input;
 use tch::Tensor;
 use tch_ext::number::{Number, read, write};
-use tch_ext::{Function, Rows, attach, kernel, parallel_rows, simd};
+use tch_ext::{Function, Rows, Saved, attach, kernel, parallel_rows, simd};
 
 use super::{ELEMENTWISE, cuda, one, wide};
 
@@ -35,15 +35,15 @@ impl Angles {
 /// `[B, T, count * head_dim]` as `[B, count, T, head_dim]`, turned if there are angles.
 pub(crate) fn heads(x: &Tensor, count: i64, angles: Option<&Angles>) -> Tensor {
     let _inside = ELEMENTWISE.enter();
-    let y = tch::no_grad(|| {
-        let x = x.detach().contiguous();
-        let size = x.size();
-        let fused = on_cuda(&x, &[size[0], count, size[1], size[2] / count], angles, false);
-        fused.or_else(|| kernel!(&x, gather(&x, count, angles))).unwrap_or_else(|| {
-            let y = x.view([size[0], size[1], count, size[2] / count]).transpose(1, 2);
-            angles.map_or(y.contiguous(), |angles| angles.turn(&y))
-        })
+    let guard = tch::no_grad_guard();
+    let flat = x.detach().contiguous();
+    let size = flat.size();
+    let fused = on_cuda(&flat, &[size[0], count, size[1], size[2] / count], angles, false);
+    let y = fused.or_else(|| kernel!(&flat, gather(&flat, count, angles))).unwrap_or_else(|| {
+        let y = flat.view([size[0], size[1], count, size[2] / count]).transpose(1, 2);
+        angles.map_or(y.contiguous(), |angles| angles.turn(&y))
     });
+    drop(guard);
     one(attach(&[&y], &[x], Heads(angles.map(Angles::share))))
 }
 
@@ -78,8 +78,8 @@ pub(crate) fn tokens(x: &Tensor) -> Input {
         let _inside = ELEMENTWISE.enter();
         x.transpose(1, 2).flatten(2, 3)
     };
-    let (y, kept) = (again(x), x.detach());
-    Input::remade(&y, move || again(&kept))
+    let (y, kept) = (again(x), Saved::new(x.detach()));
+    Input::remade(&y, move || again(kept.get()))
 }
 
 /// Heads of one token that are worth a thread of their own.
@@ -139,5 +139,33 @@ simd! {
             *out_a = T::narrow(p * cos - q * sin);
             *out_b = T::narrow(q * cos + p * sin);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lora_core::{Linear, Mode, project};
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use tch::{Device, Kind};
+
+    #[test]
+    fn heads_changed_before_they_are_read_again_are_an_error() {
+        let random = |size: &[i64]| Tensor::randn(size, (Kind::Float, Device::Cpu));
+        let layer = Linear::dense(random(&[4, 6]), None);
+        let mut x = random(&[1, 2, 5, 3]).set_requires_grad(true) * 2.0;
+        let y = project(&[&layer], tokens(&x), Mode::Train).swap_remove(0);
+        let _ = x.g_add_scalar_(3.0);
+        let error = y.sum(Kind::Float).f_backward().unwrap_err().to_string();
+        assert!(error.contains("modified by an inplace operation"), "{error}");
+    }
+
+    #[test]
+    fn a_panic_leaves_the_thread_its_gradients() {
+        let zeros = |size: &[i64], kind| Tensor::zeros(size, (kind, Device::Cpu));
+        let [cos, sin] = [(); 2].map(|()| zeros(&[5, 1], Kind::Double));
+        let (x, of_another_kind) = (zeros(&[1, 5, 6], Kind::Float), Angles { cos, sin });
+        assert!(catch_unwind(AssertUnwindSafe(|| heads(&x, 3, Some(&of_another_kind)))).is_err());
+        assert!(tch_ext::grad_enabled());
     }
 }

@@ -3,7 +3,7 @@
 use lora_core::Input;
 use tch::Tensor;
 use tch_ext::number::{Number, Wide, dot, read, sum, write};
-use tch_ext::{Function, Rows, attach, kernel, parallel_rows, simd};
+use tch_ext::{Function, Rows, Saved, attach, kernel, parallel_rows, simd};
 
 use super::{ELEMENTWISE, cuda, wide};
 
@@ -23,16 +23,10 @@ pub(crate) fn rms_norm_beside(x: &Tensor, weight: &Tensor, eps: f64) -> (Tensor,
     let both = cuda::rms_norm(&flat, &weight, eps).or_else(|| kernel!(x, forward(&flat, &weight, eps)));
     let (y, inverse) = both.unwrap_or_else(|| definition(&flat, &weight, eps));
     drop(guard);
-    let (kept, w, inv) = (flat.shallow_clone(), weight.shallow_clone(), inverse.shallow_clone());
-    let node = RmsNorm { x: flat.shallow_clone(), weight, inverse };
+    let node = RmsNorm { x: Saved::new(flat.shallow_clone()), weight: Saved::new(weight), inverse };
+    let kept = node.share();
     let both = attach(&[&y, &flat], &[x], node).expect("the tensors are defined");
-    let again = Input::remade(&both[0], move || {
-        let _inside = ELEMENTWISE.enter();
-        cuda::rms_norm_again(&kept, &w, &inv)
-            .or_else(|| kernel!(&kept, again(&kept, &w, &inv)))
-            .unwrap_or_else(|| scaled(&kept, &w, &inv))
-    });
-    (both[1].shallow_clone(), again)
+    (both[1].shallow_clone(), Input::remade(&both[0], move || kept.again()))
 }
 
 fn definition(x: &Tensor, weight: &Tensor, eps: f64) -> (Tensor, Tensor) {
@@ -94,8 +88,8 @@ simd! {
 }
 
 struct RmsNorm {
-    x: Tensor,
-    weight: Tensor,
+    x: Saved,
+    weight: Saved,
     inverse: Tensor,
 }
 
@@ -104,26 +98,41 @@ impl Function for RmsNorm {
         let _inside = ELEMENTWISE.enter();
         let beside = grads[1].as_ref().map(Tensor::contiguous);
         let Some(g) = grads[0].as_ref().map(Tensor::contiguous) else { return vec![beside] };
-        let Self { x, weight, inverse } = &*self;
-        let dx = cuda::rms_norm_gradient(&g, beside.as_ref(), x, weight, inverse);
+        let (x, weight) = (self.x.get(), self.weight.get());
+        let dx = cuda::rms_norm_gradient(&g, beside.as_ref(), x, weight, &self.inverse);
         let dx = dx.or_else(|| kernel!(&g, gradient(&g, beside.as_ref(), self)));
         vec![Some(dx.unwrap_or_else(|| self.definition(&g, beside.as_ref())))]
     }
 }
 
 impl RmsNorm {
+    fn share(&self) -> Self {
+        let Self { x, weight, inverse } = self;
+        Self { x: x.share(), weight: weight.share(), inverse: inverse.shallow_clone() }
+    }
+
+    /// The norm again.
+    fn again(&self) -> Tensor {
+        let _inside = ELEMENTWISE.enter();
+        let (x, weight, inverse) = (self.x.get(), self.weight.get(), &self.inverse);
+        cuda::rms_norm_again(x, weight, inverse)
+            .or_else(|| kernel!(x, again(x, weight, inverse)))
+            .unwrap_or_else(|| scaled(x, weight, inverse))
+    }
+
     fn definition(&self, g: &Tensor, beside: Option<&Tensor>) -> Tensor {
-        let g = wide(g) * &self.weight;
-        let unit = wide(&self.x) * &self.inverse;
+        let x = self.x.get();
+        let g = wide(g) * self.weight.get();
+        let unit = wide(x) * &self.inverse;
         let along = (&g * &unit).mean_dim(Some([-1i64].as_slice()), true, None);
         let dx = (g - unit * along) * &self.inverse;
-        beside.map_or(dx.shallow_clone(), |beside| &dx + beside).to_kind(self.x.kind())
+        beside.map_or(dx.shallow_clone(), |beside| &dx + beside).to_kind(x.kind())
     }
 }
 
 fn gradient<T: Number>(g: &Tensor, beside: Option<&Tensor>, node: &RmsNorm) -> Tensor {
     let mut dx = g.empty_like();
-    let (g, x, w) = (read::<T>(g), read::<T>(&node.x), read::<T>(&node.weight));
+    let (g, x, w) = (read::<T>(g), read::<T>(node.x.get()), read::<T>(node.weight.get()));
     let (inverse, beside) = (read::<T::Wide>(&node.inverse), beside.map(read::<T>));
     let width = w.len();
     let out = Rows { data: write::<T>(&mut dx), width };

@@ -3,26 +3,17 @@
 use lora_core::Input;
 use tch::Tensor;
 use tch_ext::number::{Number, Wide, read, write};
-use tch_ext::{Function, Rows, attach, kernel, parallel_rows, simd};
+use tch_ext::{Function, Rows, Saved, attach, kernel, parallel_rows, simd};
 
 use super::{ELEMENTWISE, cuda, one};
 
 /// `silu(gate) * up` (Shazeer 2020). Saves its two inputs; a layer that reads it need not keep it.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Input {
-    let flat = |t: &Tensor| t.detach().contiguous();
-    let (g, u) = (flat(gate), flat(up));
-    let y = value(&g, &u);
-    let (g2, u2) = (g.shallow_clone(), u.shallow_clone());
-    let y = one(attach(&[&y], &[gate, up], SwiGlu { gate: g, up: u }));
-    Input::remade(&y, move || value(&g2, &u2))
-}
-
-fn value(gate: &Tensor, up: &Tensor) -> Tensor {
-    let _inside = ELEMENTWISE.enter();
-    tch::no_grad(|| {
-        let y = cuda::swiglu(gate, up).or_else(|| kernel!(gate, forward(gate, up)));
-        y.unwrap_or_else(|| gate.silu() * up)
-    })
+    let flat = |t: &Tensor| Saved::new(t.detach().contiguous());
+    let node = SwiGlu { gate: flat(gate), up: flat(up) };
+    let (y, kept) = (node.value(), node.share());
+    let y = one(attach(&[&y], &[gate, up], node));
+    Input::remade(&y, move || kept.value())
 }
 
 /// Elements that are worth a thread of their own.
@@ -53,30 +44,38 @@ fn sigmoid<W: Wide>(x: W) -> W {
 }
 
 struct SwiGlu {
-    gate: Tensor,
-    up: Tensor,
+    gate: Saved,
+    up: Saved,
 }
 
 impl Function for SwiGlu {
     fn backward(&mut self, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
         let _inside = ELEMENTWISE.enter();
         let Some(g) = grads[0].as_ref().map(Tensor::contiguous) else { return vec![None, None] };
-        let both = cuda::swiglu_gradient(&g, &self.gate, &self.up);
-        let both = both.or_else(|| kernel!(&g, gradient(&g, self)));
-        let [d_gate, d_up] = both.unwrap_or_else(|| self.definition(&g));
+        let (gate, up) = (self.gate.get(), self.up.get());
+        let both = cuda::swiglu_gradient(&g, gate, up);
+        let both = both.or_else(|| kernel!(&g, gradient(&g, gate, up)));
+        let [d_gate, d_up] = both.unwrap_or_else(|| [gate.silu_backward(&(&g * up)), &g * gate.silu()]);
         vec![Some(d_gate), Some(d_up)]
     }
 }
 
 impl SwiGlu {
-    fn definition(&self, g: &Tensor) -> [Tensor; 2] {
-        [self.gate.silu_backward(&(g * &self.up)), g * self.gate.silu()]
+    fn share(&self) -> Self {
+        Self { gate: self.gate.share(), up: self.up.share() }
+    }
+
+    fn value(&self) -> Tensor {
+        let (_inside, _guard) = (ELEMENTWISE.enter(), tch::no_grad_guard());
+        let (gate, up) = (self.gate.get(), self.up.get());
+        let y = cuda::swiglu(gate, up).or_else(|| kernel!(gate, forward(gate, up)));
+        y.unwrap_or_else(|| gate.silu() * up)
     }
 }
 
-fn gradient<T: Number>(dy: &Tensor, node: &SwiGlu) -> [Tensor; 2] {
+fn gradient<T: Number>(dy: &Tensor, gate: &Tensor, up: &Tensor) -> [Tensor; 2] {
     let (mut d_gate, mut d_up) = (dy.empty_like(), dy.empty_like());
-    let (dy, gate, up) = (read::<T>(dy), read::<T>(&node.gate), read::<T>(&node.up));
+    let (dy, gate, up) = (read::<T>(dy), read::<T>(gate), read::<T>(up));
     let out =
         (Rows { data: write::<T>(&mut d_gate), width: 1 }, Rows { data: write::<T>(&mut d_up), width: 1 });
     parallel_rows(out, dy.len(), GRAIN, |first, n, (d_gate, d_up)| {

@@ -1,6 +1,6 @@
 //! A tokenizer from a folder in Hugging Face's layout.
 //!
-//! `tokenizer.json` is followed to the letter, but for added tokens that `tokenizer_config.json` describes otherwise.
+//! `tokenizer.json` is followed to the letter, but for tokens that `tokenizer_config.json` adds or describes otherwise.
 //! (transformers 5 rebuilds some tokenizers from a Python class named in `tokenizer_config.json` and drops parts of the file;
 //! with the class `PreTrainedTokenizerFast` it does not.) So what goes around a text is the post-processor's affair alone: as
 //! in transformers 5 (5.23), which leaves `add_bos_token` and `add_eos_token` of `tokenizer_config.json` out where there is a
@@ -12,7 +12,7 @@ use lora_core::{Error, Result};
 use serde_json::{Map, Value as Json};
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
-use super::{Parts, parse};
+use super::{Parts, add_specials, parse};
 use crate::gguf_tokenizer::ends_in_template;
 
 const CONFIG: &str = "tokenizer_config.json";
@@ -20,6 +20,11 @@ const CONFIG: &str = "tokenizer_config.json";
 const ADDED: &str = "added_tokens_decoder";
 /// Where old folders name the special tokens.
 const SPECIALS: &str = "special_tokens_map.json";
+/// The special tokens that have a name, in the order in which transformers 5 gives ids to those that are new.
+const NAMED: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+/// Lists of more of them: the first that holds any.
+const MORE: [&str; 2] = ["extra_special_tokens", "additional_special_tokens"];
 
 pub(super) fn read(dir: &Path) -> Result<Parts> {
     let path = dir.join("tokenizer.json");
@@ -32,13 +37,17 @@ pub(super) fn read(dir: &Path) -> Result<Parts> {
     let mut config = read_json(&dir.join(CONFIG))?.unwrap_or_default();
     // As transformers 5: a configuration that lists the added tokens is one of its time, else the old file has the last word.
     if !config.contains_key(ADDED) {
-        let named = read_json(&dir.join(SPECIALS))?.unwrap_or_default();
-        config.extend(named.into_iter().filter(|(name, _)| name.ends_with("_token")).map(as_text));
+        let mut named = read_json(&dir.join(SPECIALS))?.unwrap_or_default();
+        let listed = MORE.iter().any(|list| config.contains_key(*list));
+        named.retain(|name, _| name.ends_with("_token") || !listed && MORE.contains(&name.as_str()));
+        config.extend(named.into_iter().map(as_text));
     }
     let in_config = |e: Error| e.at(dir.join(CONFIG).display());
     add_tokens(&mut inner, &config).map_err(in_config)?;
-    let [bos, eos, pad] = ["bos_token", "eos_token", "pad_token"].map(|name| token(&config, name));
-    let [bos, eos, pad] = [bos.map_err(in_config)?, eos.map_err(in_config)?, pad.map_err(in_config)?];
+    let specials = specials(&inner, &config).map_err(in_config)?;
+    add_specials(&mut inner, specials).map_err(in_config)?;
+    let text = |name| token(&config, name).map(|token| token.map(|token| token.content)).map_err(in_config);
+    let (bos, eos, pad) = (text("bos_token")?, text("eos_token")?, text("pad_token")?);
     let mut more_eos = Vec::new();
     for name in ["generation_config.json", "config.json"] {
         let settings = read_json(&dir.join(name))?.unwrap_or_default();
@@ -88,23 +97,55 @@ fn add_tokens(inner: &mut Inner, config: &Map<String, Json>) -> Result<()> {
     }
 }
 
-/// A special token, written as a text or as an object with its `content`.
-pub(super) fn token(config: &Map<String, Json>, name: &str) -> Result<Option<String>> {
+/// The special tokens of a configuration, in the order in which those that are new take their ids: the named ones, those with
+/// names of the model's own, and those of a list, which leaves a token that is there as it is.
+fn specials(inner: &Inner, config: &Map<String, Json>) -> Result<Vec<AddedToken>> {
+    let named = NAMED.iter().filter_map(|name| token(config, name).transpose());
+    let mut specials = named.collect::<Result<Vec<_>>>()?;
+    let own = config.iter().filter(|(name, _)| name.ends_with("_token") && !NAMED.contains(&name.as_str()));
+    let more = config.get(MORE[0]).and_then(Json::as_object).into_iter().flatten();
+    // Other settings end so, too: `add_bos_token`.
+    specials.extend(own.chain(more).filter_map(|(_, value)| Some(added(value)?.special(true))));
+    let mut lists = MORE.iter().filter_map(|name| Some((name, config.get(*name)?.as_array()?)));
+    if let Some((name, list)) = lists.find(|(_, list)| !list.is_empty()) {
+        let bad = || Error::data("not a list of tokens").at(format!("`{name}`"));
+        let listed = list.iter().map(|token| added(token).ok_or_else(bad)).collect::<Result<Vec<_>>>()?;
+        let known = inner.get_added_tokens_decoder();
+        let is_new = |token: &AddedToken| !known.values().any(|known| known.content == token.content);
+        specials.extend(listed.into_iter().filter(is_new));
+    }
+    Ok(specials)
+}
+
+/// A special token by its name.
+pub(super) fn token(config: &Map<String, Json>, name: &str) -> Result<Option<AddedToken>> {
+    let bad = || Error::data("not a token").at(format!("`{name}`"));
     match config.get(name) {
         None | Some(Json::Null) => Ok(None),
-        Some(Json::String(text)) => Ok(Some(text.clone())),
-        Some(value) => match value.get("content").and_then(Json::as_str) {
-            Some(text) => Ok(Some(text.to_owned())),
-            None => Err(Error::data("not a token").at(format!("`{name}`"))),
-        },
+        Some(value) => Ok(Some(added(value).ok_or_else(bad)?.special(true))),
     }
 }
 
-/// A token that is an object with its text as that alone: an object that does not name its type, as those of old files, is none
-/// to transformers in a configuration.
-fn as_text((name, token): (String, Json)) -> (String, Json) {
-    let text = token.get("content").and_then(Json::as_str).map(Json::from);
-    (name, text.unwrap_or(token))
+/// A token that is written as a text, or as an object with its `content` and what sets it apart.
+fn added(value: &Json) -> Option<AddedToken> {
+    if let Some(text) = value.as_str() {
+        return Some(AddedToken::from(text, true));
+    }
+    let flag = |name: &str| value.get(name).and_then(Json::as_bool).unwrap_or(false);
+    let token = AddedToken::from(value.get("content")?.as_str()?, flag("special"));
+    let token = token.single_word(flag("single_word")).lstrip(flag("lstrip")).rstrip(flag("rstrip"));
+    Some(token.normalized(flag("normalized")))
+}
+
+/// A token that is an object, or a list of them, as texts alone: an object that does not name its type, as those of old files, is
+/// none to transformers in a configuration.
+fn as_text((name, value): (String, Json)) -> (String, Json) {
+    let text = |token: Json| token.get("content").and_then(Json::as_str).map(Json::from).unwrap_or(token);
+    let value = match value {
+        Json::Array(tokens) => tokens.into_iter().map(text).collect(),
+        token => text(token),
+    };
+    (name, value)
 }
 
 fn eos_ids(settings: &Map<String, Json>) -> Result<Vec<i64>> {

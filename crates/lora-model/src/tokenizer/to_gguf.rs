@@ -60,7 +60,7 @@ impl Tokenizer {
         let (bos, add_bos) = added(before, self.bos, "before")?;
         let (eos, add_eos) = added(after, self.eos.first().copied(), "after")?;
         let declared = token(&self.config, "unk_token")?;
-        let unk = declared.as_deref().or(unk);
+        let unk = declared.as_ref().map(|token| token.content.as_str()).or(unk);
         let ids = [
             ("bos", bos.or_else(|| named("bos_token_id"))),
             ("eos", eos),

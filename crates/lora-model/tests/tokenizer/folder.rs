@@ -66,6 +66,47 @@ fn a_configuration_has_the_last_word_on_added_tokens() {
     }
 }
 
+/// Tokens that the configuration alone names are special ones, with the ids and the white space that transformers 5 (5.23)
+/// gives them.
+#[test]
+fn a_configuration_may_name_tokens_that_are_nowhere_else() {
+    let names = json!({"mask_token": "<mask>", "image_token": "<image>", "unk_token": "<unk>", "add_bos_token": false,
+        "eos_token": "<|im_end|>", "pad_token": "<pad>", "sep_token": "<sep>", "cls_token": null, "bos_token": "<bos>"});
+    let with = |key: &str, value: Value| {
+        let mut config = names.clone();
+        config[key] = value;
+        beside(&[("tokenizer_config.json", config)])
+    };
+    let text = "a<bos><unk><sep><pad><mask><image><e1><e2><think>";
+    let letter = with("cls_token", Value::Null).encode("a", false).unwrap();
+    for (key, extra) in [
+        ("additional_special_tokens", json!(["<e1>", "<think>", "<e2>"])),
+        ("extra_special_tokens", json!(["<e1>", "<think>", "<e2>"])),
+        ("extra_special_tokens", json!({"one_token": "<e1>", "two_token": "<e2>"})),
+    ] {
+        let tokenizer = with(key, extra);
+        let ids = [&letter[..], &[462, 463, 464, 465, 466, 467, 468, 469, 3]].concat();
+        assert_eq!(tokenizer.encode(text, false).unwrap(), ids, "{key}");
+        // A list makes no token special that is there as a plain one.
+        assert_eq!(tokenizer.decode(&ids, true).unwrap(), "a<think>", "{key}");
+        assert_eq!(
+            (tokenizer.bos_id(), tokenizer.pad_id(), tokenizer.vocab_size()),
+            (Some(462), Some(465), 470)
+        );
+    }
+    // A named one becomes special, and an object says what white space it takes.
+    let tokenizer = with("cls_token", json!("<think>"));
+    assert_eq!(tokenizer.decode(&[letter[0], 3], true).unwrap(), "a");
+    let mut stripped = token("<cls>", true, false);
+    stripped["__type"] = json!("AddedToken");
+    let ids = with("cls_token", stripped).encode("a<cls> \na", false).unwrap();
+    assert_eq!(ids, [letter[0], 466, letter[0]]);
+    // Of old folders' files, too.
+    let map = json!({"unk_token": {"content": "<unk>"}, "additional_special_tokens": [{"content": "<e1>"}]});
+    let tokenizer = beside(&[("special_tokens_map.json", map)]);
+    assert_eq!(tokenizer.encode("<e1><unk>", false).unwrap(), [463, 462]);
+}
+
 /// The old file of special tokens goes before a configuration without a list of added tokens; beside one with such a list it is
 /// not read.
 #[test]

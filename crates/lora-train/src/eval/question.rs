@@ -30,7 +30,8 @@ pub struct Question {
     reference: String,
     /// What the model is to say before the reference, in its place, and behind it: a chat template may write more than that.
     said: [String; 3],
-    /// What it is to write before and behind its reasoning, where the row has one: it may reason in other words.
+    /// What it is to write before and behind its reasoning, where the row has one or the prompt opens one: it may reason in
+    /// other words.
     reasoning: Option<[String; 2]>,
 }
 
@@ -41,18 +42,19 @@ impl Question {
     /// # Errors
     /// A template that fails.
     pub fn of(tokenizer: &Tokenizer, row: &Row, max_tokens: usize) -> Result<Option<Self>> {
-        let (prompt, ids, turn, reasoning) = match row {
+        let (prompt, ids, turn, told, opened) = match row {
             Row::Text(_) => return Ok(None),
             Row::Pair { prompt, completion, .. } => {
                 let turn = [String::new(), completion.clone(), String::new()];
-                (prompt.clone(), tokenizer.encode(prompt, true)?, turn, None)
+                (prompt.clone(), tokenizer.encode(prompt, true)?, turn, None, opened(prompt))
             }
             Row::Chat(chat) => {
                 let turn = template(tokenizer, chat)?.last_turn(&chat.messages)?;
                 let Some(turn) = turn else { return Ok(None) };
                 let asked = chat.messages.iter().nth_back(1).map(|m| m.content.clone()).unwrap_or_default();
                 let ids = tokenizer.encode(&turn.prompt, false)?;
-                (asked, ids, [turn.before, turn.content, turn.behind], turn.reasoning)
+                let opened = opened(&turn.prompt);
+                (asked, ids, [turn.before, turn.content, turn.behind], turn.reasoning, opened)
             }
         };
         // A reference longer than the limit would be wrong by force. Behind a blank it may take other tokens.
@@ -60,12 +62,21 @@ impl Question {
         let (text, after) = (tokenizer.encode(&whole, false)?, tokenizer.encode_after(&whole)?);
         let limit = max_tokens.max(text.len().max(after.len()) + 1);
         let [before, content, behind] = turn.map(|part| shown(tokenizer, &part));
-        let said = [before?, content?, behind?];
-        let reasoning = match reasoning.map(|parts| parts.map(|part| shown(tokenizer, &part))) {
+        let mut said = [before?, content?, behind?];
+        let mut reference = reference(row).unwrap_or(&said[1]).to_owned();
+        let apart = told.is_some();
+        let reasoning = match told.or(opened).map(|parts| parts.map(|part| shown(tokenizer, &part))) {
             Some([opening, closing]) => Some([opening?, closing?]),
             None => None,
         };
-        let reference = reference(row).unwrap_or(&said[1]).to_owned();
+        // What is not told apart may stand in the row's own answer.
+        if let Some(around) = reasoning.as_ref().filter(|_| !apart) {
+            for text in [&mut reference, &mut said[1]] {
+                if let Some(answer) = reasoned(text, around).map(str::to_owned) {
+                    *text = answer;
+                }
+            }
+        }
         Ok(Some(Self { prompt, ids, limit, reference, said, reasoning }))
     }
 
@@ -77,6 +88,11 @@ impl Question {
         let right = [&self.reference, content].iter().any(|wanted| answer.trim() == wanted.trim());
         Answer { prompt: self.prompt.clone(), reference: self.reference.clone(), answer, right }
     }
+}
+
+/// What stands around a reasoning that the prompt opens: to be ended by the model, whatever the row says.
+fn opened(prompt: &str) -> Option<[String; 2]> {
+    prompt.trim_end().ends_with("<think>").then(|| [String::new(), "</think>".to_owned()])
 }
 
 /// A part of a turn as it is read once it is generated, up to the turn's end and without white space around it.
@@ -115,21 +131,30 @@ pub fn answers(model: &dyn Model, tokenizer: &Tokenizer, questions: &[&Question]
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
 
     use serde_json::{Value, json};
 
     use super::*;
     use crate::{Conversation, labels_of};
 
-    /// A tokenizer with Qwen3's template.
-    fn qwen3() -> Tokenizer {
-        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lora-model/tests/data");
+    fn data(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../lora-model/tests/data").join(name)
+    }
+
+    fn with_template(template: &str) -> Tokenizer {
         let dir = tempfile::tempdir().unwrap();
-        Tokenizer::open(&data.join("text/smollm.gguf")).unwrap().save(dir.path()).unwrap();
-        let template = std::fs::read(data.join("templates/qwen3.jinja")).unwrap();
+        Tokenizer::open(&data("text/smollm.gguf")).unwrap().save(dir.path()).unwrap();
         std::fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
         Tokenizer::open(dir.path()).unwrap()
+    }
+
+    fn qwen3_template() -> String {
+        std::fs::read_to_string(data("templates/qwen3.jinja")).unwrap()
+    }
+
+    fn qwen3() -> Tokenizer {
+        with_template(&qwen3_template())
     }
 
     /// A conversation that ends with this turn of the assistant's, but for its role.
@@ -191,6 +216,42 @@ mod tests {
         let question = Question::of(&tokenizer, &row, 1).unwrap().unwrap();
         assert!(question.judge("<think>\n\n</think>\n\nNo.").right);
         assert!(!question.judge("<think>\nUlm is dry\n</think>\n\nNo.").right);
+    }
+
+    /// DeepSeek-R1's template leaves the reasoning of a turn out, Qwen3-Thinking's writes it, if it is there.
+    #[test]
+    fn a_reasoning_that_the_prompt_opens_is_no_part_of_an_answer() {
+        let r1 = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content.split('</think>')[-1] }}\
+                  <|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}";
+        let [free, opening] = ["'<|im_start|>assistant\\n' }}", "'<|im_start|>assistant\\n<think>\\n' }}"];
+        assert_eq!(qwen3_template().matches(free).count(), 1);
+        let thinking = qwen3_template().replace(free, opening);
+        let pair = |completion: &str| Row::Pair {
+            prompt: "Rain in Ulm?<think>\n".into(),
+            completion: completion.into(),
+            end: String::new(),
+        };
+        for (tokenizer, row) in [
+            (with_template(r1), row(json!({"content": "No."}))),
+            (with_template(r1), row(json!({"content": "<think>\nUlm is dry\n</think>\n\nNo."}))),
+            (with_template(&thinking), row(json!({"content": "No."}))),
+            (with_template(&thinking), row(json!({"content": "No.", "reasoning_content": "Ulm is dry"}))),
+            (qwen3(), pair("No.")),
+            (qwen3(), pair("Ulm is dry\n</think>\n\nNo.")),
+        ] {
+            let question = Question::of(&tokenizer, &row, 1).unwrap().unwrap();
+            for (text, right) in [
+                ("\n</think>\n\nNo.", true),
+                ("No cloud there.\n</think>\n\nNo.\n", true),
+                ("No cloud there.\n</think>\n\nYes.", false),
+                // What is not ended is no answer.
+                ("No cloud there.\n\nNo.", false),
+            ] {
+                let judged = question.judge(text);
+                assert_eq!(judged.right, right, "{row:?}: {judged:?}");
+                assert_eq!(judged.reference.trim(), "No.", "{row:?}");
+            }
+        }
     }
 
     #[test]

@@ -5,10 +5,10 @@ use std::ffi::c_void;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::Lie;
 use super::dots::{Term, dots};
 use super::flat::{Flat, Flats};
 use super::pack::{Matrix, Packed};
-use super::{Lie, Sum};
 use crate::Simd;
 use crate::parallel::parallel;
 use half::bf16;
@@ -24,9 +24,9 @@ fn most() -> i64 {
 }
 
 /// Whether this is the way for all of them; their layout is one that panels would take.
-pub(super) fn fit(sums: &[Sum<'_>], flats: &[Flats]) -> bool {
-    flats.iter().all(|f| f.out.rows <= most())
-        && sums.iter().all(|s| s.products.iter().all(|p| p.lie == Lie::Transposed))
+pub(super) fn fit(sums: &[Flats<'_>]) -> bool {
+    let transposed = |f: &Flats<'_>| f.sum.products.iter().all(|p| p.lie == Lie::Transposed);
+    sums.iter().all(|f| f.out.rows <= most() && transposed(f))
 }
 
 /// Rows that are multiplied together.
@@ -51,7 +51,7 @@ struct Job<'a, T> {
 // SAFETY: matrices are only read, and each column is written by one thread.
 unsafe impl<T: Sync> Sync for Job<'_, T> {}
 
-pub(super) fn run<T: Packed>(sums: &[Sum<'_>], flats: &[Flats]) {
+pub(super) fn run<T: Packed>(sums: &[Flats<'_>]) {
     let matrix = |f: &Flat| Matrix { data: f.data.cast_const().cast::<T>(), stride: f.stride as usize };
     // Several sums read one input.
     let mut lefts: Vec<(Matrix<T>, usize, Arc<[f32]>)> = Vec::new();
@@ -70,7 +70,8 @@ pub(super) fn run<T: Packed>(sums: &[Sum<'_>], flats: &[Flats]) {
         lefts.push((a, depth, wide.into()));
         lefts[lefts.len() - 1].2.clone()
     };
-    let jobs = sums.iter().zip(flats).map(|(sum, flat)| {
+    let jobs = sums.iter().map(|flat| {
+        let sum = flat.sum;
         let (rows, columns) = (flat.out.rows as usize, flat.out.columns as usize);
         let groups = (0..rows).step_by(TOGETHER).map(|first| {
             let rows = TOGETHER.min(rows - first);

@@ -14,8 +14,10 @@ mod few;
 mod finish;
 mod flat;
 mod lines;
+mod onednn;
 mod pack;
 mod panels;
+mod places;
 mod product;
 mod small;
 mod thin;
@@ -23,7 +25,7 @@ mod tile;
 mod turn;
 
 pub use columns::CUDA_SOURCES;
-pub(crate) use product::InLoop;
+pub(crate) use onednn::InLoop;
 pub use small::{Panels, Small, View, transpose};
 
 use tch::{Device, Kind, Tensor};
@@ -90,7 +92,7 @@ impl<'a> Product<'a> {
 pub struct Sum<'a> {
     /// The terms; all of one dtype, m and n.
     pub products: Vec<Product<'a>>,
-    /// Where it goes: that dtype, or f32. Its rows may lie apart.
+    /// Where it goes: that dtype, or f32. Its rows may lie apart, and what lies between them be read or written too.
     pub out: &'a Tensor,
     /// A factor.
     pub scale: f64,
@@ -98,7 +100,7 @@ pub struct Sum<'a> {
     pub gain: Option<&'a Tensor>,
     /// An addend `[n]` for each column.
     pub bias: Option<&'a Tensor>,
-    /// An addend `[m, n]`, of out's dtype.
+    /// An addend `[m, n]`, of out's dtype. It may be `out` itself.
     pub onto: Option<&'a Tensor>,
     /// Whether to add to `out` instead of replacing it.
     pub add: bool,
@@ -111,17 +113,20 @@ impl<'a> Sum<'a> {
     }
 }
 
-/// Computes the sums, all at once. No gradient is tracked. Shapes that do not fit panic, as tch's operators do.
+/// Computes the sums, all at once. No gradient is tracked. Shapes that do not fit panic, as tch's operators do; so does an
+/// `out` whose rows lie over one another, or over what any of the sums reads or writes besides.
 pub fn gemm(sums: &[Sum<'_>]) {
     let (_guard, _inside) = (tch::no_grad_guard(), PRODUCTS.enter());
-    let flats: Vec<Flats> = sums.iter().map(Flats::of).collect();
-    let half = flats.first().and_then(|f| f.products.first()).is_some_and(|(a, _)| a.is_half());
-    match (panels::fit(sums, &flats, half), few::fit(sums, &flats), half) {
-        (false, ..) => sums.iter().for_each(plain),
-        (_, true, true) => few::run::<half::bf16>(sums, &flats),
-        (_, true, false) => few::run::<f32>(sums, &flats),
-        (_, false, true) => panels::run::<half::bf16>(sums, &flats),
-        (_, false, false) => panels::run::<f32>(sums, &flats),
+    let mut sums: Vec<Flats<'_>> = sums.iter().map(Flats::of).collect();
+    sums.retain(|flats| !flats.is_empty());
+    places::check(&sums);
+    let half = sums.first().and_then(|f| f.products.first()).is_some_and(|(a, _)| a.is_half());
+    match (panels::fit(&sums, half), few::fit(&sums), half) {
+        (false, ..) => sums.iter().for_each(|flats| plain(flats.sum)),
+        (_, true, true) => few::run::<half::bf16>(&sums),
+        (_, true, false) => few::run::<f32>(&sums),
+        (_, false, true) => panels::run::<half::bf16>(&sums),
+        (_, false, false) => panels::run::<f32>(&sums),
     }
 }
 
@@ -138,6 +143,11 @@ fn plain(sum: &Sum<'_>) {
     let mut products = sum.products.clone();
     products.sort_by_key(Product::depth);
     let mut out = sum.out.shallow_clone();
+    // What lies there is overwritten before it is added.
+    let kept = sum.onto.filter(|onto| onto.data_ptr() == out.data_ptr()).map(Tensor::copy);
+    if products.is_empty() && !sum.add {
+        let _ = out.zero_();
+    }
     for (i, p) in products.iter().enumerate() {
         into(&mut out, p, sum.add || i > 0);
     }
@@ -148,7 +158,7 @@ fn plain(sum: &Sum<'_>) {
     if let Some(gain) = sum.gain {
         columns::scale(&mut out, gain);
     }
-    for addend in [sum.bias, sum.onto].into_iter().flatten() {
+    for addend in [sum.bias, kept.as_ref().or(sum.onto)].into_iter().flatten() {
         let _ = out.g_add_(addend);
     }
 }

@@ -27,23 +27,22 @@ const PIECE: usize = 1024;
 const STEP: usize = 32;
 
 /// Whether all of this is work for panels.
-pub(super) fn fit(sums: &[Sum<'_>], flats: &[Flats], half: bool) -> bool {
+pub(super) fn fit(sums: &[Flats<'_>], half: bool) -> bool {
     let kind = if half { Flat::HALF } else { Flat::SINGLE };
+    // A product over nothing would leave what lies in the output.
+    let deep = |sum: &Sum<'_>| sum.products.iter().all(|p| p.depth() > 0);
     let gain = |g: &Tensor| g.kind() == Kind::Float && g.is_contiguous() && g.device() == Device::Cpu;
-    let fits = |f: &Flats| {
+    let fits = |f: &Flats<'_>| {
         let out = if f.out.is_half() { Flat::HALF } else { Flat::SINGLE };
         (out == Flat::SINGLE || half)
             && f.out.dense(out)
             && f.onto.is_none_or(|onto| onto.dense(out))
             && !f.products.is_empty()
             && f.products.iter().all(|(a, b)| a.dense(kind) && b.dense(kind))
+            && f.sum.gain.is_none_or(gain)
+            && deep(f.sum)
     };
-    // A product over nothing would leave what lies in the output.
-    let deep = |sum: &Sum<'_>| sum.products.iter().all(|p| p.depth() > 0);
-    supported(half)
-        && flats.iter().all(fits)
-        && sums.iter().all(deep)
-        && sums.iter().all(|s| s.gain.is_none_or(gain))
+    supported(half) && sums.iter().all(fits)
 }
 
 /// A part of a product's depth, as one panel.
@@ -107,12 +106,12 @@ thread_local! {
     static BUFFERS: RefCell<(Lines, Lines)> = RefCell::default();
 }
 
-pub(super) fn run<T: Packed>(sums: &[Sum<'_>], flats: &[Flats]) {
+pub(super) fn run<T: Packed>(sums: &[Flats<'_>]) {
     let (mut thins, mut others) = (Vec::new(), Vec::new());
-    for (sum, flats) in sums.iter().zip(flats) {
-        match Thin::of(sum, flats) {
+    for flats in sums {
+        match Thin::of(flats) {
             Some(thin) => thins.push(thin),
-            None => others.push(sum),
+            None => others.push(flats.sum),
         }
     }
     let parts: Vec<(&Thin, usize)> =

@@ -120,6 +120,11 @@ impl<T: Small> Panels<T> {
         assert!(from + k <= self.depth && k <= a.stride, "a depth within the panel");
         assert!(a.rows > 0 && width <= stride && (a.rows - 1) * stride + width <= c.len(), "sums in bounds");
         assert!((a.rows - 1) * a.stride + k <= a.data.len(), "a padded row in bounds");
+        if k == 0 {
+            // Each way would make of it what it likes.
+            let rows = c.chunks_mut(stride).take(if add { 0 } else { a.rows });
+            return rows.for_each(|row| row[..width].fill(0.0));
+        }
         let block_of_c = Block { m: a.rows, n: width, ldc: stride, add };
         // SAFETY: all three were just checked.
         unsafe {

@@ -6,6 +6,8 @@ use crate::cuda::{emulated, here, seed};
 
 use super::*;
 
+mod edges;
+
 fn random(rows: i64, columns: i64, kind: Kind) -> Tensor {
     Tensor::randn([rows, columns], (Kind::Float, here())).to_kind(kind)
 }
@@ -190,7 +192,9 @@ fn sums_over_tokens_are_those_of_f64() {
 #[test]
 fn transposes_are_transposed() {
     fn check<T: Small + PartialEq + std::fmt::Debug>(number: impl Fn(usize) -> T) {
-        for (rows, columns, stride) in [(1, 1, 1), (64, 64, 64), (37, 70, 40), (96, 17, 100), (3, 200, 5)] {
+        for (rows, columns, stride) in
+            [(1, 1, 1), (64, 64, 64), (37, 70, 40), (96, 17, 100), (3, 200, 5), (5, 0, 5), (0, 3, 2)]
+        {
             let from: Vec<T> = (0..rows * (columns + 3)).map(&number).collect();
             let mut to = vec![number(0); columns * stride];
             transpose(View::new(&from, rows, columns, columns + 3), &mut to, stride);

@@ -9,11 +9,11 @@ use std::ops::Range;
 
 use half::bf16;
 
+use super::Lie;
 use super::flat::{Flat, Flats};
 use super::pack::Matrix;
 use super::product::multiplies_pairs;
 use super::turn::transpose;
-use super::{Lie, Sum};
 
 /// Rows or columns of what is thin.
 const MOST: i64 = 32;
@@ -51,7 +51,8 @@ unsafe impl Sync for Thin {}
 
 impl Thin {
     /// If this is the way for it; its layout is one that panels would take.
-    pub(super) fn of(sum: &Sum<'_>, flats: &Flats) -> Option<Self> {
+    pub(super) fn of(flats: &Flats<'_>) -> Option<Self> {
+        let sum = flats.sum;
         let ([product], [(a, b)]) = (&sum.products[..], &flats.products[..]) else { return None };
         let out = &flats.out;
         let plain = sum.gain.is_none() && sum.bias.is_none() && sum.onto.is_none();

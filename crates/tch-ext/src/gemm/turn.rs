@@ -14,6 +14,10 @@ pub(super) unsafe fn transpose<T: Packed>(
     out: *mut T,
     stride: usize,
 ) {
+    // A matrix without elements may have no memory.
+    if columns == 0 {
+        return;
+    }
     let tiled = if fast() { (rows / T::TILE * T::TILE, columns / 16 * 16) } else { (0, 0) };
     // SAFETY: the caller's promise, in tiles and in what is left to their right and below.
     unsafe {

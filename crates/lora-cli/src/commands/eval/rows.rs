@@ -11,7 +11,7 @@ use lora::{Error, OutputFile};
 use serde_json::{Value, json};
 
 use super::Args;
-use crate::commands::say;
+use crate::commands::{aside, say};
 use crate::open::Opened;
 
 /// What a pass keeps of its tokens (keys and values, for a model of 8 billion weights 0.13 MB each) stays small beside a model.
@@ -74,7 +74,7 @@ impl Args {
         let [prompt, text, reference] = [&a.prompt, &a.answer, &a.reference].map(|s| one_line(s));
         let shown = format!("  question  {prompt}\n  answer    {text}\n  expected  {reference}  ({mark})\n");
         if self.json {
-            let _ = writeln!(std::io::stderr(), "{shown}");
+            aside(shown);
         } else {
             say!("{shown}");
         }

@@ -10,6 +10,9 @@ use lora::fed::engine::{Settings, Weights};
 use lora::{AdapterConfig, CONFIG_FILE, Error, Local, Recipe, VARIANTS, weights_file};
 use tch::Tensor;
 
+use super::log::Log;
+use crate::open::chosen;
+use crate::paths;
 use crate::privacy::hash_of;
 use crate::settings::MethodArgs;
 
@@ -41,6 +44,23 @@ impl OutArgs {
         let hash = hash_of(&[folder.join(CONFIG_FILE), weights_file(folder)?])?;
         let name: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         Ok(format!("the adapter {name}"))
+    }
+
+    /// Refuses to write, OUT or the log of the rounds, in the place of what is read: the model, the adapter, or rows, these or
+    /// the held-out ones.
+    pub(super) fn apart<'a>(
+        &'a self,
+        model: &'a Path,
+        rows: impl Iterator<Item = &'a Path>,
+    ) -> lora::Result<()> {
+        let log = Log::place(&self.out);
+        let rows = rows.chain(self.eval.as_deref()).map(|path| ("these rows", Some(path)));
+        let read = [("the model", Some(model)), ("the adapter", self.adapter.as_deref())];
+        let inputs: Vec<_> = read.into_iter().chain(rows).collect();
+        paths::apart(
+            &[("--out", Some(self.out.as_path())), ("OUT.rounds.jsonl", Some(log.as_path()))],
+            &inputs,
+        )
     }
 
     /// The adapter that all begin with, on the model of `host`.
@@ -152,10 +172,12 @@ pub(super) fn ranked(text: &str) -> std::result::Result<(String, i64), String> {
 
 /// The recipe and configuration of the arguments, or of an adapter that is there, on the arguments' storage.
 pub(super) fn method(args: &MethodArgs, adapter: Option<&Path>) -> Result<(Recipe, AdapterConfig)> {
-    let asked = Recipe::parse(&args.variant, VARIANTS)?;
     args.is_for_train(adapter.is_some())?;
-    let Some(folder) = adapter else { return Ok((asked, args.adapter_config()?)) };
+    let Some(folder) = adapter else {
+        return Ok((Recipe::parse(&args.variant, VARIANTS)?, args.adapter_config()?));
+    };
     let config = AdapterConfig::read(folder)?;
+    let asked = chosen(&args.variant, Some(&config))?;
     let parts = Recipe::from_flags(&config.flags, VARIANTS)?;
     Ok((parts.stored_as(&asked), config))
 }

@@ -6,7 +6,7 @@ use lora::Error;
 use lora::fed::flower::NodeKey;
 use lora::fed::secagg::{Own, PartyId};
 
-use crate::commands::say;
+use crate::commands::emit;
 
 /// Make a key and show its public line: a node's, for whoever runs the SuperLink (`flwr supernode register`), or with --party
 /// an identity in secure sums, for the directory that all parties share
@@ -51,7 +51,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         if own.party != party {
             return Err(Error::usage(format!("{} is another party's key", args.key.display())).into());
         }
-        say!("{}", own.line(&args.name));
+        emit(own.line(&args.name));
         return Ok(());
     }
     let key = match args.key.exists() {
@@ -62,6 +62,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             key
         }
     };
-    say!("{}", key.openssh(&args.name).trim_end());
+    emit(key.openssh(&args.name).trim_end());
     Ok(())
 }

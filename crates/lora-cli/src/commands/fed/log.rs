@@ -8,7 +8,7 @@ use anyhow::Result;
 use lora::fed::engine::{Round, Told};
 use lora::{Error, sibling};
 
-use crate::commands::say;
+use crate::commands::{aside, say};
 
 /// Rounds, for people and as JSON lines.
 pub(super) struct Log {
@@ -17,9 +17,14 @@ pub(super) struct Log {
 }
 
 impl Log {
+    /// Where it lies.
+    pub(super) fn place(out: &Path) -> PathBuf {
+        sibling(out, "rounds.jsonl")
+    }
+
     /// Begins it anew; of rounds that are done already, it keeps what it said, or says what their `reports` hold.
     pub(super) fn open(out: &Path, reports: &[Vec<u8>]) -> Result<Self> {
-        let path = sibling(out, "rounds.jsonl");
+        let path = Self::place(out);
         let old = if reports.is_empty() {
             String::new()
         } else {
@@ -86,11 +91,10 @@ fn troubles(round: &Round) -> Vec<String> {
 /// Says on this machine, of whose rows it is, how many texts of private steps counted for nothing, and why.
 pub(super) fn left_out_here(client: &str, (count, why): (usize, Option<String>)) {
     if count > 0 {
-        let _ = writeln!(
-            std::io::stderr(),
-            "{client}: {count} texts counted as zeros, and nobody else is told; the first: {}",
-            why.as_deref().unwrap_or("unknown")
-        );
+        let why = why.as_deref().unwrap_or("unknown");
+        aside(format_args!(
+            "{client}: {count} texts counted as zeros, and nobody else is told; the first: {why}"
+        ));
     }
 }
 
@@ -99,9 +103,9 @@ pub(super) fn left_out_here(client: &str, (count, why): (usize, Option<String>))
 pub(super) fn told_here<T>(client: &str, result: &lora::Result<T>) {
     let Err(e) = result else { return };
     if let Some(cause) = std::error::Error::source(e) {
-        let _ = writeln!(std::io::stderr(), "{client}: {cause}");
+        aside(format_args!("{client}: {cause}"));
     }
     if let Some(hint) = e.hint_text() {
-        let _ = writeln!(std::io::stderr(), "{client}: hint: {hint}");
+        aside(format_args!("{client}: hint: {hint}"));
     }
 }

@@ -1,7 +1,6 @@
 //! `lora fed node`
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -18,7 +17,9 @@ use super::federation::method;
 use super::link::LinkArgs;
 use super::log::{left_out_here, told_here};
 use super::secure::SecureArgs;
+use crate::commands::aside;
 use crate::open::ModelArgs;
+use crate::paths;
 use crate::privacy::{PrivacyArgs, bound_to, ledger_of};
 use crate::settings::{MethodArgs, StepArgs};
 
@@ -82,6 +83,15 @@ pub(crate) struct Args {
 const HERE: &str = "here";
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    paths::apart(
+        &[("--store", args.store.as_deref()), ("--dp-ledger", args.dp_ledger.as_deref())],
+        &[
+            ("the data", Some(args.data.as_path())),
+            ("the held-out rows", args.eval.as_deref()),
+            ("the model", Some(args.model.model.as_path())),
+            ("the key", Some(args.key.as_path())),
+        ],
+    )?;
     args.check_privacy()?;
     let (recipe, config) = method(&args.method, None)?;
     let training = TrainConfig { proximal: args.proximal, ..args.training.train_config()? };
@@ -99,6 +109,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let secure = args.secure.read()?;
     let (checkpoint, tokenizer) = args.model.checkpoint()?;
+    args.training.text.tell_longest(checkpoint.config().max_positions);
     let read = |path| args.training.text.read(path, &tokenizer, checkpoint.config().max_positions);
     let data = read(&args.data)?;
     let held_out = args.eval.as_deref().map(read).transpose()?;
@@ -216,5 +227,5 @@ fn say_event(event: &Event) {
         Event::Offline(why) => format!("the SuperLink does not answer: {}", plain(why)),
         Event::Uploading(..) | Event::Uploaded(_) => return,
     };
-    let _ = writeln!(std::io::stderr(), "{text}");
+    aside(text);
 }

@@ -61,6 +61,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    args.out.apart(&args.model.model, std::iter::empty())?;
     let (recipe, config) = method(&args.method, args.out.adapter.as_deref())?;
     let run = format!("{} {}", bare(&args.out.out).display(), args.seed);
     let settings = args.federation.settings(run, args.seed)?;
@@ -75,6 +76,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None => None,
     };
     let (checkpoint, tokenizer) = args.model.checkpoint()?;
+    args.text.tell_longest(checkpoint.config().max_positions);
     let read = |path| args.text.read(path, &tokenizer, checkpoint.config().max_positions);
     let held_out = args.out.eval.as_deref().map(read).transpose()?;
     let secret = args

@@ -83,6 +83,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let rows = args.client.iter().map(|(_, path)| path.as_path());
+    args.out.apart(&args.model.model, rows.chain(args.data.as_deref()))?;
     let run = format!("{} {}", bare(&args.out.out).display(), args.training.seed);
     let settings = args.federation.settings(run, args.training.seed)?;
     settings.check()?;
@@ -107,6 +109,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return Err(Error::usage(what).hint(hint).into());
     }
     let (checkpoint, tokenizer) = args.model.checkpoint()?;
+    args.training.text.tell_longest(checkpoint.config().max_positions);
     let read = |path: &Path| args.training.text.read(path, &tokenizer, checkpoint.config().max_positions);
     let data = args.clients(read)?;
     let held_out = args.out.eval.as_deref().map(read).transpose()?;

@@ -3,7 +3,7 @@
 
 use tch::{Device, Kind, Tensor};
 use tch_ext::number::{Number, read, write};
-use tch_ext::{Panels, Rows, Small, View, parallel_rows, transpose};
+use tch_ext::{Panels, Rows, Saved, Small, View, parallel_rows, transpose};
 
 use super::blocks::{Blocks, Packed, grow, score};
 use super::layout::{BLOCK, Layout, Range, Run, Text, Units};
@@ -11,7 +11,8 @@ use super::rows::{add, gradients, inner, probabilities, store};
 
 pub(super) fn backward<T: Number<Wide = f32> + Small>(node: &Blocks, dy: &Tensor) -> [Tensor; 3] {
     let s = &node.layout;
-    let mut dq = node.q.empty_like();
+    let [q, k, v, y] = [&node.q, &node.k, &node.v, &node.y].map(Saved::get);
+    let mut dq = q.empty_like();
     // Of each text of each query head: dKᵀ and dVᵀ [dim, keys], summed in f32. All keys are written, if each has a
     // query, which sees it.
     let (dq_bounds, sums_bounds) =
@@ -21,7 +22,7 @@ pub(super) fn backward<T: Number<Wide = f32> + Small>(node: &Blocks, dy: &Tensor
     let whole = s.texts.iter().all(|text| text.keys() == text.queries);
     let wide = || if whole { Tensor::empty(size, options) } else { Tensor::zeros(size, options) };
     let (mut dkt, mut dvt) = (wide(), wide());
-    let (q, k, v, y) = (read::<T>(&node.q), read::<T>(&node.k), read::<T>(&node.v), read::<T>(&node.y));
+    let [q, k, v, y] = [q, k, v, y].map(read::<T>);
     let (dy, lse) = (read::<T>(dy), read::<f32>(&node.lse));
     let work = (
         Units { data: write::<T>(&mut dq), bounds: &dq_bounds },
@@ -161,7 +162,7 @@ fn turn<T: Number<Wide = f32> + Small>(from: &[T], to: &mut [T], dim: usize) {
 /// The sums of the query heads that share a key head, transposed back: `[batch, kv_heads, s, dim]`.
 fn gathered<T: Number<Wide = f32>>(node: &Blocks, sums: &Tensor, bounds: &[usize]) -> Tensor {
     let s = &node.layout;
-    let mut out = node.k.empty_like();
+    let mut out = node.k.get().empty_like();
     let sums = read::<f32>(sums);
     let (count, key_rows) = (s.texts.len(), s.rows / s.group);
     // What is shared lies in front of this.

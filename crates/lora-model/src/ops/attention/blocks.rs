@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 use tch_ext::number::{Number, read, write};
-use tch_ext::{Function, Panels, Small, View, attach, bf16, parallel_rows};
+use tch_ext::{Function, Panels, Saved, Small, View, attach, bf16, parallel_rows};
 
 use super::backward::backward;
 use super::layout::{BLOCK, Layout, Range, Units};
@@ -42,15 +42,16 @@ pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, layout: Layout) -> T
         Kind::BFloat16 => forward::<bf16>(&q_now, &k_now, &v_now, &layout),
         _ => forward::<f32>(&q_now, &k_now, &v_now, &layout),
     };
-    let node = Blocks { q: q_now, k: k_now, v: v_now, y: y.shallow_clone(), lse, layout };
+    let [q_kept, k_kept, v_kept, y_kept] = [q_now, k_now, v_now, y.shallow_clone()].map(Saved::new);
+    let node = Blocks { q: q_kept, k: k_kept, v: v_kept, y: y_kept, lse, layout };
     attach(&[&y], &[q, k, v], node).expect("the tensors are defined").swap_remove(0)
 }
 
 pub(super) struct Blocks {
-    pub(super) q: Tensor,
-    pub(super) k: Tensor,
-    pub(super) v: Tensor,
-    pub(super) y: Tensor,
+    pub(super) q: Saved,
+    pub(super) k: Saved,
+    pub(super) v: Saved,
+    pub(super) y: Saved,
     /// The logarithm of each row's sum of exponentials, `[batch * heads, t]`.
     pub(super) lse: Tensor,
     pub(super) layout: Layout,

@@ -120,12 +120,11 @@ impl Cache {
         if layer == self.layers.len() {
             self.layers.push([store(k), store(v)]);
         }
-        let stores = &mut self.layers[layer];
-        tch::no_grad(|| {
-            for (store, new) in stores.iter_mut().zip([k, v]) {
-                let _ = store.index_copy_(1, &step.at, &new.detach().transpose(0, 1).flatten(1, 2));
-            }
-        });
+        let guard = tch::no_grad_guard();
+        for (store, new) in self.layers[layer].iter_mut().zip([k, v]) {
+            let _ = store.index_copy_(1, &step.at, &new.detach().transpose(0, 1).flatten(1, 2));
+        }
+        drop(guard);
         if step.first {
             return attention(q, k, v, window, texts);
         }
@@ -154,4 +153,23 @@ impl Cache {
 fn by_text(store: &Tensor, texts: usize) -> Tensor {
     let size = store.size();
     store.view([size[0], texts as i64, -1, size[2]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use tch::Kind;
+
+    #[test]
+    fn a_panic_leaves_the_thread_its_gradients() {
+        let heads = |n| Tensor::zeros([1, 2, n, 4], (Kind::Float, Device::Cpu));
+        let (q, short) = (heads(3), heads(2));
+        let mut cache = Cache::new();
+        let ids = Tensor::zeros([1, 3], (Kind::Int64, Device::Cpu));
+        let step = cache.step(Texts::Rows(&ids), Device::Cpu).unwrap();
+        let pass = || cache.attention(0, &step, (&q, &short, &short), None, None);
+        assert!(catch_unwind(AssertUnwindSafe(pass)).is_err());
+        assert!(tch_ext::grad_enabled());
+    }
 }
