@@ -100,7 +100,8 @@ fn refuse_another(config: &AdapterConfig, text: &str, model: &dyn Linears, param
 /// among `variants`; the storage of the model's weights is its own affair.
 ///
 /// # Errors
-/// Every fault of the pair at once: keys that are missing, unused, of another shape, or not finite.
+/// [`Error::non_finite`] for numbers that are infinite, or would be in f32; else every fault of the pair at once: keys that are
+/// missing, unused, of another shape, or of another dtype.
 pub fn load(
     model: &mut dyn Linears,
     name: &str,
@@ -111,6 +112,7 @@ pub fn load(
     let recipe = Recipe::from_flags(&config.flags, variants)?;
     let weights = weights_file(dir)?;
     let mut file = tensors::read_tensors(&weights)?;
+    refuse_infinite(&file).map_err(|e| e.at(weights.display()))?;
     let active: Vec<_> = model.linears().iter().map(|(_, l)| l.active().map(str::to_owned)).collect();
     attach(model, name, &recipe, &config).map_err(|e| e.at(dir.display()))?;
     let faults = fill(model, name, &mut file);
@@ -127,6 +129,17 @@ pub fn load(
     Ok((recipe, config))
 }
 
+/// Refuses numbers that parameters, which are f32, do not hold.
+fn refuse_infinite(file: &BTreeMap<String, Tensor>) -> Result<()> {
+    let infinite = |t: &Tensor| t.kind() == Kind::Double && !all_finite(&t.to_kind(Kind::Float));
+    match file.iter().find(|(_, t)| infinite(t)) {
+        None => Ok(()),
+        Some((key, _)) => Err(Error::non_finite("holds numbers that are infinite in f32")
+            .at(key)
+            .hint("the training that wrote it had diverged; use an earlier checkpoint")),
+    }
+}
+
 /// Copies the file's tensors into the adapter's parameters, or changes nothing and lists every fault.
 fn fill(model: &dyn Linears, name: &str, file: &mut BTreeMap<String, Tensor>) -> Vec<String> {
     let mut faults = Vec::new();
@@ -141,13 +154,7 @@ fn fill(model: &dyn Linears, name: &str, file: &mut BTreeMap<String, Tensor>) ->
                 param.tensor.size()
             )),
             Some(t) if !t.is_floating_point() => faults.push(format!("dtype of {key}: {:?}", t.kind())),
-            Some(t) => {
-                let value = t.to_kind(param.tensor.kind());
-                match all_finite(&value) {
-                    true => copies.push((param.tensor, value)),
-                    false => faults.push(format!("range of {key}: numbers that f32 does not hold")),
-                }
-            }
+            Some(t) => copies.push((param.tensor, t)),
         }
     }
     // PEFT writes the base's own weight beside an adapter on the output head: harmless if it is ours.
