@@ -69,7 +69,8 @@ fn config() -> AdapterConfig {
 /// Ranks and alphas that differ from module to module.
 fn with_patterns() -> AdapterConfig {
     AdapterConfig {
-        rank_pattern: vec![("down_proj".into(), 2), ("layers.1.self_attn.q_proj".into(), 5)],
+        // One of them under the name that what lies beside is written by.
+        rank_pattern: vec![("down_proj".into(), 2), ("model.layers.1.self_attn.q_proj".into(), 5)],
         alpha_pattern: vec![("o_proj".into(), 40.0), ("down_proj".into(), 3.0)],
         ..config()
     }

@@ -264,8 +264,8 @@ impl Local {
             whole.insert(names[1].clone(), all_b);
             // The alpha whose scale at that rank is 1.
             let alpha = 1.0 / self.recipe.scale(1.0, both);
-            config.rank_pattern.insert(0, (path(module).to_owned(), both));
-            config.alpha_pattern.insert(0, (path(module).to_owned(), alpha));
+            put_first(&mut config.rank_pattern, path(module), both);
+            put_first(&mut config.alpha_pattern, path(module), alpha);
         }
         let before = std::mem::replace(&mut self.config, config.clone());
         let result = self.put(&whole, &BTreeMap::new()).and_then(|_| {
@@ -355,6 +355,12 @@ fn with(
 ) -> BTreeMap<String, Tensor> {
     let both = common.iter().chain(own.into_iter().flatten());
     both.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+}
+
+/// The first key that fits wins, and a key comes once.
+fn put_first<T>(pattern: &mut Vec<(String, T)>, key: &str, value: T) {
+    pattern.retain(|(other, _)| other != key);
+    pattern.insert(0, (key.to_owned(), value));
 }
 
 /// A module's path without what PEFT puts before it.

@@ -114,9 +114,10 @@ impl ModelArgs {
 
     /// All of it, with the adapter of that folder if one is named, on the storage that `variant` names.
     pub(crate) fn open(&self, adapter: Option<&Path>, variant: &str) -> Result<Opened> {
-        // Its configuration first: cheap, and the likeliest to be wrong.
+        // Its files first: cheap, and the likeliest to be wrong.
         let config = adapter.map(AdapterConfig::read).transpose()?;
         let storage = chosen(variant, config.as_ref())?;
+        adapter.map(lora::weights_file).transpose()?;
         let (checkpoint, tokenizer) = self.checkpoint()?;
         let keep = Keep { storage: storage.storage(), packed: self.packed(), skip: &self.skip };
         let mut model = self.load(checkpoint.as_ref(), keep)?;

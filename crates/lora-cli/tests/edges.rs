@@ -33,6 +33,7 @@ fn a_command_line_that_makes_no_sense_is_told_before_the_model_is_looked_for() {
         "--eval-every 10",
         "--schedule cosin",
         "--weight-decay nan",
+        "--rank-pattern q_proj=2 --rank-pattern q_proj=4",
         "--save-every 5 --trace trace",
         "--adapter start --dropout 0.1",
         "--adapter start --schedule cosin",

@@ -61,6 +61,9 @@ pub struct AdapterConfig {
     /// The `use_*` switches that are on. They choose a method, and a recipe refuses those that it has no
     /// variant for.
     pub flags: BTreeSet<String>,
+    /// Whether it is that of an adapter which is there, as [`AdapterConfig::read`] gives it. A name, a layer or a pattern without
+    /// effect is then none that a person is to be told of: what was trained is in the adapter's tensors.
+    pub trained: bool,
 }
 
 /// PEFT's defaults, on all linear layers of a language model.
@@ -81,6 +84,7 @@ impl Default for AdapterConfig {
             alpha_pattern: Vec::new(),
             init: Init::Kaiming,
             flags: BTreeSet::new(),
+            trained: false,
         }
     }
 }
@@ -112,6 +116,11 @@ impl AdapterConfig {
         }
         for (key, alpha) in &self.alpha_pattern {
             ensure(positive(*alpha), format!("`alpha_pattern` gives {key:?} {alpha}: it must be above 0"));
+        }
+        for (field, key) in
+            twice("rank_pattern", &self.rank_pattern).chain(twice("alpha_pattern", &self.alpha_pattern))
+        {
+            ensure(false, format!("`{field}` has {key:?} twice: a file holds a key once"));
         }
         let none = |t: &Targets| matches!(t, Targets::Names(names) if names.is_empty());
         ensure(!none(&self.target_modules), "`target_modules` is empty: nothing would be trained".to_owned());
@@ -209,6 +218,13 @@ impl AdapterConfig {
         text.push('\n');
         text
     }
+}
+
+/// The keys of a pattern that have come before.
+fn twice<'a, T>(field: &'a str, pairs: &'a [(String, T)]) -> impl Iterator<Item = (&'a str, &'a str)> {
+    let mut seen = BTreeSet::new();
+    let keys = pairs.iter().map(|(key, _)| key.as_str());
+    keys.filter(move |key| !seen.insert(*key)).map(move |key| (field, key))
 }
 
 /// A whole number as JSON's integer: PEFT's alpha is an `int`, and so is what other readers of it expect.

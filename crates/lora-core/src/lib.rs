@@ -46,7 +46,7 @@ pub use footprint::{Built, Footprint};
 pub use linear::Linear;
 pub use linears::{
     Linears, Param, WEIGHTS_FILE, activate, attach, attach_from, detach, load, merge, params, save,
-    targets_by_name, unmerge,
+    targets_by_name, unmerge, weights_file,
 };
 pub use low_rank::LowRank;
 pub use projection::{Held, Input, LayerSize, each_text, project, project_onto};

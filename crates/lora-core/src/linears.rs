@@ -1,25 +1,23 @@
-//! A model, seen as its linear layers by name: attaching, switching, saving and loading adapters.
+//! A model, seen as its linear layers by name: attaching, switching and merging adapters.
+
+mod saved;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 use tch_ext::Region;
 
-use crate::config::{AdapterConfig, CONFIG_FILE};
-use crate::error::ErrorKind;
+use crate::config::AdapterConfig;
 use crate::linear::Linear;
-use crate::recipe::{Part, Recipe, Variant};
-use crate::targets::compact_names;
-use crate::weight::all_finite;
-use crate::{Error, Result, Targets, tensors};
+use crate::recipe::Recipe;
+use crate::{Error, Result};
+
+pub use saved::{WEIGHTS_FILE, load, save, weights_file};
 
 static ADAPTERS: Region = Region::new("adapters");
 
 /// What PEFT puts before a module's path.
 const PREFIX: &str = "base_model.model.";
-/// The parameters of an adapter folder.
-pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
 /// Anything with named linear layers. Names are those of the Hugging Face model
 /// (`model.layers.0.self_attn.q_proj`); the order is the model's own and does not change.
@@ -110,25 +108,14 @@ fn shapes(model: &dyn Linears) -> Vec<(String, (i64, i64))> {
     model.linears().into_iter().map(|(name, layer)| (name, layer.base().shape())).collect()
 }
 
-/// `config`, to be written for an adapter that it made: modules that a regular expression chose stand in it by name, those
-/// that one left out not at all. PEFT would hold it against every module and refuse one that is no linear layer (`mlp.act_fn`),
-/// and Python may read it otherwise. What names cannot say stays as it is.
+/// `config`, to be written for an adapter that it made: modules that a pattern chose, or gave their rank or alpha, stand in it
+/// by name, those that one left out not at all. PEFT would hold a pattern against every module and refuse one that is no linear
+/// layer (`mlp.act_fn`). What names cannot say stays as it is.
 ///
 /// # Errors
 /// Those of [`AdapterConfig::select`].
 pub fn targets_by_name(model: &dyn Linears, config: &AdapterConfig) -> Result<AdapterConfig> {
-    let by_regex = |targets: &Targets| matches!(targets, Targets::Regex(_));
-    if !by_regex(&config.target_modules) && !config.exclude_modules.as_ref().is_some_and(by_regex) {
-        return Ok(config.clone());
-    }
-    let (modules, head) = (shapes(model), model.output_head());
-    let all: Vec<_> = modules.iter().map(|(name, _)| name.clone()).collect();
-    let selected = config.select(&modules, head)?;
-    let chosen: Vec<_> = selected.iter().map(|s| s.name.clone()).collect();
-    let target_modules = Targets::Names(compact_names(&chosen, &all));
-    let named = AdapterConfig { target_modules, exclude_modules: None, ..config.clone() };
-    let same = named.select(&modules, head).is_ok_and(|again| again == selected);
-    Ok(if same { named } else { config.clone() })
+    config.by_name(&shapes(model), model.output_head())
 }
 
 /// Makes the adapter of that name the active one everywhere, or none.
@@ -195,121 +182,4 @@ pub fn merge(model: &mut dyn Linears) -> Result<()> {
 /// Undoes [`merge`], to the very weights.
 pub fn unmerge(model: &mut dyn Linears) {
     model.linears_mut().into_iter().for_each(|(_, layer)| layer.unmerge());
-}
-
-/// Writes the adapter's two files, as PEFT does, into `dir`, which exists (see `OutputFolder` for writing a
-/// folder whole or not at all).
-///
-/// # Errors
-/// [`Error::usage`] if no layer has the adapter, [`Error::non_finite`] if a parameter is not finite,
-/// [`ErrorKind::Io`].
-pub fn save(
-    model: &dyn Linears,
-    name: &str,
-    recipe: &Recipe,
-    config: &AdapterConfig,
-    variants: &[Variant],
-    dir: &Path,
-) -> Result<()> {
-    let params = params(model, name);
-    if params.is_empty() {
-        return Err(Error::usage(format!("no adapter named `{name}` is attached")));
-    }
-    for p in &params {
-        if !all_finite(&p.tensor) {
-            return Err(Error::non_finite("a parameter is not finite; the adapter is not saved").at(p.key()));
-        }
-    }
-    let mut config = config.clone();
-    config.flags = recipe.flags();
-    if config.target_modules == Targets::AllLinear {
-        let all: Vec<_> = model.linears().into_iter().map(|(n, _)| n).collect();
-        let mut chosen: Vec<_> = params.iter().map(|p| p.module.clone()).collect();
-        chosen.dedup();
-        config.target_modules = Targets::Names(compact_names(&chosen, &all));
-    }
-    // PEFT has no switch for another update, and cannot read such an adapter. Written as off, in all the others, it would
-    // keep its older versions from reading those.
-    let switches = variants.iter().filter(|v| !matches!(v.part, Part::Update(_)));
-    let flags: Vec<_> = switches.filter_map(|v| v.flag).collect();
-    let named: Vec<_> = params.iter().map(|p| (p.key(), p.tensor.detach())).collect();
-    tensors::write_tensors(&dir.join(WEIGHTS_FILE), &named, &[])?;
-    crate::folder::write_file(&dir.join(CONFIG_FILE), config.to_json(&flags).as_bytes())
-}
-
-/// Reads a PEFT adapter folder onto the model as adapter `name` and makes it active. The adapter's flags choose
-/// among `variants`; the storage of the model's weights is its own affair.
-///
-/// # Errors
-/// Every fault of the pair at once: keys that are missing, unused, of another shape, or not finite.
-pub fn load(
-    model: &mut dyn Linears,
-    name: &str,
-    dir: &Path,
-    variants: &[Variant],
-) -> Result<(Recipe, AdapterConfig)> {
-    let config = AdapterConfig::read(dir)?;
-    let recipe = Recipe::from_flags(&config.flags, variants)?;
-    let weights = dir.join(WEIGHTS_FILE);
-    let mut file = tensors::read_tensors(&weights)?;
-    let active: Vec<_> = model.linears().iter().map(|(_, l)| l.active().map(str::to_owned)).collect();
-    attach(model, name, &recipe, &config).map_err(|e| e.at(dir.display()))?;
-    let faults = fill(model, name, &mut file);
-    if !faults.is_empty() {
-        detach(model, name)?;
-        let layers = model.linears_mut().into_iter().zip(active);
-        layers.into_iter().try_for_each(|((_, layer), active)| layer.activate(active.as_deref()))?;
-        let what = "the adapter's tensors do not fit its configuration and this model";
-        return Err(Error::faults(ErrorKind::Data, what, faults).at(weights.display()).hint(
-            "is it an adapter of this very base model? if whole kinds of tensors are missing or unused, the flags \
-             in adapter_config.json (use_...) do not belong to these weights",
-        ));
-    }
-    Ok((recipe, config))
-}
-
-/// Copies the file's tensors into the adapter's parameters, or changes nothing and lists every fault.
-fn fill(model: &dyn Linears, name: &str, file: &mut BTreeMap<String, Tensor>) -> Vec<String> {
-    let mut faults = Vec::new();
-    let mut copies = Vec::new();
-    for param in params(model, name) {
-        let key = param.key();
-        match file.remove(&key) {
-            None => faults.push(format!("missing: {key}")),
-            Some(t) if t.size() != param.tensor.size() => faults.push(format!(
-                "shape of {key}: {:?} in the file, {:?} by configuration and model",
-                t.size(),
-                param.tensor.size()
-            )),
-            Some(t) if !t.is_floating_point() => faults.push(format!("dtype of {key}: {:?}", t.kind())),
-            Some(t) => copies.push((param.tensor, t)),
-        }
-    }
-    // PEFT writes the base's own weight beside an adapter on the output head: harmless if it is ours.
-    for (module, layer) in model.linears() {
-        let key = format!("{PREFIX}{module}.base_layer.weight");
-        if let Some(t) = file.remove(&key) {
-            let ours = layer.base().dense(t.kind());
-            // As it is in memory, which may be in another dtype than in the model's file.
-            let kept = t.to_kind(layer.base().kind()).to_kind(t.kind()).to_device(ours.device());
-            if ours.size() != t.size() || ours != kept {
-                faults.push(format!("{key} is another weight than this model's"));
-            }
-        }
-    }
-    faults.extend(file.keys().map(|key| format!("unused: {key}")));
-    if faults.is_empty() {
-        let _guard = tch::no_grad_guard();
-        for (mut parameter, value) in copies {
-            parameter.copy_(&value.to_kind(Kind::Float));
-        }
-        return faults;
-    }
-    const SHOWN: usize = 20;
-    if faults.len() > SHOWN {
-        let more = faults.len() - SHOWN;
-        faults.truncate(SHOWN);
-        faults.push(format!("and {more} more"));
-    }
-    faults
 }

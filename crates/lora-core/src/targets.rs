@@ -1,11 +1,20 @@
 //! Which modules get an adapter, and of what rank: PEFT's matching, without its silences.
 
+mod names;
+mod pattern;
+mod python;
+
 use std::collections::{BTreeSet, HashSet};
 
-use fancy_regex::{Regex, RegexBuilder};
+use fancy_regex::Regex;
 
 use crate::config::AdapterConfig;
 use crate::{Error, ErrorKind, Result};
+use names::{groups, last_names, nearest};
+use pattern::{matches, too_long};
+
+pub use names::compact_names;
+pub(crate) use pattern::{full_pattern, layer_pattern, rank_key_pattern};
 
 /// Which modules, as PEFT's `target_modules` and `exclude_modules` say it.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,44 +36,6 @@ pub struct Selection {
     pub r: i64,
     /// The alpha there.
     pub alpha: f64,
-}
-
-/// Python's `re.fullmatch`. Look-around and backreferences are there; a pattern that would search for ever is
-/// given up.
-fn compile(pattern: &str) -> Result<Regex> {
-    RegexBuilder::new(pattern).backtrack_limit(100_000).build().map_err(|e| {
-        let text = e.to_string();
-        Error::usage(format!(
-            "the pattern does not compile: {}",
-            text.lines().next_back().unwrap_or_default()
-        ))
-    })
-}
-
-pub(crate) fn full_pattern(pattern: &str) -> Result<Regex> {
-    compile(&format!(r"\A(?:{pattern})\z")).map_err(|e| e.at(format!("{pattern:?}")))
-}
-
-/// Where PEFT finds a layer's index (`check_target_module_exists`): the first number, not the last, so that
-/// an expert's index is not taken for it.
-pub(crate) fn layer_pattern(list: Option<&str>) -> Result<Regex> {
-    match list {
-        None => compile(r"\A.*?\.[^.]*\.(?P<idx>\d+)\."),
-        Some(list) => {
-            compile(&format!(r"\A(?:^|.*?\.){list}\.(?P<idx>\d+)\.")).map_err(|e| e.at(format!("{list:?}")))
-        }
-    }
-}
-
-/// A key of `rank_pattern` or `alpha_pattern` (`get_pattern_key`).
-pub(crate) fn rank_key_pattern(key: &str) -> Result<Regex> {
-    compile(&format!(r"\A(.*\.)?({key})\z")).map_err(|e| e.at(format!("{key:?}")))
-}
-
-fn matches(pattern: &Regex, name: &str) -> Result<bool> {
-    pattern.is_match(name).map_err(|_| {
-        Error::usage(format!("matching {name:?} takes too long")).at(format!("{:?}", pattern.as_str()))
-    })
 }
 
 /// `name` itself, or the last components of it.
@@ -122,10 +93,7 @@ impl<'a> Layers<'a> {
     /// The layer that a module is in: what the first pattern that matches says.
     fn index(&self, name: &str) -> Result<Option<i64>> {
         for pattern in &self.patterns {
-            let found = pattern.captures(name).map_err(|_| {
-                Error::usage(format!("matching {name:?} takes too long"))
-                    .at(format!("{:?}", pattern.as_str()))
-            })?;
+            let found = pattern.captures(name).map_err(|_| too_long(pattern, name))?;
             if let Some(found) = found {
                 return Ok(found.name("idx").and_then(|m| m.as_str().parse().ok()));
             }
@@ -143,7 +111,8 @@ impl AdapterConfig {
     ///
     /// # Errors
     /// Where PEFT fails: nothing matches, or something is meant that is no linear layer. And where PEFT is
-    /// silent: a name, layer or pattern key without effect, a rank above what the module can hold.
+    /// silent: a rank above what the module can hold; of a configuration that is to be trained by, a name, layer or pattern
+    /// key without effect.
     pub fn select(
         &self,
         modules: &[(String, (i64, i64))],
@@ -153,8 +122,10 @@ impl AdapterConfig {
         let target = Matcher::new(&self.target_modules, output_head)?;
         let excluded = self.exclude_modules.as_ref().map(|t| Matcher::new(t, None)).transpose()?;
         let layers = Layers::new(self)?;
-        self.no_idle_names(modules)?;
-        self.no_idle_layers(layers.as_ref(), modules)?;
+        if !self.trained {
+            self.no_idle_names(modules)?;
+            self.no_idle_layers(layers.as_ref(), modules)?;
+        }
 
         let meant = |name: &str| -> Result<bool> {
             if let Some(excluded) = &excluded
@@ -257,8 +228,10 @@ impl AdapterConfig {
         }
         let idle =
             |field: &str, key: &str| format!("`{field}` has {key:?}, which no selected module matches");
-        faults.extend(ranks.idle(&used.0).map(|key| idle("rank_pattern", key)));
-        faults.extend(alphas.idle(&used.1).map(|key| idle("alpha_pattern", key)));
+        if !self.trained {
+            faults.extend(ranks.idle(&used.0).map(|key| idle("rank_pattern", key)));
+            faults.extend(alphas.idle(&used.1).map(|key| idle("alpha_pattern", key)));
+        }
         if faults.is_empty() {
             return Ok(selections);
         }
@@ -289,66 +262,4 @@ impl<'a, T: Copy> Overrides<'a, T> {
     fn idle(&self, used: &HashSet<&'a str>) -> impl Iterator<Item = &'a str> {
         self.0.iter().map(|(_, (key, _))| key.as_str()).filter(|key| !used.contains(key))
     }
-}
-
-/// The modules that hold the given ones: `a` and `a.b` for `a.b.c`.
-fn groups<'a>(names: impl Iterator<Item = &'a str>) -> BTreeSet<&'a str> {
-    names.flat_map(|name| name.match_indices('.').filter_map(|(dot, _)| name.get(..dot))).collect()
-}
-
-/// All that a list could call a module: `c`, `b.c` and `a.b.c` for `a.b.c`, shortest first.
-fn suffixes(name: &str) -> impl Iterator<Item = &str> {
-    let starts = name.rmatch_indices('.').map(|(dot, _)| dot + 1).chain([0]);
-    starts.filter_map(|start| name.get(start..))
-}
-
-/// The shortest list of names that, as `target_modules`, means exactly `selected` among `all`; sorted.
-///
-/// Each is the shortest suffix of a selected path that no other path ends in, hence the list is the shortest
-/// there is. (A path that is itself a suffix of one not selected has no such name; it is given whole.)
-pub fn compact_names(selected: &[String], all: &[String]) -> Vec<String> {
-    let chosen: HashSet<&str> = selected.iter().map(String::as_str).collect();
-    let groups = groups(all.iter().map(String::as_str));
-    let others = all.iter().map(String::as_str).chain(groups).filter(|name| !chosen.contains(name));
-    let taken: HashSet<&str> = others.flat_map(suffixes).collect();
-    let shortest = |name: &'_ String| suffixes(name).find(|s| !taken.contains(s)).unwrap_or(name).to_owned();
-    selected.iter().map(shortest).collect::<BTreeSet<_>>().into_iter().collect()
-}
-
-fn last(name: &str) -> &str {
-    name.rsplit('.').next().unwrap_or(name)
-}
-
-/// The distinct last components, for a message.
-fn last_names(modules: &[(String, (i64, i64))]) -> String {
-    let mut names: Vec<_> =
-        modules.iter().map(|(name, _)| last(name)).collect::<BTreeSet<_>>().into_iter().collect();
-    let more = names.len().saturating_sub(12);
-    names.truncate(12);
-    let list = names.join(", ");
-    if more == 0 { list } else { format!("{list} and {more} more") }
-}
-
-/// The last component nearest to that of `name`, if it is near: at most a third of the letters differ.
-fn nearest<'a>(name: &str, modules: &'a [(String, (i64, i64))]) -> Option<&'a str> {
-    let wanted = last(name);
-    let near = modules.iter().map(|(name, _)| last(name)).min_by_key(|near| edits(wanted, near))?;
-    let distance = edits(wanted, near);
-    (distance > 0 && distance <= (wanted.chars().count() / 3).max(1)).then_some(near)
-}
-
-/// Levenshtein's distance.
-fn edits(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut next = vec![i + 1];
-        let mut left = i + 1;
-        for ((y, above), diagonal) in b.iter().zip(row.iter().skip(1)).zip(&row) {
-            left = (left + 1).min(above + 1).min(diagonal + usize::from(x != *y));
-            next.push(left);
-        }
-        row = next;
-    }
-    row.last().copied().unwrap_or_default()
 }

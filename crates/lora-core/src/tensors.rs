@@ -13,7 +13,7 @@ use tch::{Device, Kind, TchError, Tensor};
 use tch_ext::elements;
 
 use crate::folder::write_file_with;
-use crate::pairs::Pairs;
+use crate::pairs::{Pairs, Strict};
 use crate::{Error, Result};
 
 /// The format's own limit.
@@ -128,7 +128,7 @@ fn check(header: &[u8]) -> Result<Vec<(String, String)>> {
     }
     let malformed = |e: serde_json::Error| Error::data(format!("the header is malformed: {e}"));
     let metadata = serde_json::from_slice::<Remarks>(header).map_err(malformed)?.metadata;
-    for (name, raw) in serde_json::from_slice::<Pairs<Value>>(header).map_err(malformed)?.0 {
+    for (name, Strict(raw)) in serde_json::from_slice::<Pairs<Strict>>(header).map_err(malformed)?.0 {
         if name == "__metadata__" {
             continue;
         }

@@ -36,9 +36,8 @@ fn peft_files_are_understood() {
     let plain = AdapterConfig::read(&peft("plain.json")).unwrap();
     let Targets::Names(names) = &plain.target_modules else { panic!("{plain:?}") };
     assert_eq!(BTreeSet::from_iter(names.iter().map(String::as_str)), BTreeSet::from(["q_proj", "v_proj"]));
-    let expected =
-        AdapterConfig { r: 4, target_modules: plain.target_modules.clone(), ..AdapterConfig::default() };
-    assert_eq!(plain, expected);
+    let target_modules = plain.target_modules.clone();
+    assert_eq!(plain, AdapterConfig { r: 4, target_modules, trained: true, ..AdapterConfig::default() });
 
     let rich = AdapterConfig::read(&peft("rich.json")).unwrap();
     assert_eq!((rich.r, rich.lora_alpha, rich.lora_dropout), (16, 22.5, 0.05));
@@ -168,8 +167,26 @@ fn malformed_values_are_refused_all_at_once() {
     let (_, text) = refusal("{\n  \"r\": 4,\n  \"s\" 5}");
     assert!(text.contains("line 3 column 7"), "{text}");
     assert!(refusal("{\"r\": 1, \"r\": 2}").1.contains("\"r\" comes twice"));
+    let (_, text) = refusal("{\"r\": 1,\n\"alpha_pattern\": {\"q_proj\": 2, \"v_proj\": 3, \"q_proj\": 6}}");
+    assert!(text.contains("\"q_proj\" comes twice at line 2 column 52"), "{text}");
+    assert!(refusal("{\"loftq_config\": [{\"a\": {\"b\": 1, \"b\": 1}}]}").1.contains("\"b\" comes twice"));
     assert!(refusal("[]").1.contains("malformed"));
     assert_eq!(AdapterConfig::read(Path::new("/nowhere/at/all")).unwrap_err().kind(), ErrorKind::Io);
+}
+
+/// The first would train, and the last would be in the file.
+#[test]
+fn a_pattern_has_a_key_once() {
+    let twice = AdapterConfig {
+        rank_pattern: vec![("q_proj".into(), 2), ("v_proj".into(), 2), ("q_proj".into(), 4)],
+        alpha_pattern: vec![("q_proj".into(), 2.0), ("q_proj".into(), 2.0)],
+        ..AdapterConfig::default()
+    };
+    let e = twice.check().unwrap_err();
+    assert_eq!((e.kind(), e.to_string().lines().count()), (ErrorKind::Usage, 3), "{e}");
+    for field in ["rank_pattern", "alpha_pattern"] {
+        assert!(e.to_string().contains(&format!("`{field}` has \"q_proj\" twice")), "{e}");
+    }
 }
 
 fn targets() -> impl Strategy<Value = Targets> {
@@ -202,6 +219,7 @@ proptest! {
             rank_pattern: ranks.into_iter().filter(|(k, _)| !k.starts_with('*') && !k.contains("**")).collect(),
             alpha_pattern: alphas.into_iter().collect(),
             init: if gaussian { Init::Gaussian } else { Init::Kaiming },
+            trained: true,
             ..AdapterConfig::default()
         };
         prop_assert_eq!(&read_text(&config.to_json(&["use_dora"])).unwrap(), &config);

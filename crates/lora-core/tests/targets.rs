@@ -49,7 +49,8 @@ fn selects_what_peft_selects() {
 
 fn fault(fields: Value, r: i64) -> (String, String) {
     let model = &golden()[0];
-    let e = read(&fields, r).select(&modules(model), Some("lm_head")).unwrap_err();
+    let config = AdapterConfig { trained: false, ..read(&fields, r) };
+    let e = config.select(&modules(model), Some("lm_head")).unwrap_err();
     (e.to_string(), e.hint_text().unwrap_or_default().to_owned())
 }
 
@@ -75,6 +76,74 @@ fn nothing_is_without_effect_in_silence() {
         "{e}"
     );
     assert_eq!(fault(json!({"target_modules": "all-linear"}), 1 << 31).0.lines().count(), 10);
+}
+
+/// Where the engine here reads a pattern otherwise, or Python reads none.
+#[test]
+fn patterns_are_those_of_pythons_re() {
+    let modules = modules(&golden()[0]);
+    let chosen = |fields: Value| read(&fields, 1).select(&modules, None).map(names);
+    // What Python 3.11 finds; of each layer the first alone is listed.
+    for (pattern, expected) in [
+        ("[[q]_proj", &["q_proj"][..]),
+        ("[q&&v]_proj", &["q_proj", "v_proj"]),
+        ("[q~~k]_proj", &["q_proj", "k_proj"]),
+        ("[]q]_proj", &["q_proj"]),
+        (r"[\]q-]_proj", &["q_proj"]),
+        (r"[n-\161]_proj", &["q_proj", "o_proj"]),
+        (r"\161_proj", &["q_proj"]),
+        (r"(?i:\x51)\_\u0070roj", &["q_proj"]),
+        (r"(?P<last>q)_(?!(?P=last))proj(?#, or\) none)", &["q_proj"]),
+        (r"([o-r])?(?(1)_proj|up_proj)", &["q_proj", "o_proj", "up_proj"]),
+        ("q{1,}_{,1}proj{1}", &["q_proj"]),
+        (r"(?>[qk])_++proj\Z", &["q_proj", "k_proj"]),
+    ] {
+        let fields = json!({"target_modules": format!(r"(?s)model\.layers\.0\.[a-z_]+\.{pattern}")});
+        let found = chosen(fields).unwrap_or_else(|e| panic!("{pattern}: {e}"));
+        let last: Vec<_> = found.iter().map(|name| name.rsplit('.').next().unwrap()).collect();
+        assert_eq!(last, expected, "{pattern}");
+    }
+    for nothing in
+        [r".*[a-z&&[^q]]_proj", r".*\<q_proj", r".*\.q_proj{}", r"model\.layers(?i:\.0)\b{start}.*"]
+    {
+        let e = chosen(json!({"target_modules": nothing})).unwrap_err();
+        assert!(e.to_string().contains("no module"), "{nothing}: {e}");
+    }
+    let refused = |fields: Value| {
+        let mut config = json!({"peft_type": "LORA", "target_modules": ["q_proj"]});
+        config.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), config.to_string()).unwrap();
+        AdapterConfig::read(file.path()).unwrap_err().to_string()
+    };
+    for (pattern, said) in [
+        ("(?<name>q)_proj", "(?P<name>...)"),
+        (r"\p{L}_proj", r"Python has no `\p`"),
+        (r"\h_proj\z", r"Python has no `\h`"),
+        (r"q_proj\z", r"Python has no `\z`"),
+        (r"[\w--v]_proj", "a range of characters"),
+        ("a**", "two repetitions"),
+        ("^*q_proj", "nothing to repeat"),
+        ("(?x)q_proj # all", "`(?x`"),
+        ("q_proj|(?i)v_proj", "first of all"),
+        (r"(q)\2", r"`\2` is of no group"),
+        ("q_proj)|(v_proj", "a `)` has no `(`"),
+        ("(?~q)_proj", "nothing of Python's"),
+        ("[q", "does not end"),
+        (r"\400", "an escape of no character"),
+    ] {
+        let e = refused(json!({"target_modules": pattern}));
+        assert!(e.contains("does not compile") && e.contains(said), "{pattern}: {e}");
+    }
+    for field in ["rank_pattern", "alpha_pattern"] {
+        let e = refused(json!({field: {r"(?i)\p{L}_proj": 2}}));
+        assert!(e.contains(&format!("`{field}`")) && e.contains("first of all"), "{e}");
+    }
+    assert!(refused(json!({"layers_to_transform": 1, "layers_pattern": r"\p{L}+"})).contains(r"`\p`"));
+    // Both alternatives begin where a path does.
+    let list =
+        json!({"target_modules": ["q_proj"], "layers_to_transform": [1], "layers_pattern": "h|layers"});
+    chosen(list).unwrap_err();
 }
 
 /// A pattern can be given whose matching would take years; it is given up within a second.
@@ -132,12 +201,16 @@ fn what_a_pattern_chose_is_written_by_name() {
     let models: Vec<_> = golden().iter().map(|model| Model::new(modules(model))).collect();
     let cases = [
         (0, json!({"target_modules": r".*\.mlp\.[a-z_]+"}), &["down_proj", "gate_proj", "up_proj"][..]),
-        // Not Python's.
-        (0, json!({"target_modules": r".*\.[a-z&&[^kv]]_proj"}), &["o_proj", "q_proj"]),
+        (0, json!({"target_modules": r".*\.[a-z](?<![kv])_proj"}), &["o_proj", "q_proj"]),
         (
             0,
-            json!({"target_modules": ["q_proj", "v_proj"], "exclude_modules": r".*\.[a-z&&[^q]]_proj"}),
+            json!({"target_modules": ["q_proj", "v_proj"], "exclude_modules": r".*\.[&&v]_proj"}),
             &["q_proj"],
+        ),
+        (
+            0,
+            json!({"target_modules": ["q_proj"], "layers_to_transform": [3, 11], "layers_pattern": "(?:h|layers)"}),
+            &["11.self_attn.q_proj", "3.self_attn.q_proj"],
         ),
         (
             0,
@@ -152,8 +225,20 @@ fn what_a_pattern_chose_is_written_by_name() {
         assert_eq!(named.target_modules, Targets::Names(names), "{fields}");
         assert_eq!(named.exclude_modules, None, "{fields}");
     }
+    let patterns = json!({
+        "target_modules": ["q_proj", "up_proj"],
+        "rank_pattern": {r"layers\.(?:0|11)\..*q_proj": 2, "[u]p_proj": 3, ".*": 1},
+        "alpha_pattern": {"^model.layers.3.mlp.up_proj": 5.5, ".+q_proj": 9},
+    });
+    let named = targets_by_name(&models[0], &read(&patterns, 1)).unwrap();
+    let ranks = [("0.self_attn.q_proj", 2), ("11.self_attn.q_proj", 2), ("up_proj", 3)];
+    assert_eq!(named.rank_pattern, ranks.map(|(name, r)| (name.to_owned(), r)));
+    assert_eq!(named.alpha_pattern, [("3.mlp.up_proj".to_owned(), 5.5)]);
     // Nothing that could be misread; and what a list cannot say.
-    let plain = json!({"target_modules": ["q_proj"], "exclude_modules": ["layers.1.self_attn.q_proj"]});
+    let plain = json!({
+        "target_modules": ["q_proj"], "exclude_modules": ["layers.1.self_attn.q_proj"],
+        "layers_to_transform": [1, 2], "layers_pattern": "layers", "rank_pattern": {"layers.2.self_attn.q_proj": 2},
+    });
     for (model, fields) in [(0, plain), (1, json!({"target_modules": "down"}))] {
         let config = read(&fields, 1);
         assert_eq!(targets_by_name(&models[model], &config).unwrap(), config);

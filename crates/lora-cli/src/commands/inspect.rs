@@ -39,7 +39,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let config = AdapterConfig::read(&args.adapter)?;
     let recipe = Recipe::from_flags(&config.flags, VARIANTS)?;
-    let file = args.adapter.join(lora::WEIGHTS_FILE);
+    let file = lora::weights_file(&args.adapter)?;
     let bytes = std::fs::metadata(&file).map_err(|e| Error::io("read", &file, e))?.len();
     let modules = read(&file)?;
     let at = |e: Error| e.at(args.adapter.display());

@@ -106,6 +106,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let config = match &args.adapter {
         Some(folder) => {
             let config = AdapterConfig::read(folder)?;
+            lora::weights_file(folder)?;
             chosen(&args.method.variant, Some(&config))?;
             config
         }

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::{AdapterConfig, CONFIG_FILE, IN_PEFT, Init, NOT_IN_PEFT};
-use crate::pairs::Pairs;
+use crate::pairs::{Pairs, Strict};
 use crate::targets::Targets;
 use crate::{Error, ErrorKind, Result};
 
@@ -63,12 +63,14 @@ impl AdapterConfig {
         Self::parse(&text).map_err(|e| e.at(place))
     }
 
-    fn parse(text: &[u8]) -> Result<Self> {
-        let fields: Pairs<Value> = serde_json::from_slice(text).map_err(|e| {
+    /// As [`read`](Self::read) does it, of the file's text.
+    pub(crate) fn parse(text: &[u8]) -> Result<Self> {
+        let fields: Pairs<Strict> = serde_json::from_slice(text).map_err(|e| {
             let hint = "the file must be one JSON object, as PEFT's `save_pretrained` writes it";
             Error::data(format!("malformed JSON: {e}")).hint(hint)
         })?;
-        let mut fields = Fields { left: fields.0, malformed: Vec::new(), refused: Vec::new() };
+        let left = fields.0.into_iter().map(|(key, Strict(value))| (key, value)).collect();
+        let mut fields = Fields { left, malformed: Vec::new(), refused: Vec::new() };
         let config = fields.config();
         fields.refuse_the_rest();
         // A value that is malformed has a default's place in `config`, so nothing is said of it twice.
@@ -120,7 +122,7 @@ impl Fields {
     }
 
     fn config(&mut self) -> AdapterConfig {
-        let mut config = AdapterConfig { task_type: None, ..AdapterConfig::default() };
+        let mut config = AdapterConfig { task_type: None, trained: true, ..AdapterConfig::default() };
         match self.take("peft_type") {
             None => self.malformed.push("`peft_type` is missing: it must be \"LORA\"".to_owned()),
             // Which method it is, the switches say: those that PEFT lacks were written as LORA, too.

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use anyhow::Result;
 use lora::fed::aggregate::{Bounds, Robust, Rule, ServerRule};
 use lora::fed::engine::{Settings, Weights};
-use lora::{AdapterConfig, CONFIG_FILE, Error, Local, Recipe, VARIANTS, WEIGHTS_FILE};
+use lora::{AdapterConfig, CONFIG_FILE, Error, Local, Recipe, VARIANTS, weights_file};
 use tch::Tensor;
 
 use super::log::Log;
@@ -41,7 +41,7 @@ impl OutArgs {
     /// the last bits of which may be others on another machine.
     pub(super) fn begins_with(&self) -> Result<String> {
         let Some(folder) = &self.adapter else { return Ok("a fresh adapter".to_owned()) };
-        let hash = hash_of(&[folder.join(CONFIG_FILE), folder.join(WEIGHTS_FILE)])?;
+        let hash = hash_of(&[folder.join(CONFIG_FILE), weights_file(folder)?])?;
         let name: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         Ok(format!("the adapter {name}"))
     }

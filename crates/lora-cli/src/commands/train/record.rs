@@ -71,7 +71,7 @@ impl Args {
         let start = self
             .adapter
             .as_ref()
-            .map(|folder| hash_of(&[folder.join(lora::CONFIG_FILE), folder.join(lora::WEIGHTS_FILE)]));
+            .map(|folder| hash_of(&[folder.join(lora::CONFIG_FILE), lora::weights_file(folder)?]));
         let (rows, start) = (fingerprint(data), start.transpose()?.unwrap_or_default());
         let run = Sha256::new().chain_update(&bound).chain_update(rows).chain_update(&start).finalize();
         // The model's files come first in what is bound.
