@@ -95,21 +95,21 @@ mod tests {
 
     use super::bits;
 
-    /// Of a file in few bits, of one in 4, 8, 16 and 32, and of a folder.
+    /// Of a file in few bits, and of one in 4, 8, 16 and 32; a folder's packed weights are never unpacked unasked.
     #[test]
     fn bits_are_those_of_the_file() {
         let of = |file: &str| {
             let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(file);
-            bits(lora::open(&file).unwrap().as_ref()).unwrap()
+            bits(lora::open(&file).unwrap().as_ref())
         };
-        let [few, many, dense] = [
+        let [few, many, folder] = [
             "crates/lora-model/tests/data/k_quants.gguf",
             "crates/lora-model/tests/data/llama.gguf",
             "tests/goldens/smollm/model",
         ]
         .map(of);
-        assert!((2.6..5.5).contains(&few), "{few}");
-        assert!((5.5..32.0).contains(&many), "{many}");
-        assert_eq!(dense, 32.0);
+        assert!(few.is_some_and(|few| (2.6..5.5).contains(&few)), "{few:?}");
+        assert!(many.is_some_and(|many| (5.5..32.0).contains(&many)), "{many:?}");
+        assert_eq!(folder, None);
     }
 }

@@ -32,7 +32,10 @@ fn await_step(bench: &Bench, (run, out): (&mut Child, &str), step: u64) {
 }
 
 fn unfinished(bench: &Bench) -> Vec<String> {
-    bench.files().into_iter().filter(|name| name.contains(".partial-")).collect()
+    // Nor what a killed save has begun, which is another output.
+    let begun =
+        |name: &String| name.contains(".partial-") && !name.contains('/') && !name.contains(".resume.");
+    bench.files().into_iter().filter(begun).collect()
 }
 
 /// The second is told who is there; of one that was killed nothing is in the way, at once.

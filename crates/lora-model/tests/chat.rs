@@ -82,15 +82,24 @@ fn spans_hold_what_the_assistant_writes_and_its_end_of_turn() {
 #[test]
 fn generation_blocks_give_the_token_mask_of_transformers() {
     let tokenizer = Tokenizer::open(&data().join("text/smollm")).unwrap();
+    let mut refused = 0;
     for (case, template) in cases() {
         let (Some(ids), Some(mask)) = (case.ids, case.mask) else { continue };
         assert!(template.has_generation_blocks());
-        let (text, spans) = template.render_with_spans(&case.messages).unwrap();
+        let (text, spans) = match template.render_with_spans(&case.messages) {
+            // transformers learns an empty answer there.
+            Err(e) if e.to_string().contains("does not write `tool_calls`") => {
+                refused += 1;
+                continue;
+            }
+            spans => spans.unwrap(),
+        };
         let encoded = tokenizer.encode_with_offsets(&text, false).unwrap();
         assert_eq!(encoded.ids, ids, "{}", case.title);
         let got: Vec<u8> = encoded.mask(&spans).into_iter().map(u8::from).collect();
         assert_eq!(got, mask, "{}", case.title);
     }
+    assert_eq!(refused, 1);
 }
 
 /// Contents that also occur elsewhere must not be found there.
