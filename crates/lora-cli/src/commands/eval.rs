@@ -19,10 +19,10 @@ use crate::paths;
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   lora eval --model SmolLM2.gguf --data heldout.jsonl --samples 5
-  lora eval --model SmolLM2.gguf --adapter my-adapter --data heldout.jsonl --labels auto --rows rows.jsonl --json
+  lora eval --model SmolLM2.gguf --adapter my-adapter --data heldout.jsonl --labels auto --json
 
-An answer is right if, generated greedily, it equals the row's own but for surrounding white space. With --labels, the
-label with the highest total log-probability as the answer, its end included, is a second answer: it needs no luck with
+An answer is right if, generated greedily, it equals the row's own but for surrounding white space. With --labels, the \
+label with the highest total log-probability as the answer, its end included, is a second answer: it needs no luck with \
 the wording, and says how sure the model is.")]
 pub(crate) struct Args {
     #[command(flatten)]

@@ -16,11 +16,11 @@ use crate::paths;
 /// Write an adapter, or a merged model, as a GGUF file for llama.cpp
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  lora export --model SmolLM2.gguf --adapter my-adapter --out my-adapter.gguf           the adapter alone
+  lora export --model SmolLM2.gguf --adapter my-adapter --out my-adapter.gguf    the adapter alone
   lora export --model SmolLM2.gguf --adapter my-adapter --merged --outtype q8_0 --out merged.gguf
-  lora export --model models/Qwen3-0.6B --merged --out Qwen3-0.6B.gguf                  a folder as it is
+  lora export --model models/Qwen3-0.6B --merged --out Qwen3-0.6B.gguf           a folder as it is
 
-An adapter's file works beside any GGUF file of the same model. A merged model takes its metadata, tokenizer and chat
+An adapter's file works beside any GGUF file of the same model. A merged model takes its metadata, tokenizer and chat \
 template from --model: copied from a GGUF file, made from the files of a folder.")]
 pub(crate) struct Args {
     /// The base: a Hugging Face folder or a .gguf file

@@ -14,7 +14,7 @@ use crate::open::ModelArgs;
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   lora generate --model SmolLM2.gguf --prompt 'What is a mortgage?'
-  lora generate --model SmolLM2.gguf --adapter my-adapter --system 'Bank inbox' --prompt 'My card is gone'
+  lora generate --model SmolLM2.gguf --adapter my-adapter --prompt 'My card is gone'
   echo 'Once upon a time' | lora generate --model SmolLM2.gguf --raw --temperature 0.8 --seed 7")]
 pub(crate) struct Args {
     #[command(flatten)]

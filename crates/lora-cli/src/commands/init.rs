@@ -26,7 +26,7 @@ use crate::settings::MethodArgs;
   lora train --model start/base --adapter start/adapter --data train.jsonl --out my-adapter
   lora merge --model start/base --adapter my-adapter --out merged
 
-Such a start changes what is frozen: the adapter that comes of it is right on OUT/base alone. OUT/base is an ordinary
+Such a start changes what is frozen: the adapter that comes of it is right on OUT/base alone. OUT/base is an ordinary \
 model folder, in bitsandbytes' 4 bits if the variant says so, and OUT/adapter an ordinary PEFT adapter.")]
 #[command(mut_arg("init", |arg| {
     arg.default_value(Resettable::Reset)

@@ -21,7 +21,7 @@ use row::{Row, mean_rank};
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   lora inspect my-adapter
-  lora inspect my-adapter --model SmolLM2.gguf     also: the share of the model, and whether it fits")]
+  lora inspect my-adapter --model SmolLM2.gguf    also the share of the model, and whether it fits")]
 pub(crate) struct Args {
     /// The adapter folder (PEFT's format)
     adapter: PathBuf,

@@ -23,15 +23,15 @@ use crate::rounding::Rounding;
   lora merge --model SmolLM2.gguf --adapter my-adapter --out merged --verify
   lora merge --model models/Qwen3-0.6B --adapter my-adapter --out merged --verify heldout.jsonl
 
-Merged weights are written in --dtype, tensor by tensor, so that a model larger than memory can be merged. A base of
-bitsandbytes is dequantised. --requantize rounds the result to 4 bits again, which loses a part of what was learnt; it
+Merged weights are written in --dtype, tensor by tensor, so that a model larger than memory can be merged. A base of \
+bitsandbytes is dequantised. --requantize rounds the result to 4 bits again, which loses a part of what was learnt; it \
 says how much, and --verify what it does to the answers.
 
-An adapter that was trained beside a rounded base is somewhat another model beside the original
-one. --verify measures it if --variant says how the base was kept, as in `--variant qlora`; that
+An adapter that was trained beside a rounded base is somewhat another model beside the original \
+one. --verify measures it if --variant says how the base was kept, as in `--variant qlora`; that \
 figure is told and refuses nothing: the tolerance is for what merging itself changes.
 
-A base stored in a float type that --dtype does not hold (f32 in bf16) is rounded, also where the
+A base stored in a float type that --dtype does not hold (f32 in bf16) is rounded, also where the \
 adapter changes nothing; a note says so, and which --dtype keeps it.")]
 pub(crate) struct Args {
     #[command(flatten)]

@@ -16,12 +16,12 @@ use crate::settings::{MethodArgs, TrainingArgs};
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   lora plan --model SmolLM2.gguf --length 1024 --batch-size 8
-  lora plan --model models/Llama-3-8B --variant qlora --data train.jsonl --rank 16 --recompute all --memory 8GB
+  lora plan --model models/Llama-3-8B --variant qlora --data train.jsonl --memory 8GB
   lora plan --model models/Llama-3-8B --variant full --layers 30,31
 
-It takes `lora train`'s options of model, method and training; `lora train` plans the same before it loads the model, and
-with --auto chooses the fastest setting that fits. Every number is counted from the configuration; the time is an estimate, to compare by. Rows that begin alike are
-counted as they are trained without --dp-epsilon: the beginning once. Where nothing fits it says so behind the plan, and
+It takes `lora train`'s options of model, method and training; `lora train` plans the same before it loads the model, and \
+with --auto chooses the fastest setting that fits. Every number is counted from the configuration; the time is an estimate, to compare by. Rows that begin alike are \
+counted as they are trained without --dp-epsilon: the beginning once. Where nothing fits it says so behind the plan, and \
 the exit code is 2, as `lora train --auto`'s.")]
 pub(crate) struct Args {
     #[command(flatten)]

@@ -20,7 +20,7 @@ use crate::rounding::{self, Rounding};
   lora quantize models/Llama-3-8B Llama-3-8B-nf4
   lora quantize SmolLM2.gguf out --type fp4 --block-size 128 --no-double-quant
 
-Linear layers inside the blocks are packed; embeddings, norms, the output head and what --skip names stay dense. The
+Linear layers inside the blocks are packed; embeddings, norms, the output head and what --skip names stay dense. The \
 model is read tensor by tensor and written file by file: memory holds one tensor and one file of the result.")]
 pub(crate) struct Args {
     /// A Hugging Face folder or a .gguf file

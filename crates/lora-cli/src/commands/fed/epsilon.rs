@@ -9,9 +9,9 @@ use crate::commands::say;
 /// What a run would give away, or how much noise a promise takes: before anything is trained
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  lora fed epsilon --rows 942 --batch 16 --epochs 3 --epsilon 8        how much noise
-  lora fed epsilon --rows 942 --batch 16 --epochs 3 --noise 1.1        how much is given away
-  lora fed epsilon --rows 100 --batch 10 --steps 500 --noise 2         the same for 100 clients, 10 a round")]
+  lora fed epsilon --rows 942 --batch 16 --epochs 3 --epsilon 8    how much noise
+  lora fed epsilon --rows 942 --batch 16 --epochs 3 --noise 1.1    how much is given away
+  lora fed epsilon --rows 100 --batch 10 --steps 500 --noise 2    of 100 clients, 10 a round")]
 pub(crate) struct Args {
     /// Records: rows, or clients
     #[arg(long, value_name = "N")]

@@ -30,7 +30,7 @@ use crate::settings::{MethodArgs, StepArgs};
   lora fed node --address fed.example:8000 --roots ca.pem --key bank.pem \\
       --model SmolLM2.gguf --data bank.jsonl --epochs 1 --dp-epsilon 8 --rounds 10
 
---epochs and --max-steps are those of one round. In a round the rate stays the same; --schedule is its course from round
+--epochs and --max-steps are those of one round. In a round the rate stays the same; --schedule is its course from round \
 to round.")]
 pub(crate) struct Args {
     #[command(flatten)]

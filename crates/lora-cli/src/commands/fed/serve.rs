@@ -23,8 +23,8 @@ use crate::settings::{MethodArgs, TextArgs};
 /// Coordinate a run on a Flower deployment, by any of the rules
 #[derive(clap::Args)]
 #[command(after_help = "Example (docs/federated.md walks through it):
-  lora fed serve --address fed.example:8000 --roots ca.pem --secret secret.bin --model SmolLM2.gguf \\
-      --rule fedsvd --rounds 10 --minimum 2 --per-round 2 --out together
+  lora fed serve --address fed.example:8000 --roots ca.pem --secret secret.bin \\
+      --model SmolLM2.gguf --rule fedsvd --rounds 10 --minimum 2 --per-round 2 --out together
 
 How clients train (rates, steps, batches) is said at each node.")]
 pub(crate) struct Args {

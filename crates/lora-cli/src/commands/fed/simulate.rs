@@ -25,10 +25,10 @@ use crate::settings::{MethodArgs, StepArgs};
 #[command(after_help = "Examples:
   lora fed simulate --model SmolLM2.gguf --client bank=bank.jsonl --client clinic=clinic.jsonl \\
       --rule fedsvd --rounds 10 --epochs 1 --out together
-  lora fed simulate --model SmolLM2.gguf --data all.jsonl --split 1000 --per-round 10 --rounds 20 \\
-      --max-steps 2 --out together
+  lora fed simulate --model SmolLM2.gguf --data all.jsonl --split 1000 --per-round 10 \\
+      --rounds 20 --max-steps 2 --out together
 
---epochs and --max-steps are a client's in one round. In a round the rate stays the same; --schedule is its course from
+--epochs and --max-steps are a client's in one round. In a round the rate stays the same; --schedule is its course from \
 round to round.")]
 pub(crate) struct Args {
     #[command(flatten)]
