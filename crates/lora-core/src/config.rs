@@ -3,6 +3,7 @@
 mod read;
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use serde_json::{Value, json};
 
@@ -29,8 +30,9 @@ pub enum Init {
     Gaussian,
 }
 
-/// PEFT's adapter configuration; what this build does not understand is refused by name when it is read.
-#[derive(Debug, Clone, PartialEq)]
+/// PEFT's adapter configuration; what this build does not understand is refused by name when it is read. In `Debug` there is what
+/// it configures, and not [`trained`](Self::trained): runs that were saved, and ledgers of private ones, know it by that text.
+#[derive(Clone, PartialEq)]
 pub struct AdapterConfig {
     /// Name or path of the model that the adapter was trained on.
     pub base_model: Option<String>,
@@ -64,6 +66,20 @@ pub struct AdapterConfig {
     /// Whether it is that of an adapter which is there, as [`AdapterConfig::read`] gives it. A name, a layer or a pattern without
     /// effect is then none that a person is to be told of: what was trained is in the adapter's tensors.
     pub trained: bool,
+}
+
+impl fmt::Debug for AdapterConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("AdapterConfig");
+        shown.field("base_model", &self.base_model).field("revision", &self.revision);
+        shown.field("task_type", &self.task_type).field("r", &self.r).field("lora_alpha", &self.lora_alpha);
+        shown.field("lora_dropout", &self.lora_dropout).field("target_modules", &self.target_modules);
+        shown.field("exclude_modules", &self.exclude_modules);
+        shown.field("layers_to_transform", &self.layers_to_transform);
+        shown.field("layers_pattern", &self.layers_pattern).field("rank_pattern", &self.rank_pattern);
+        shown.field("alpha_pattern", &self.alpha_pattern).field("init", &self.init);
+        shown.field("flags", &self.flags).finish()
+    }
 }
 
 /// PEFT's defaults, on all linear layers of a language model.

@@ -1,5 +1,6 @@
 //! The loop.
 
+use std::fmt;
 use std::time::Instant;
 
 use lora_core::{Error, ErrorKind, Param, Result};
@@ -22,8 +23,9 @@ use crate::stop::Stop;
 
 static DATA: Region = Region::new("data");
 
-/// How to train.
-#[derive(Debug, Clone)]
+/// How to train. In `Debug` there is what shapes the run, and not [`stop`](Self::stop): runs that were saved, and ledgers of
+/// private ones, know them by that text.
+#[derive(Clone)]
 pub struct TrainConfig {
     /// Passes over the data; parts of one are possible.
     pub epochs: f64,
@@ -58,6 +60,19 @@ pub struct TrainConfig {
     pub save: Option<SavePoint>,
     /// Looked at behind every step: what was learnt until then is in the parameters.
     pub stop: Option<Stop>,
+}
+
+impl fmt::Debug for TrainConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("TrainConfig");
+        shown.field("epochs", &self.epochs).field("max_steps", &self.max_steps);
+        shown.field("batch_size", &self.batch_size).field("accumulate", &self.accumulate);
+        shown.field("learning_rate", &self.learning_rate).field("schedule", &self.schedule);
+        shown.field("warmup", &self.warmup).field("adamw", &self.adamw).field("clip", &self.clip);
+        shown.field("proximal", &self.proximal).field("recompute", &self.recompute);
+        shown.field("record", &self.record).field("seed", &self.seed);
+        shown.field("eval_every", &self.eval_every).field("save", &self.save).finish()
+    }
 }
 
 /// Those of `lora train`.
