@@ -3,7 +3,6 @@
 use lora_core::Result;
 use lora_model::{Checkpoint, tensor_shapes};
 use sha2::{Digest, Sha256};
-use tch::{Kind, Tensor};
 
 /// Numbers of a tensor that count. Training changes a good part of a matrix, and those of all tensors are tens of thousands.
 const COUNTED: u64 = 256;
@@ -18,7 +17,7 @@ const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 /// blocks are, is another model: 4 bits move weights further than most fine-tuning does, so one cannot be told from the other.
 /// An edit of a few rows alone may go unseen, and the configuration is not looked at: what must be exact takes a hash of files.
 ///
-/// All tensors are read once, one at a time.
+/// Of a file in 4 bits of bitsandbytes' all tensors are unpacked, one at a time; of others little more than those numbers is read.
 ///
 /// # Errors
 /// Tensors that are missing or of another shape than the configuration says; those of [`Checkpoint::load`].
@@ -28,11 +27,8 @@ pub fn fingerprint(checkpoint: &dyn Checkpoint) -> Result<String> {
         hash.update(name.as_bytes());
         hash.update([0]);
         shape.iter().for_each(|size| hash.update(size.to_le_bytes()));
-        // As it is stored: a large one is mapped then, and not copied.
-        let kind = checkpoint.kind(&name).unwrap_or(Kind::Float);
-        let flat = checkpoint.load(&name, kind)?.f_reshape([-1])?;
-        let counted = flat.f_index_select(0, &Tensor::f_from_slice(&places(flat.numel() as u64))?)?;
-        let numbers: Vec<f32> = Vec::try_from(counted.f_to_kind(Kind::Float)?)?;
+        let numel = shape.iter().product::<i64>().unsigned_abs();
+        let numbers = checkpoint.numbers_at(&name, &places(numel))?;
         numbers.iter().for_each(|number| hash.update(number.to_le_bytes()));
     }
     // Numbers that were unpacked to be looked at.

@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 
 use super::packed::Packed;
 use super::safetensors::{Entry, Mapped, Unique, kind_of};
-use super::{Checkpoint, finite, no_such_tensor};
+use super::{Checkpoint, finite, no_such_tensor, numbers_at};
 use crate::ModelConfig;
 use crate::llama::HEAD;
 use crate::shapes::EMBEDDING;
@@ -165,6 +165,14 @@ impl Checkpoint for HfCheckpoint {
 
     fn read(&self, name: &str, kind: Kind) -> Result<Tensor> {
         self.tensor(name, kind, Mapped::read)
+    }
+
+    fn numbers_at(&self, name: &str, places: &[i64]) -> Result<Vec<f32>> {
+        match self.entry(name).and_then(|(shard, entry)| Some((shard, entry, kind_of(entry.dtype)?))) {
+            Some((shard, entry, kind)) => numbers_at(&shard.view(entry, kind)?, places),
+            // Packed, or of a type that is not read: that is told.
+            None => numbers_at(&self.load(name, self.kind(name).unwrap_or(Kind::Float))?, places),
+        }
     }
 
     fn packed(&self, name: &str, kind: Kind) -> Result<Option<Box<dyn BaseWeight>>> {

@@ -46,6 +46,14 @@ pub trait Checkpoint: Debug + Send {
     fn read(&self, name: &str, kind: Kind) -> Result<Tensor> {
         self.load(name, kind)
     }
+    /// The tensor's numbers at these places, counted through its rows, in f32: for what looks at a few of many. Whether they are
+    /// finite is not asked, and little more of the file is read, where its format allows that.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::load`]; a place that there is not.
+    fn numbers_at(&self, name: &str, places: &[i64]) -> Result<Vec<f32>> {
+        numbers_at(&self.load(name, self.kind(name).unwrap_or(Kind::Float))?, places)
+    }
     /// A packed weight as the file keeps it, on the CPU, to be computed in `kind`; `None` for a tensor that is not
     /// packed.
     ///
@@ -130,6 +138,11 @@ fn repository(path: &Path) -> Option<(&str, &str)> {
     };
     let named = plain(owner) && plain(model) && !model.ends_with(".gguf");
     (named && !Path::new(owner).exists()).then_some((name, model))
+}
+
+fn numbers_at(tensor: &Tensor, places: &[i64]) -> Result<Vec<f32>> {
+    let chosen = tensor.f_reshape([-1])?.f_index_select(0, &Tensor::f_from_slice(places)?)?;
+    Ok(Vec::try_from(chosen.f_to_kind(Kind::Float)?)?)
 }
 
 /// `tensor` in `kind`, if all of it is finite there.

@@ -112,6 +112,29 @@ impl Checkpoint for GgufCheckpoint {
         self.rows(gguf, info, || read(&self.gguf, info, kind))
     }
 
+    fn numbers_at(&self, name: &str, places: &[i64]) -> Result<Vec<f32>> {
+        let (gguf, info) = self.info(name).ok_or_else(|| no_such_tensor(name, self.gguf.path()))?;
+        let rows = info.shape.first().copied().unwrap_or(1);
+        let inner = info.shape.iter().skip(1).product::<i64>().max(1);
+        // Where each row lies in the file.
+        let rows = || Ok(Tensor::f_arange(rows, (Kind::Int64, Device::Cpu))?.f_view([rows, 1])?);
+        let order: Vec<i64> = Vec::try_from(self.rows(gguf, info, rows)?.f_view([-1])?)?;
+        let (values, bytes) = layout(info)?;
+        let io = |e| Error::io("read", self.gguf.path(), e);
+        let (mut file, _) = self.gguf.source.open()?;
+        let (mut block, mut floats) = (vec![0; bytes as usize], vec![0f32; values as usize]);
+        let number = |&place: &i64| {
+            let row = usize::try_from(place / inner).ok().and_then(|row| order.get(row));
+            let row = row.ok_or_else(|| Error::usage(format!("`{name}` has no number {place}")))?;
+            let at = (row * inner + place % inner).unsigned_abs();
+            file.seek(SeekFrom::Start(info.offset + at / values * bytes)).map_err(io)?;
+            file.read_exact(&mut block).map_err(io)?;
+            info.block.dequantize(&block, &mut floats);
+            Ok(floats[(at % values) as usize])
+        };
+        places.iter().map(number).collect()
+    }
+
     fn packed(&self, name: &str, kind: Kind) -> Result<Option<Box<dyn BaseWeight>>> {
         let Some((gguf, info)) = self.info(name) else { return Ok(None) };
         let &[out, inp] = &info.shape[..] else { return Ok(None) };
