@@ -64,6 +64,11 @@ impl Origin {
         self.start.clone()
     }
 
+    /// Whether both have the same numbers.
+    pub(crate) fn is_of(&self, opened: &Self) -> bool {
+        self.weights.is_some() && self.weights == opened.weights
+    }
+
     /// Says on standard error where the base that is opened is certainly another one than this, an adapter's own.
     pub(crate) fn tell(&self, opened: &Self, how_kept: bool) {
         if let Some(what) = self.unlike(opened, how_kept) {
@@ -86,12 +91,14 @@ impl Origin {
                 _ => None,
             };
         }
+        let alike = self.dtype.is_some() && self.dtype == opened.dtype && self.rounded.is_none();
         if let Some(start) = &self.start {
+            // It may be that base in another file.
+            let is = if alike { "is" } else { "may be" };
             return Some(format!(
-                "is of the base that `lora init --init {start}` wrote, and this is another one"
+                "is of the base that `lora init --init {start}` wrote, and this {is} another one"
             ));
         }
-        let alike = self.dtype.is_some() && self.dtype == opened.dtype && self.rounded.is_none();
         alike.then(|| "was trained beside other weights than these".to_owned())
     }
 }
@@ -148,7 +155,8 @@ mod tests {
             (&four, origin("b", bf16, None, None), None),
             (&four, origin("b", None, None, None), None),
             (&started, origin("a", bf16, None, None), None),
-            (&started, origin("b", None, None, None), Some("lora init --init pissa")),
+            (&started, origin("b", bf16, None, None), Some("and this is another one")),
+            (&started, origin("b", None, None, None), Some("and this may be another one")),
             (&Origin::default(), origin("b", bf16, None, None), None),
             (&plain, Origin::default(), None),
         ] {

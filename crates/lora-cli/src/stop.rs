@@ -20,7 +20,8 @@ impl Heard {
     /// # Errors
     /// The system lets nobody listen.
     pub(crate) fn asking(stop: Stop) -> Result<Self> {
-        let signals = Signals::new([SIGINT, SIGTERM]);
+        let ignored = ignored();
+        let signals = Signals::new([SIGINT, SIGTERM].into_iter().filter(|signal| !ignored.contains(signal)));
         let mut signals = signals.map_err(|e| Error::io("listen for", "signals".as_ref(), e))?;
         let heard = Arc::new(AtomicI32::new(0));
         let first = heard.clone();
@@ -33,7 +34,10 @@ impl Heard {
                 let mut err = std::io::stderr();
                 // Behind the bar, and the ^C that terminals show.
                 let gap = if err.is_terminal() { "\n" } else { "" };
-                let _ = writeln!(err, "{gap}stopping  when this step is done; once more ends it at once");
+                let _ = writeln!(
+                    err,
+                    "{gap}stopping  when this step, and its evaluation if one is due, is done; once more ends it at once"
+                );
             }
         });
         Ok(Self(heard))
@@ -43,6 +47,14 @@ impl Heard {
     pub(crate) fn signal(&self) -> Option<i32> {
         Some(self.0.load(Ordering::Relaxed)).filter(|signal| *signal != 0)
     }
+}
+
+/// The signals that this process was started to ignore, as a shell without job control starts those behind `&`, and `nohup`.
+fn ignored() -> Vec<i32> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask =
+        status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    (1..=64).filter(|signal| mask.unwrap_or(0) >> (signal - 1) & 1 == 1).collect()
 }
 
 /// A run that was asked to end, and did: no fault, but not what the command was for.

@@ -75,13 +75,18 @@ fn no_input_is_overwritten() {
         ("quantize start/base start --overwrite".into(), "OUT is a folder that holds the model"),
         ("init --model start/base --init pissa --out start --overwrite".into(), "holds the model"),
         (format!("{train} model/../model"), "--out would replace the model"),
-        (format!("{train} adapter/"), "--out would replace the adapter"),
-        (format!("{simulate} adapter"), "--out would replace the adapter"),
         (format!("{simulate} model"), "--out would replace the model"),
     ] {
         let run = bench.lora(&words);
         assert!(run.code != Some(0) && run.err.contains(said), "{words}: {}", run.err);
         assert!(contents(&bench) == before, "{words}");
+    }
+    // It goes on in its own place, if that is said.
+    let on = "--data data.jsonl --model model --dtype f32 --adapter adapter --out adapter";
+    for verb in ["train --max-steps 1", "fed simulate --split 2 --rule fedit --rounds 1"] {
+        let run = bench.lora(&format!("{verb} {on}"));
+        assert!(run.code == Some(2) && run.err.contains("--out would replace the adapter"), "{}", run.err);
+        bench.lora(&format!("{verb} {on} --overwrite")).ok();
     }
 }
 
@@ -109,8 +114,7 @@ fn an_evaluation_replaces_what_it_wrote_and_nothing_else() {
     }
     bench.write("rows.jsonl", "");
     for labels in ["", "--labels auto", ""] {
-        bench.lora(&format!("{eval} --rows rows.jsonl --trace adapter/trace.jsonl {labels}")).ok();
-        fs::rename(bench.path("adapter/trace.jsonl"), bench.path("trace.jsonl")).unwrap();
+        bench.lora(&format!("{eval} --rows adapter/rows.jsonl --trace adapter/trace.jsonl {labels}")).ok();
         bench.lora(&format!("{eval} --rows rows.jsonl --trace trace.jsonl {labels}")).ok();
     }
     let run = bench.lora(&format!("{eval} --rows trace.jsonl"));

@@ -76,12 +76,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ];
     paths::apart(&outputs, &inputs)?;
     for output in outputs {
-        paths::spares(output, &inputs)?;
-        former::check(output)?;
+        let former = former::check(output);
+        if !matches!(former, Ok(true)) {
+            paths::spares(output, &inputs)?;
+        }
+        former?;
     }
     let opened = args.model.open(args.adapter.as_deref(), &args.variant)?;
-    opened.tell_of(args.adapter.as_deref());
     let loaded = begin.elapsed().as_secs_f64();
+    opened.tell_of(args.adapter.as_deref());
     let context = usize::try_from(opened.checkpoint.config().max_positions).unwrap_or(usize::MAX);
     let options = DataOptions { max_length: context, long: Long::Refused };
     let mut data = Dataset::read(&args.data, &opened.tokenizer, options)?;

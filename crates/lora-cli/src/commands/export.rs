@@ -53,7 +53,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let out = ("--out", Some(args.out.as_path()));
     let inputs = [("the model", Some(args.model.as_path())), ("the adapter", args.adapter.as_deref())];
     paths::apart(&[out], &inputs)?;
-    paths::spares(out, &inputs)?;
+    // A folder's model is read of other files than these.
+    if !args.model.is_dir() || args.out.extension().is_none_or(|ending| ending != "gguf") {
+        paths::spares(out, &inputs)?;
+    }
     if args.out.exists() && !args.overwrite {
         return Err(Error::usage("is there already")
             .at(args.out.display())

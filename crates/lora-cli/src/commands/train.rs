@@ -29,8 +29,8 @@ use crate::stop::Heard;
       --variant qlora+dora+rslora --rank 16 --alpha 32 --out my-adapter
   lora train ... --recompute all --profile
   lora train ... --auto --memory 8GB
-  lora train ... --save-every 100                                 killed, the same command goes on
-  lora train --model start/base --adapter start/adapter ...         after `lora init`, or to go on
+  lora train ... --save-every 100                                 stopped, the same command goes on
+  lora train --model start/base --adapter start/adapter ...       after `lora init`, or to go on
   lora train ... --dp-epsilon 8 --batch-size 8 --accumulate 16    with differential privacy
   lora train ... --targets q_proj,v_proj --rank-pattern 'layers.0.self_attn.q_proj=4'")]
 pub(crate) struct Args {

@@ -7,17 +7,17 @@ use lora::{Error, Result};
 
 use crate::paths::Named;
 
-/// Refuses to replace a file that is not empty and that this option has not written.
+/// Whether there is a file that this option has written. Refuses another that is not empty.
 ///
 /// # Errors
 /// Usage; or the file cannot be read.
-pub(super) fn check((option, path): Named<'_>) -> Result<()> {
-    let Some(path) = path.filter(|path| path.is_file()) else { return Ok(()) };
+pub(super) fn check((option, path): Named<'_>) -> Result<bool> {
+    let Some(path) = path.filter(|path| path.is_file()) else { return Ok(false) };
     let mut head = Vec::new();
     let read = File::open(path).and_then(|file| file.take(64).read_to_end(&mut head));
     read.map_err(|e| Error::io("read", path, e))?;
     if head.is_empty() || writer(&head) == Some(option) {
-        return Ok(());
+        return Ok(!head.is_empty());
     }
     Err(Error::usage(format!("is there already, and {option} did not write it"))
         .at(path.display())

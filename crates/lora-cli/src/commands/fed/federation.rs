@@ -55,7 +55,10 @@ impl OutArgs {
     ) -> lora::Result<()> {
         let log = Log::place(&self.out);
         let rows = rows.chain(self.eval.as_deref()).map(|path| ("these rows", Some(path)));
-        let read = [("the model", Some(model)), ("the adapter", self.adapter.as_deref())];
+        let read = [
+            ("the model", Some(model)),
+            ("the adapter", self.adapter.as_deref().filter(|_| !self.overwrite)),
+        ];
         let inputs: Vec<_> = read.into_iter().chain(rows).collect();
         paths::apart(
             &[("--out", Some(self.out.as_path())), ("OUT.rounds.jsonl", Some(log.as_path()))],

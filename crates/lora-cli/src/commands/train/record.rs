@@ -31,7 +31,8 @@ impl Args {
             ("the data", Some(self.data.as_path())),
             ("the held-out rows", self.eval.as_deref()),
             ("the model", Some(self.model.model.as_path())),
-            ("the adapter", self.adapter.as_deref()),
+            // One may go on in its own place: it is read whole before it is replaced.
+            ("the adapter", self.adapter.as_deref().filter(|_| !self.overwrite)),
         ];
         paths::apart(&outputs, &inputs)
     }
@@ -127,7 +128,9 @@ impl Args {
         let Some(folder) = &self.adapter else { return base };
         let own = Origin::read(folder);
         own.tell(&base, true);
-        base.started(own.start())
+        // Of another base that is told, and it is this one's adapter from now on.
+        let same = own.is_of(&base);
+        base.started(own.start().filter(|_| same))
     }
 
     /// What is told of a run of so many steps that a signal ended before; none of one that is done.
