@@ -4,14 +4,15 @@ use lora_core::{Error, Result};
 
 use super::{ChatTemplate, Message};
 
-/// What chat templates in use call those who speak; a template may name others.
+/// What chat templates in use call those who speak; rows may name others.
 const ROLES: [&str; 7] = ["system", "user", "assistant", "tool", "developer", "function", "ipython"];
 
 const HINT: &str =
     "use a model whose chat template knows tools, or write what is to be learnt into `content`";
 
 impl ChatTemplate {
-    /// Refuses a role that neither templates in use nor this one know: many write any role, and nothing is learnt of it.
+    /// Refuses a role that is another's, misspelt or by another name: many templates write any role, and nothing would be learnt
+    /// of an assistant's. One of its own (`critic`, `context`) is whatever the template makes of it.
     pub(super) fn check_roles(&self, messages: &[Message]) -> Result<()> {
         let roles = messages.iter().map(|message| message.role.as_str()).enumerate();
         for (at, role) in roles.filter(|(_, role)| !ROLES.contains(role)) {
@@ -19,12 +20,12 @@ impl ChatTemplate {
             let named =
                 ['\'', '"'].iter().any(|quote| self.source.contains(&format!("{quote}{role}{quote}")));
             // Another name for the assistant is learnt where the template itself says what is.
-            if named && !role.is_empty() && (self.marked || meant != Some("assistant")) {
+            let own = meant.is_none() || named && (self.marked || meant != Some("assistant"));
+            if own && !role.trim().is_empty() {
                 continue;
             }
             let did = meant.map(|meant| format!("did you mean `{meant}`? ")).unwrap_or_default();
-            let hint =
-                format!("{did}a role is one of {}, or one that the chat template names", ROLES.join(", "));
+            let hint = format!("{did}chat templates know the roles {}", ROLES.join(", "));
             return Err(Error::data(format!("message {} has an unknown role, `{role}`", at + 1)).hint(hint));
         }
         Ok(())

@@ -127,7 +127,7 @@ fn what_a_template_does_not_write_of_tools_is_refused() {
 
 /// Templates that write any role would read a turn of a misspelt assistant, and nothing would be learnt of it.
 #[test]
-fn roles_that_nobody_knows_are_refused() {
+fn roles_that_are_anothers_misspelt_are_refused() {
     let spans = |template: &ChatTemplate, role: &str| {
         let messages =
             [Message::new("user", "hi"), Message::new(role, "ho"), Message::new("assistant", "he")];
@@ -148,19 +148,23 @@ fn roles_that_nobody_knows_are_refused() {
         (" user", "user"),
         ("sytsem", "system"),
         ("Tools", "tool"),
-        ("critic", ""),
         ("", ""),
+        (" ", ""),
     ] {
         let error = spans(&smollm2, role).unwrap_err();
         assert!(error.to_string().contains(&format!("message 2 has an unknown role, `{role}`")), "{error}");
         let hint = error.hint_text().unwrap();
         assert_eq!(hint.contains(&format!("did you mean `{meant}`?")), !meant.is_empty(), "{role}: {hint}");
     }
+    // Nobody's but its own is a role like any.
+    for role in ["critic", "context", "observation", "narrator"] {
+        assert_eq!(spans(&smollm2, role).unwrap(), 1, "{role}");
+    }
     // A template may know others by name. Of another name for the assistant it must say what is learnt.
-    let named = "{% for m in messages %}{% if m.role in ['critic', \"model\"] %}{% endif %}\
+    let named = "{% for m in messages %}{% if m.role in ['human', \"model\"] %}{% endif %}\
                  {% generation %}{{ m.content }}{% endgeneration %}{% endfor %}";
     let unmarked = named.replace("{% generation %}", "").replace("{% endgeneration %}", "");
-    assert_eq!(spans(&template(&unmarked), "critic").unwrap(), 1);
+    assert_eq!(spans(&template(&unmarked), "human").unwrap(), 1);
     assert!(spans(&template(&unmarked), "model").is_err());
     assert_eq!(spans(&template(named), "model").unwrap(), 3);
     // An empty text is no name.
