@@ -252,8 +252,8 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// As [`render`](Self::render); and data, when the template renders the beginning of a conversation so
-    /// differently from the whole that the assistant's turns cannot be placed, and when it does not write the tools that it was
-    /// given, or the calls of a message, and for a role that is empty, or another's misspelt.
+    /// differently from the whole that the assistant's turns cannot be placed, and when it does not write the calls of a
+    /// message, or the tools that it was given beside them, and for a role that is empty, or another's misspelt.
     pub fn render_with_spans(&self, messages: &[Message]) -> Result<(String, Vec<Range<usize>>)> {
         self.check_roles(messages)?;
         let still = self.still();

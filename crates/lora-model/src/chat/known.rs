@@ -31,10 +31,10 @@ impl ChatTemplate {
         Ok(())
     }
 
-    /// Refuses a conversation of whose tools, or calls of them, nothing stands in its rendering, `text`: an empty answer would
-    /// be learnt in the place of a call.
+    /// Refuses a conversation with calls of tools if nothing of them, or of the tools, stands in its rendering, `text`: an empty
+    /// answer would be learnt in the place of a call. Tools that nobody calls may stay unsaid.
     pub(super) fn check_tools(&self, messages: &[Message], text: &str) -> Result<()> {
-        if self.tools {
+        if self.tools && messages.iter().any(Message::calls_tools) {
             let mut without = self.clone();
             without.env.add_global("tools", ());
             if without.part(messages, false)?.as_deref() == Some(text) {

@@ -116,13 +116,18 @@ fn what_a_template_does_not_write_of_tools_is_refused() {
     }
     assert_eq!(refused(&smollm2, json!("No."), &json!([])), None);
     let tools = json!([{"type": "function", "function": {"name": "weather"}}]);
-    let told = |template: &ChatTemplate, tools| {
-        refused(&template.clone().with_variable("tools", tools), json!("No."), &json!([]))
+    let told = |template: &ChatTemplate, content| {
+        refused(&template.clone().with_variable("tools", tools.clone()), content, &calls)
     };
     let unwritten = "the chat template does not write `tools`";
-    assert_eq!(told(&smollm2, tools.clone()).as_deref(), Some(unwritten));
-    assert_eq!(told(&smollm2, json!([])), None);
-    assert_eq!(told(&qwen25, tools), None);
+    for (template, content) in [(&smollm2, json!("No.")), (&null, json!(null))] {
+        assert_eq!(told(template, content).as_deref(), Some(unwritten));
+    }
+    assert_eq!(told(&qwen25, json!(null)), None);
+    // Nobody calls them; and none.
+    let uncalled = smollm2.clone().with_variable("tools", tools.clone());
+    assert_eq!(refused(&uncalled, json!("No."), &json!([])), None);
+    assert_eq!(refused(&null.with_variable("tools", json!([])), json!(null), &calls), None);
 }
 
 /// Templates that write any role would read a turn of a misspelt assistant, and nothing would be learnt of it.
