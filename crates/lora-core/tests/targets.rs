@@ -97,11 +97,17 @@ fn patterns_are_those_of_pythons_re() {
         (r"([o-r])?(?(1)_proj|up_proj)", &["q_proj", "o_proj", "up_proj"]),
         ("q{1,}_{,1}proj{1}", &["q_proj"]),
         (r"(?>[qk])_++proj\Z", &["q_proj", "k_proj"]),
+        (r"(?iu:Q)(?u:_)(?u-s:proj)\z", &["q_proj"]),
     ] {
         let fields = json!({"target_modules": format!(r"(?s)model\.layers\.0\.[a-z_]+\.{pattern}")});
         let found = chosen(fields).unwrap_or_else(|e| panic!("{pattern}: {e}"));
         let last: Vec<_> = found.iter().map(|name| name.rsplit('.').next().unwrap()).collect();
         assert_eq!(last, expected, "{pattern}");
+    }
+    // Flags for all of it, and comments before them.
+    for flags in ["(?i)(?s)", "(?#all)(?i)", "(?i)(?#all)(?s)", "(?u)(?i)", "(?iu)", "(?iu)(?u)(?m)"] {
+        let found = chosen(json!({"target_modules": format!(r"{flags}model\.layers\.0\..*Q_PROJ")}));
+        assert_eq!(found.unwrap_or_else(|e| panic!("{flags}: {e}")).len(), 1, "{flags}");
     }
     for nothing in
         [r".*[a-z&&[^q]]_proj", r".*\<q_proj", r".*\.q_proj{}", r"model\.layers(?i:\.0)\b{start}.*"]
@@ -120,12 +126,17 @@ fn patterns_are_those_of_pythons_re() {
         ("(?<name>q)_proj", "(?P<name>...)"),
         (r"\p{L}_proj", r"Python has no `\p`"),
         (r"\h_proj\z", r"Python has no `\h`"),
-        (r"q_proj\z", r"Python has no `\z`"),
+        (r"q_proj[\z]", r"Python has no `\z`"),
         (r"[\w--v]_proj", "a range of characters"),
         ("a**", "two repetitions"),
         ("^*q_proj", "nothing to repeat"),
         ("(?x)q_proj # all", "`(?x`"),
+        ("(?i)(?a)q_proj", "`(?a`"),
+        ("(?i-u:q)_proj", "`(?i-u`"),
+        (r"\N{LATIN SMALL LETTER Q}_proj", "a character's name"),
         ("q_proj|(?i)v_proj", "first of all"),
+        ("(?#all)(?:)(?i)q_proj", "first of all"),
+        ("(?i)*q_proj", "nothing to repeat"),
         (r"(q)\2", r"`\2` is of no group"),
         ("q_proj)|(v_proj", "a `)` has no `(`"),
         ("(?~q)_proj", "nothing of Python's"),

@@ -10,8 +10,8 @@ use cursor::{Cursor, Read, fault};
 /// # Errors
 /// What is wrong: Python would refuse it, or the engine lacks it.
 pub(super) fn translate(pattern: &str) -> Read<String> {
-    let (out, names, open) = Default::default();
-    let mut reader = Reader { from: Cursor::new(pattern), out, last: Last::Nothing, names, open };
+    let (out, started, names, open) = Default::default();
+    let mut reader = Reader { from: Cursor::new(pattern), out, started, last: Last::Nothing, names, open };
     while let Some(c) = reader.from.next() {
         reader.piece(c)?;
     }
@@ -37,6 +37,8 @@ struct Open {
 struct Reader {
     from: Cursor,
     out: String,
+    /// Whether there was more than flags for all of it, and comments.
+    started: bool,
     last: Last,
     /// Of the numbered groups that have begun; empty for one without a name.
     names: Vec<String>,
@@ -46,6 +48,7 @@ struct Reader {
 impl Reader {
     fn push(&mut self, text: &str, last: Last) {
         self.out.push_str(text);
+        self.started = true;
         self.last = last;
     }
 
@@ -102,7 +105,8 @@ impl Reader {
 
     fn escape(&mut self) -> Read<()> {
         match self.from.escaped()? {
-            'Z' => self.push(r"\z", Last::Nothing),
+            // The second is Python 3.14's.
+            'Z' | 'z' => self.push(r"\z", Last::Nothing),
             c @ ('A' | 'b' | 'B') => self.push(&format!("\\{c}"), Last::Nothing),
             c @ ('d' | 'D' | 's' | 'S' | 'w' | 'W') => self.push(&format!("\\{c}"), Last::Item),
             c @ '1'..='9' if !self.from.is_octal(c) => {
@@ -211,7 +215,9 @@ impl Reader {
         let flags = self.from.flags()?;
         match self.from.next() {
             Some(':') => return self.begin(&format!("(?{flags}:"), None, None),
-            Some(')') if self.out.is_empty() => self.out = format!("(?{flags})"),
+            // Of `u` alone nothing is left.
+            Some(')') if !self.started && flags.is_empty() => {}
+            Some(')') if !self.started => self.out.push_str(&format!("(?{flags})")),
             _ => return fault("flags end in `:`, or stand in brackets of their own, first of all"),
         }
         Ok(())

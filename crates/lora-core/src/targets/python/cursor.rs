@@ -74,16 +74,17 @@ impl Cursor {
         }
     }
 
-    /// Flags, as in `(?i-s:`, behind the `?`. Those that change how a pattern is written, or what a letter is, are not read.
+    /// Flags, as in `(?i-s:`, behind the `?`. Those that change how a pattern is written, or what a letter is, are not read;
+    /// `u`, which says what is so anyway, is left out.
     pub(super) fn flags(&mut self) -> Read<String> {
         let flags = self.run(|c| c.is_ascii_alphabetic() || c == '-');
         let (on, off) = flags.split_once('-').map_or((flags.as_str(), None), |(on, off)| (on, Some(off)));
-        let known = |flags: &str| flags.chars().all(|c| "ims".contains(c));
-        let turns = |off: &str| !off.is_empty() && known(off) && !off.chars().any(|c| on.contains(c));
-        if flags.is_empty() || !known(on) || !off.is_none_or(turns) {
+        let known = |flags: &str, all: &str| flags.chars().all(|c| all.contains(c));
+        let turns = |off: &str| !off.is_empty() && known(off, "ims") && !off.chars().any(|c| on.contains(c));
+        if flags.is_empty() || !known(on, "imsu") || !off.is_none_or(turns) {
             return fault(&format!("`(?{flags}` is nothing of Python's, or not read here"));
         }
-        Ok(flags)
+        Ok(flags.replace('u', ""))
     }
 
     /// `{2,3}` behind its `{`, in full. Anything else is no repetition, and nothing is read.
