@@ -19,7 +19,7 @@ use staged::Staged;
 pub struct OutputFolder {
     target: PathBuf,
     overwrite: bool,
-    is_ours: Box<dyn Fn(&Path) -> bool>,
+    is_ours: Box<dyn Fn(&Path) -> bool + Send + Sync>,
     staged: Staged,
 }
 
@@ -37,7 +37,11 @@ impl OutputFolder {
     /// # Errors
     /// The target is a file, a link, `/`, or holds the current folder; is not empty and `overwrite` is not
     /// set; or holds a file for which `is_ours` is false, which is never deleted.
-    pub fn create(target: &Path, overwrite: bool, is_ours: impl Fn(&Path) -> bool + 'static) -> Result<Self> {
+    pub fn create(
+        target: &Path,
+        overwrite: bool,
+        is_ours: impl Fn(&Path) -> bool + Send + Sync + 'static,
+    ) -> Result<Self> {
         let (parent, target) = locate(target)?;
         check_target(&target, overwrite, &is_ours)?;
         make_folder(&parent)?;

@@ -289,6 +289,18 @@ fn remnants_are_swept() {
     assert!(!left.exists());
 }
 
+/// Another thread may finish it.
+#[test]
+fn a_folder_may_be_committed_elsewhere() {
+    fn shared<T: Sync>(_: &T) {}
+    let root = tempfile::tempdir().unwrap();
+    let target = root.path().join("out");
+    let folder = OutputFolder::create(&target, false, ours).unwrap();
+    shared(&folder);
+    std::thread::spawn(move || folder.commit().unwrap()).join().unwrap();
+    assert!(target.is_dir());
+}
+
 /// Two may write one target; who wants to be alone is told of the other, and no remnant is another.
 #[test]
 fn one_can_be_alone() {
