@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
+use lora_core::ErrorKind;
 use lora_model::{IGNORE, Tokenizer};
 use lora_train::{Choices, DataOptions, Dataset, Long, Row, Sample, labels_of, read_rows, reference};
 use serde_json::{Value, json};
@@ -222,7 +223,11 @@ fn all_that_is_wrong_with_a_file_is_told_at_once() {
     let options = DataOptions { max_length: 40, long: Long::Refused };
     let e = Dataset::read(&file, &tokenizer, options).unwrap_err();
     assert!(e.to_string().ends_with("further lines were not looked at"), "{e}");
-    assert_eq!(e.to_string().lines().count(), 12, "{e}");
+    assert_eq!((e.to_string().lines().count(), e.kind()), (12, ErrorKind::Unsupported), "{e}");
+    // A single row that is to be blamed, and it is the data.
+    std::fs::write(&file, [kinds[2], &chat.replace("gpt", "assistant")].concat()).unwrap();
+    let e = Dataset::read(&file, &tokenizer, options).unwrap_err();
+    assert_eq!((e.to_string().lines().count(), e.kind()), (3, ErrorKind::Data), "{e}");
 }
 
 /// A cut is proposed where something is left to learn, and long rows are left out only if that is asked for.

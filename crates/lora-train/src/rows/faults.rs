@@ -35,7 +35,7 @@ impl<'a> Faults<'a> {
         if self.unsupported < SHOWN { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     }
 
-    /// An error, if there are any.
+    /// An error, if there are any: of data, unless no row is to be blamed.
     pub(crate) fn check(mut self) -> Result<()> {
         if self.count == 0 {
             return Ok(());
@@ -46,7 +46,8 @@ impl<'a> Faults<'a> {
         if self.unsupported >= SHOWN {
             self.shown.push("further lines were not looked at".to_owned());
         }
-        let e = Error::faults(ErrorKind::Data, "these rows cannot be used", self.shown);
+        let kind = if self.unsupported == self.count { ErrorKind::Unsupported } else { ErrorKind::Data };
+        let e = Error::faults(kind, "these rows cannot be used", self.shown);
         let e = e.at(self.path.display());
         // Each hint on a line of its own, below the first.
         Err(if self.hints.is_empty() { e } else { e.hint(self.hints.join("\n      ")) })
