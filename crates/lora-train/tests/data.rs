@@ -159,7 +159,7 @@ fn an_answer_stands_before_every_end() {
 fn files_of_other_kinds_are_recognised() {
     let dir = tempfile::tempdir().unwrap();
     let row = r#"{"text": "a, b"}"#;
-    let files: [(&str, &[u8], &str, &str); 10] = [
+    let files: [(&str, &[u8], &str, &str); 16] = [
         ("a.jsonl", b"\x1f\x8b\x08\x00\xff", "packed by gzip", "gzip -dc"),
         ("a.jsonl", b"PAR1\x15\x04", "a Parquet file", "read_parquet"),
         ("a.jsonl", b"\xff\xfe{\x00", "UTF-16", "iconv"),
@@ -167,6 +167,12 @@ fn files_of_other_kinds_are_recognised() {
         ("a.csv", b"prompt,completion\na,b\n", "CSV", "csv.DictReader(sys.stdin)"),
         ("a.csv", b"\xef\xbb\xbftext\na\n", "CSV", "csv.DictReader(sys.stdin)"),
         ("a.txt", b"prompt\tcompletion\na\tb\n", "CSV", r#"delimiter="\t""#),
+        ("a.txt", b"\"prompt\",\"completion\"\r\na,b\r\n", "CSV", "csv.DictReader(sys.stdin)"),
+        ("a.txt", b"Hello, world\n", "a.txt:1: not JSON", "one JSON object a line"),
+        ("a.txt", b"Hello, world\nand all\n", "a.txt:1: not JSON", "one JSON object a line"),
+        ("a.txt", b"a, b\n{\"text\": \"a, b\"}\n", "a.txt:1: not JSON", "one JSON object a line"),
+        ("a.jsonl", b"\"a, b\"\n\"c, d\"\n", "a.jsonl:1: not a JSON object", "a row is a JSON object"),
+        ("a.jsonl", b"a, b\n[1, 2]\n", "a.jsonl:1: not JSON", "one JSON object a line"),
         ("a.jsonl", b"{\n  \"text\": \"a\"\n}\n", "not JSON: EOF", "jq -c ."),
         ("a.jsonl", b"{\"text\": \"\xe9\"}\n", "not UTF-8", "iconv"),
         ("a.jsonl", b"hello\n", "a.jsonl:1: not JSON", "one JSON object a line"),

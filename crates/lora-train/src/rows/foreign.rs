@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use lora_core::{Error, Result};
+use serde_json::Value;
 
 /// What a file begins with, what it is, and what writes it as JSON lines, or at least unpacked.
 const KNOWN: [(&[u8], &str, &str); 9] = [
@@ -38,17 +39,29 @@ pub(super) fn refuse(beginning: &[u8], path: &Path) -> Result<()> {
         .hint(format!("one JSON object a line: `{how}`, with the fields of docs/data.md")))
 }
 
-/// What stands between the columns of a table's first line, if it is one.
+/// What stands between the columns of a table, if it is one: by its name, or as its first two lines have the same columns.
 fn separator(text: &[u8], path: &Path) -> Option<char> {
-    let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    if line.is_empty() || line.starts_with(b"{") {
+    let mut lines = text.split(|byte| *byte == b'\n');
+    let (first, second) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    if first.is_empty() || first.starts_with(b"{") {
         return None;
     }
     let named = |ending: &str| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(ending));
-    [('\t', "tsv"), (',', "csv")]
-        .into_iter()
-        .find(|(separator, ending)| line.contains(&(*separator as u8)) || named(ending))
-        .map(|(separator, _)| separator)
+    let columns = |line: &[u8], separator: char| line.split(|byte| *byte == separator as u8).count();
+    if named("tsv") || named("csv") {
+        let tabs = named("tsv") || columns(first, '\t') > 1;
+        return Some(if tabs { '\t' } else { ',' });
+    }
+    let alike = |separator: &char| {
+        columns(first, *separator) > 1 && columns(first, *separator) == columns(second, *separator)
+    };
+    if is_json(first) || is_json(second) { None } else { ['\t', ','].into_iter().find(alike) }
+}
+
+/// Whether a line is JSON, or begins as an object or a list of it, whatever its faults.
+fn is_json(line: &[u8]) -> bool {
+    let line = line.trim_ascii();
+    line.starts_with(b"{") || line.starts_with(b"[") || serde_json::from_slice::<Value>(line).is_ok()
 }
 
 fn from_csv(separator: char) -> String {
