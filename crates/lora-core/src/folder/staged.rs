@@ -15,6 +15,9 @@ use crate::{Error, Result};
 /// Longer than a writer needs from making its file or folder to locking it; one that is gone needs no time.
 const YOUNG: Duration = Duration::from_secs(60);
 
+/// Longer than [`is_held`] has a lock.
+const PROBE: Duration = Duration::from_millis(1);
+
 /// A file or folder that is deleted on drop unless it has been put in place. Locked as long as it lives: what is not
 /// locked belongs to nobody.
 #[derive(Debug)]
@@ -107,13 +110,21 @@ fn host() -> u32 {
 /// None if somebody on this host has it, or the file system has no locks.
 fn lock(path: &Path) -> Option<File> {
     let file = File::open(path).ok()?;
-    file.try_lock().ok()?;
+    let locked = match file.try_lock() {
+        // Who asks whether somebody has it has it for a moment.
+        Err(TryLockError::WouldBlock) => {
+            std::thread::sleep(PROBE);
+            file.try_lock()
+        }
+        tried => tried,
+    };
+    locked.ok()?;
     Some(file)
 }
 
-/// Whether a process has it, as far as this host sees.
+/// Whether a process has it, as far as this host sees. Others that ask do not.
 fn is_held(path: &Path) -> bool {
-    File::open(path).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+    File::open(path).is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
 /// What writers of this host have beside `target`, or left there.
@@ -178,4 +189,25 @@ fn replaces(path: &Path) -> bool {
     let mut aside = path.as_os_str().to_owned();
     aside.push("-old");
     Path::new(&aside).exists()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Who only asks keeps nobody who asks too from the answer, and has nothing.
+    #[test]
+    fn who_asks_is_no_holder() {
+        let folder = tempfile::tempdir().unwrap();
+        let asking = File::open(folder.path()).unwrap();
+        asking.try_lock_shared().unwrap();
+        assert!(!is_held(folder.path()));
+        // For good it is not asked.
+        assert!(lock(folder.path()).is_none());
+        drop(asking);
+        let own = lock(folder.path());
+        assert!(own.is_some() && is_held(folder.path()) && lock(folder.path()).is_none());
+        drop(own);
+        assert!(!is_held(folder.path()));
+    }
 }
