@@ -67,7 +67,7 @@ impl Sandbox {
                     .hint("look for an endless loop in the template"));
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => {
-                let error = Error::data("the template makes the template engine fail").at(NAME);
+                let error = Error::unsupported("the template makes the template engine fail").at(NAME);
                 return Err(error.hint("correct the template, or choose another"));
             }
         };
@@ -126,6 +126,7 @@ impl io::Write for Capped {
 mod tests {
     use std::cell::RefCell;
 
+    use lora_core::ErrorKind;
     use minijinja::context;
 
     use super::*;
@@ -159,6 +160,8 @@ mod tests {
         for (source, fault) in [("{{ fall() }}", "engine fail"), ("{{ sleep() }}", "5 seconds")] {
             let error = thread_of(&sandbox, source).unwrap_err();
             assert!(error.to_string().contains(fault), "{error}");
+            // The next row would fare no better.
+            assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
             let next = thread();
             assert_ne!(next, last, "{source}");
             last = next;
