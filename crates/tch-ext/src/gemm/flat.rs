@@ -50,6 +50,15 @@ impl Flat {
         (there == dimensions).then_some(flat)
     }
 
+    /// Whether both are one view: of a single row or column there is no step, whatever is said.
+    pub(super) fn same(&self, other: &Self) -> bool {
+        let plain = |flat: &Self| {
+            let step = |n: i64, step: i64| if n > 1 { step } else { 0 };
+            Self { stride: step(flat.rows, flat.stride), inner: step(flat.columns, flat.inner), ..*flat }
+        };
+        plain(self) == plain(other)
+    }
+
     /// On the CPU, of that kind, with rows of neighbours.
     pub(super) fn dense(&self, kind: i32) -> bool {
         self.kind == kind && self.cpu && (self.inner == 1 || self.columns == 1)

@@ -23,7 +23,7 @@ pub(super) fn check(sums: &[Flats<'_>]) {
         for (a, b) in &sum.products {
             places.extend([Place::new(a, false), Place::new(b, false)]);
         }
-        let onto = sum.onto.as_ref().filter(|&onto| *onto != sum.out);
+        let onto = sum.onto.as_ref().filter(|onto| !onto.same(&sum.out));
         for flat in [onto, sum.vectors[0].as_ref(), sum.vectors[1].as_ref()].into_iter().flatten() {
             places.push(Place::new(flat, false));
         }

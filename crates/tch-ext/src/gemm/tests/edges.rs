@@ -33,6 +33,26 @@ fn a_sum_onto_what_it_replaces() {
     }
 }
 
+/// Of one row or column there is no step, and what is said of it makes no other matrix.
+#[test]
+fn a_sum_onto_itself_by_another_stride() {
+    for kind in KINDS {
+        for gemm in [gemm, by_libtorch] {
+            for (rows, columns, step) in [(1, 6, [5, 1]), (6, 1, [24, 3])] {
+                let (a, b, all) = (random(rows, 8, kind), random(8, columns, kind), random(6, 24, kind));
+                let out = all.narrow(0, 0, rows).narrow(1, 12, columns);
+                let onto = all.as_strided([rows, columns], step, 12);
+                assert_eq!(onto, out);
+                assert_ne!(onto.stride(), out.stride());
+                let want = double(&a).matmul(&double(&b)) + double(&out);
+                gemm(&[Sum { onto: Some(&onto), ..Sum::new(vec![Product::plain(&a, &b)], &out) }]);
+                let error = (double(&out) - want).abs().max().double_value(&[]);
+                assert!(error < 0.2, "{kind:?} {rows} {columns}: {error:e}");
+            }
+        }
+    }
+}
+
 /// Threads would write and read there at once. What lies beside it may be columns of the same matrix.
 #[test]
 fn what_is_read_or_written_besides_is_not_written_over() {
