@@ -320,6 +320,36 @@ fn thin_matrices_are_multiplied_as_others() {
     }
 }
 
+/// Few rows go another way, but each number is the one that it would be among many. (By other products than ours it may not
+/// be.)
+#[test]
+fn a_row_does_not_hang_on_those_beside_it() {
+    if !product::multiplies_pairs() {
+        return;
+    }
+    seed(7);
+    for (depth, columns) in [(1536, 576), (65, 129), (4096, 97), (5000, 160), (1, 33)] {
+        let (a, b) = (random(9, depth, Kind::BFloat16), random(depth, columns, Kind::BFloat16));
+        let rows = |n: i64, into, add| {
+            let out = Tensor::ones([n, columns], (into, here()));
+            let product = Product::plain(&a, &b);
+            let few = Product { a: &a.narrow(0, 0, n), ..product };
+            gemm(&[Sum { scale: 0.7, add, ..Sum::new(vec![few], &out) }]);
+            out
+        };
+        for (into, add) in [(Kind::BFloat16, false), (Kind::BFloat16, true), (Kind::Float, true)] {
+            let many = rows(9, into, add);
+            for n in 1..=5 {
+                assert_eq!(
+                    rows(n, into, add),
+                    many.narrow(0, 0, n),
+                    "{n} x {columns} x {depth} {into:?} {add}"
+                );
+            }
+        }
+    }
+}
+
 /// All of this crate's tests again, with less than the machine has, and with what others have.
 #[test]
 fn with_fewer_instructions() {

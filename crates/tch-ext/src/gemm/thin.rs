@@ -12,14 +12,19 @@ use half::bf16;
 use super::Lie;
 use super::flat::{Flat, Flats};
 use super::pack::Matrix;
+use super::panels::DEPTH;
 use super::product::multiplies_pairs;
 use super::turn::transpose;
 
 /// Rows or columns of what is thin.
 const MOST: i64 = 32;
+/// Rows of a plain product: for more, panels are faster.
+const FEW: i64 = 4;
 /// Rows of an item, and columns of one.
 const ROWS: usize = 96;
 const COLUMNS: usize = 32;
+/// Bytes of a number.
+const HALF: usize = size_of::<bf16>();
 
 /// A sum of one product.
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
@@ -66,6 +71,10 @@ impl Thin {
             Lie::OverTokens if out.rows <= MOST && !out.is_half() => {
                 (Side::Left, a.rows, b_now, turned(a, a_now))
             }
+            // Deeper, panels add up in parts: a row would hang on how many are with it.
+            Lie::Plain if out.rows <= FEW && out.columns > MOST && a.columns as usize <= DEPTH / HALF => {
+                (Side::Left, a.columns, b_now, even(a, a_now))
+            }
             Lie::Plain if fits_right => (Side::Right, a.columns, a_now, turned(b, b_now)),
             Lie::Transposed if fits_right => (Side::Right, a.columns, a_now, (b_now, Vec::new())),
             _ => return None,
@@ -108,6 +117,20 @@ impl Thin {
         #[cfg(not(target_arch = "x86_64"))]
         let _ = parts;
     }
+}
+
+/// A zero behind an odd depth.
+fn even(flat: &Flat, from: Matrix<bf16>) -> (Matrix<bf16>, Vec<bf16>) {
+    let (rows, depth) = (flat.rows as usize, flat.columns as usize);
+    if depth % 2 == 0 {
+        return (from, Vec::new());
+    }
+    let mut memory = vec![bf16::ZERO; rows * (depth + 1)];
+    for (row, to) in memory.chunks_exact_mut(depth + 1).enumerate() {
+        // SAFETY: so many rows and columns are there.
+        to[..depth].copy_from_slice(unsafe { from.row(row, 0, depth) });
+    }
+    (Matrix { data: memory.as_ptr(), stride: depth + 1 }, memory)
 }
 
 /// The transpose, and the memory that it lies in.
