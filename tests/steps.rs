@@ -13,7 +13,8 @@ use lora::model::{IGNORE, Model, Piece, Slots, Texts};
 use lora::tch_ext::cuda::{emulated, here};
 use lora::tch_ext::grad_enabled;
 use lora::train::{Batch, Sample};
-use lora::{Adapter, AdapterConfig, Linears, Targets, params};
+use lora::{AdapterConfig, Linears, Targets, params};
+use lora_core::testkit::Faulty;
 use steps::{RANDOM, ids, model, model_in, recordable, samples, step};
 use tch::{Kind, Tensor};
 
@@ -68,20 +69,6 @@ fn nothing_is_done_below_the_first_adapter() {
     assert!(want.1.values().all(|g| g.norm().double_value(&[]) > 0.0));
     for layers in [1, 2, 9] {
         assert_eq!(step(&model, Texts::Rows(&x), &labels, layers), want);
-    }
-}
-
-/// No W' comes of it.
-#[derive(Debug)]
-struct Faulty;
-
-impl Adapter for Faulty {
-    fn effective(&self, _: &Tensor) -> Tensor {
-        panic!("planted")
-    }
-
-    fn params(&self) -> Vec<(&'static str, &Tensor)> {
-        Vec::new()
     }
 }
 

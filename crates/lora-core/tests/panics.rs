@@ -2,22 +2,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use lora_core::testkit::Faulty;
 use lora_core::{Adapter, Init, LORA, Linear, Recipe, row_norms_sq};
 use tch::{Device, Kind, Tensor};
-
-/// No W' comes of it.
-#[derive(Debug)]
-struct Faulty;
-
-impl Adapter for Faulty {
-    fn effective(&self, _: &Tensor) -> Tensor {
-        panic!("planted")
-    }
-
-    fn params(&self) -> Vec<(&'static str, &Tensor)> {
-        Vec::new()
-    }
-}
 
 #[test]
 fn a_panic_leaves_the_thread_its_gradients() {

@@ -41,6 +41,8 @@ pub enum Long {
     /// It is refused.
     #[default]
     Refused,
+    /// It is refused, and there is nothing to choose: the model itself takes no more.
+    BeyondContext,
     /// It is cut off at the end.
     Cut,
     /// It is left out.
@@ -250,7 +252,9 @@ fn fit(
     let teaches = learnt.iter().take(options.max_length).skip(1).any(|&learnt| learnt);
     if longer && (options.long != Long::Cut || !teaches) {
         let what = format!("{} tokens, but at most {} fit", ids.len(), options.max_length);
-        return Err(if teaches {
+        return Err(if options.long == Long::BeyondContext {
+            Error::data(what).hint("shorten the sample, or leave it out: the model takes no more")
+        } else if teaches {
             Error::data(what).hint(
                 "shorten the sample, raise --max-length up to the model's context, or pass --truncate (to cut it) or \
                  --drop-long (to leave it out)",

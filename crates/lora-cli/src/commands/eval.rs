@@ -86,7 +86,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let loaded = begin.elapsed().as_secs_f64();
     opened.tell_of(args.adapter.as_deref());
     let context = usize::try_from(opened.checkpoint.config().max_positions).unwrap_or(usize::MAX);
-    let options = DataOptions { max_length: context, long: Long::Refused };
+    let options = DataOptions { max_length: context, long: Long::BeyondContext };
     let mut data = Dataset::read(&args.data, &opened.tokenizer, options)?;
     data.keep_first(args.limit);
     let labels = args.labels(&data)?;

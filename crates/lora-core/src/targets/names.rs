@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeSet, HashSet};
 
+use strsim::osa_distance;
+
 use super::{Selection, Targets};
 use crate::Result;
 use crate::config::AdapterConfig;
@@ -103,23 +105,7 @@ pub(super) fn last_names(modules: &[(String, (i64, i64))]) -> String {
 /// The last component nearest to that of `name`, if it is near: at most a third of the letters differ.
 pub(super) fn nearest<'a>(name: &str, modules: &'a [(String, (i64, i64))]) -> Option<&'a str> {
     let wanted = last(name);
-    let near = modules.iter().map(|(name, _)| last(name)).min_by_key(|near| edits(wanted, near))?;
-    let distance = edits(wanted, near);
+    let near = modules.iter().map(|(name, _)| last(name)).min_by_key(|near| osa_distance(wanted, near))?;
+    let distance = osa_distance(wanted, near);
     (distance > 0 && distance <= (wanted.chars().count() / 3).max(1)).then_some(near)
-}
-
-/// Levenshtein's distance.
-fn edits(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut next = vec![i + 1];
-        let mut left = i + 1;
-        for ((y, above), diagonal) in b.iter().zip(row.iter().skip(1)).zip(&row) {
-            left = (left + 1).min(above + 1).min(diagonal + usize::from(x != *y));
-            next.push(left);
-        }
-        row = next;
-    }
-    row.last().copied().unwrap_or_default()
 }

@@ -12,12 +12,30 @@ mod bench;
 mod case;
 mod laws;
 
+use tch::Tensor;
+
+use crate::Adapter;
+
 pub use bench::layer_bench;
 pub use case::{Case, Toy, check, noise, relative};
 pub use laws::{
     attaching_changes_nothing, merging_keeps_the_function, parameters_get_gradients, saving_is_the_identity,
     shortcut_is_the_definition,
 };
+
+/// An adapter whose W' nobody can have: it panics.
+#[derive(Debug)]
+pub struct Faulty;
+
+impl Adapter for Faulty {
+    fn effective(&self, _: &Tensor) -> Tensor {
+        panic!("planted")
+    }
+
+    fn params(&self) -> Vec<(&'static str, &Tensor)> {
+        Vec::new()
+    }
+}
 
 /// A module of tests, one a law, each of 256 random cases over shapes, ranks, scales, dtypes and seeds.
 #[macro_export]

@@ -1,6 +1,7 @@
 //! What a template must know of a conversation that is learnt: what it leaves out, it leaves out without a word.
 
 use lora_core::{Error, Result};
+use strsim::osa_distance;
 
 use super::{ChatTemplate, Message};
 
@@ -81,18 +82,15 @@ fn unwritten(at: usize) -> Error {
     Error::data(format!("{what}; nothing would be learnt of those of message {}", at + 1)).hint(HINT)
 }
 
-/// The role that another name stands for: the same, or like it but for two letters.
+/// The role that another name stands for: the same, or nearest to it if at most a third of the letters differ.
 fn meant(role: &str) -> Option<&'static str> {
     let role = role.trim().to_lowercase();
     match role.as_str() {
         "gpt" | "chatgpt" | "model" | "bot" | "chatbot" | "ai" => Some("assistant"),
         "human" | "prompter" => Some("user"),
-        role => ROLES.into_iter().find(|known| alike(role, known)),
+        role => {
+            let near = ROLES.into_iter().min_by_key(|known| osa_distance(role, known))?;
+            (osa_distance(role, near) <= (role.chars().count() / 3).max(1)).then_some(near)
+        }
     }
-}
-
-fn alike(a: &str, b: &str) -> bool {
-    let first = a.chars().zip(b.chars()).take_while(|(a, b)| a == b).count();
-    let last = a.chars().rev().zip(b.chars().rev()).take_while(|(a, b)| a == b).count();
-    first + last + 2 >= a.len().max(b.len())
 }

@@ -152,6 +152,8 @@ fn roles_that_are_anothers_misspelt_are_refused() {
         ("human", "user"),
         (" user", "user"),
         ("sytsem", "system"),
+        ("uesr", "user"),
+        ("asisstant", "assistant"),
         ("Tools", "tool"),
         ("", ""),
         (" ", ""),
@@ -162,7 +164,7 @@ fn roles_that_are_anothers_misspelt_are_refused() {
         assert_eq!(hint.contains(&format!("did you mean `{meant}`?")), !meant.is_empty(), "{role}: {hint}");
     }
     // Nobody's but its own is a role like any.
-    for role in ["critic", "context", "observation", "narrator"] {
+    for role in ["critic", "context", "observation", "narrator", "seer", "peer", "tom"] {
         assert_eq!(spans(&smollm2, role).unwrap(), 1, "{role}");
     }
     // A template may know others by name. Of another name for the assistant it must say what is learnt.
