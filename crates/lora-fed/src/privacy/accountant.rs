@@ -15,7 +15,9 @@ pub enum Accounting {
     Pld,
 }
 
-/// Adds up what a sequence of steps gives away.
+/// Adds up what a sequence of steps gives away, whose noise and rates were settled before the first was seen. (Of
+/// steps that are alike, when to stop need not be; nor the noise of steps that draw nothing. A [`Ledger`](super::Ledger) takes no
+/// others.)
 ///
 /// ```
 /// use lora_fed::privacy::Accountant;

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::mechanism::Mechanism;
+
 /// What every fallible function of [`privacy`](crate::privacy) returns.
 pub type Result<T> = std::result::Result<T, PrivacyError>;
 
@@ -60,6 +62,19 @@ pub enum PrivacyError {
         budget: f64,
         /// The budget's delta.
         delta: f64,
+    },
+    /// The ledger has steps of another kind, and one of the two kinds draws its records.
+    #[error(
+        "step {step} has noise {} and rate {}, and the ledger has steps of noise {} and rate {}",
+        wanted.sigma(), wanted.q(), found.sigma(), found.q()
+    )]
+    OtherKind {
+        /// The step refused.
+        step: u64,
+        /// What was charged before.
+        found: Mechanism,
+        /// The step's own.
+        wanted: Mechanism,
     },
     /// A record does not belong into the step, or not again, or is missing.
     #[error("record {record} {what}")]
@@ -136,6 +151,7 @@ impl PrivacyError {
             | Self::NonFinite { .. }
             | Self::Length { .. }
             | Self::Exceeded { .. }
+            | Self::OtherKind { .. }
             | Self::Record { .. }
             | Self::OtherRelease { .. }
             | Self::Entropy(_) => None,
@@ -160,6 +176,10 @@ impl PrivacyError {
             }
             Self::Exceeded { .. } => {
                 "what was released before is within the budget; more noise, or a lower rate, allows more steps"
+            }
+            Self::OtherKind { .. } => {
+                "go on with as many expected rows a step, and as many steps, as at first: steps of another kind that are chosen \
+                 when some were seen are not bounded by what both kinds spend"
             }
             Self::Corrupt { .. } => {
                 "restore the file from a copy that is as new; a shortened ledger forgets spending"

@@ -142,7 +142,8 @@ impl Ledger {
 
     /// Charges a step. When this returns without an error the charge is on the disk, and the step may be released.
     ///
-    /// Refuses a step that the budget does not allow: then nothing was charged, and nothing may be released.
+    /// Refuses a step that the budget does not allow, or that is not like those before (noise and rate): then nothing was
+    /// charged, and nothing may be released.
     pub fn charge(&mut self, key: &StepKey, mechanism: Mechanism) -> Result<Charge> {
         self.put(Line::new(key, mechanism, None))
     }
@@ -179,8 +180,23 @@ impl Ledger {
         Ok(Charge::New)
     }
 
+    /// What a budget allows of steps that are alike is settled before the first. Who sees some and then chooses others can do
+    /// so where the others' losses lie worse, and learn more than either history says (Feldman and Zrnic 2021 bound that by
+    /// divergences of one order). Gaussians that draw nothing are the exception: their losses are of one family, in
+    /// whatever order (Smith and Thakurta 2022).
+    fn alike(&self, step: u64, wanted: Mechanism) -> Result<()> {
+        let spends = |m: Mechanism| m.q() > 0.0;
+        let draws = |m: Mechanism| spends(m) && m.q() < 1.0;
+        let other = |found: Mechanism| found != wanted && spends(found) && (draws(found) || draws(wanted));
+        match self.spent.history().iter().map(|steps| steps.mechanism).find(|&found| other(found)) {
+            Some(found) if spends(wanted) => Err(PrivacyError::OtherKind { step, found, wanted }),
+            _ => Ok(()),
+        }
+    }
+
     /// A grant of at least one step.
     fn afford(&self, step: u64, mechanism: Mechanism) -> Result<Grant> {
+        self.alike(step, mechanism)?;
         let granted = self.grant.filter(|g| g.mechanism == mechanism);
         if let Some(grant) = granted.filter(|g| g.left > 0) {
             return Ok(grant);
@@ -225,11 +241,14 @@ impl Ledger {
         self.charged.len()
     }
 
-    /// How many more steps of a mechanism fit, `most` at most.
+    /// How many more steps of a mechanism fit, `most` at most; none if it is not like those before.
     pub fn remaining(&self, mechanism: Mechanism, most: u64) -> Result<u64> {
         let Budget { epsilon, delta, .. } = self.budget;
         if epsilon.is_infinite() {
             return Ok(most);
+        }
+        if self.alike(0, mechanism).is_err() {
+            return Ok(0);
         }
         steps_for(&self.spent, epsilon, delta, mechanism.sigma(), mechanism.q(), most)
     }

@@ -13,7 +13,8 @@
 //!   Poisson sampling: their steps must be charged with `q` = 1 (and the neighbour then has nothing in the record's
 //!   place, so that no other record moves to another batch).
 //! - *What is divided by* must be public: `q * n` of a public `n`, never the size of the batch that was drawn.
-//! - The bound holds for whoever sees every noised sum, in order, and chooses the next step by it.
+//! - The bound holds for whoever sees every noised sum, in order, and chooses by it what the next step computes, or that
+//!   there is none. Noise and rate of steps that draw are settled before the first: a [`Ledger`] refuses others.
 //!
 //! # The parts
 //!
