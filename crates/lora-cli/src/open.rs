@@ -60,6 +60,12 @@ impl Opened {
     }
 }
 
+/// Four for each core at the most, and 256 anywhere: each of more waits for all others.
+fn most_threads() -> i32 {
+    let cores = std::thread::available_parallelism().map_or(1, |n| i32::try_from(n.get()).unwrap_or(i32::MAX));
+    cores.saturating_mul(4).max(256)
+}
+
 impl ModelArgs {
     pub(crate) fn kind(&self) -> Kind {
         kind_of(&self.dtype)
@@ -70,8 +76,9 @@ impl ModelArgs {
         lora::tch_ext::load_cuda();
         lora::tch_ext::memory::manage();
         if let Some(threads) = self.threads {
-            if threads < 1 {
-                return Err(Error::usage("--threads must be at least 1").into());
+            let most = most_threads();
+            if !(1..=most).contains(&threads) {
+                return Err(Error::usage(format!("--threads must be from 1 to {most}")).into());
             }
             tch::set_num_threads(threads);
         }

@@ -192,3 +192,19 @@ fn rows_that_are_too_long_are_left_out_if_that_is_asked_for() {
     };
     assert_eq!(planned("--data long.jsonl --drop-long"), planned("--data data.jsonl"));
 }
+
+/// Of counts that are slips, neither a panic nor hours.
+#[test]
+fn absurd_counts_are_refused() {
+    let bench = Bench::new();
+    let train = "train --model model --data data.jsonl --out out --rank 2 --max-steps 1 --dtype f32";
+    for (words, said) in [
+        ("--batch-size 4294967296 --accumulate 4294967296", "texts a step"),
+        ("--batch-size 18446744073709551615", "texts a step"),
+        ("--threads 100000", "--threads must be from 1 to"),
+        ("--threads 0", "--threads must be from 1 to"),
+    ] {
+        refused(&bench, &format!("{train} {words}"), 2, &[said]);
+        refused(&bench, &format!("plan --model model --rank 2 {words}"), 2, &[said]);
+    }
+}

@@ -306,10 +306,17 @@ fn lines(data: &Dataset, batches: &[Batch]) -> String {
     format!("{}, lines {}", data.path.display(), lines.join(", "))
 }
 
+/// Texts of a step: more is a slip, and takes long to plan.
+const MOST_TEXTS: usize = 1 << 24;
+
 impl TrainConfig {
+    fn texts(&self) -> usize {
+        self.batch_size.max(1).saturating_mul(self.accumulate.max(1))
+    }
+
     /// Optimiser steps in a pass over so many samples; the last of them may be of fewer.
     pub fn steps_an_epoch(&self, samples: usize) -> u64 {
-        samples.div_ceil(self.batch_size.max(1) * self.accumulate.max(1)) as u64
+        samples.div_ceil(self.texts()) as u64
     }
 
     /// Optimiser steps on so many samples.
@@ -332,6 +339,7 @@ impl TrainConfig {
         refuse(!(self.epochs > 0.0 && self.epochs.is_finite()), "epochs must be positive");
         refuse(self.batch_size == 0, "the batch size must be positive");
         refuse(self.accumulate == 0, "accumulate must be positive");
+        refuse(self.texts() > MOST_TEXTS, "the batch size times accumulate is more than 16,777,216 texts a step");
         let lr = self.learning_rate;
         refuse(!(lr > 0.0 && lr.is_finite()), "the learning rate must be positive");
         let decay = self.adamw.weight_decay;
