@@ -8,8 +8,9 @@ pub trait Worker: Send {
     /// What `client` makes of `task`.
     ///
     /// # Errors
-    /// What ends this client's part of the round. One that hangs on the client's rows is [`Error::non_finite`], or has an
-    /// [`Error`] as its cause, which is told to nobody: in noised sums such a part counts as zeros.
+    /// What ends this client's part of the round. One that hangs on the client's rows is [`Error::non_finite`] or
+    /// [`Error::internal`], or has an [`Error`] as its cause, which is told to nobody: in noised sums such a part counts as zeros,
+    /// unless that cause is a disk's. Any other is told: it is met before a row is read, and hangs on no round before.
     fn train(&mut self, client: &str, task: &Task) -> Result<Reply>;
 
     /// The loss of the task's adapter on rows that `client` holds out, and how many they are.

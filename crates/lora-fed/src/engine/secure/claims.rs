@@ -42,12 +42,18 @@ impl Claims {
         Ok(Self { known, store: Some(store), failed: None })
     }
 
-    /// The vector of this round of the run leaves now; refused if it has left before.
-    pub(super) fn send(&mut self, run: [u8; 16], round: u64) -> Result<()> {
+    /// Refuses what [`Claims::send`] would refuse, and claims nothing.
+    pub(super) fn unsent(&self, run: [u8; 16], round: u64) -> Result<()> {
         if self.known.sent.get(&run).is_some_and(|last| round <= *last) {
             return Err(Error::data(format!("this party has sent its vector for round {round} before"))
                 .hint("two sums that differ in one vector would show it: go on with the next round"));
         }
+        Ok(())
+    }
+
+    /// The vector of this round of the run leaves now; refused if it has left before.
+    pub(super) fn send(&mut self, run: [u8; 16], round: u64) -> Result<()> {
+        self.unsent(run, round)?;
         let mut next = self.known.clone();
         next.sent.insert(run, round);
         self.keep(next)

@@ -1,7 +1,7 @@
 //! The coordinator's side.
 
 use super::talk::Talk;
-use super::{FEWEST, Quorum, RING, TRIES, context, lattice, round_id};
+use super::{FEWEST, Quorum, RING, TRIES, context, lattice, round_id, sent};
 use crate::engine::state::{SECURE, decode, encode, settle};
 use crate::engine::{Engine, Federation, Noise, Round, Settings, Weights, bytes_of_task};
 use crate::hex::hex;
@@ -163,8 +163,7 @@ impl Federation {
     ) -> Result<Round> {
         let rule = self.rule(now.round);
         let task = self.task("", rule, now.round)?;
-        let sent = task.adapter.iter().filter(|(name, _)| task.sends.holds(name));
-        let numbers: usize = sent.map(|(_, t)| t.numel()).sum();
+        let numbers: usize = sent(&task).map(|(_, t)| t.numel()).sum();
         engine.carries(bytes_of_task(&task).max((numbers * RING.bytes()) as u64))?;
         let id = round_id(&task.run, now.round, now.tries);
         // Tried again, it asks others.

@@ -10,6 +10,8 @@
 //!   coordinator chooses whom it asks ([`Quorum`]);
 //! - the model it starts from is the one that the signed plan names. So no two parties of a round start from different
 //!   models, by which a server could single out one's part of the sum (Pasquini et al. 2022, arXiv 2111.07380);
+//! - the vector is as long as what the task has it send, all of which trains: a step that fails where training did not, and
+//!   there alone, would tell of the rows;
 //! - nothing is to lie beside the weights: rules that are sums lay nothing there;
 //! - it has sent no vector in this round of the run before: two sums that differ in one vector would show it. What it has
 //!   sent it remembers on the disk.
@@ -42,6 +44,7 @@ use super::{Noise, Task};
 use crate::secagg::{Lattice, Ring, RoundId, SecAggError};
 use lora_core::Result;
 use sha2::{Digest, Sha256};
+use tch::Tensor;
 
 /// No number that a client has learnt is larger.
 const LIMIT: f64 = 1024.0;
@@ -49,13 +52,18 @@ const LIMIT: f64 = 1024.0;
 const RING: Ring = Ring::U64;
 /// Begins the question for a client's number; the round's follows.
 const WHO: &[u8] = b"lora-fed party?";
-/// Parties of a secure round, at least: of two each would know the other's part from the sum.
+/// Parties of a secure round, at least, and of a sum: of two each would know the other's part from it.
 pub const FEWEST: usize = 3;
 /// How often a round can be tried.
 const TRIES: u64 = 1 << 16;
 
 fn lattice(parties: usize) -> std::result::Result<Lattice, SecAggError> {
     Lattice::finest(RING, parties, LIMIT)
+}
+
+/// What of a task's adapter a client sends, in the order in which it makes a vector.
+fn sent(task: &Task) -> impl Iterator<Item = (&String, &Tensor)> {
+    task.adapter.iter().filter(move |(name, _)| task.sends.holds(name))
 }
 
 /// A try of a round: numbers rise.

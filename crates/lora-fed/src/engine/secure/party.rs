@@ -1,6 +1,6 @@
 //! A client's side.
 
-use super::{Claims, LIMIT, Quorum, RING, TRIES, WHO, context, lattice, round_id};
+use super::{Claims, LIMIT, Quorum, RING, TRIES, WHO, context, lattice, round_id, sent};
 use crate::engine::{Letter, Reply, Task, Worker};
 use crate::privacy::{Ledger, PrivacyError, Secret, StepInputs, StepKey};
 use crate::secagg::wire::{Envelope, Kind};
@@ -8,6 +8,9 @@ use crate::secagg::{Client, Directory, Identity, Own, PartyId, Plan, SecAggError
 use lora_core::{Error, ErrorKind, Result};
 use std::collections::BTreeMap;
 use tch::{Device, Kind as Dtype, Tensor};
+
+/// Of a plan and a task that do not go together.
+const SUSPECT: &str = "no coordinator of ours asks so: ask whoever runs it, by another way";
 
 /// A worker whose clients give their parts to sums alone.
 pub struct Parties<W> {
@@ -160,10 +163,12 @@ impl Member {
             let what = "the task lays something beside a weight, which no rule does that is a sum";
             return Err(Error::data(what).at(module));
         }
+        fits(task, &plan)?;
         let (run, round) = (plan.round.run, task.round);
+        self.claims.unsent(run, round)?;
         match (letter.noise, &mut self.ledger) {
             (None, None) => {
-                let learnt = learn(client, task, worker, LIMIT)?;
+                let learnt = moved(worker.train(client, task).map_err(failed)?, task, LIMIT)?;
                 self.claims.send(run, round)?;
                 Ok(lattice(plan.parties.len())?.encode(&learnt)?)
             }
@@ -180,14 +185,16 @@ impl Member {
                 let (key, mechanism) = (StepKey::new(&inputs), noise.mechanism()?);
                 ledger.allow(&key, mechanism).map_err(of_ledger)?;
                 let random = |purpose| Ok::<_, Error>(key.randomness(&Secret::generate()?, purpose));
-                let share = noise.share(&plan, quorum, &random("noise")?)?;
-                // What is large is clipped, and not told of.
-                let learnt = match learn(client, task, worker, f64::MAX) {
-                    // Failing would tell of the rows, for nothing.
-                    Err(e) if is_of_rows(&e) => vec![0.0; plan.len],
-                    learnt => learnt?,
+                let (share, rounding) = (noise.share(&plan, quorum, &random("noise")?)?, random("rounding")?);
+                let hide = |learnt: &[f64]| noise.hide(&plan, learnt, &share, &rounding);
+                let hidden = match worker.train(client, task) {
+                    // What is large is clipped, and not told of.
+                    Ok(reply) => moved(reply, task, f64::MAX).and_then(|learnt| hide(&learnt)),
+                    Err(e) if is_of_rows(&e) => Err(e),
+                    Err(e) => return Err(failed(e)),
                 };
-                let residues = noise.hide(&plan, &learnt, &share, &random("rounding")?)?;
+                // Failing would tell of the rows, for nothing: from here on a disk alone can.
+                let residues = hidden.or_else(|_| hide(&vec![0.0; plan.len]))?;
                 self.claims.send(run, round)?;
                 ledger.charge(&key, mechanism).map_err(of_ledger)?;
                 Ok(residues)
@@ -200,20 +207,31 @@ impl Member {
     }
 }
 
-/// Trains; what was learnt, tensor after tensor, if no number is beyond the limit.
-fn learn(client: &str, task: &Task, worker: &mut dyn Worker, limit: f64) -> Result<Vec<f64>> {
+/// Whether the plan is for the numbers that the task has a client send, and all of these train. Else a step fails behind training
+/// that went well, and not behind training that did not, in whose place there are zeros: whoever plans so would learn which,
+/// uncharged, as often as it likes. Nor is a vector made that is longer than the task.
+fn fits(task: &Task, plan: &Plan) -> Result<()> {
+    if let Some((name, _)) = sent(task).find(|(name, _)| !task.trains.holds(name)) {
+        return Err(Error::data("the task has this sent, and does not train it").at(name).hint(SUSPECT));
+    }
+    let numbers: usize = sent(task).map(|(_, t)| t.numel()).sum();
+    if plan.len == numbers {
+        return Ok(());
+    }
+    let what = format!("a plan for {} numbers, where the task has {numbers} sent", plan.len);
+    Err(Error::data(what).hint(SUSPECT))
+}
+
+/// What was learnt, tensor after tensor, if no number is beyond the limit.
+fn moved(mut reply: Reply, task: &Task, limit: f64) -> Result<Vec<f64>> {
     let mut learnt = Vec::new();
-    // An error travels in plain, and may name rows: which they were is told here alone.
-    let failed = |e| Error::data("training failed; why is told to the client alone").because(e);
-    let mut reply = worker.train(client, task).map_err(failed)?;
-    for (name, before) in task.adapter.iter().filter(|(name, _)| task.sends.holds(name)) {
+    for (name, before) in sent(task) {
         let missing = || Error::internal("what was trained lacks a tensor").at(name);
         let now = reply.adapter.remove(name).ok_or_else(missing)?;
         if now.size() != before.size() {
             return Err(Error::internal("what was trained has another shape").at(name));
         }
-        let wide = |t: &Tensor| t.detach().to_device(Device::Cpu).to_kind(Dtype::Double).reshape([-1]);
-        let moved: Vec<f64> = Vec::try_from(wide(&now) - wide(before))?;
+        let moved: Vec<f64> = Vec::try_from(wide(&now)?.f_sub(&wide(before)?)?)?;
         // Which number it is is not told: an error travels in plain.
         if moved.iter().any(|x| x.is_nan() || x.abs() > limit) {
             let what = format!("a number moved further than a secure sum holds, which is ±{limit}");
@@ -224,16 +242,22 @@ fn learn(client: &str, task: &Task, worker: &mut dyn Worker, limit: f64) -> Resu
     Ok(learnt)
 }
 
-/// Whether [`learn`] failed for what the rows are: of a number that is not finite, or of something that the worker keeps
-/// back (see [`Worker::train`]), if that is no setting and no disk.
+/// A tensor's numbers in a row, here and in f64. A panic would tell as much as an error.
+fn wide(t: &Tensor) -> Result<Tensor> {
+    Ok(t.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Dtype::Double)?.f_reshape([-1])?)
+}
+
+/// What others hear of a worker that failed: an error travels in plain, and may name rows. Which they were is told here alone.
+fn failed(e: Error) -> Error {
+    Error::data("training failed; why is told to the client alone").because(e)
+}
+
+/// Whether a worker failed for what the rows are, as far as can be told: of a number that is not finite, of libtorch, or of
+/// something that it keeps back (see [`Worker::train`]), if that is no disk.
 fn is_of_rows(e: &Error) -> bool {
-    fn cause(e: &Error) -> Option<&Error> {
-        std::error::Error::source(e)?.downcast_ref()
-    }
-    let elsewhere = [ErrorKind::Usage, ErrorKind::Unsupported, ErrorKind::Io];
-    let kept_back = |worker: &Error| cause(worker).is_some_and(|why| !elsewhere.contains(&why.kind()));
-    let of = |worker: &Error| worker.kind() == ErrorKind::NonFinite || kept_back(worker);
-    e.kind() == ErrorKind::NonFinite || cause(e).is_some_and(of)
+    let kept_back = std::error::Error::source(e).and_then(|why| why.downcast_ref::<Error>());
+    matches!(e.kind(), ErrorKind::NonFinite | ErrorKind::Internal)
+        || kept_back.is_some_and(|why| why.kind() != ErrorKind::Io)
 }
 
 /// What others hear of a ledger that failed: an error travels in plain, and may name its file.
@@ -245,21 +269,4 @@ fn of_ledger(e: PrivacyError) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::path::PathBuf;
-
-    #[test]
-    fn where_a_ledger_lies_is_a_cause() {
-        let path = || PathBuf::from("bank.privacy.jsonl");
-        let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
-        let full = PrivacyError::Disk { action: "write", path: path(), source };
-        for e in [full, PrivacyError::Poisoned { path: path() }, PrivacyError::Locked { path: path() }] {
-            let e = of_ledger(e);
-            let cause = std::error::Error::source(&e).unwrap().to_string();
-            assert!(!e.to_string().contains("bank") && cause.contains("bank.privacy.jsonl"), "{e}: {cause}");
-        }
-        let spent = PrivacyError::Exceeded { step: 3, would: 9.0, budget: 8.0, delta: 1e-5 };
-        assert!(of_ledger(spent).to_string().contains("the budget is 8"));
-    }
-}
+mod tests;
