@@ -15,8 +15,10 @@ impl Worker for Local {
     fn train(&mut self, client: &str, task: &Task) -> Result<Reply> {
         self.agrees(task)?;
         let own = self.kept.of(client, &task.run, Some(task.round)).into_iter().flatten();
-        let own =
-            own.filter(|(name, _)| !task.sends.holds(name)).map(|(n, t)| (n.clone(), t.shallow_clone()));
+        // Of another shape it is left where it is: a task that is refused for it would tell that a round before went well.
+        let fits = |name: &String, t: &Tensor| task.adapter.get(name).is_some_and(|of| of.size() == t.size());
+        let own = own.filter(|(name, t)| !task.sends.holds(name) && fits(name, t));
+        let own = own.map(|(name, t)| (name.clone(), t.shallow_clone()));
         // What runs, and so what noise is bound to: the client's own factors in the place of those that came.
         let task = &task.starting_from(with(&task.adapter, Some(&own.collect())));
         let rounds = self.planned(client, task)?;

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use lora::AdapterConfig;
 use lora::fed::aggregate::Rule;
 use lora::fed::engine::{Task, Worker};
 use tch::{Device, Kind, Tensor};
 
-use super::{RANDOM, local, training};
+use super::{RANDOM, config, local, local_with, training};
 
 type Pairs = BTreeMap<String, (Tensor, Tensor)>;
 
@@ -79,6 +80,27 @@ fn a_client_over_another_base_refuses() {
     }
     let mut silent = local("lora", &["one"], training());
     silent.train("one", &over(Some("0b"))).unwrap();
+}
+
+/// Whether it keeps something tells whether a round before went well: a task of other shapes, which what it keeps would not fit, is
+/// done as by one that keeps nothing.
+#[test]
+fn a_task_that_does_not_fit_what_a_client_keeps_is_done() {
+    let _alone = RANDOM.lock();
+    let (trains, sends) = Rule::FedSa.trains();
+    let of = |start: &BTreeMap<String, Tensor>, round: u64| Task {
+        round,
+        trains,
+        sends,
+        ..task(start, Pairs::new())
+    };
+    let mut node = local("lora", &["one"], training());
+    let start = node.start().unwrap();
+    node.train("one", &of(&start, 1)).unwrap();
+    let narrow = AdapterConfig { r: 2, ..config() };
+    let narrow = local_with(narrow, "lora", &["one"], training()).start().unwrap();
+    let fresh = local("lora", &["one"], training()).train("one", &of(&narrow, 2)).unwrap();
+    assert_eq!(node.train("one", &of(&narrow, 2)).unwrap().adapter, fresh.adapter);
 }
 
 /// Nothing of how long the work on the rows took.
