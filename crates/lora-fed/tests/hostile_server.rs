@@ -9,7 +9,7 @@ use common::{Run, client, decode, id, key, plan, session, vectors};
 use lora_fed::secagg::messages::{
     Advertise, Bundle, Consent, Deal, KeyList, Reveal, Survivors, Unmask, parties_view,
 };
-use lora_fed::secagg::{Kind, PartyId, Ring, SecAggError, wire};
+use lora_fed::secagg::{Kind, PartyId, Plan, Ring, SecAggError, wire};
 use serde_bytes::Bytes;
 
 type Expected = Box<dyn Fn(SecAggError) -> bool>;
@@ -21,9 +21,10 @@ fn refused(kind: Kind) -> impl Fn(SecAggError) -> bool {
 /// Keys made by the server in a party's name, signed by any key but the pinned one.
 #[test]
 fn swapped_keys() {
-    let mut run = Run::new(&plan(3, Ring::U64, 1));
+    let plan = Plan { threshold: 2, ..plan(3, Ring::U64, 1) };
+    let mut run = Run::new(&plan);
     let own = run.client(0).advertise().unwrap();
-    let mut theirs = client(&session(&plan(3, Ring::U64, 1)), 1);
+    let mut theirs = client(&session(&plan), 1);
     let good = theirs.advertise().unwrap();
     let keys: Advertise = decode(&good);
     for forger in [common::server_key(), key(id(0).0), key(77)] {

@@ -31,7 +31,7 @@ fn plans_that_make_no_sense() {
     let mut twice: Directory = directory(4);
     twice.parties.insert(id(3), key(id(0).0).public());
     assert!(matches!(Session::new(good, &twice), Err(SecAggError::Plan(_))));
-    for (n, t) in [(2, 2), (3, 2), (4, 3), (5, 4), (6, 4), (9, 6), (10, 7), (32, 22), (255, 170)] {
+    for (n, t) in [(2, 2), (3, 3), (4, 3), (5, 4), (6, 4), (9, 6), (10, 7), (32, 22), (255, 170)] {
         assert_eq!(Plan::usual_threshold(n), t);
     }
     assert!((2..=255).all(|n| 2 * Plan::usual_threshold(n) > n && Plan::usual_threshold(n) <= n));
@@ -54,7 +54,7 @@ fn keys_that_no_honest_party_has() {
         let byte = |i: usize| u8::from_str_radix(&point[2 * i..2 * i + 2], 16).unwrap();
         low.iter_mut().enumerate().for_each(|(i, b)| *b = byte(i));
         for mask in [true, false] {
-            let mut run = Run::new(&plan(3, Ring::U64, 1));
+            let mut run = Run::new(&Plan { threshold: 2, ..plan(3, Ring::U64, 1) });
             let own = run.client(0).advertise().unwrap();
             let good: Advertise = decode(&own);
             let bad = if mask { Advertise { mask: low, ..good } } else { Advertise { seal: low, ..good } };

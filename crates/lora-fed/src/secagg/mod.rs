@@ -25,12 +25,12 @@
 //!
 //! // Long before: everybody makes an identity, and pins those of the others.
 //! let server_key = IdentityKey::generate()?;
-//! let keys: BTreeMap<_, _> = (1..=3).map(|i| Ok((PartyId(i), IdentityKey::generate()?))).collect::<Result<_>>()?;
+//! let keys: BTreeMap<_, _> = (1..=4).map(|i| Ok((PartyId(i), IdentityKey::generate()?))).collect::<Result<_>>()?;
 //! let parties = keys.iter().map(|(id, key)| (*id, key.public())).collect();
 //! let directory = Directory { server: server_key.public(), parties };
 //!
-//! // A round, of three banks and vectors of two coordinates.
-//! let lattice = Lattice::finest(Ring::U64, 3, 1.0)?;
+//! // A round, of four banks and vectors of two coordinates.
+//! let lattice = Lattice::finest(Ring::U64, 4, 1.0)?;
 //! let plan = Plan::new(RoundId { run: *b"an example's run", number: 1 }, keys.keys().copied().collect(), Ring::U64, 2);
 //! let session = Session::new(plan, &directory)?;
 //! let proposal = session.propose(&server_key)?;
@@ -49,7 +49,7 @@
 //!     server.receive(&client.deal(&key_list)?)?;
 //! }
 //! let bundles = server.close_deals()?;
-//! clients.truncate(2); // One drops out.
+//! clients.truncate(3); // One drops out.
 //! for (client, (_, bundle)) in clients.iter_mut().zip(&bundles) {
 //!     server.receive(&client.mask(bundle, &lattice.encode(&[0.25, -0.5])?)?)?;
 //! }
@@ -61,7 +61,7 @@
 //! for client in &mut clients {
 //!     server.receive(&client.reveal(&unmask)?)?;
 //! }
-//! assert_eq!(lattice.decode(&server.finish()?.vector), [0.5, -1.0]);
+//! assert_eq!(lattice.decode(&server.finish()?.vector), [0.75, -1.5]);
 //! # Ok::<(), SecAggError>(())
 //! ```
 //!
@@ -81,7 +81,8 @@
 //! # What it does not protect from
 //!
 //! - The sum itself: what it says about a party is for differential privacy to bound. The noise must be in the
-//!   vectors, for the survivors' number is not known beforehand.
+//!   vectors, for the survivors' number is not known beforehand. A party takes its own part off: of two survivors each
+//!   has the other's, so where there are three parties or more the threshold is to be three at least.
 //! - Parties that send a wrong vector: no one can look at it. A party can also stop a round, by wrong shares.
 //! - A server that pins parties of its own: identities must come from elsewhere. Nor from traffic analysis: the
 //!   transport must encrypt (reveals are meant for the server alone) and hide what sizes and times say.

@@ -101,10 +101,14 @@ impl Plan {
     }
 
     /// Two thirds, rounded up, and never half or less: a server that colludes with fewer than a third of the
-    /// parties then learns nothing but the sum.
+    /// parties then learns nothing but the sum. Of three it is all: of a sum of two each party takes its own part off.
     pub const fn usual_threshold(parties: usize) -> usize {
         let two_thirds = (2 * parties).div_ceil(3);
-        if 2 * two_thirds > parties { two_thirds } else { parties / 2 + 1 }
+        match parties {
+            3 => 3,
+            _ if 2 * two_thirds > parties => two_thirds,
+            _ => parties / 2 + 1,
+        }
     }
 
     /// Does it make sense?

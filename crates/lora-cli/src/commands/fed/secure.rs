@@ -19,8 +19,8 @@ pub(super) struct SecureArgs {
     /// One's own key among them
     #[arg(long, value_name = "FILE", requires = "secure", help_heading = "Secure sums")]
     pub(super) party_key: Option<PathBuf>,
-    /// Take part in rounds of so many parties and more [default: two more than may be on the coordinator's side, who are
-    /// fewer than a third of the directory; 3 at least]. With a smaller N that is a promise that N - 2 are the most
+    /// Take part in rounds of so many parties and more [default: two more than may be on the coordinator's side: one, or the
+    /// most that are fewer than a third of the directory]. With a smaller N that is a promise that N - 2 are the most
     #[arg(long, value_name = "N", requires = "secure", help_heading = "Secure sums")]
     parties_at_least: Option<usize>,
     /// Noised sums: over all rounds they give away at most this of any one client with all its rows. A coordinator has

@@ -9,8 +9,8 @@ const HONEST: usize = 2;
 
 /// With which plans a party takes part.
 ///
-/// Who is in a plan is the coordinator's choice. So those who may be on its side, fewer than a third of the *directory*, may
-/// all be in the plan, however few it names: three of a directory of ten, in a plan of five as in one of ten.
+/// Who is in a plan is the coordinator's choice. So those who may be on its side, fewer than a third of the *directory*, or
+/// one, may all be in the plan, however few it names: three of a directory of ten, in a plan of five as in one of ten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quorum {
     /// Of the directory.
@@ -55,13 +55,18 @@ impl Quorum {
         self.parties.saturating_sub(1) / 3
     }
 
+    /// The third, or the single party that takes its own part off a sum: it need be on nobody's side for that.
+    fn curious(self) -> usize {
+        self.third().max(1)
+    }
+
     /// Who may be on the coordinator's side: the `c` of [`Quorum::threshold`].
     fn colluders(self) -> usize {
-        self.third().min(self.least - HONEST)
+        self.curious().min(self.least - HONEST)
     }
 
     /// How many of the `n` parties of a plan must stay: the least `t`, two thirds at least, for which, with `c` of them on
-    /// the coordinator's side,
+    /// the coordinator's side, one at the least,
     ///
     /// ```text
     /// t >= c + 2      and      2 t > n + c
@@ -78,12 +83,12 @@ impl Quorum {
     }
 
     /// Of how many parties the shares of noise make the whole: of no more than are sure to be in a sum without the third of
-    /// the directory, or a single curious party at the least, who know their own: `t - max(c, 1)` or fewer.
+    /// the directory, or a single curious party at the least, who know their own: of `t` less these, or fewer.
     ///
     /// It goes by the directory alone, so that one party that takes part with fewer brings no smaller share than the others
     /// count on; where there are too few for that, each brings all of it.
     pub(super) fn shares(self, threshold: usize) -> usize {
-        threshold.saturating_sub(self.third().max(1)).max(1)
+        threshold.saturating_sub(self.curious()).max(1)
     }
 
     /// Is it a plan to take part in?
@@ -142,8 +147,10 @@ mod tests {
             let third = (0..parties).filter(|c| 3 * c < parties).max().unwrap();
             let all = Quorum::among(parties);
             assert_eq!(all.third(), third);
-            let fewer = (3..=parties).map(|least| (all.at_least(Some(least)).unwrap(), third.min(least - 2)));
-            for (quorum, most) in fewer.chain([(all, third)]) {
+            // Of three nobody is on its side, and each is curious.
+            let most = third.max(1);
+            let fewer = (3..=parties).map(|least| (all.at_least(Some(least)).unwrap(), most.min(least - 2)));
+            for (quorum, most) in fewer.chain([(all, most)]) {
                 for n in 1..=parties {
                     for t in (1..=n).filter(|t| allowed(quorum, n, *t)) {
                         assert!(n >= quorum.least() && 3 * t >= 2 * n, "{quorum:?} {n} {t}");
@@ -169,16 +176,19 @@ mod tests {
             for n in quorum.least()..=parties {
                 let t = quorum.threshold(n);
                 assert!(allowed(quorum, n, t) && !allowed(quorum, n, t - 1), "{parties}: {t} of {n}");
-                let sound = |t: usize| t >= third + 2 && 2 * t > n + third && t >= Plan::usual_threshold(n);
+                let c = third.max(1);
+                let sound = |t: usize| t >= c + 2 && 2 * t > n + c && t >= Plan::usual_threshold(n);
                 assert!(sound(t) && !sound(t - 1));
             }
         }
+        // A sum of two would be bare to both.
+        assert!(allowed(Quorum::among(3), 3, 3) && !allowed(Quorum::among(3), 3, 2));
         let ten = Quorum::among(10);
         assert_eq!([5, 6, 7, 8, 9, 10].map(|n| ten.threshold(n)), [5, 5, 6, 6, 7, 7]);
         // The plan whose sum is of one honest party and one that is not.
         assert!(!allowed(ten, 3, 2) && !allowed(ten, 4, 3) && !allowed(ten, 5, 4) && !allowed(ten, 9, 6));
         let shares = |parties, threshold| Quorum::among(parties).shares(threshold);
-        assert_eq!((shares(3, 2), shares(5, 4), shares(10, 7), shares(100, 67)), (1, 3, 4, 34));
+        assert_eq!((shares(3, 3), shares(5, 4), shares(10, 7), shares(100, 67)), (2, 3, 4, 34));
         // Of six of ten the three that know their own may be there too.
         assert_eq!((shares(10, 5), ten.at_least(Some(3)).unwrap().shares(3)), (2, 1));
     }
