@@ -69,6 +69,22 @@ fn create(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     file.sync_all()
 }
 
+/// Takes from others what they may do with a file: versions before let them read it.
+pub(crate) fn keep_others_out(file: &File) -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mut permissions = file.metadata()?.permissions();
+        if permissions.mode() & 0o077 != 0 {
+            permissions.set_mode(permissions.mode() & 0o700);
+            file.set_permissions(permissions)?;
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = file;
+    Ok(())
+}
+
 /// Refuses a file that others may read.
 fn is_its_owners(file: &File, path: &Path, what: &str) -> Result<()> {
     #[cfg(unix)]

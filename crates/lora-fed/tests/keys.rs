@@ -20,8 +20,8 @@ fn bytes(inputs: &StepInputs<'_>, secret: &Secret, purpose: &str, stream: u64) -
 #[test]
 fn golden_bytes() {
     assert_eq!(
-        StepKey::new(&INPUTS).id(),
-        "976824f7c209d275556de3cbd7f5799692558c2a29375589d7140e7857940719"
+        StepKey::new(&INPUTS).id(&secret()),
+        "6e4d7c13d671823ccbce60120646d94e0672dd7ad7a22df021b26d54e5f15079"
     );
     assert_eq!(bytes(&INPUTS, &secret(), "noise", 0), hex("1165f9e4c3a98b2a4468a9c6640974f7"));
     assert_eq!(bytes(&INPUTS, &secret(), "noise", 1), hex("04fed0b8097cc0ff908b4552509dc0b5"));
@@ -46,7 +46,7 @@ fn everything_counts() {
         StepInputs { data: b"dc", configuration: b"", ..INPUTS },
         StepInputs { data: b"", configuration: b"dc", ..INPUTS },
     ] {
-        assert_ne!(StepKey::new(&inputs).id(), StepKey::new(&INPUTS).id());
+        assert_ne!(StepKey::new(&inputs).id(&secret()), StepKey::new(&INPUTS).id(&secret()));
         all.push(bytes(&inputs, &secret(), "noise", 0));
     }
     all.push(bytes(&INPUTS, &secret(), "sample", 0));
@@ -57,6 +57,21 @@ fn everything_counts() {
     for (i, a) in all.iter().enumerate() {
         assert!(!all[..i].contains(a), "{i}");
     }
+}
+
+/// Nobody checks a guess at the data by a step's name, and no randomness is what a ledger says.
+#[test]
+fn a_name_is_nothing_without_the_secret() {
+    let key = StepKey::new(&INPUTS);
+    let name = key.id(&secret());
+    assert_eq!(name, key.id(&secret()));
+    assert_ne!(name, key.id(&Secret::from_bytes([1; 32])));
+    // SHA-256 of the inputs, which it was.
+    assert_ne!(name, "976824f7c209d275556de3cbd7f5799692558c2a29375589d7140e7857940719");
+    assert!(["name", "ledger"].iter().all(|purpose| {
+        let bytes = bytes(&INPUTS, &secret(), purpose, 0);
+        bytes != hex(&name) && bytes != hex(&name[32..])
+    }));
 }
 
 #[test]

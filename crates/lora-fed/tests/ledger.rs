@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use lora_fed::privacy::{
-    Accounting, Budget, Charge, Ledger, Mechanism, PrivacyError, StepInputs, StepKey, Unit, steps_for,
+    Accounting, Budget, Charge, Ledger, Mechanism, PrivacyError, Secret, StepInputs, StepKey, Unit, steps_for,
 };
 
 const BUDGET: Budget = Budget { unit: Unit::Example, epsilon: 2.0, delta: 1e-5, accounting: Accounting::Rdp };
@@ -26,7 +26,11 @@ fn folder() -> (tempfile::TempDir, PathBuf) {
 }
 
 fn open(path: &Path) -> Ledger {
-    Ledger::open(path, &BUDGET).unwrap()
+    open_with(path, &BUDGET)
+}
+
+fn open_with(path: &Path, budget: &Budget) -> Ledger {
+    Ledger::open(path, budget).unwrap().under(&Secret::from_bytes([3; 32]))
 }
 
 /// A ledger of five charges.
@@ -67,6 +71,68 @@ fn a_replay_is_charged_once() {
     assert!(ledger.spent().unwrap() > spent);
     drop(ledger);
     assert_eq!(open(&path).charges(), 6);
+}
+
+/// As builds before wrote it: steps by a hash without a key, one of them with that of what was released.
+const FORMER: &str = r#"{"ledger":1,"budget":{"unit":"example","epsilon":2.0,"delta":1e-5,"accounting":"rdp"},"sha256":"ad616a9e1cf26e3770a2b0067005af926e33845f07955274769b0376e8183f0b"}
+{"step":0,"key":"194be1d4a8a9659aeb5f9171db84d03cb23cdd53e993ed4d7c7f043b977bee2b","sigma":1.0,"q":0.01,"sha256":"8a070060e9f1f74d7adb649cebb0e40ac638007e5fafc779a0e94696890d6c93"}
+{"step":1,"key":"0da2bca8710d63407ddf544302afe97a04994f635e2c8c166cb3b30739c4ea80","sigma":1.0,"q":0.01,"released":"0707070707070707070707070707070707070707070707070707070707070707","sha256":"0c73084f85e46b0e099d82f845adb6a393d72c1a6eb21572bb3bb3912c2f1f88"}
+"#;
+
+/// What a build before charged is known again, and no hash of that sort is written any more: whoever knows all rows but one
+/// could try that one by it.
+#[test]
+fn a_former_ledger_goes_on() {
+    let (_folder, path) = folder();
+    fs::write(&path, FORMER).unwrap();
+    let mut ledger = open(&path);
+    ledger.allow(&key(0, "w"), mechanism()).unwrap();
+    assert_eq!(ledger.charge(&key(0, "w"), mechanism()).unwrap(), Charge::Replayed);
+    assert_eq!(ledger.charge_release(&key(1, "w"), mechanism(), &[7; 32]).unwrap(), Charge::Replayed);
+    let other = ledger.charge_release(&key(1, "w"), mechanism(), &[8; 32]);
+    assert!(matches!(other, Err(PrivacyError::OtherRelease { step: 1 })), "{other:?}");
+    assert_eq!((ledger.charges(), fs::read_to_string(&path).unwrap()), (2, FORMER.to_owned()));
+    assert_eq!(ledger.charge(&key(0, "x"), mechanism()).unwrap(), Charge::New);
+    drop(ledger);
+    assert_eq!(open(&path).charge(&key(0, "x"), mechanism()).unwrap(), Charge::Replayed);
+    // The same steps in a ledger of today, under two secrets.
+    let former: Vec<&str> = FORMER.lines().filter_map(|line| line.split('"').nth(5)).skip(1).collect();
+    assert!(former.len() == 2 && former.iter().all(|name| name.len() == 64), "{former:?}");
+    let written = [1, 2].map(|secret| {
+        let (_folder, path) = folder();
+        let mut ledger = Ledger::open(&path, &BUDGET).unwrap().under(&Secret::from_bytes([secret; 32]));
+        (0..2).for_each(|step| assert_eq!(ledger.charge(&key(step, "w"), mechanism()).unwrap(), Charge::New));
+        fs::read_to_string(&path).unwrap()
+    });
+    assert!(former.iter().all(|name| written.iter().all(|text| !text.contains(name))), "{written:?}");
+    assert_ne!(written[0].lines().nth(1), written[1].lines().nth(1));
+}
+
+/// Told of no secret it names steps under one that is gone with it: too much is charged rather than too little.
+#[test]
+fn a_ledger_without_a_secret_knows_what_it_charged_itself() {
+    let (_folder, path) = folder();
+    for before in 0..2 {
+        let mut ledger = Ledger::open(&path, &BUDGET).unwrap();
+        assert_eq!(ledger.charge(&key(0, "w"), mechanism()).unwrap(), Charge::New);
+        assert_eq!(ledger.charge(&key(0, "w"), mechanism()).unwrap(), Charge::Replayed);
+        assert_eq!(ledger.charges(), before + 1);
+    }
+}
+
+/// When steps were, and how many, is nobody else's affair on this machine.
+#[cfg(unix)]
+#[test]
+fn it_is_its_owners_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let (_folder, path) = folder();
+    let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+    drop(open(&path));
+    assert_eq!(mode(), 0o600);
+    // As builds before made it.
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    drop(open(&path));
+    assert_eq!(mode(), 0o600);
 }
 
 #[test]
@@ -154,7 +220,7 @@ fn it_stops_before_the_budget_is_exceeded() {
         let (_folder, path) = folder();
         let budget = Budget { accounting, epsilon: 1.5, ..BUDGET };
         let mechanism = Mechanism::new(1.0, 0.01).unwrap();
-        let mut ledger = Ledger::open(&path, &budget).unwrap();
+        let mut ledger = open_with(&path, &budget);
         let fit = steps_for(ledger.accountant(), 1.5, 1e-5, 1.0, 0.01, 1000).unwrap();
         assert!((10..1000).contains(&fit), "{fit}");
         assert_eq!(ledger.remaining(mechanism, 1000).unwrap(), fit);
@@ -168,7 +234,7 @@ fn it_stops_before_the_budget_is_exceeded() {
             // In the middle, from the file.
             if charged == fit / 2 {
                 drop(ledger);
-                ledger = Ledger::open(&path, &budget).unwrap();
+                ledger = open_with(&path, &budget);
             }
         };
         assert_eq!(charged, fit, "{accounting:?}");

@@ -134,25 +134,36 @@ fn a_replay_is_the_same_and_free() {
     assert!(release.ledger().spent().unwrap() > spent);
 }
 
+/// A run that is stuck there has a way out: without its secret the step is another release, and paid for.
 #[test]
 fn a_replay_that_differs_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger");
-    let open = || {
+    let open = |secret| {
         let ledger = Ledger::open(&path, &budget(50.0)).unwrap();
-        Release::new(config(1.0, 1.0), Secret::from_bytes([5; 32]), ledger).unwrap()
+        Release::new(config(1.0, 1.0), Secret::from_bytes([secret; 32]), ledger).unwrap()
     };
-    run(&mut open(), 3, b"w", gradient);
-    let mut release = open();
-    let mut step = release.step(3, b"w").unwrap();
-    for record in step.drawn().to_vec() {
+    let first = run(&mut open(5), 3, b"w", gradient);
+    let moved = |record| {
         let mut gradient = gradient(record);
         gradient[7] *= 1.001;
-        step.add(record, &gradient, 1.0).unwrap();
+        gradient
+    };
+    let mut release = open(5);
+    let mut step = release.step(3, b"w").unwrap();
+    for record in step.drawn().to_vec() {
+        step.add(record, &moved(record), 1.0).unwrap();
     }
     let refused = step.release();
     assert!(matches!(refused, Err(PrivacyError::OtherRelease { step: 3 })), "{refused:?}");
-    assert!(refused.unwrap_err().hint().is_some());
+    assert!(refused.unwrap_err().hint().is_some_and(|hint| hint.contains("LEDGER.secret")));
+    drop(release);
+    let mut release = open(6);
+    let other = run(&mut release, 3, b"w", moved);
+    assert_eq!(release.ledger().charges(), 2);
+    // Of noise of its own: what differs is more than what moved.
+    let apart = norm(first.iter().zip(&other).map(|(&a, &b)| f64::from(a) - f64::from(b)));
+    assert!(apart > 1.0, "{apart}");
 }
 
 /// The same noise on data with and without a record: their difference is that record's share, and no more than the

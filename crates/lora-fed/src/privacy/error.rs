@@ -166,7 +166,8 @@ impl PrivacyError {
                 "add every record that was drawn, once; one with nothing to say adds zeros"
             }
             Self::OtherRelease { .. } => {
-                "replay on the machine and with the threads of the first time, or begin a run of another name"
+                "do it on the machine and with the threads of the first time; or delete LEDGER.secret: then it is \
+                 another release, with noise of its own, and is charged anew"
             }
             Self::Unreachable { .. } => {
                 "allow a larger epsilon or delta, fewer steps, or a lower sampling rate"

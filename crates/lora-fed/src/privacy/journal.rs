@@ -1,8 +1,8 @@
 //! A file that only grows, a line at a time, each on disk before it counts.
 //!
 //! A line is a JSON object whose last member is the SHA-256 of the line before's and of this one without it. So a
-//! line that was changed, moved or taken from the middle is noticed. What is cut off at the end is not: whoever must
-//! know keeps a line's hash elsewhere.
+//! line that was changed, moved or taken from the middle by accident is noticed. What is cut off at the end is not, nor what
+//! somebody wrote anew with hashes that fit, which no key keeps from anybody: whoever must know keeps a line's hash elsewhere.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::error::{PrivacyError, Result};
 use crate::hex::hex;
+use crate::private_file;
 
 const MARK: &str = r#","sha256":""#;
 const HASH: usize = 64;
@@ -42,8 +43,12 @@ impl Journal {
             Err(TryLockError::WouldBlock) => return Err(PrivacyError::Locked { path: path.to_owned() }),
             Err(TryLockError::Error(source)) => return Err(disk("lock")(source)),
         }
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
-        let mut file = file.map_err(disk("open"))?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let mut file = options.open(path).map_err(disk("open"))?;
+        private_file::keep_others_out(&file).map_err(disk("keep others out"))?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(disk("read"))?;
 

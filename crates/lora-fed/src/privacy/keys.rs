@@ -81,7 +81,8 @@ pub struct StepInputs<'a> {
     pub weights: &'a [u8],
 }
 
-/// What names a step: equal for a step and its replay, and for nothing else.
+/// What names a step: equal for a step and its replay, and for nothing else. It holds a fingerprint of the data, bare: it is
+/// written nowhere but under a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StepKey {
     step: u64,
@@ -110,21 +111,32 @@ impl StepKey {
         self.step
     }
 
-    /// A public name: SHA-256 of the inputs, in hexadecimal. It tells nothing of the secret.
-    pub fn id(&self) -> String {
+    /// Its name in a ledger, in hexadecimal: an HMAC of the inputs under a key that comes of the secret. Nobody can check a guess at
+    /// the data by it who has not the secret.
+    pub fn id(&self, secret: &Secret) -> String {
+        hex(&*self.derive(secret, b"name", b"ledger"))
+    }
+
+    /// Its name in ledgers of versions before: SHA-256 of the inputs, by which whoever knows all rows but one could try that one. It
+    /// is looked for, and never written.
+    pub(super) fn former_id(&self) -> String {
         hex(&Sha256::digest(&self.inputs))
     }
 
     /// The randomness of one purpose, such as `"noise"` or `"sample"`. Give every use its own.
     pub fn randomness(&self, secret: &Secret, purpose: &str) -> Randomness {
+        Randomness(self.derive(secret, b"purpose", purpose.as_bytes()))
+    }
+
+    fn derive(&self, secret: &Secret, label: &[u8], value: &[u8]) -> Zeroizing<[u8; 32]> {
         let mut info = self.inputs.clone();
-        put(&mut info, b"purpose");
-        put(&mut info, purpose.as_bytes());
+        put(&mut info, label);
+        put(&mut info, value);
         let mut key = Zeroizing::new([0; 32]);
         // It refuses lengths above 255 blocks, and this is one.
         let fits = Hkdf::<Sha256>::new(Some(SALT), &*secret.0).expand(&info, &mut *key).is_ok();
         debug_assert!(fits);
-        Randomness(key)
+        key
     }
 }
 

@@ -14,7 +14,7 @@ use super::accountant::{Accountant, Accounting, steps_for};
 use super::budget::{Budget, Unit};
 use super::error::{PrivacyError, Result, require_delta, require_epsilon};
 use super::journal::Journal;
-use super::keys::StepKey;
+use super::keys::{Secret, StepKey};
 use super::mechanism::Mechanism;
 use crate::hex::hex;
 
@@ -42,13 +42,14 @@ struct Line {
 }
 
 impl Line {
-    fn new(key: &StepKey, mechanism: Mechanism, released: Option<String>) -> Self {
-        Self { step: key.step(), key: key.id(), sigma: mechanism.sigma(), q: mechanism.q(), released }
-    }
-
     /// A release is the same only if all of it is.
     fn identity(&self) -> Identity {
-        (self.step, self.key.clone(), self.sigma.to_bits(), self.q.to_bits())
+        self.called(self.key.clone())
+    }
+
+    /// The same release under another name.
+    fn called(&self, key: String) -> Identity {
+        (self.step, key, self.sigma.to_bits(), self.q.to_bits())
     }
 }
 
@@ -74,6 +75,8 @@ pub struct Ledger {
     /// With the hash of what was released, where that was told.
     charged: HashMap<Identity, Option<String>>,
     grant: Option<Grant>,
+    /// What steps are named under.
+    secret: Secret,
 }
 
 /// Further steps of a mechanism that are known to fit, so that not each is accounted for anew.
@@ -87,8 +90,8 @@ struct Grant {
 impl Ledger {
     /// Opens the ledger of a budget, or begins one.
     ///
-    /// A ledger belongs to a set of data: everything ever released of it is in one. It is refused if it has another
-    /// budget, if a line was changed, or if somebody else has it open.
+    /// A ledger belongs to a set of data: everything ever released of it is in one. Its file is its owner's alone. It is refused if
+    /// it has another budget, if a line was changed by accident, or if somebody else has it open. See [`under`](Self::under).
     pub fn open(path: &Path, budget: &Budget) -> Result<Self> {
         let mut ledger = Self::in_memory(budget)?;
         let (mut journal, lines) = Journal::open(path)?;
@@ -126,18 +129,37 @@ impl Ledger {
     pub fn in_memory(budget: &Budget) -> Result<Self> {
         require_epsilon(budget.epsilon)?;
         require_delta(budget.delta)?;
-        Ok(Self::of(*budget))
+        Ok(Self::of(*budget, Secret::generate()?))
     }
 
     /// One of a run without protection: anything goes, and infinitely much was spent.
-    pub(super) fn unprotected() -> Self {
+    pub(super) fn unprotected(secret: &Secret) -> Self {
         let (unit, accounting) = (Unit::Example, Accounting::Rdp);
-        Self::of(Budget { unit, epsilon: f64::INFINITY, delta: 0.5, accounting })
+        Self::of(Budget { unit, epsilon: f64::INFINITY, delta: 0.5, accounting }, secret.clone())
     }
 
-    fn of(budget: Budget) -> Self {
+    fn of(budget: Budget, secret: Secret) -> Self {
         let spent = Accountant::new(budget.accounting);
-        Self { journal: None, budget, spent, charged: HashMap::new(), grant: None }
+        Self { journal: None, budget, spent, charged: HashMap::new(), grant: None, secret }
+    }
+
+    /// The same that names steps under this secret, as [`Release`](super::Release) has it do under its own: a step that is run again
+    /// is known again, in another process too. Told of none, a ledger names them under one that is gone with it: whatever is
+    /// charged after the next [`open`](Self::open) is a new charge.
+    #[must_use]
+    pub fn under(self, secret: &Secret) -> Self {
+        Self { secret: secret.clone(), ..self }
+    }
+
+    fn line(&self, key: &StepKey, mechanism: Mechanism, released: Option<String>) -> Line {
+        let (sigma, q) = (mechanism.sigma(), mechanism.q());
+        Line { step: key.step(), key: key.id(&self.secret), sigma, q, released }
+    }
+
+    /// The charge of a step that is there, if it is: with the hash of what was released, where that was told.
+    fn known(&self, key: &StepKey, line: &Line) -> Option<&Option<String>> {
+        let charge = self.charged.get(&line.identity());
+        charge.or_else(|| self.charged.get(&line.called(key.former_id())))
     }
 
     /// Charges a step. When this returns without an error the charge is on the disk, and the step may be released.
@@ -145,38 +167,38 @@ impl Ledger {
     /// Refuses a step that the budget does not allow, or that is not like those before (noise and rate): then nothing was
     /// charged, and nothing may be released.
     pub fn charge(&mut self, key: &StepKey, mechanism: Mechanism) -> Result<Charge> {
-        self.put(Line::new(key, mechanism, None))
+        self.put(key, mechanism, None)
     }
 
     /// Charges a step of which a hash of the noised sum is known. A replay must have the same: the same noise on
     /// another sum would be bare once the two are subtracted.
     pub fn charge_release(&mut self, key: &StepKey, mechanism: Mechanism, hash: &[u8; 32]) -> Result<Charge> {
-        self.put(Line::new(key, mechanism, Some(hex(hash))))
+        self.put(key, mechanism, Some(hex(hash)))
     }
 
     /// Refuses what [`charge`](Self::charge) would refuse, and charges nothing.
     pub fn allow(&mut self, key: &StepKey, mechanism: Mechanism) -> Result<()> {
-        let line = Line::new(key, mechanism, None);
-        if !self.charged.contains_key(&line.identity()) {
+        let line = self.line(key, mechanism, None);
+        if self.known(key, &line).is_none() {
             self.grant = Some(self.afford(line.step, mechanism)?);
         }
         Ok(())
     }
 
-    fn put(&mut self, line: Line) -> Result<Charge> {
-        let (step, identity) = (line.step, line.identity());
-        if let Some(before) = self.charged.get(&identity) {
+    fn put(&mut self, key: &StepKey, mechanism: Mechanism, released: Option<String>) -> Result<Charge> {
+        let line = self.line(key, mechanism, released);
+        let step = line.step;
+        if let Some(before) = self.known(key, &line) {
             let same = *before == line.released;
             return if same { Ok(Charge::Replayed) } else { Err(PrivacyError::OtherRelease { step }) };
         }
-        let mechanism = Mechanism::new(line.sigma, line.q)?;
         let grant = self.afford(step, mechanism)?;
         if let Some(journal) = &mut self.journal {
             journal.append(&json(&line)?)?;
         }
         self.grant = Some(Grant { left: grant.left - 1, ..grant });
         self.spent.add(mechanism, 1);
-        self.charged.insert(identity, line.released);
+        self.charged.insert(line.identity(), line.released);
         Ok(Charge::New)
     }
 

@@ -99,7 +99,8 @@ impl Release {
     /// No noise and no rounding, for tests: with a huge clip it is plain training. Its ledger says infinite.
     #[doc(hidden)]
     pub fn unprotected(config: ReleaseConfig, secret: Secret) -> Result<Self> {
-        Self::without_noise(config, secret, Ledger::unprotected())
+        let ledger = Ledger::unprotected(&secret);
+        Self::without_noise(config, secret, ledger)
     }
 
     fn without_noise(config: ReleaseConfig, secret: Secret, ledger: Ledger) -> Result<Self> {
@@ -111,8 +112,8 @@ impl Release {
             configuration: config.hash(),
             config,
             noise: None,
+            ledger: ledger.under(&secret),
             secret,
-            ledger,
             rounded: Vec::new(),
         })
     }
