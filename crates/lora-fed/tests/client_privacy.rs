@@ -6,6 +6,7 @@ use lora_core::{Error, Result};
 use lora_fed::aggregate::Rule;
 use lora_fed::engine::{Federation, InProcess, Model, Reply, Settings, Task, Weights, Worker};
 use lora_fed::privacy::{Accounting, Budget, Ledger, Mechanism, Release, ReleaseConfig, Secret, Unit};
+use lora_fed::store::Store;
 use tch::{Device, Kind, Tensor};
 
 const F32: (Kind, Device) = (Kind::Float, Device::Cpu);
@@ -181,6 +182,42 @@ fn a_round_done_again_is_the_same_release() {
     let (_, asked, charges) = run(40);
     assert!(asked.iter().any(Result::is_err) && charges < 40, "{charges}");
     assert!(asked.iter().skip(charges).all(Result::is_err));
+}
+
+/// Tells how it fared.
+struct Tells;
+
+impl Worker for Tells {
+    fn train(&mut self, client: &str, task: &Task) -> Result<Reply> {
+        let metrics = BTreeMap::from([("loss".to_owned(), 2.5)]);
+        let reply = Learner { wild: None, broken: None }.train(client, task)?;
+        Ok(Reply { metrics, ..reply })
+    }
+}
+
+/// Whoever is drawn, what is told and what is written down is the same.
+#[test]
+fn who_was_drawn_is_told_nowhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let rounds = [1, 2, 3, 4, 5, 6, 7, 8].map(|secret| {
+        let mut store = Store::open(&folder.path().join(format!("state {secret}"))).unwrap();
+        let mut f = federation(Rule::Ffa);
+        f.resume(&mut store).unwrap();
+        let config = config(1e6, 0.5, f.dimension());
+        let mut release = Release::unprotected(config, Secret::from_bytes([secret; 32])).unwrap();
+        let mut engine = InProcess::new(population(), vec![Box::new(Tells)]);
+        let round = f.private_round_in(&mut store, &mut release, &population(), &mut engine).unwrap();
+        assert_eq!(f.model.rounds, 1);
+        (round, Federation::reports(&store).unwrap())
+    });
+    assert!(rounds.iter().all(|round| *round == rounds[0]), "{rounds:?}");
+    let (round, reports) = &rounds[0];
+    let [each] = &round.clients[..] else { panic!("{round:?}") };
+    // B alone is sent back.
+    assert_eq!((&*each.client, each.bytes_down, each.bytes_up), ("", (24 + 18) * 4, 18 * 4));
+    let report = String::from_utf8_lossy(&reports[0]);
+    let named = population().iter().any(|client| report.contains(&format!("\"{client}\"")));
+    assert!(reports.len() == 1 && !named && !report.contains("2.5"), "{report}");
 }
 
 #[test]

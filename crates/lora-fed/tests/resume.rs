@@ -260,3 +260,30 @@ fn what_a_state_does_not_say_is_not_compared() {
         assert!(federation.resume(&mut store).unwrap() && federation.model.rounds == 1);
     }
 }
+
+/// Clients keep things by a run's name: one that begins anew, after its end or because its state is lost, is another run. One that
+/// a build before began has the name that it was made with.
+#[test]
+fn a_run_has_a_name_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let [mut first, mut second] =
+        ["first", "second"].map(|name| Store::open(&folder.path().join(name)).unwrap());
+    let named = |store: &mut Store| {
+        let mut federation = open(Rule::FedIt, store);
+        federation.named_in(store).unwrap();
+        federation
+    };
+    let mut one = named(&mut first);
+    let name = one.settings().run.clone();
+    assert!(name.starts_with("a run ") && name.len() > 30, "{name}");
+    one.round_in(&mut first, &mut Nodes::default()).unwrap();
+    let again = named(&mut first);
+    assert_eq!((again.model.rounds, &again.settings().run), (1, &name));
+    let mut two = named(&mut second);
+    assert_ne!(two.settings().run, name);
+    two.round_in(&mut second, &mut Nodes::default()).unwrap();
+    assert_eq!(one.model.adapter, two.model.adapter, "what is learnt hangs on the name");
+    first.write(|changes| changes.remove("secure", "name")).unwrap();
+    let former = named(&mut first);
+    assert_eq!((former.model.rounds, &*former.settings().run), (1, "a run"));
+}

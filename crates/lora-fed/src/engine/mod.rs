@@ -12,6 +12,7 @@ mod foresee;
 mod had;
 mod known;
 mod model;
+mod name;
 mod private;
 mod process;
 mod screen;

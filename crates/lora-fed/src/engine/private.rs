@@ -3,13 +3,15 @@
 //! The record is a client with all its rows. Each is drawn by its own coin, what it learnt is clipped over all tensors that it
 //! sends together, and the sum is noised as integers and divided by the expected number of clients, never by how many
 //! answered. A client that is drawn and gives no good reply counts as one that learnt nothing. The coordinator sees single
-//! replies, and who was drawn: the bound is about whoever sees the model, the other clients among them.
+//! replies, and who was drawn: the bound is about whoever sees the model, the other clients among them. It holds as long as nobody
+//! else is told of either.
 
-use super::{Engine, Federation, Round, Settings, Task, Weights, bytes_of_task};
+use super::{Engine, Federation, Round, Settings, Task, Told, Weights, bytes, bytes_of_task};
 use crate::aggregate::Upload;
 use crate::privacy::Release;
 use lora_core::{Error, ErrorKind, Result};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
 impl Settings {
@@ -51,7 +53,8 @@ impl Federation {
         sent(1).max(sent(2))
     }
 
-    /// A round whose clients are drawn from `population` by `release`, whose records they are, in this order.
+    /// A round whose clients are drawn from `population` by `release`, whose records they are, in this order. Whom it names, and
+    /// what these said, is for the coordinator alone: [`Federation::private_round_in`] tells nobody.
     ///
     /// # Errors
     /// Those of [`Settings::check_private`], of the engine and of the ledger: a spent budget among them. The model is then
@@ -98,6 +101,21 @@ impl Federation {
         let mean: Vec<f64> = step.release()?.into_iter().map(f64::from).collect();
         self.move_by(rule, &mean)?;
         Ok(Round { round: number, clients, lost: None })
+    }
+
+    /// What the next round takes of each client, whoever is drawn.
+    pub(super) fn each(&self) -> Result<Told> {
+        let number = self.model.rounds + 1;
+        let task = self.task("", self.rule(number), number)?;
+        let sent = task.adapter.iter().filter(|(name, _)| task.sends.holds(name));
+        Ok(Told {
+            client: String::new(),
+            refused: None,
+            examples: 0,
+            metrics: BTreeMap::new(),
+            bytes_down: bytes_of_task(&task),
+            bytes_up: bytes(sent.map(|(_, tensor)| tensor)),
+        })
     }
 
     /// All that a round starts from.

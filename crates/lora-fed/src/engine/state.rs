@@ -57,7 +57,8 @@ struct Chosen {
 }
 
 impl Federation {
-    /// Takes up what `store` holds of this run; does it hold anything? An empty one is begun.
+    /// Takes up what `store` holds of this run; does it hold anything? An empty one is begun, under a name of its own
+    /// ([`Federation::named_in`]).
     ///
     /// # Errors
     /// [`Error::usage`] if it is of a run with other settings, shapes or scales, or [known by](Self::known_by) something else; what
@@ -89,6 +90,7 @@ impl Federation {
                     changes.clear(SECURE)?;
                     changes.put(SPACE, SETTINGS, settings.as_bytes())?;
                     self.write_known(changes)?;
+                    self.write_name(changes)?;
                     changes.put_long(SPACE, MODEL, &model)
                 })?;
                 Ok(false)
@@ -140,7 +142,8 @@ impl Federation {
     }
 
     /// [`Federation::private_round`], with all that came of it in the store before the engine forgets. Its draws need not be
-    /// kept: done again, they are the same.
+    /// kept: done again, they are the same. Nor are they told of, here and in the store: in the place of the clients stands, under no
+    /// name, what the round takes of each.
     ///
     /// # Errors
     /// Those of [`Federation::private_round`] and of the store.
@@ -152,7 +155,9 @@ impl Federation {
         engine: &mut dyn Engine,
     ) -> Result<Round> {
         self.whole(|federation| {
+            let each = federation.each()?;
             let round = federation.private_round(release, population, engine)?;
+            let round = Round { clients: vec![each], ..round };
             federation.commit(store, &round)?;
             Ok(round)
         })
