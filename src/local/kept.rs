@@ -1,10 +1,12 @@
-//! What clients keep for themselves from round to round, and do not send.
+//! What clients keep for themselves from round to round, and do not send: nor is it anybody else's to read on this machine.
 
 use std::collections::BTreeMap;
+use std::fs::{DirBuilder, Permissions};
 use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use lora_core::{Error, Result, read_tensors, write_tensors};
+use lora_core::{Error, OutputFile, Result, read_tensors, write_tensors_to};
 use sha2::{Digest, Sha256};
 use tch::Tensor;
 
@@ -22,6 +24,9 @@ impl Kept {
     /// What a folder has of these clients; it need not be there yet.
     pub(super) fn open<'a>(folder: PathBuf, clients: impl Iterator<Item = &'a String>) -> Result<Self> {
         let mut kept = Self::default();
+        if folder.is_dir() {
+            keep_others_out(&folder)?;
+        }
         for client in clients {
             for (run, round) in found(&folder, client)? {
                 let tensors = read_tensors(&file(&folder, client, &run, round))?;
@@ -42,9 +47,13 @@ impl Kept {
     pub(super) fn put(&mut self, client: &str, run: &str, round: u64, tensors: Tensors) -> Result<()> {
         let run = short(run);
         if let Some(folder) = &self.folder {
-            std::fs::create_dir_all(folder).map_err(|e| Error::io("create the folder", folder, e))?;
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+            made.map_err(|e| Error::io("create the folder", folder, e))?;
+            keep_others_out(folder)?;
             let named: Vec<_> = tensors.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
-            write_tensors(&file(folder, client, &run, round), &named, &[])?;
+            let path = file(folder, client, &run, round);
+            OutputFile::private(&path)?
+                .commit_with(|to| write_tensors_to(to, &named, &[]).map_err(|e| e.at(path.display())))?;
         }
         let rounds = self.tensors.entry((client.to_owned(), run.clone())).or_default();
         // Not every round asks every client. Those behind this one are of an earlier run of that name.
@@ -61,6 +70,16 @@ impl Kept {
         }
         Ok(())
     }
+}
+
+/// Of a folder that a version before made, or somebody.
+fn keep_others_out(folder: &Path) -> Result<()> {
+    let metadata = std::fs::metadata(folder).map_err(|e| Error::io("read the permissions", folder, e))?;
+    if metadata.permissions().mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    std::fs::set_permissions(folder, Permissions::from_mode(0o700))
+        .map_err(|e| Error::io("keep others out", folder, e))
 }
 
 /// A run's name as it can be in a file's.

@@ -40,6 +40,8 @@ pub struct Local {
     base: Option<String>,
     /// Rounds to plan noise and rates for, whatever a task says.
     rounds: Option<u64>,
+    /// What noise is bound to in the place of a run's name.
+    work: Option<String>,
     /// What is promised to the rows of a client; none: nothing is.
     promises: BTreeMap<String, Promise>,
     /// Whatever else shapes a gradient.
@@ -73,7 +75,8 @@ impl Local {
     ) -> Self {
         let schedule = training.schedule;
         let training = TrainConfig { schedule: Schedule::Constant, warmup: 0.0, ..training };
-        let (own, laid, kept, base, promises, configuration, held_out, rounds, left_out) = Default::default();
+        let (own, laid, kept, base, promises, configuration) = Default::default();
+        let (held_out, rounds, work, left_out) = Default::default();
         Self {
             model,
             recipe,
@@ -85,6 +88,7 @@ impl Local {
             kept,
             base,
             rounds,
+            work,
             promises,
             configuration,
             held_out,
@@ -171,7 +175,14 @@ impl Local {
         Self { rounds, ..self }
     }
 
-    /// The same that keeps in `folder` what clients keep for themselves, and finds it there again.
+    /// The same that binds noise to this name, whatever a task calls its run: for who is its own coordinator, whose next run, if it
+    /// does the same work, is then no other release, and free.
+    #[must_use]
+    pub fn doing(self, work: String) -> Self {
+        Self { work: Some(work), ..self }
+    }
+
+    /// The same that keeps in `folder` what clients keep for themselves, for its owner alone to read, and finds it there again.
     ///
     /// # Errors
     /// Those of the files.

@@ -148,7 +148,7 @@ impl Local {
         (rounds, training): (u64, &TrainConfig),
     ) -> Result<(BTreeMap<String, f64>, LeftOut)> {
         let dimension = trained.iter().map(|p| p.tensor.numel()).sum();
-        let run = format!("{}, {client}, round {}", task.run, task.round);
+        let run = format!("{}, {client}, round {}", self.work.as_ref().unwrap_or(&task.run), task.round);
         // What trains is bound by every step; what does not shapes its gradients as much.
         let (kind, trains) = (self.model.kind(), task.trains.name());
         let settings = format!("{} {:?} {training:?} {kind:?} {trains}", self.recipe, self.config);

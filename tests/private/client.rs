@@ -120,6 +120,49 @@ fn where_files_lie_stays_here() {
     stays(local.train("me", &one).unwrap_err(), "what it keeps");
 }
 
+/// Nor is it anybody else's to read on the same machine; what a build before left open is closed.
+#[cfg(unix)]
+#[test]
+fn what_a_client_keeps_is_its_own() {
+    use std::fs::{Permissions, metadata, read_dir, set_permissions};
+    use std::os::unix::fs::PermissionsExt;
+    let _alone = RANDOM.lock();
+    let folder = tempfile::tempdir().unwrap();
+    let kept = folder.path().join("kept");
+    let mode = |path: &Path| metadata(path).unwrap().permissions().mode() & 0o777;
+    let open = || {
+        let local = client(folder.path(), 1e-3).promising(BTreeMap::new(), Vec::new()).unwrap();
+        local.keeping(kept.clone()).unwrap()
+    };
+    let mut local = open();
+    let one = Task { trains: Trains::All, sends: Trains::A, ..task(&mut local, 1) };
+    local.train("me", &one).unwrap();
+    let files: Vec<_> = read_dir(&kept).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!((mode(&kept), files.len(), mode(&files[0])), (0o700, 1, 0o600));
+    set_permissions(&kept, Permissions::from_mode(0o755)).unwrap();
+    drop(open());
+    assert_eq!(mode(&kept), 0o700);
+}
+
+/// Who is its own coordinator does the same work in another run for nothing; a run of anybody else's is a release of its own.
+#[test]
+fn the_same_work_is_the_same_release() {
+    let _alone = RANDOM.lock();
+    for (work, charged) in [(Some("work"), 2), (None, 4)] {
+        let folder = tempfile::tempdir().unwrap();
+        let local = client(folder.path(), 1e-3);
+        let mut local = match work {
+            Some(work) => local.doing(work.to_owned()),
+            None => local,
+        };
+        let [one, two] = ["one", "two"].map(|run| {
+            let task = Task { run: run.to_owned(), ..task(&mut local, 1) };
+            local.train("me", &task).unwrap().adapter
+        });
+        assert_eq!((one == two, charges(folder.path())), (work.is_some(), charged));
+    }
+}
+
 /// Whether work on rows fails is of the rows too: with a promise to them it does not, it is charged, and it is noised.
 #[test]
 fn an_adapter_that_overflows_learns_nothing_for_nothing() {

@@ -5,6 +5,7 @@ mod staged;
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -163,6 +164,18 @@ impl OutputFile {
     /// # Errors
     /// The target is a folder or a link; nothing can be written there.
     pub fn create(target: &Path) -> Result<Self> {
+        Self::begin(target, 0o666)
+    }
+
+    /// As [`create`](Self::create), of a file that is its owner's alone to read and to write.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn private(target: &Path) -> Result<Self> {
+        Self::begin(target, 0o600)
+    }
+
+    fn begin(target: &Path, mode: u32) -> Result<Self> {
         let (parent, target) = locate(target)?;
         match fs::symlink_metadata(&target) {
             Ok(there) if !there.is_file() => {
@@ -172,8 +185,9 @@ impl OutputFile {
             Err(e) if e.kind() == io::ErrorKind::NotFound => make_folder(&parent)?,
             Err(e) => return Err(Error::io("look at", &target, e)),
         }
-        let create = |staged: &Path| OpenOptions::new().write(true).create_new(true).open(staged);
-        let (staged, file) = Staged::new(&target, create)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true).mode(mode);
+        let (staged, file) = Staged::new(&target, |staged| options.open(staged))?;
         Ok(Self { target, staged, file })
     }
 
@@ -186,7 +200,11 @@ impl OutputFile {
         self.commit_with(|file| file.write_all(bytes.as_ref()).map_err(|e| Error::io("write", &path, e)))
     }
 
-    fn commit_with(mut self, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
+    /// As [`commit`](Self::commit), with what `fill` writes.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit), and what `fill` gives.
+    pub fn commit_with(mut self, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
         let target = &self.target;
         fill(&mut self.file)?;
         self.file.sync_all().map_err(|e| Error::io("bring to disk", target, e))?;
