@@ -1,4 +1,4 @@
-//! `lora fed` and private training, as a person meets them.
+//! `lora fed`, as a person meets it.
 
 #[allow(dead_code)]
 mod common;
@@ -75,9 +75,11 @@ fn a_run_goes_on_by_its_own_variant_over_its_own_base_from_its_own_start() {
 #[test]
 fn a_run_that_is_stuck_can_be_ended() {
     let bench = Bench::new();
-    let words = format!("{SIMULATE} --rounds 2 --max-steps 1 --dp-epsilon 4");
+    bench.write("b.jsonl", fs::read(bench.path("data.jsonl")).unwrap());
+    let words = SIMULATE.replace("b=data.jsonl", "b=b.jsonl");
+    let words = format!("{words} --rounds 2 --max-steps 1 --dp-epsilon 4");
     break_off(&bench, &words);
-    ["a", "b"].iter().for_each(|client| bench.write(&format!("out.privacy/{client}.jsonl"), "nothing\n"));
+    ["data", "b"].iter().for_each(|rows| bench.write(&format!("{rows}.jsonl.privacy.jsonl"), "nothing\n"));
     let run = bench.lora(&words);
     assert!(run.code != Some(0) && run.err.contains("round 2 has 0 good replies of 2"), "{}", run.err);
     assert!(run.err.contains("with --end writes the adapter of the rounds that are done (1)"), "{}", run.err);
@@ -85,6 +87,26 @@ fn a_run_that_is_stuck_can_be_ended() {
     assert!(out.contains("goes on after round 1") && out.contains("adapter written to out"), "{out}");
     assert!(!bench.path("out.state").exists() && json(&bench, "out.rounds.jsonl").len() == 1);
     bench.lora("eval --model model --dtype f32 --adapter out --data data.jsonl --max-tokens 0").ok();
+}
+
+/// What clients keep is of one run: one that begins anew finds nothing of the one before, by whatever OUT both go.
+#[cfg(target_os = "linux")]
+#[test]
+fn fedsa_keeps_nothing_for_another_run() {
+    let words = format!("{SIMULATE} --client c=data.jsonl --rule fedsa --rounds 6");
+    let (bench, fresh) = (Bench::new(), Bench::new());
+    break_off(&bench, &words);
+    assert_eq!(fs::read_dir(bench.path("out.kept")).unwrap().count(), 3);
+    for ending in ["", "-wal", "-shm"] {
+        let _ = fs::remove_file(bench.path(&format!("out.state{ending}")));
+    }
+    // Some are asked later than in the first round, or never.
+    [&bench, &fresh].iter().for_each(|bench| drop(bench.lora(&format!("{words} --per-round 1")).ok()));
+    for client in ["a", "b", "c"] {
+        let file = format!("out.clients/{client}/adapter_model.safetensors");
+        let [one, other] = [&bench, &fresh].map(|bench| fs::read(bench.path(&file)).unwrap());
+        assert!(one == other, "{client}");
+    }
 }
 
 #[test]
@@ -199,119 +221,6 @@ fn identities_for_secure_sums() {
     );
     refused(&format!("{node} --parties-at-least 3"), "--secure");
     assert!(!bench.path("out.state").exists());
-}
-
-/// The rule that is taken where none is named is a sum of what is sent: others are refused here.
-#[test]
-fn a_bound_on_clients_is_kept_in_a_ledger() {
-    let bench = Bench::new();
-    let words = format!("{SIMULATE} --weights equal --rounds 2 --client-epsilon 5 --drawn 1");
-    let out = bench.lora(&words).ok();
-    assert!(out.contains("epsilon 5 at delta 1.0e-5 a client"), "{out}");
-    let ledger = || json(&bench, "out.clients.privacy.jsonl").len();
-    assert_eq!(ledger(), 3);
-    // The same again costs nothing. Where clients learn otherwise it is another run with noise of its own, for which nothing is
-    // left.
-    bench.lora(&format!("{words} --overwrite")).ok();
-    for other in ["--alpha 7", "--variant rslora", "--proximal 0.5"] {
-        let run = bench.lora(&format!("{words} --overwrite {other}"));
-        assert!(run.code == Some(2) && run.err.contains("the budget is 5"), "{other}: {}", run.err);
-    }
-    assert_eq!(ledger(), 3);
-}
-
-#[test]
-fn private_training_keeps_its_promise() {
-    let bench = Bench::new();
-    let train = "train --model model --dtype f32 --data data.jsonl --batch-size 1 --max-steps 3 --dp-epsilon 4 --rank 2";
-    let out = bench.lora(&format!("{train} --out out")).ok();
-    assert!(out.contains("epsilon 4 at delta"), "{out}");
-    let summary: Value = serde_json::from_slice(&fs::read(bench.path("out/training.json")).unwrap()).unwrap();
-    let spent = summary["privacy"]["epsilon"].as_f64().unwrap();
-    assert!(spent > 3.0 && spent <= 4.0, "{summary}");
-    // What is computed from the rows without noise does not travel with the adapter.
-    let of_the_rows = ["outcome", "load_seconds", "peak_bytes"];
-    assert!(of_the_rows.iter().all(|name| summary.get(name).is_none()), "{summary}");
-    let ledger = fs::read(bench.path("data.jsonl.privacy.jsonl")).unwrap();
-    let adapter = fs::read(bench.path("out/adapter_model.safetensors")).unwrap();
-    for same in ["out", "out/"] {
-        bench.lora(&format!("{train} --out {same} --overwrite")).ok();
-        assert_eq!(fs::read(bench.path("data.jsonl.privacy.jsonl")).unwrap(), ledger);
-        assert_eq!(fs::read(bench.path("out/adapter_model.safetensors")).unwrap(), adapter);
-    }
-    // Another gradient never has the noise of this one.
-    for other in ["--out other --lr 1e-3", "--out out --overwrite --dtype bf16"] {
-        let run = bench.lora(&format!("{} {other}", train.replace(" --dtype f32", "")));
-        assert_eq!(run.code, Some(2), "{other}");
-        assert!(run.err.contains("the budget is 4") && run.err.contains("hint: "), "{}", run.err);
-    }
-    let run = bench.lora(&format!("{train} --out other --dropout 0.1"));
-    assert!(run.err.contains("dropout") && run.err.contains("--dropout 0"), "{}", run.err);
-    let run = bench.lora(&format!("{train} --out other --trace t"));
-    assert!(run.err.contains("in secret"), "{}", run.err);
-}
-
-/// What a weight is rounded to shapes the gradient.
-#[test]
-fn bases_that_are_kept_differently_have_noise_of_their_own() {
-    let bench = Bench::new();
-    let train = "train --model model --dtype f32 --data data.jsonl --batch-size 1 --max-steps 3 --dp-epsilon 4 --rank 2 --variant qlora --out out --overwrite";
-    bench.lora(train).ok();
-    bench.lora(train).ok();
-    let run = bench.lora(&format!("{train} --skip q_proj"));
-    assert!(run.code == Some(2) && run.err.contains("the budget is 4"), "{}", run.err);
-}
-
-/// The rows are the same by whatever name: what was given away of them is in one ledger.
-#[cfg(unix)]
-#[test]
-fn a_link_to_rows_has_their_ledger() {
-    let bench = Bench::new();
-    std::os::unix::fs::symlink("data.jsonl", bench.path("link.jsonl")).unwrap();
-    let train = |data: &str, out: &str| {
-        let words = "train --model model --dtype f32 --batch-size 1 --max-steps 3 --dp-epsilon 4 --rank 2";
-        bench.lora(&format!("{words} --data {data} --out {out}"))
-    };
-    train("data.jsonl", "out").ok();
-    let run = train("link.jsonl", "other");
-    assert!(run.code == Some(2) && run.err.contains("the budget is 4"), "{}", run.err);
-    assert!(!bench.path("link.jsonl.privacy.jsonl").exists());
-}
-
-/// It is its own coordinator, and says of how many rounds.
-#[test]
-fn a_simulation_keeps_its_clients_promises() {
-    let bench = Bench::new();
-    let words = format!("{SIMULATE} --rounds 2 --max-steps 1 --dp-epsilon 4");
-    let out = bench.lora(&words).ok();
-    assert!(out.contains("round 2/2  2 of 2 clients"), "{out}");
-    for client in ["a", "b"] {
-        let ledger = json(&bench, &format!("out.privacy/{client}.jsonl"));
-        assert_eq!(ledger.len(), 3);
-        // The noise of two steps, and no more than they need.
-        assert_eq!(ledger[1]["sigma"], ledger[2]["sigma"]);
-    }
-    let rounds = json(&bench, "out.rounds.jsonl");
-    let spent = rounds[1]["clients"][0]["metrics"]["epsilon"].as_f64().unwrap();
-    assert!(spent > 3.0 && spent <= 4.0, "{rounds:?}");
-}
-
-/// What a promise to rows asks of a node, said before a key is read.
-#[test]
-fn a_node_with_a_promise_chooses_its_rounds_and_judges_nothing() {
-    let bench = Bench::new();
-    let node =
-        "fed node --address 127.0.0.1:1 --insecure --model model --data data.jsonl --rank 2 --key bank.pem";
-    for (more, said) in [
-        ("--dp-epsilon 4", "--dp-epsilon without --rounds"),
-        ("--dp-epsilon 4 --rounds 3 --eval data.jsonl", "--eval with --dp-epsilon"),
-        ("--dp-epsilon 4 --rounds 3", "bank.pem"),
-        ("--eval data.jsonl", "bank.pem"),
-    ] {
-        let run = bench.lora(&format!("{node} {more}"));
-        assert!(run.code != Some(0) && run.err.contains(said), "{more}: {}", run.err);
-        assert!(said == "bank.pem" || run.err.contains("hint: "), "{more}: {}", run.err);
-    }
 }
 
 /// An error quotes what it is about; a terminal obeys nothing of that.

@@ -327,9 +327,9 @@ impl Runner<'_> {
             lora.args(["--dp-epsilon", &epsilon.to_string()]);
             lora.args(["--accumulate", &(32 / batch).max(1).to_string()]);
             // Each run makes its own promise, as if it were the only one.
-            if !method.is_rule() {
-                lora.arg("--dp-ledger").arg(dir.join("ledger.jsonl"));
-            }
+            let (flag, place) =
+                if method.is_rule() { ("--dp-ledgers", "ledgers") } else { ("--dp-ledger", "ledger.jsonl") };
+            lora.arg(flag).arg(dir.join(place));
         }
         lora.arg("--model").arg(&self.model).arg("--out").arg(&out).args(&rest).args(&self.threads);
         let log = fs::File::create(dir.join("log.txt"))?;

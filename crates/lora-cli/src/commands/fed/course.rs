@@ -21,7 +21,7 @@ use crate::commands::train::is_adapter_file;
 pub(super) enum Kind<'a> {
     /// Every reply.
     Plain,
-    /// Every reply; clients are drawn in private, of a population, and noise is added.
+    /// Every reply; clients are drawn in private, of a population, and noise is added. Nobody is told who was.
     Private(&'a mut Release, &'a [String]),
     /// The sum alone.
     Secure(&'a Coordinator),
@@ -37,12 +37,14 @@ pub(super) struct Course {
 }
 
 impl Course {
-    /// Begins, or goes on with what OUT.state holds. `host` is over the base model that is known by `base`.
+    /// Begins, or goes on with what OUT.state holds. `host` is over the base model that is known by `base`. `private`: nothing is
+    /// told of clients.
     pub(super) fn begin(
         settings: Settings,
         start: BTreeMap<String, Tensor>,
         (host, base): (&Local, &str),
         args: &OutArgs,
+        private: bool,
     ) -> Result<Self> {
         let (out, overwrite) = (&args.out, args.overwrite);
         // Only to see that it can be written: one that is killed would leave it behind.
@@ -62,10 +64,11 @@ impl Course {
         }
         let mut store = Store::open(&state)?;
         let resumed = federation.resume(&mut store).map_err(|e| e.at(state.display()))?;
+        federation.named_in(&store)?;
         if args.end && federation.model.rounds == 0 {
             return Err(nothing().into());
         }
-        let log = Log::open(out, &Federation::reports(&store)?)?;
+        let log = Log::open(out, &Federation::reports(&store)?, private)?;
         say!("federation  {rule}, {recipe}, over the base model {base}");
         if recipe.contains("dora") && rule.trains().0 == Trains::All {
             say!("            magnitudes are averaged by themselves, which is exact under no rule");
@@ -76,7 +79,7 @@ impl Course {
         Ok(Self { federation, store, state, log, overwrite })
     }
 
-    /// Gives the run a name that parties of secure sums have not met, or the one that it has.
+    /// Gives the run a name that parties of secure sums have not met, where an earlier version began it without.
     pub(super) fn name(&mut self) -> Result<()> {
         Ok(self.federation.name_in(&mut self.store)?)
     }

@@ -4,6 +4,7 @@ mod course;
 mod epsilon;
 mod federation;
 mod keys;
+mod ledgers;
 mod link;
 mod log;
 mod node;

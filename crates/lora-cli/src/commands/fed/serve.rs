@@ -100,7 +100,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut host =
         Local::new(Box::new(model), recipe.clone(), config.clone(), TrainConfig::default(), BTreeMap::new());
     let start = args.out.start(&mut host)?;
-    let mut course = Course::begin(settings, start, (&host, &base), &args.out)?;
+    let mut course = Course::begin(settings, start, (&host, &base), &args.out, false)?;
     if args.out.end {
         course.end(&mut host, &args.model.model, &args.out.out)?;
         // A task in it may be alive for a minute, and what was sent for it is nothing that another run may take up.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use lora::fed::aggregate::Rule;
-use lora::fed::engine::{InProcess, Reply, Task, Worker};
+use lora::fed::engine::{InProcess, Reply, Settings, Task, Worker};
 use lora::fed::privacy::Release;
 use lora::model::Keep;
 use lora::train::{Dataset, TrainConfig};
@@ -13,11 +13,12 @@ use lora::{Error, Local, Promise, sibling};
 
 use super::course::{Course, Kind};
 use super::federation::{FederationArgs, OutArgs, method, ranked};
+use super::ledgers::LedgerArgs;
 use super::log::{left_out_here, told_here};
 use super::secure::{Cast, DELTA, noise};
 use crate::commands::{bare, say};
 use crate::open::ModelArgs;
-use crate::privacy::{PrivacyArgs, bound_to};
+use crate::privacy::bound_to;
 use crate::settings::{MethodArgs, StepArgs};
 
 /// All clients in this process: research, and trying settings before others are asked
@@ -77,17 +78,17 @@ pub(crate) struct Args {
     /// Expected clients a round, each drawn by its own coin
     #[arg(long, value_name = "N", help_heading = "Privacy")]
     drawn: Option<usize>,
-    /// Each client keeps its promise in a ledger of its own, in OUT.privacy
     #[command(flatten)]
-    privacy: PrivacyArgs,
+    ledgers: LedgerArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let rows = args.client.iter().map(|(_, path)| path.as_path());
     args.out.apart(&args.model.model, rows.chain(args.data.as_deref()))?;
     let run = format!("{} {}", bare(&args.out.out).display(), args.training.seed);
-    let settings = args.federation.settings(run, args.training.seed)?;
+    let settings = args.federation.settings(run.clone(), args.training.seed)?;
     settings.check()?;
+    args.ledgers.check(&args.out, &args.client, args.data.as_deref())?;
     if args.secure {
         settings.check_secure()?;
     } else if args.client_epsilon.is_some() && args.drawn.is_none() {
@@ -122,7 +123,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
 
     tch::manual_seed(training.seed as i64);
-    let promises = args.promises(data.keys())?;
+    let promises = args.ledgers.promises(&args.client, data.keys())?;
     // It is its own coordinator.
     let rounds = Some(settings.rounds);
     let unbound = promises.is_empty() && args.client_epsilon.is_none();
@@ -133,18 +134,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let model = args.model.load(checkpoint.as_ref(), keep)?;
         let local =
             Local::new(Box::new(model), recipe.clone(), config.clone(), training.clone(), data.clone());
-        let local = local.over(base.clone()).promising(promises.clone(), bound.clone())?.expecting(rounds);
-        Ok(local.keeping(sibling(&args.out.out, "kept"))?)
+        let local = local.over(base.clone()).promising(promises.clone(), bound.clone())?;
+        // The same command again is the same work, whatever each of its runs is called.
+        Ok(local.expecting(rounds).doing(run.clone()).keeping(sibling(&args.out.out, "kept"))?)
     });
     let mut workers = workers.collect::<Result<Vec<_>>>()?;
     let start = args.out.start(&mut workers[0])?;
-    let mut course = Course::begin(settings, start, (&workers[0], &base), &args.out)?;
+    let private = args.client_epsilon.is_some() && args.drawn.is_some();
+    let mut course = Course::begin(settings.clone(), start, (&workers[0], &base), &args.out, private)?;
     // All that shapes what clients learn, but for the rounds, the rows and what a round starts from.
     let promised: Vec<_> = promises.values().map(|p| (p.epsilon, p.delta, p.clip)).collect();
     let how = format!("{recipe} {config:?} {training:?} {promised:?}");
-    let mut release = args.release(&course, (&names, &data), &[&bound[..], how.as_bytes()].concat())?;
+    let how = [&bound[..], how.as_bytes()].concat();
+    let mut release = args.release((&settings, course.dimension()), (&names, &data), &how)?;
     while course.goes_on() && !args.out.end {
-        let players = workers.iter_mut().map(|w| Player(w, &idle));
+        let players = workers.iter_mut().map(|local| Player { local, idle: &idle, quiet: private });
         let told = match (&cast, &mut release) {
             (Some(cast), _) => {
                 let players = players.map(|player| cast.boxed(player)).collect::<Result<_>>()?;
@@ -167,14 +171,22 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 /// A borrowed worker, and clients that learn nothing.
-struct Player<'a>(&'a mut Local, &'a BTreeMap<String, u64>);
+struct Player<'a> {
+    local: &'a mut Local,
+    idle: &'a BTreeMap<String, u64>,
+    /// Says nothing of clients, for who is drawn is not to be told.
+    quiet: bool,
+}
 
 impl Worker for Player<'_> {
     fn train(&mut self, client: &str, task: &Task) -> lora::Result<Reply> {
-        let Some(&examples) = self.1.get(client) else {
-            let reply = self.0.train(client, task);
-            told_here(client, &reply);
-            left_out_here(client, self.0.left_out());
+        let Some(&examples) = self.idle.get(client) else {
+            let reply = self.local.train(client, task);
+            let left_out = self.local.left_out();
+            if !self.quiet {
+                told_here(client, &reply);
+                left_out_here(client, left_out);
+            }
             return reply;
         };
         let sent = task.adapter.iter().filter(|(name, _)| task.sends.holds(name));
@@ -187,15 +199,15 @@ impl Args {
     /// The source of rounds that bound what is learnt of a client. `how`: all that shapes what clients learn from their rows.
     fn release(
         &self,
-        course: &Course,
+        (settings, dimension): (&Settings, usize),
         (names, data): (&[String], &BTreeMap<String, Dataset>),
         how: &[u8],
     ) -> Result<Option<Release>> {
         let (Some(epsilon), Some(drawn)) = (self.client_epsilon, self.drawn) else { return Ok(None) };
-        course.settings().check_private()?;
+        settings.check_private()?;
         let ledger = sibling(&self.out.out, "clients.privacy.jsonl");
         let promise = Promise { epsilon, delta: Some(DELTA), clip: self.client_clip, ledger };
-        let terms = promise.terms(names.len(), drawn, course.settings().rounds)?;
+        let terms = promise.terms(names.len(), drawn, settings.rounds)?;
         say!(
             "privacy     epsilon {epsilon} at delta {:.1e} a client: noise {:.3}, {:.2} % of the clients a round; {}",
             terms.delta,
@@ -203,22 +215,13 @@ impl Args {
             100.0 * terms.rate,
             promise.ledger.display()
         );
+        say!(
+            "            who is drawn, and what becomes of it, is told nowhere: whose part fails has learnt nothing"
+        );
         let rows: Vec<_> = data.values().map(lora::train::fingerprint).collect();
-        let settings = format!("{:?} {rows:?}", course.settings());
-        let configuration = [how, settings.as_bytes()].concat();
-        Ok(Some(promise.release_of_clients(names, (drawn, terms), course.dimension(), &configuration)?))
-    }
-
-    fn promises<'a>(&self, clients: impl Iterator<Item = &'a String>) -> Result<BTreeMap<String, Promise>> {
-        let folder = sibling(&self.out.out, "privacy");
-        let promise =
-            |name: &String| Some((name.clone(), self.privacy.promise(folder.join(format!("{name}.jsonl")))?));
-        let promises: BTreeMap<_, _> = clients.filter_map(promise).collect();
-        if !promises.is_empty() {
-            std::fs::create_dir_all(&folder)
-                .map_err(|e| Error::io("create the ledgers' folder", &folder, e))?;
-        }
-        Ok(promises)
+        // By the name that the run was made with: the same command again is the same release.
+        let configuration = [how, format!("{settings:?} {rows:?}").as_bytes()].concat();
+        Ok(Some(promise.release_of_clients(names, (drawn, terms), dimension, &configuration)?))
     }
 
     fn clients(&self, read: impl Fn(&Path) -> lora::Result<Dataset>) -> Result<BTreeMap<String, Dataset>> {
