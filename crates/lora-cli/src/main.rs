@@ -12,9 +12,10 @@ mod rounding;
 mod settings;
 mod stop;
 
+use std::any::TypeId;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use lora::ErrorKind;
 
 /// Fine-tune language models with LoRA, rsLoRA, DoRA and QLoRA.
@@ -40,6 +41,23 @@ enum Verb {
     Inspect(commands::inspect::Args),
     Variants(commands::variants::Args),
     Doctor(commands::doctor::Args),
+}
+
+/// An option that takes a number takes a negative one too: its own check says what is wrong with it, where clap would say
+/// that there is no option of that name.
+fn with_negatives(command: clap::Command) -> clap::Command {
+    let numbers = [
+        TypeId::of::<f64>(),
+        TypeId::of::<i64>(),
+        TypeId::of::<u16>(),
+        TypeId::of::<u64>(),
+        TypeId::of::<usize>(),
+    ];
+    let allow = |arg: clap::Arg| {
+        let is_number = numbers.iter().any(|number| arg.get_value_parser().type_id() == *number);
+        arg.allow_negative_numbers(is_number)
+    };
+    command.mut_args(allow).mut_subcommands(with_negatives)
 }
 
 /// Idle threads of libtorch's pool spin for tens of microseconds and then sleep: on a machine with other work to do
@@ -71,7 +89,8 @@ fn main() -> ExitCode {
         let first = text.lines().take(3).collect::<Vec<_>>().join(" ");
         commands::aside(format_args!("error: this is a bug in lora: {first}"));
     }));
-    let cli = Cli::parse();
+    let told = with_negatives(Cli::command()).get_matches();
+    let cli = Cli::from_arg_matches(&told).unwrap_or_else(|e| e.exit());
     let result = std::panic::catch_unwind(|| match cli.verb {
         Verb::Train(args) => commands::train::run(&args),
         Verb::Plan(args) => commands::plan::run(&args),

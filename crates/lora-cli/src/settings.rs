@@ -17,13 +17,13 @@ pub(crate) struct MethodArgs {
     #[arg(long, default_value = "lora", help_heading = "Method")]
     pub(crate) variant: String,
     /// Rank of the update
-    #[arg(long, default_value_t = 8, help_heading = "Method", allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 8, help_heading = "Method")]
     pub(crate) rank: i64,
     /// Size of the update: scaled by alpha/rank (rslora: alpha/sqrt(rank)) [default: twice the rank]
-    #[arg(long, help_heading = "Method", allow_negative_numbers = true)]
+    #[arg(long, help_heading = "Method")]
     pub(crate) alpha: Option<f64>,
     /// Probability of dropping an input of the update
-    #[arg(long, default_value_t = 0.0, help_heading = "Method", allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0.0, help_heading = "Method")]
     pub(crate) dropout: f64,
     /// all-linear, names (q_proj,v_proj) or regex:EXPRESSION over whole module paths
     #[arg(long, default_value = "all-linear", help_heading = "Method")]

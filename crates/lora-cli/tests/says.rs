@@ -208,3 +208,39 @@ fn absurd_counts_are_refused() {
         refused(&bench, &format!("plan --model model --rank 2 {words}"), 2, &[said]);
     }
 }
+
+/// Not that there is no such option.
+#[test]
+fn a_negative_number_is_refused_by_what_it_is_for() {
+    let bench = Bench::new();
+    let train = "train --model model --data data.jsonl --out out --dtype f32";
+    for (words, said) in [
+        (format!("{train} --rank -1"), "a rank is 1 or more"),
+        (format!("{train} --lr -1"), "the learning rate must be positive"),
+        (format!("{train} --lr -1e-3"), "the learning rate must be positive"),
+        (format!("{train} --weight-decay -0.1"), "the weight decay must be 0 or more"),
+        (format!("{train} --seed -1"), "invalid value '-1' for '--seed <SEED>'"),
+        ("generate --model model --prompt hi --temperature -1".into(), "temperature and top-k from 0"),
+        ("plan --model model --beside -1".into(), "invalid value '-1' for '--beside <RANK>'"),
+        ("fed epsilon --rows 90 --batch 9 --noise 1 --epochs -1".into(), "-1 passes over the records"),
+    ] {
+        refused(&bench, &words, 2, &[said]);
+    }
+    refused(&bench, &format!("{train} -1"), 2, &["unexpected argument '-1'"]);
+}
+
+/// However few of the rows are looked at.
+#[test]
+fn an_answer_is_chosen_among_those_of_all_rows() {
+    let bench = Bench::new();
+    let eval = "eval --model model --dtype f32 --max-tokens 0 --data data.jsonl --rows seen.jsonl --limit 1";
+    for labels in ["auto", "few"] {
+        bench.lora(&format!("{eval} --labels {labels}")).ok();
+        let seen: Value = serde_json::from_slice(&fs::read(bench.path("seen.jsonl")).unwrap()).unwrap();
+        let labels: Vec<_> = seen["scores"].as_object().unwrap().keys().cloned().collect();
+        assert_eq!(labels, ["four", "hello", "six"], "{seen}");
+    }
+    // Of those that are named, each row that is looked at has its own.
+    bench.lora(&format!("{eval} --labels four,eight")).ok();
+    refused(&bench, &format!("{eval} --labels eight,nine"), 3, &["is none of the labels"]);
+}

@@ -88,8 +88,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let context = usize::try_from(opened.checkpoint.config().max_positions).unwrap_or(usize::MAX);
     let options = DataOptions { max_length: context, long: Long::BeyondContext };
     let mut data = Dataset::read(&args.data, &opened.tokenizer, options)?;
-    data.keep_first(args.limit);
+    // Of all rows: the first ones may have fewer answers, and choosing among these is easier.
     let labels = args.labels(&data)?;
+    data.keep_first(args.limit);
+    if !labels.is_empty() {
+        args.has_truths(&data, &labels)?;
+    }
     data.check(opened.checkpoint.config().vocab_size)?;
     // That one cannot be written is found now and not in the end.
     let [rows_file, trace] =
@@ -144,20 +148,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 impl Args {
-    /// The labels, each row's own among them.
+    /// The labels, of all that the rows have or as they are named.
     fn labels(&self, data: &Dataset) -> Result<Vec<String>> {
         match self.labels.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["auto"] => {}
             ["few"] => return Ok(labels_of(&data.rows, MOST_LABELS).unwrap_or_default()),
             [] => return Ok(Vec::new()),
-            _ => {
-                let answers = data.rows.iter().zip(&data.samples).filter(|(row, _)| reference(row).is_some());
-                for (row, sample) in answers {
-                    let at = format!("{}:{}", self.data.display(), sample.line);
-                    rows::truth(row, &self.labels).map_err(|e| e.at(at))?;
-                }
-                return Ok(self.labels.clone());
-            }
+            _ => return Ok(self.labels.clone()),
         }
         let labels = labels_of(&data.rows, MOST_LABELS).ok_or_else(|| {
             Error::data(format!("the rows have more than {MOST_LABELS} different answers"))
@@ -169,5 +166,15 @@ impl Args {
             return Err(e.hint("leave --labels out").into());
         }
         Ok(labels)
+    }
+
+    /// Each row's own answer is among the labels.
+    fn has_truths(&self, data: &Dataset, labels: &[String]) -> Result<()> {
+        let answers = data.rows.iter().zip(&data.samples).filter(|(row, _)| reference(row).is_some());
+        for (row, sample) in answers {
+            let at = format!("{}:{}", self.data.display(), sample.line);
+            rows::truth(row, labels).map_err(|e| e.at(at))?;
+        }
+        Ok(())
     }
 }

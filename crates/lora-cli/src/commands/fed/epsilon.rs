@@ -41,6 +41,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let what = format!("{} of {} records a step", args.batch, args.rows);
         return Err(Error::usage(what).hint("at least one, and at most all").into());
     }
+    if !(args.epochs > 0.0 && args.epochs.is_finite()) {
+        return Err(Error::usage(format!("{} passes over the records", args.epochs))
+            .hint("more than none")
+            .into());
+    }
     let rate = args.batch as f64 / args.rows as f64;
     let steps = args.steps.unwrap_or((args.rows.div_ceil(args.batch) as f64 * args.epochs).ceil() as u64);
     let delta = args.delta.unwrap_or(0.1 / args.rows as f64);
