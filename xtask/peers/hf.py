@@ -6,12 +6,15 @@ of one double space and two digits. The folder written here has the true sequenc
 """
 
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from converted import folder_of, once
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -41,6 +44,19 @@ def hf_folder(gguf: Path, folder: Path, dtype: torch.dtype = torch.float32, keep
     model.save_pretrained(folder)
     (folder / "complete").touch()
     return folder
+
+
+def converted(gguf: Path, cache: Path, dtype: torch.dtype) -> Path:
+    """The folder in `cache` that is made of this file, in another process: converting is no memory of this one's."""
+
+    def convert(partial: Path) -> None:
+        process = get_context("spawn").Process(target=hf_folder, args=(gguf, partial, dtype))
+        process.start()
+        process.join()
+        if process.exitcode != 0:
+            sys.exit(f"{gguf} could not be converted for transformers")
+
+    return once(folder_of(gguf, cache, {torch.bfloat16: "bf16", torch.float32: "f32"}[dtype]), convert)
 
 
 def load_model(

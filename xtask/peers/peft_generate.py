@@ -12,14 +12,13 @@ import argparse
 import json
 import sys
 import time
-from multiprocessing import get_context
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.dont_write_bytecode = True
 
 import torch
-from hf import hf_folder, load_model
+from hf import converted, load_model
 from peft import LoraConfig, get_peft_model
 from transformers.utils import logging
 
@@ -46,11 +45,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
     logging.disable_progress_bar()
-    folder = args.cache / "hf-bf16"
-    if not (folder / "complete").exists():
-        conversion = get_context("spawn").Process(target=hf_folder, args=(args.gguf, folder, torch.bfloat16))
-        conversion.start()
-        conversion.join()
+    folder = converted(args.gguf, args.cache, torch.bfloat16)
     torch.manual_seed(0)
     config = LoraConfig(r=8, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
     base = load_model(folder, torch.bfloat16, attention="sdpa")

