@@ -19,7 +19,7 @@ pub(crate) struct Args {
     /// The operations instead, each over libtorch's own, against the ratios kept in benches/ratios.json
     #[arg(long, conflicts_with_all = ["generation", "peer", "json", "rounds", "rows", "model", "device", "data", "steps", "venv"])]
     ops: bool,
-    /// Keep the ratios of this run
+    /// Keep the ratios of this run, in the place of all those of such a processor
     #[arg(long, requires = "ops")]
     keep: bool,
     /// One JSON object a row instead of the table
@@ -113,13 +113,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let theirs =
                 |python: &PathBuf, leading: &[OsString]| measure(Command::new(python), leading, &again);
             let they = || peer.as_ref().map(|(python, leading)| theirs(python, leading)).transpose();
-            // Never both at once; and each goes first as often, so that a machine growing warm favours neither.
-            rounds.push(if round % 2 == 0 {
-                (we()?, they()?)
-            } else {
-                let theirs = they()?;
-                (we()?, theirs)
-            });
+            rounds.push(in_turn(round, we, they)?);
         }
         let row = summary(name, &rounds, &cpu, &date)?;
         if args.json {
@@ -131,6 +125,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         print!("{}", table(&done));
     }
     Ok(())
+}
+
+/// Never both at once; and each goes first as often, so that a machine growing warm favours neither.
+pub(crate) fn in_turn<A, B>(
+    round: u32,
+    we: impl FnOnce() -> Result<A>,
+    they: impl FnOnce() -> Result<B>,
+) -> Result<(A, B)> {
+    if round.is_multiple_of(2) {
+        return Ok((we()?, they()?));
+    }
+    let theirs = they()?;
+    Ok((we()?, theirs))
 }
 
 /// The model that `--model` names, made first if it is a shape.
@@ -333,6 +340,19 @@ mod tests {
         assert!(parse("bench --generation --peer peft --rounds 1 --json").is_ok());
         let unsloth = parse("bench --generation --peer unsloth").ok().unwrap();
         assert!(run(&unsloth.args).unwrap_err().to_string().contains("peft alone"));
+    }
+
+    #[test]
+    fn each_goes_first_in_its_turn() {
+        let order = std::cell::RefCell::new(String::new());
+        let said = |who: char| {
+            order.borrow_mut().push(who);
+            Ok(who)
+        };
+        for round in 0..3 {
+            assert_eq!(in_turn(round, || said('a'), || said('b')).unwrap(), ('a', 'b'));
+        }
+        assert_eq!(order.into_inner(), "abbaab");
     }
 
     #[test]

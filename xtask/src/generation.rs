@@ -3,6 +3,7 @@
 use crate::{bench, cache, peers, setup, sh};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
+use std::path::PathBuf;
 use std::process::Command;
 
 /// Sequences at a time.
@@ -19,13 +20,16 @@ pub(crate) fn run(peer: bool, as_json: bool, rounds: u32, peers: &peers::Args) -
         for round in 0..rounds {
             eprintln!("{batch} sequences, round {} of {rounds}", round + 1);
             let batch = batch.to_string();
-            we.push(sh::capture_json(sh::ours(&ours).arg("--model").arg(&gguf).args(["--batch", &batch]))?);
-            if let Some(python) = &python {
+            let our =
+                || sh::capture_json(sh::ours(&ours).arg("--model").arg(&gguf).args(["--batch", &batch]));
+            let peer = |python: &PathBuf| {
                 let mut command = Command::new(python);
                 command.arg(sh::root().join("xtask/peers/peft_generate.py")).arg("--gguf").arg(&gguf);
-                command.arg("--cache").arg(&models).args(["--batch", &batch]);
-                they.push(sh::capture_json(&mut command)?);
-            }
+                sh::capture_json(command.arg("--cache").arg(&models).args(["--batch", &batch]))
+            };
+            let (our, their) = bench::in_turn(round, our, || python.as_ref().map(peer).transpose())?;
+            we.push(our);
+            they.extend(their);
         }
         for what in ["prefill", "decode"] {
             for state in ["base", "merged", "unmerged"] {
