@@ -1,18 +1,23 @@
 //! `fed --rules`: four organisations with rows of different kinds, by every rule, beside all rows in one place and each
 //! alone: what it brings, and what it sends.
 
+mod methods;
 mod report;
+#[cfg(test)]
+mod tests;
 
 use crate::compare::plan::Data;
 use crate::compare::split::{self, Parts};
 use crate::compare::{threads, traffic};
-use crate::{cache, setup, sh};
-use anyhow::{Context, Result, bail};
+use crate::{bench, cache, setup, sh};
+use anyhow::{Context, Result, bail, ensure};
+use methods::{Method, Rates};
 use report::{Row, Score};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,7 +30,7 @@ pub(super) struct Args {
     /// The folder with fpb.jsonl, fiqa.jsonl, tfns.jsonl and nwgi.jsonl (docs/federated.md)
     #[arg(long, value_name = "FOLDER", default_value = "data/finlora")]
     data: PathBuf,
-    /// Rules, for --rules
+    /// Rules, for --rules; one may be there with several rates
     #[arg(long, value_delimiter = ',', default_value = "fedit,ffa,fedex,fedsvd")]
     rule: Vec<String>,
     /// Seeds
@@ -76,12 +81,19 @@ struct Ended {
     up: u64,
     down: u64,
     seconds: f64,
+    /// Where, and on which day.
+    machine: String,
+    date: String,
 }
 
 struct Runner<'a> {
     args: &'a Args,
     lora: PathBuf,
+    /// Of `lora`, as `compare` names it.
+    build: String,
     model: PathBuf,
+    /// The model, by its bytes.
+    base: String,
     home: PathBuf,
     parts: Vec<Parts>,
     /// `--threads N`, where runs share the processors.
@@ -89,6 +101,7 @@ struct Runner<'a> {
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
+    args.check()?;
     setup::ensure(false)?;
     let model = setup::model()?;
     let lora = sh::lora()?;
@@ -103,7 +116,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
     }
     let threads =
         threads(args.jobs).into_iter().flat_map(|n| ["--threads".to_owned(), n.to_string()]).collect();
-    let mut runner = Runner { args, lora, model, home, parts, threads };
+    let (build, base) = (build_of(&lora)?, cache::sha256(&model)?);
+    let mut runner = Runner { args, lora, build, model, base, home, parts, threads };
     runner.cut()?;
     let chosen = choose(&runner)?;
     let rows = Mutex::new(BTreeMap::new());
@@ -112,26 +126,16 @@ pub(super) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// A run to be done.
-#[derive(Debug, Clone)]
-struct Method {
-    name: String,
-    lr: f64,
-    seed: u64,
-    epsilon: Option<f64>,
-    /// To choose a rate by: trained on a part of the training rows, judged by the rest.
-    tuning: bool,
+/// A program, by its bytes.
+fn build_of(program: &Path) -> Result<String> {
+    Ok(cache::sha256(program)?[..12].to_owned())
 }
 
-impl Method {
-    /// A federation's, not all rows in one place or a client alone.
-    fn is_rule(&self) -> bool {
-        self.name != "central" && !self.name.ends_with(" alone")
-    }
+/// What is trained on of a client's rows, and what judges.
+fn files(part: &Parts, tuning: bool) -> (&Path, &Path) {
+    let (learnt, judges) = if tuning { (&part.fit, &part.validation) } else { (&part.train, &part.held_out) };
+    (learnt.as_path(), judges.as_path())
 }
-
-/// The rate of each method that has none of its own.
-type Rates = BTreeMap<String, f64>;
 
 /// The best of the rates that are to be tried.
 fn choose(runner: &Runner<'_>) -> Result<Rates> {
@@ -158,30 +162,6 @@ fn choose(runner: &Runner<'_>) -> Result<Rates> {
         chosen.insert(name, best);
     }
     Ok(chosen)
-}
-
-impl Args {
-    fn methods(&self, chosen: &Rates) -> Result<Vec<Method>> {
-        let mut methods = Vec::new();
-        let rate = |name: &str| chosen.get(name).copied().unwrap_or(self.lr);
-        for &seed in &self.seeds {
-            let mut add = |name: String, lr| {
-                let promises = self.epsilons.iter().copied().map(Some);
-                let of = |epsilon| Method { name: name.clone(), lr, seed, epsilon, tuning: false };
-                methods.extend([None].into_iter().chain(promises).map(of));
-            };
-            add("central".into(), rate("central"));
-            CLIENTS.iter().for_each(|client| add(format!("{client} alone"), rate("central")));
-            for rule in &self.rule {
-                let (name, lr) = match rule.split_once(':') {
-                    Some((name, lr)) => (name, lr.parse().with_context(|| format!("`{rule}` has no rate"))?),
-                    None => (rule.as_str(), rate(rule)),
-                };
-                add(name.to_owned(), lr);
-            }
-        }
-        Ok(methods)
-    }
 }
 
 /// All runs, some at once; the first failure, when those that run have ended.
@@ -217,7 +197,7 @@ fn told(runner: &Runner<'_>, rows: &Mutex<BTreeMap<usize, Row>>, at: usize, row:
     let mut rows = rows.lock().unwrap_or_else(PoisonError::into_inner);
     rows.insert(at, row);
     let all: Vec<Row> = rows.values().cloned().collect();
-    report::write(&all, &CLIENTS, &runner.home)
+    report::write(&all, &CLIENTS, &runner.build, &runner.home)
 }
 
 impl Runner<'_> {
@@ -249,18 +229,8 @@ impl Runner<'_> {
 
     /// A run, if it is not there yet.
     fn once(&self, method: &Method) -> Result<Row> {
-        let Method { name, lr, seed, epsilon, tuning } = method;
-        let Args { rounds, passes, rows, held_out, .. } = self.args;
-        let is_rule = method.is_rule();
-        let server = self.args.server.as_deref().filter(|_| is_rule).unwrap_or_default();
-        // Runs that are there were told of neither.
-        let weights = Some(&*self.args.weights).filter(|w| is_rule && *w != "examples").unwrap_or_default();
-        let batch = Some(self.args.client_batch).filter(|b| is_rule && *b != 8);
-        let batch = batch.map(|b| format!(" by {b}")).unwrap_or_default();
-        let settings = format!(
-            "{name} {server}{weights}{batch} {seed} {epsilon:?} {rounds} {passes} {rows} {held_out} {lr} {tuning} {}",
-            cache::sha256(&self.all(*tuning))?
-        );
+        let Method { name, lr, seed, epsilon, .. } = method;
+        let settings = self.settings(method)?;
         let dir = self.home.join(cache::hex(&Sha256::digest(&settings)[..8]));
         let result = dir.join("result.json");
         let ended = match fs::read(&result) {
@@ -274,13 +244,53 @@ impl Runner<'_> {
                 let epsilon = epsilon.map_or(String::new(), |e| format!(", epsilon {e}"));
                 eprintln!("{name}, rate {lr:e}, seed {seed}{epsilon}");
                 let ended = self.train(method, &dir)?;
+                self.is_its_build()?;
                 fs::write(dir.join("partial"), serde_json::to_vec(&ended)?)?;
                 fs::rename(dir.join("partial"), &result)?;
                 ended
             }
         };
-        let Ended { scores, up, down, seconds } = ended;
-        Ok(Row { method: name.clone(), lr: *lr, seed: *seed, epsilon: *epsilon, scores, up, down, seconds })
+        let Ended { scores, up, down, seconds, machine, date } = ended;
+        let (method, lr, seed, epsilon) = (name.clone(), *lr, *seed, *epsilon);
+        Ok(Row { method, lr, seed, epsilon, scores, up, down, seconds, machine, date })
+    }
+
+    /// All that a run's figures depend on.
+    fn settings(&self, method: &Method) -> Result<String> {
+        let Method { name, lr, seed, epsilon, tuning } = method;
+        let Args { rounds, passes, rows, held_out, server, weights, client_batch, .. } = self.args;
+        let mut text = format!("build {}\nmodel {}\n", self.build, self.base);
+        let _ = writeln!(text, "{name}, rate {lr:e}, seed {seed}, epsilon {epsilon:?}, tuning {tuning}");
+        if method.is_rule() {
+            let server = server.as_deref().unwrap_or("none");
+            let _ = writeln!(
+                text,
+                "{rounds} rounds, server {server}, weights {weights}, {client_batch} rows a step"
+            );
+        }
+        let _ = writeln!(text, "passes {passes}, at most {rows} rows a client, judged by {held_out}");
+        for part in &self.parts {
+            let (learnt, judged) = files(part, *tuning);
+            let [learnt, judged] = [cache::sha256(learnt)?, cache::sha256(judged)?];
+            let _ = writeln!(text, "{}: rows {learnt}, held out {judged}", part.name);
+        }
+        Ok(text)
+    }
+
+    /// Another one would have its figures found again under the name of this one.
+    fn is_its_build(&self) -> Result<()> {
+        ensure!(
+            build_of(&self.lora)? == self.build,
+            "{} was built anew meanwhile\n  hint: the same command begins again with that build",
+            self.lora.display()
+        );
+        Ok(())
+    }
+
+    /// And the threads that a run has of it, if not all.
+    fn machine(&self) -> String {
+        let threads = self.threads.last().map_or_else(String::new, |n| format!(", --threads {n}"));
+        bench::cpu() + &threads
     }
 
     fn train(&self, method: &Method, dir: &Path) -> Result<Ended> {
@@ -294,7 +304,7 @@ impl Runner<'_> {
         rest.extend(["--batch-size".into(), batch.to_string()]);
         rest.extend(["--lr".into(), lr.to_string(), "--seed".into(), seed.to_string()]);
         let of = |name: &str| self.parts.iter().find(|part| part.name == name);
-        let rows = |part: &Parts| if tuning { part.fit.clone() } else { part.train.clone() };
+        let rows = |part: &Parts| files(part, tuning).0.to_owned();
         match name.strip_suffix(" alone") {
             _ if name == "central" => {
                 lora.args(["train", "--epochs", &passes]).arg("--data").arg(self.all(tuning));
@@ -341,9 +351,9 @@ impl Runner<'_> {
         let seconds = begin.elapsed().as_secs_f64();
         let rounds = dir.join("adapter.rounds.jsonl");
         let (up, down) = if method.is_rule() { traffic::read(&rounds)? } else { (0, 0) };
-        let by = |part: &Parts| if tuning { part.validation.clone() } else { part.held_out.clone() };
-        let scores = self.parts.iter().map(|part| self.judge(&out, &by(part))).collect::<Result<Vec<_>>>()?;
-        Ok(Ended { scores, up, down, seconds })
+        let judge = |part| self.judge(&out, files(part, tuning).1);
+        let scores = self.parts.iter().map(judge).collect::<Result<Vec<_>>>()?;
+        Ok(Ended { scores, up, down, seconds, machine: self.machine(), date: bench::today()? })
     }
 
     fn judge(&self, adapter: &Path, rows: &Path) -> Result<Score> {

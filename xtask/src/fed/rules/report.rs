@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -26,6 +27,8 @@ pub(super) struct Row {
     pub(super) up: u64,
     pub(super) down: u64,
     pub(super) seconds: f64,
+    pub(super) machine: String,
+    pub(super) date: String,
 }
 
 impl Row {
@@ -35,7 +38,7 @@ impl Row {
     }
 }
 
-/// All seeds of a method.
+/// All seeds of a method at a rate.
 struct Line {
     name: String,
     lr: f64,
@@ -55,42 +58,43 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 fn lines(rows: &[Row]) -> Vec<Line> {
-    let name = |row: &Row| {
-        row.epsilon.map_or_else(|| row.method.clone(), |e| format!("{}, epsilon {e}", row.method))
+    let key = |row: &Row| {
+        let name = row.epsilon.map_or_else(|| row.method.clone(), |e| format!("{}, epsilon {e}", row.method));
+        (name, row.lr)
     };
-    let mut names: Vec<String> = Vec::new();
+    let mut keys: Vec<(String, f64)> = Vec::new();
     for row in rows {
-        if !names.contains(&name(row)) {
-            names.push(name(row));
+        if !keys.contains(&key(row)) {
+            keys.push(key(row));
         }
     }
-    let line = |wanted: String| {
-        let mine: Vec<&Row> = rows.iter().filter(|row| name(row) == wanted).collect();
+    let line = |wanted: (String, f64)| {
+        let mine: Vec<&Row> = rows.iter().filter(|row| key(row) == wanted).collect();
         let clients = mine.first().map_or(0, |row| row.scores.len());
         let of =
             |pick: fn(&Score) -> f64, client: usize| mean(mine.iter().map(|row| pick(&row.scores[client])));
         Line {
             accuracy: (0..clients).map(|client| of(|s| s.accuracy, client)).collect(),
             means: mine.iter().map(|row| row.accuracy()).collect(),
-            lr: mine.first().map_or(f64::NAN, |row| row.lr),
             macro_f1: mean((0..clients).map(|client| of(|s| s.macro_f1, client))),
             up: mean(mine.iter().map(|row| row.up as f64)),
             down: mean(mine.iter().map(|row| row.down as f64)),
             seconds: mean(mine.iter().map(|row| row.seconds)),
-            name: wanted,
+            name: wanted.0,
+            lr: wanted.1,
         }
     };
-    names.into_iter().map(line).collect()
+    keys.into_iter().map(line).collect()
 }
 
 /// Writes report.md, results.csv and figure.svg.
-pub(super) fn write(rows: &[Row], clients: &[&str], home: &Path) -> Result<()> {
+pub(super) fn write(rows: &[Row], clients: &[&str], build: &str, home: &Path) -> Result<()> {
     let lines = lines(rows);
     let put = |name: &str, text: String| {
         fs::write(home.join(name), text).with_context(|| home.join(name).display().to_string())
     };
-    put("report.md", markdown(&lines, clients))?;
-    put("results.csv", csv(rows, clients))?;
+    put("report.md", markdown(&lines, clients) + &source(rows, build))?;
+    put("results.csv", csv(rows, clients, build))?;
     put("figure.svg", figure(&lines))
 }
 
@@ -129,17 +133,30 @@ fn markdown(lines: &[Line], clients: &[&str]) -> String {
     text
 }
 
-fn csv(rows: &[Row], clients: &[&str]) -> String {
+/// Where the figures come from, and of when they are.
+fn source(rows: &[Row], build: &str) -> String {
+    let each = |pick: fn(&Row) -> &str| rows.iter().map(pick).collect::<BTreeSet<_>>();
+    let (machines, dates) = (each(|row| row.machine.as_str()), each(|row| row.date.as_str()));
+    let machines = machines.into_iter().collect::<Vec<_>>().join("; ");
+    let days: BTreeSet<&str> = dates.first().into_iter().chain(dates.last()).copied().collect();
+    let days = days.into_iter().collect::<Vec<_>>().join(" to ");
+    format!("\n{machines}; build {build} of `lora`; {days}.\n")
+}
+
+fn csv(rows: &[Row], clients: &[&str], build: &str) -> String {
     let mut text =
-        "method,rate,epsilon,seed,client,rows,accuracy,macro_f1,bytes_up,bytes_down,seconds\n".to_owned();
+        "method,rate,epsilon,seed,client,rows,accuracy,macro_f1,bytes_up,bytes_down,seconds,build,date,machine\n"
+            .to_owned();
     for row in rows {
         for (client, score) in clients.iter().zip(&row.scores) {
             let epsilon = row.epsilon.map_or_else(String::new, |e| e.to_string());
-            let Row { method, lr, seed, up, down, seconds, .. } = row;
+            let Row { method, lr, seed, up, down, seconds, date, .. } = row;
+            let machine = row.machine.replace('"', "\"\"");
             let Score { rows, accuracy, macro_f1 } = score;
             let _ = writeln!(
                 text,
-                "{method},{lr},{epsilon},{seed},{client},{rows},{accuracy},{macro_f1},{up},{down},{seconds}"
+                "{method},{lr},{epsilon},{seed},{client},{rows},{accuracy},{macro_f1},{up},{down},{seconds},{build},\
+                 {date},\"{machine}\""
             );
         }
     }
@@ -166,7 +183,9 @@ fn figure(lines: &[Line]) -> String {
         SIZE.0, SIZE.1
     );
     for line in lines {
-        let (at, text) = (y(score(line)), &line.name);
+        let (at, name) = (y(score(line)), &line.name);
+        let is_one = lines.iter().filter(|other| other.name == *name).count() == 1;
+        let text = if is_one { name.clone() } else { format!("{name} at {:e}", line.lr) };
         if line.up > 0.0 {
             let _ = writeln!(
                 svg,
@@ -207,9 +226,8 @@ fn figure(lines: &[Line]) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn seeds_are_put_together_and_set_beside_central() {
-        let row = |method: &str, seed, accuracy: f64, up| Row {
+    fn row(method: &str, seed: u64, accuracy: f64, up: u64) -> Row {
+        Row {
             method: method.into(),
             lr: 1e-3,
             seed,
@@ -218,7 +236,27 @@ mod tests {
             up,
             down: 2 * up,
             seconds: 3.0,
-        };
+            machine: "A, 2 cores".into(),
+            date: "2026-11-29".into(),
+        }
+    }
+
+    #[test]
+    fn rates_are_no_seeds() {
+        let slow = row("fedit", 1, 0.5, 1_000_000);
+        let fast = Row { lr: 3e-3, date: "2026-11-30".into(), ..row("fedit", 1, 0.7, 1_000_000) };
+        let rows = [slow.clone(), row("fedit", 2, 0.5, 1_000_000), fast];
+        let text = markdown(&lines(&rows), &["one", "two"]);
+        assert!(text.contains("| fedit | 1e-3 | 50.0 | 70.0 | 60.0 ± 0.0 |"), "{text}");
+        assert!(text.contains("| fedit | 3e-3 | 70.0 | 90.0 | 80.0 |"), "{text}");
+        let svg = figure(&lines(&rows));
+        assert!(svg.contains(">fedit at 1e-3<") && svg.contains(">fedit at 3e-3<"), "{svg}");
+        assert_eq!(source(&rows, "b"), "\nA, 2 cores; build b of `lora`; 2026-11-29 to 2026-11-30.\n");
+        assert_eq!(source(&[slow], "b"), "\nA, 2 cores; build b of `lora`; 2026-11-29.\n");
+    }
+
+    #[test]
+    fn seeds_are_put_together_and_set_beside_central() {
         let rows =
             [row("central", 1, 0.7, 0), row("fedit", 1, 0.5, 1_000_000), row("fedit", 2, 0.6, 3_000_000)];
         let text = markdown(&lines(&rows), &["one", "two"]);
@@ -230,7 +268,9 @@ mod tests {
             text.contains("| fedit | 1e-3 | 55.0 | 75.0 | 65.0 ± 7.1 | 81.2 | 0.550 | 2.0 | 4.0 | 3 |"),
             "{text}"
         );
-        assert_eq!(csv(&rows, &["one", "two"]).lines().count(), 7);
+        let table = csv(&rows, &["one", "two"], "b");
+        assert_eq!(table.lines().count(), 7);
+        assert!(table.lines().skip(1).all(|l| l.ends_with(",b,2026-11-29,\"A, 2 cores\"")), "{table}");
         let svg = figure(&lines(&rows));
         assert_eq!(
             roxmltree::Document::parse(&svg)
