@@ -62,7 +62,8 @@ impl Opened {
 
 /// Four for each core at the most, and 256 anywhere: each of more waits for all others.
 fn most_threads() -> i32 {
-    let cores = std::thread::available_parallelism().map_or(1, |n| i32::try_from(n.get()).unwrap_or(i32::MAX));
+    let cores =
+        std::thread::available_parallelism().map_or(1, |n| i32::try_from(n.get()).unwrap_or(i32::MAX));
     cores.saturating_mul(4).max(256)
 }
 

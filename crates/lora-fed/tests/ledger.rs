@@ -264,11 +264,11 @@ fn steps_of_another_kind_are_refused() {
     for accounting in [Accounting::Rdp, Accounting::Pld] {
         let (_folder, path) = folder();
         let budget = Budget { accounting, epsilon: 8.0, ..BUDGET };
-        let mut ledger = Ledger::open(&path, &budget).unwrap();
+        let mut ledger = open_with(&path, &budget);
         ledger.charge(&key(0, "w"), kind(1.5, 0.3)).unwrap();
         drop(ledger);
         let before = fs::read(&path).unwrap();
-        let mut ledger = Ledger::open(&path, &budget).unwrap();
+        let mut ledger = open_with(&path, &budget);
         for (sigma, q) in [(2.789, 1.0), (0.4325, 0.002), (1.5, 0.2), (1.6, 0.3)] {
             let refused = |result: Result<Charge, PrivacyError>| {
                 let error = result.unwrap_err();
@@ -284,7 +284,7 @@ fn steps_of_another_kind_are_refused() {
         assert_eq!(ledger.charge(&key(1, "w"), kind(1.5, 0.3)).unwrap(), Charge::New);
         // Gaussians that draw nothing.
         let (_folder, path) = folder();
-        let mut ledger = Ledger::open(&path, &budget).unwrap();
+        let mut ledger = open_with(&path, &budget);
         for (step, sigma) in [3.0, 4.0, 5.0].into_iter().enumerate() {
             assert_eq!(ledger.charge(&key(step as u64, "w"), kind(sigma, 1.0)).unwrap(), Charge::New);
         }

@@ -339,7 +339,10 @@ impl TrainConfig {
         refuse(!(self.epochs > 0.0 && self.epochs.is_finite()), "epochs must be positive");
         refuse(self.batch_size == 0, "the batch size must be positive");
         refuse(self.accumulate == 0, "accumulate must be positive");
-        refuse(self.texts() > MOST_TEXTS, "the batch size times accumulate is more than 16,777,216 texts a step");
+        refuse(
+            self.texts() > MOST_TEXTS,
+            "the batch size times accumulate is more than 16,777,216 texts a step",
+        );
         let lr = self.learning_rate;
         refuse(!(lr > 0.0 && lr.is_finite()), "the learning rate must be positive");
         let decay = self.adamw.weight_decay;
