@@ -217,7 +217,6 @@ fn a_negative_number_is_refused_by_what_it_is_for() {
     for (words, said) in [
         (format!("{train} --rank -1"), "a rank is 1 or more"),
         (format!("{train} --lr -1"), "the learning rate must be positive"),
-        (format!("{train} --lr -1e-3"), "the learning rate must be positive"),
         (format!("{train} --weight-decay -0.1"), "the weight decay must be 0 or more"),
         (format!("{train} --seed -1"), "invalid value '-1' for '--seed <SEED>'"),
         ("generate --model model --prompt hi --temperature -1".into(), "temperature and top-k from 0"),
