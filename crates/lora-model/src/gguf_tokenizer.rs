@@ -36,7 +36,9 @@ pub(crate) const LONGEST: usize = 512;
 struct Vocabulary<'a> {
     gguf: &'a Gguf,
     tokens: &'a [String],
-    types: &'a [i64],
+    types: Vec<i64>,
+    /// Ids beside EOS that end a turn or a text.
+    ends: Vec<i64>,
 }
 
 /// How one kind of vocabulary works: the parts of a `tokenizer.json`.
@@ -62,8 +64,23 @@ pub(crate) fn of(gguf: &Gguf) -> Result<Parts> {
         let what = format!("{} tokens with {} types", tokens.len(), types.len());
         return Err(place(Error::data(what).at("`tokenizer.ggml.tokens`")));
     }
-    let vocabulary = Vocabulary { gguf, tokens, types };
+    let ends = more_ends(gguf).map_err(place)?;
+    let vocabulary = Vocabulary { gguf, tokens, types: with_ends(types, tokens.len(), &ends), ends };
     vocabulary.parts().map_err(place)
+}
+
+/// What ends a text is a mark and no text, whatever the file says: llama.cpp overrides the type too. As plain text it
+/// would be cut into pieces, and no row would have the id that generation stops at.
+fn with_ends(types: &[i64], tokens: usize, ends: &[i64]) -> Vec<i64> {
+    let mut types = if types.is_empty() { vec![NORMAL; tokens] } else { types.to_vec() };
+    for &id in ends {
+        if let Some(kind) = usize::try_from(id).ok().and_then(|at| types.get_mut(at))
+            && matches!(*kind, NORMAL | USER_DEFINED | UNUSED)
+        {
+            *kind = CONTROL;
+        }
+    }
+    types
 }
 
 impl Vocabulary<'_> {
@@ -94,10 +111,9 @@ impl Vocabulary<'_> {
         // What the configuration names is special wherever that is read.
         let named = [&bos, &eos, &unk, &pad].into_iter().flatten();
         add_specials(&mut inner, named.map(|text| AddedToken::from(text.as_str(), true)).collect())?;
-        let more_eos = more_ends(self.gguf)?;
         let config = self.config([("bos", &bos), ("eos", &eos), ("unk", &unk), ("pad", &pad)]);
         let template = self.gguf.opt(Gguf::str, "tokenizer.chat_template")?.map(str::to_owned);
-        Ok(Parts { inner, bos, pad, eos, more_eos, template, config })
+        Ok(Parts { inner, bos, pad, eos, more_eos: self.ends.clone(), template, config })
     }
 
     /// The text of a special token.

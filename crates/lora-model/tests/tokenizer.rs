@@ -1,5 +1,7 @@
 //! Ids, offsets and texts against transformers (see data/make_text.py), and malformed files.
 
+#[path = "tokenizer/ends.rs"]
+mod ends;
 #[path = "tokenizer/folder.rs"]
 mod folder;
 
