@@ -353,29 +353,11 @@ fn started_from_the_weights() {
 fn exported_as_gguf() {
     let bench = Bench::new();
     bench.lora(&format!("{TRAIN} --lr 1e-2")).ok();
-    let byte_level = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
-        "use_regex": true});
     // The toy's tokenizer is of no sort that llama.cpp has.
     let export = "export --model model --adapter out --merged --outtype f32 --out out.gguf";
     let refused = bench.lora(export);
     assert!(refused.code == Some(4) && refused.err.contains("hint"), "{}", refused.err);
-    let mut tokenizer = json(&fs::read_to_string(bench.path("model/tokenizer.json")).unwrap());
-    let vocab: serde_json::Map<_, _> = tokenizer["model"]["vocab"]
-        .as_object()
-        .unwrap()
-        .iter()
-        .map(|(token, id)| (token.replace(' ', "Ġ").replace('\n', "Ċ"), id.clone()))
-        .collect();
-    tokenizer["model"] = serde_json::json!({
-        "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-        "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
-        "vocab": vocab, "merges": []
-    });
-    tokenizer["normalizer"] = Value::Null;
-    tokenizer["pre_tokenizer"] = byte_level.clone();
-    tokenizer["decoder"] = byte_level;
-    tokenizer["post_processor"] = Value::Null;
-    bench.write("model/tokenizer.json", tokenizer.to_string());
+    bench.byte_level();
     bench.lora(export).ok();
     let say = "generate --dtype f32 --max-tokens 8 --prompt hi --model";
     assert_eq!(

@@ -7,6 +7,7 @@ use std::fs;
 
 use common::{Bench, refused};
 use serde_json::Value;
+use tch::{Device, Kind, Tensor};
 
 const TRAIN: &str = "train --model model --data data.jsonl --rank 2 --max-steps 1 --dtype f32";
 
@@ -242,4 +243,38 @@ fn an_answer_is_chosen_among_those_of_all_rows() {
     // Of those that are named, each row that is looked at has its own.
     bench.lora(&format!("{eval} --labels four,eight")).ok();
     refused(&bench, &format!("{eval} --labels eight,nine"), 3, &["is none of the labels"]);
+}
+
+/// A folder may hold more tensors than its configuration has a place for: nothing here computes with them, and what is
+/// written for llama.cpp has none of them.
+#[test]
+fn tensors_without_a_place_are_not_exported() {
+    let bench = Bench::new();
+    bench.byte_level();
+    let exported = |places: Option<usize>| {
+        let run = bench.lora("export --model model --merged --outtype f32 --out out.gguf --overwrite");
+        assert_eq!(run.code, Some(0), "{}", run.err);
+        let notes: Vec<_> = run.err.lines().filter(|line| line.starts_with("note: ")).collect();
+        assert_eq!(notes.len(), usize::from(places.is_some()), "{notes:?}");
+        let said = places.map_or(String::new(), |n| format!("are not written: {n}, "));
+        assert!(notes.iter().all(|note| note.contains(&said)), "{notes:?}");
+        lora::open(&bench.path("out.gguf")).unwrap().names()
+    };
+    let all = exported(None);
+    let file = bench.path("model/model.safetensors");
+    let mut tensors: Vec<_> = lora::read_tensors(&file).unwrap().into_iter().collect();
+    for part in ["self_attn.q_proj.bias", "self_attn.o_proj.bias", "mlp.router.weight"] {
+        tensors.push((format!("model.layers.1.{part}"), Tensor::ones([32], (Kind::Float, Device::Cpu))));
+    }
+    // Known, and never told.
+    let table = Tensor::ones([4], (Kind::Float, Device::Cpu));
+    tensors.push(("model.layers.0.self_attn.rotary_emb.inv_freq".to_owned(), table));
+    lora::write_tensors(&file, &tensors, &[]).unwrap();
+    assert_eq!(exported(Some(3)), all);
+
+    // A model may be cut to its first layers by its configuration alone.
+    bench.patch("model/config.json", br#""num_hidden_layers": 2"#, br#""num_hidden_layers": 1"#);
+    let (second, first): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|name| name.starts_with("model.layers.1."));
+    assert_eq!(exported(Some(second.len() + 3)), first);
 }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use lora::model::{Gguf, GgufKind, GgufOut, OnDisk};
+use lora::model::{EMBEDDING, Gguf, GgufKind, GgufOut, OnDisk, tensor_shapes};
 use lora::{Error, Linears, Recipe, VARIANTS};
 use tch::{Kind, Tensor};
 
-use super::say;
+use super::{aside, say};
 use crate::open::ADAPTER;
 use crate::origin;
 use crate::paths;
@@ -156,19 +156,28 @@ fn merged(args: &Args) -> Result<()> {
         let layer = name.strip_suffix(".weight").and_then(|n| layers.get(n).copied());
         layer.filter(|layer| layer.adapter().is_some())
     };
-    let mut names = checkpoint.names();
+    // What the model is computed with: llama.cpp computes with whatever it finds, or refuses it.
+    let mut shapes: BTreeMap<_, _> = tensor_shapes(checkpoint.as_ref())?.into_iter().collect();
     // Of a tied head some folders hold a copy; a head with an adapter is tied no more. Old ones hold rotary tables.
     let head = "lm_head.weight";
     let tied = checkpoint.config().tie_word_embeddings;
-    names.retain(|name| !(tied && name == head || name.ends_with(".rotary_emb.inv_freq")));
-    if tied && adapted(head).is_some() {
-        names.push(head.to_owned());
+    let copied = |name: &str| tied && name == head || name.ends_with(".rotary_emb.inv_freq");
+    let mut rest = checkpoint.names();
+    rest.retain(|name| !shapes.contains_key(name) && !copied(name));
+    if let Some(one) = rest.first() {
+        let count = rest.len();
+        aside(format_args!(
+            "note: tensors that the configuration has no place for are not written: {count}, the first of them {one}"
+        ));
     }
-    for name in names {
-        let shape = checkpoint.shape(&name).or_else(|| checkpoint.shape("model.embed_tokens.weight"));
+    if tied && adapted(head).is_some() {
+        let shape = shapes.get(EMBEDDING).cloned().unwrap_or_default();
+        shapes.insert(head.to_owned(), shape);
+    }
+    for (name, shape) in shapes {
         let (layer, checkpoint, model) = (adapted(&name), checkpoint.as_ref(), &model);
         let key = name.clone();
-        out.tensor(&name, "", &shape.unwrap_or_default(), true, move || match layer {
+        out.tensor(&name, "", &shape, true, move || match layer {
             Some(layer) => {
                 let w = layer.effective(Kind::Float);
                 model.check().map(|()| w)

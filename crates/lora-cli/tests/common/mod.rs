@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use assert_cmd::Command;
+use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 /// One token a character: 96 of them, as many as the model has.
@@ -60,6 +61,29 @@ impl Bench {
 
     pub(crate) fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
         fs::write(self.path(name), bytes).unwrap();
+    }
+
+    /// Makes the model's tokenizer one of a sort that llama.cpp has, with the same ids.
+    pub(crate) fn byte_level(&self) {
+        let byte_level =
+            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+        let mut tokenizer: Value = serde_json::from_str(TOKENIZER).unwrap();
+        let vocab: Map<_, _> = tokenizer["model"]["vocab"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .map(|(token, id)| (token.replace(' ', "Ġ").replace('\n', "Ċ"), id.clone()))
+            .collect();
+        tokenizer["model"] = json!({
+            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+            "vocab": vocab, "merges": []
+        });
+        tokenizer["normalizer"] = Value::Null;
+        tokenizer["pre_tokenizer"] = byte_level.clone();
+        tokenizer["decoder"] = byte_level;
+        tokenizer["post_processor"] = Value::Null;
+        self.write("model/tokenizer.json", tokenizer.to_string());
     }
 
     /// Copies a flat folder of the goldens.
