@@ -176,14 +176,15 @@ fn refuse(cfg: &Object<'_>) -> Result<()> {
     Ok(())
 }
 
-/// mistral: all layers, 4096 unless set (null: none). qwen2, qwen3: the layers from `max_window_layers` on, if
-/// `use_sliding_window`, or as `layer_types` has it. A mixture is more than one number can say.
+/// mistral: all layers, 4096 unless set (null: none), or as `layer_types` has it, by which transformers takes it for
+/// ministral. qwen2, qwen3: the layers from `max_window_layers` on, if `use_sliding_window`, or as `layer_types` has
+/// it. A mixture is more than one number can say.
 fn sliding_window(cfg: &Object<'_>, family: &str, layers: i64) -> Result<Option<i64>> {
     let given = cfg.values().any(|(name, _)| name == "sliding_window");
     let window = if given { cfg.size("sliding_window")? } else { Some(4096) };
     match family {
-        "mistral" => return Ok(window),
         "llama" => return Ok(None),
+        "mistral" => {}
         _ if !cfg.flag("use_sliding_window")?.unwrap_or(false) => return Ok(None),
         _ => {}
     }
@@ -195,6 +196,7 @@ fn sliding_window(cfg: &Object<'_>, family: &str, layers: i64) -> Result<Option<
             }
             types.iter().filter(|t| t.as_str() == Some("sliding_attention")).count() as i64
         }
+        None if family == "mistral" => layers,
         None => (layers - cfg.int("max_window_layers")?.unwrap_or(28).max(0)).max(0),
     };
     match sliding {

@@ -231,6 +231,18 @@ fn both_spellings_of_a_configuration_mean_the_same() {
     assert_eq!(window(json!({"model_type": "mistral", "num_key_value_heads": 2})).unwrap(), Some(4096));
     let null = json!({"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": null});
     assert_eq!(window(null).unwrap(), None);
+    let ministral = |types: serde_json::Value| {
+        window(json!({"model_type": "mistral", "num_key_value_heads": 2, "num_hidden_layers": 2,
+            "sliding_window": 16, "layer_types": types}))
+    };
+    let [full, sliding] = ["full_attention", "sliding_attention"];
+    assert_eq!(ministral(json!([sliding, sliding])).unwrap(), Some(16));
+    assert_eq!(ministral(json!([full, full])).unwrap(), None);
+    assert_eq!(ministral(json!(null)).unwrap(), Some(16));
+    let error = ministral(json!([full, sliding])).unwrap_err();
+    assert!(error.to_string().contains("a sliding window in 1 of 2 layers"), "{error}");
+    let error = ministral(json!([sliding])).unwrap_err();
+    assert!(error.to_string().contains("1 entries for 2 layers"), "{error}");
     let off = json!({"model_type": "qwen2", "sliding_window": 16, "use_sliding_window": false});
     assert_eq!(window(off).unwrap(), None);
     let above = json!({"model_type": "qwen2", "sliding_window": 16, "use_sliding_window": true});
