@@ -8,6 +8,31 @@ use serde_json::{Value, json};
 
 use crate::{edit, folder, folder_of, written};
 
+/// Nothing is written that llama.cpp would not open.
+#[test]
+fn networks_of_more_than_llama_cpp_makes_them_of() {
+    let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32});
+    let table = json!({"rope_type": "longrope", "factor": 1.0, "attention_factor": 1.0,
+        "short_factor": [1.0, 1.0, 2.0, 4.0], "long_factor": [1.0, 1.0, 2.0, 4.0]});
+    for (more, said) in [
+        (json!({"model_type": "qwen2", "rope_scaling": llama3}), "qwen2 has no table of rotary"),
+        (json!({"model_type": "qwen3", "rope_scaling": llama3}), "qwen3 has no table of rotary"),
+        (json!({"model_type": "qwen2", "rope_scaling": table}), "qwen2 has no table of rotary"),
+        (json!({"model_type": "qwen3", "attention_bias": true}), "qwen3 has no biases"),
+    ] {
+        let (dir, _) = folder_of("smollm", 0, &more);
+        let error = written(dir.path(), None).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+        assert!(error.to_string().contains(said) && error.hint_text().is_some(), "{error}");
+        assert!(!dir.path().join("out.gguf").exists());
+    }
+    for more in [json!({"rope_scaling": table}), json!({"model_type": "mistral", "rope_scaling": llama3})] {
+        let (dir, _) = folder_of("smollm", 0, &more);
+        written(dir.path(), None).unwrap();
+    }
+}
+
 /// The error for a tokenizer that is changed so; it has a hint.
 fn refused(kind: &str, change: impl FnOnce(&mut Value)) -> Error {
     let (dir, _) = folder_of(kind, 0, &json!({}));

@@ -100,9 +100,10 @@ impl<'a> GgufOut<'a> {
     /// where that is not to be found out.
     ///
     /// # Errors
-    /// What reading the folder gives; [`Error::unsupported`] for a tokenizer that llama.cpp has no match for.
+    /// What reading the folder gives; [`Error::unsupported`] for a network or a tokenizer that llama.cpp has no match for.
     pub fn of_folder(model: &'a dyn Checkpoint, kind: GgufKind, pre: Option<&str>) -> Result<Self> {
         let config = model.config();
+        model::check(config).map_err(|e| e.at(model.source().display()))?;
         let mut out = Self::new(config, kind);
         model::general(model, &mut out.metadata)?;
         model::network(config, &mut out.metadata);

@@ -4,7 +4,7 @@
 use std::f32::consts::PI;
 use std::path::Path;
 
-use lora_core::Result;
+use lora_core::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
 use super::file::Metadata;
@@ -51,6 +51,23 @@ fn size_label(parameters: f64) -> String {
     let scaled = parameters / unit;
     let digits = format!("{scaled:.0}").trim_start_matches('0').len();
     format!("{scaled:.*}{letter}", 2usize.saturating_sub(digits))
+}
+
+/// llama.cpp makes each architecture of its own tensors, and opens no file that has others.
+///
+/// # Errors
+/// [`Error::unsupported`] for a network that is of more than these.
+pub(super) fn check(config: &ModelConfig) -> Result<()> {
+    let arch = names::arch(config);
+    let what = match &config.rope_scaling {
+        RopeScaling::Llama3 { .. } | RopeScaling::Factors(_) if arch != "llama" => {
+            "a table of rotary factors (`rope_type` llama3 or longrope)"
+        }
+        _ if arch == "qwen3" && config.qkv_bias => "biases of attention (`attention_bias`)",
+        _ => return Ok(()),
+    };
+    Err(Error::unsupported(format!("llama.cpp's {arch} has no {what}, and would refuse the file"))
+        .hint("llama.cpp does not run this model; transformers does: `lora merge` writes a folder for it"))
 }
 
 /// `ARCH.*`: the shape of the network.
