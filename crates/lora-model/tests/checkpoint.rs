@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lora_model::{RopeScaling, open};
+use lora_model::{Gguf, GgufKind, GgufOut, RopeScaling, open};
 use safetensors::SafeTensors;
 use serde_json::json;
 use tch::{Kind, Tensor};
@@ -73,6 +73,48 @@ fn gguf_of_llama_3() {
     assert_eq!((factors.len(), &factors[..3], &factors[5..]), (8, &[1.0; 3][..], &[6.0, 8.0, 8.0][..]));
     let again = lora_model::ModelConfig::from_json(other.raw.clone(), "config.json").unwrap();
     assert_eq!(again, other);
+}
+
+/// A table of factors says not all: llama.cpp divides by the linear factor too, and has more that is not read here.
+#[test]
+fn gguf_of_more_than_a_rotary_table() {
+    let dir = tempfile::tempdir().unwrap();
+    let read = |name: &str, texts: &[(&str, &str)], numbers: &[(&str, f64)]| {
+        let (base, model) = (Gguf::open(&data(name)).unwrap(), open(&data(name)).unwrap());
+        let mut out = GgufOut::like(&base, model.config(), GgufKind::F32).unwrap();
+        texts.iter().for_each(|(key, value)| out.text(&format!("llama.rope.{key}"), value));
+        numbers.iter().for_each(|&(key, value)| out.number(&format!("llama.rope.{key}"), value));
+        for tensor in model.names() {
+            let (model, key) = (model.as_ref(), tensor.clone());
+            let shape = model.shape(&tensor).unwrap();
+            out.tensor(&tensor, "", &shape, true, move || model.read(&key, Kind::Float)).unwrap();
+        }
+        let to = dir.path().join("model.gguf");
+        out.write(&to).unwrap();
+        open(&to).map(|model| model.config().rope_scaling.clone())
+    };
+    let rule = read("llama3.gguf", &[], &[]).unwrap();
+    assert!(matches!(rule, RopeScaling::Llama3 { factor: 8.0, .. }), "{rule:?}");
+    for kind in ["none", "llama3"] {
+        let same = read("llama3.gguf", &[("scaling.type", kind)], &[("scaling.factor", 8.0)]).unwrap();
+        assert_eq!(same, rule, "{kind}");
+    }
+    let same = read("llama3.gguf", &[("scaling.type", "linear")], &[("scaling.attn_factor", 1.0)]).unwrap();
+    assert_eq!(same, rule);
+    for (texts, key) in [(&[("scaling.type", "linear")][..], "scaling.factor"), (&[][..], "scale_linear")] {
+        let both = read("llama3.gguf", texts, &[(key, 4.0)]).unwrap();
+        let RopeScaling::Factors(factors) = &both else { panic!("{both:?}") };
+        assert_eq!((&factors[..3], &factors[5..]), (&[4.0; 3][..], &[32.0; 3][..]), "{key}");
+        let alone = read("llama.gguf", texts, &[(key, 4.0)]).unwrap();
+        assert_eq!(alone, RopeScaling::Linear { factor: 4.0 }, "{key}");
+    }
+    for name in ["llama3.gguf", "llama.gguf"] {
+        let yarn = read(name, &[("scaling.type", "yarn")], &[("scaling.factor", 4.0)]).unwrap_err();
+        assert!(yarn.to_string().contains("scaling.type`: position scaling `yarn`"), "{name}: {yarn}");
+        let scaled = read(name, &[], &[("scaling.attn_factor", 2.0)]).unwrap_err();
+        assert!(scaled.to_string().contains("attention scaled by 2"), "{name}: {scaled}");
+        assert!(yarn.hint_text().is_some() && scaled.hint_text().is_some());
+    }
 }
 
 #[test]

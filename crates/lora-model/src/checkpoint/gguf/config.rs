@@ -118,37 +118,56 @@ fn eos(gguf: &Gguf) -> Result<Json> {
     })
 }
 
-/// Transformers' `rope_parameters`.
+/// Transformers' `rope_parameters`. llama.cpp divides each inverse frequency by its factor in the table, if there is one,
+/// and by the linear factor.
 fn rope(gguf: &Gguf, arch: &str, (head_dim, theta, positions): (u64, f64, u64)) -> Result<Json> {
-    if let Some(info) = gguf.tensors().get("rope_freqs.weight") {
-        let place = |e: Error| e.at(format!("{}, tensor `rope_freqs.weight`", gguf.path().display()));
-        let count: i64 = info.shape.iter().product();
-        if count.unsigned_abs() != head_dim / 2 {
-            let what = format!("has {count} factors, should have {}: half of a head's size", head_dim / 2);
-            return Err(place(Error::data(what).hint("the file is damaged, or badly converted")));
-        }
-        let table = weights::read(gguf, info, Kind::Double)
-            .and_then(|t| Ok(Vec::<f64>::try_from(t.f_reshape([-1])?)?))
-            .map_err(place)?;
-        let factors: Vec<f64> = table.into_iter().map(number).collect();
-        return Ok(json!({
-            "rope_type": "longrope", "rope_theta": theta, "factor": 1.0, "attention_factor": 1.0,
-            "short_factor": factors, "long_factor": factors, "original_max_position_embeddings": positions,
-        }));
-    }
     let key = |name: &str| format!("{arch}.rope.{name}");
+    let unsupported = |what: String, name: &str| {
+        Error::unsupported(what)
+            .at(format!("{}, metadata `{}`", gguf.path().display(), key(name)))
+            .hint("supported are none and linear, and factors in the tensor `rope_freqs.weight`")
+    };
+    let attention = gguf.opt(Gguf::f64, &key("scaling.attn_factor"))?.unwrap_or(1.0);
+    if attention != 1.0 {
+        let what = format!("attention scaled by {attention} along with positions");
+        return Err(unsupported(what, "scaling.attn_factor"));
+    }
+    let table = table(gguf, head_dim)?;
     let old = gguf.opt(Gguf::f64, &key("scale_linear"))?;
     let factor = gguf.opt(Gguf::f64, &key("scaling.factor"))?.or(old).map(number);
-    match gguf.opt(Gguf::str, &key("scaling.type"))? {
-        Some("none") => Ok(json!({"rope_type": "default", "rope_theta": theta})),
-        Some("linear") | None => match factor.filter(|&f| f != 1.0 && f != 0.0) {
-            Some(factor) => Ok(json!({"rope_type": "linear", "rope_theta": theta, "factor": factor})),
-            None => Ok(json!({"rope_type": "default", "rope_theta": theta})),
-        },
-        Some(other) => Err(Error::unsupported(format!("position scaling `{other}`"))
-            .at(format!("{}, metadata `{arch}.rope.scaling.type`", gguf.path().display()))
-            .hint("supported are none and linear, and factors in the tensor `rope_freqs.weight`")),
+    let linear = match gguf.opt(Gguf::str, &key("scaling.type"))? {
+        Some("none") => 1.0,
+        // The rule that the table's factors are of.
+        Some("llama3") if table.is_some() => 1.0,
+        Some("linear") | None => factor.filter(|&f| f != 0.0).unwrap_or(1.0),
+        Some(other) => return Err(unsupported(format!("position scaling `{other}`"), "scaling.type")),
+    };
+    Ok(match table {
+        Some(table) => {
+            let factors: Vec<f64> = table.into_iter().map(|f| f * linear).collect();
+            json!({
+                "rope_type": "longrope", "rope_theta": theta, "factor": 1.0, "attention_factor": 1.0,
+                "short_factor": factors, "long_factor": factors, "original_max_position_embeddings": positions,
+            })
+        }
+        None if linear == 1.0 => json!({"rope_type": "default", "rope_theta": theta}),
+        None => json!({"rope_type": "linear", "rope_theta": theta, "factor": linear}),
+    })
+}
+
+/// The factors in `rope_freqs.weight`, if there are any.
+fn table(gguf: &Gguf, head_dim: u64) -> Result<Option<Vec<f64>>> {
+    let Some(info) = gguf.tensors().get("rope_freqs.weight") else { return Ok(None) };
+    let place = |e: Error| e.at(format!("{}, tensor `rope_freqs.weight`", gguf.path().display()));
+    let count: i64 = info.shape.iter().product();
+    if count.unsigned_abs() != head_dim / 2 {
+        let what = format!("has {count} factors, should have {}: half of a head's size", head_dim / 2);
+        return Err(place(Error::data(what).hint("the file is damaged, or badly converted")));
     }
+    let factors = weights::read(gguf, info, Kind::Double)
+        .and_then(|t| Ok(Vec::<f64>::try_from(t.f_reshape([-1])?)?))
+        .map_err(place)?;
+    Ok(Some(factors.into_iter().map(number).collect()))
 }
 
 /// GGUF keeps Llama 3's rule only as the factors it gives. Where they are those of the released models, the rule
