@@ -211,6 +211,13 @@ fn aligned(to: u32) -> Vec<u8> {
     [b"GGUF", &counts[..], &key, &to.to_le_bytes()].concat()
 }
 
+/// A part of a split file that is not the first has this alone, and tensors.
+fn split(parts: u16) -> Vec<u8> {
+    let counts = [&3u32.to_le_bytes()[..], &0u64.to_le_bytes(), &1u64.to_le_bytes()].concat();
+    let key = [&11u64.to_le_bytes()[..], b"split.count", &2u32.to_le_bytes()].concat();
+    [b"GGUF", &counts[..], &key, &parts.to_le_bytes()].concat()
+}
+
 #[test]
 fn gguf_files() {
     let whole = gguf_bytes();
@@ -263,6 +270,8 @@ fn gguf_files() {
         (tensor_patched(down, 4, &33u64.to_le_bytes()), &["rows of 33 values, not a multiple of Q4_1's 32"]),
         (aligned(0), &["`general.alignment`", "power of two"]),
         (aligned(24), &["`general.alignment`", "power of two"]),
+        (split(2), &["model.gguf: one of 2 parts", "llama-gguf-split --merge"]),
+        (split(1), &["`general.architecture`", "missing"]),
     ];
     for (i, (bytes, wanted)) in cases.iter().enumerate() {
         let dir = folder(&[("model.gguf", bytes)]);

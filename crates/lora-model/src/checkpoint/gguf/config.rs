@@ -10,6 +10,12 @@ use crate::{ModelConfig, RopeScaling, gguf_tokenizer};
 /// What the file says of the model.
 pub(super) fn from_metadata(gguf: &Gguf) -> Result<ModelConfig> {
     let place = format!("{}, metadata", gguf.path().display());
+    // The first part says all of the model, the others nothing: either would be blamed on what it has not.
+    if let Some(parts) = gguf.opt(Gguf::u64, "split.count")?.filter(|&parts| parts > 1) {
+        return Err(Error::unsupported(format!("one of {parts} parts of a model"))
+            .at(gguf.path().display())
+            .hint("join the parts: `llama-gguf-split --merge FIRST OUT`"));
+    }
     let arch = gguf.str("general.architecture")?;
     let class = match arch {
         "llama" => "LlamaForCausalLM",
