@@ -81,6 +81,16 @@ fn other_vocabularies() {
     assert!(error.to_string().contains("make a token, and no merge"), "{error}");
 }
 
+/// Blanks beside a token would have ids of their own in llama.cpp.
+#[test]
+fn tokens_that_look_beside_them() {
+    for flag in ["lstrip", "rstrip", "single_word"] {
+        let error = refused("smollm", |json| json["added_tokens"][3][flag] = json!(true));
+        assert!(error.to_string().contains("\"<think>\" takes the blanks"), "{flag}: {error}");
+        assert!(error.hint_text().unwrap().contains(flag), "{error}");
+    }
+}
+
 #[test]
 fn more_around_a_text_than_two_tokens() {
     let error = refused("smollm", |json| {

@@ -23,6 +23,9 @@ struct Added {
     id: u32,
     content: String,
     special: bool,
+    single_word: bool,
+    lstrip: bool,
+    rstrip: bool,
 }
 
 #[derive(Deserialize)]
@@ -49,6 +52,15 @@ impl File {
         let affixes = [&file.model.continuing_subword_prefix, &file.model.end_of_word_suffix];
         if affixes.into_iter().flatten().any(|affix| !affix.is_empty()) {
             return Err(foreign("BPE whose tokens say where in a word they stand".into()));
+        }
+        // llama.cpp has such tokens, and knows them by the names of a few models.
+        if let Some(token) = file.added_tokens.iter().find(|t| t.lstrip || t.rstrip || t.single_word) {
+            let what =
+                format!("{:?} takes the blanks beside it, or is found between words alone", token.content);
+            return Err(Error::unsupported(what).at("the tokenizer's added tokens").hint(
+                "GGUF cannot say it: where it does not matter, make `lstrip`, `rstrip` and `single_word` false in \
+                 tokenizer.json and tokenizer_config.json",
+            ));
         }
         Ok(file)
     }
