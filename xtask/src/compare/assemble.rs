@@ -138,7 +138,7 @@ fn pairs(groups: &[&Group]) -> Vec<Pair> {
             .iter()
             .flat_map(|(a, b)| a.steps.iter().zip(&b.steps))
             .map(|(a, b)| (a.loss / b.loss - 1.0).abs());
-        let right = |pick: fn(&(&Read, &Read)) -> Vec<f64>| both.iter().map(pick).collect::<Vec<_>>();
+        let right = |pick: fn(&(&Read, &Read)) -> Vec<bool>| both.iter().map(pick).collect::<Vec<_>>();
         let settings = &theirs.settings;
         pairs.push(Pair {
             set: settings.set.clone(),

@@ -22,8 +22,8 @@ pub(crate) struct Read {
     /// None: nothing was trained.
     pub(crate) seed: Option<u64>,
     pub(crate) measures: BTreeMap<Measure, f64>,
-    /// 1 for a right answer by scores (else generated), row by row.
-    pub(crate) right: Vec<f64>,
+    /// Right answers by scores (else generated), row by row.
+    pub(crate) right: Vec<bool>,
     /// Training loss, gradient norm, seconds, tokens, step by step.
     pub(crate) steps: Vec<Step>,
     pub(crate) layers: Vec<Vec<f64>>,
@@ -66,7 +66,7 @@ pub(crate) fn read(seed: Option<u64>, found: &Value, dir: &Path) -> Result<Read>
             Some(label) => Some(row["reference"] == label),
             None => row["right"].as_bool(),
         };
-        right.extend(is_right.map(|right| f64::from(u8::from(right))));
+        right.extend(is_right);
         if labels.is_empty() {
             labels = row["scores"].as_object().map_or(Vec::new(), |s| s.keys().cloned().collect());
         }
@@ -225,17 +225,20 @@ mod tests {
     /// A seed that failed on one side is no partner of another's; no training stands beside each.
     #[test]
     fn runs_are_paired_by_seed() {
-        let with = |seed, right: f64| Read { right: vec![right; 9], seed, ..run(0, &[1.0]) };
-        let all = [with(Some(1), 0.1), with(Some(2), 0.5), with(Some(3), 0.9)];
-        let two = [with(Some(2), 0.4), with(Some(3), 0.8)];
+        let with = |seed, right: usize| {
+            let right = (0..10).map(|row| row < right).collect();
+            Read { right, seed, ..run(0, &[1.0]) }
+        };
+        let all = [with(Some(1), 1), with(Some(2), 5), with(Some(3), 9)];
+        let two = [with(Some(2), 4), with(Some(3), 8)];
         for (a, b, mean) in [(&all[..], &two[..], 0.1), (&two, &all, -0.1)] {
             let found = behind(a, b).unwrap().interval();
-            assert!((found.mean - mean).abs() < 1e-12 && (found.high - found.low) < 1e-12, "{found:?}");
+            assert!((found.mean - mean).abs() < 1e-12 && found.seeds == 2, "{found:?}");
         }
-        let floor = [with(None, 0.2)];
+        let floor = [with(None, 2)];
         assert!((behind(&floor, &all).unwrap().interval().mean + 0.3).abs() < 1e-12);
         assert!((behind(&all, &floor).unwrap().interval().mean - 0.3).abs() < 1e-12);
-        assert!(behind(&[with(Some(9), 0.2)], &all).is_none());
+        assert!(behind(&[with(Some(9), 2)], &all).is_none());
     }
 
     /// What older runs measured of a merge is not what is measured now, where the base was rounded.

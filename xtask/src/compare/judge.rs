@@ -38,7 +38,7 @@ mod tests {
         let run = |(seed, &right): (usize, &usize)| Read {
             seed: Some(seed as u64),
             measures: BTreeMap::from([(Measure::Accuracy, right as f64 / 10.0)]),
-            right: (0..10).map(|row| f64::from(u8::from(row < right))).collect(),
+            right: (0..10).map(|row| row < right).collect(),
             steps: Vec::new(),
             layers: Vec::new(),
             labels: Vec::new(),

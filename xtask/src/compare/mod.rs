@@ -17,6 +17,7 @@ mod program;
 mod progress;
 mod rates;
 mod report;
+mod resample;
 mod results;
 mod run;
 #[cfg(all(test, unix))]

@@ -220,12 +220,19 @@ pub(crate) struct Interval {
     pub(crate) mean: f64,
     pub(crate) low: f64,
     pub(crate) high: f64,
+    /// That it is over.
+    pub(crate) seeds: usize,
 }
 
 impl Interval {
-    /// Whether it says nothing: zero lies in it.
+    /// Whether it says nothing: zero lies in it. Of one seed it says nothing either way.
     pub(crate) fn is_tie(&self) -> bool {
-        self.low <= 0.0 && 0.0 <= self.high
+        !self.is_of_rows_alone() && self.low <= 0.0 && 0.0 <= self.high
+    }
+
+    /// One seed does not tell what another would change.
+    pub(crate) fn is_of_rows_alone(&self) -> bool {
+        self.seeds < 2
     }
 }
 

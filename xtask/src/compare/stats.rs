@@ -1,11 +1,8 @@
 //! Means, deviations, and bootstrap intervals.
 
+use super::resample::{self, RESAMPLES};
 use super::results::{Interval, Values};
-use rand::{RngExt as _, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-
-/// Resamples of a bootstrap.
-const RESAMPLES: usize = 4000;
+use std::collections::BTreeMap;
 
 /// Mean and sample deviation.
 pub(crate) fn values(each: Vec<f64>) -> Values {
@@ -24,91 +21,129 @@ pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
     if n % 2 == 1 { at(n / 2) } else { Some((at((n / 2).checked_sub(1)?)? + at(n / 2)?) / 2.0) }
 }
 
-/// A mean difference, and what it is in each resample.
+/// A mean difference, and what it is made of.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Difference {
     mean: f64,
-    resampled: Vec<f64>,
+    /// By seed and row: 1 where one side alone was right, -1 where the other was.
+    each: Vec<Vec<i8>>,
 }
 
 impl Difference {
-    /// The mean of `a` less that of `b`, each `[seed][example]`: seeds and examples are resampled together, each pair kept
-    /// (Efron and Tibshirani 1993, chapter 13). Rows without a partner do not count; a side with one seed (no training)
-    /// stands beside every seed of the other. None where nothing is paired. Differences of as many seeds and examples are
-    /// resampled alike.
-    pub(crate) fn of(a: &[Vec<f64>], b: &[Vec<f64>]) -> Option<Self> {
+    /// The mean of `a` less that of `b`, the right answers of each by seed and row: seeds and rows are resampled together, each
+    /// pair kept (Efron and Tibshirani 1993, chapter 13). Rows without a partner do not count; a side with one seed (no
+    /// training) stands beside every seed of the other. None where nothing is paired. Differences of as many seeds and rows
+    /// are resampled alike.
+    pub(crate) fn of(a: &[Vec<bool>], b: &[Vec<bool>]) -> Option<Self> {
         let seeds = if a.len() == 1 || b.len() == 1 { a.len().max(b.len()) } else { a.len().min(b.len()) };
-        let row = |side: &[Vec<f64>], seed: usize| side.get(seed.min(side.len().checked_sub(1)?)).cloned();
-        let pairs: Option<Vec<Vec<f64>>> = (0..seeds)
-            .map(|seed| Some(row(a, seed)?.iter().zip(&row(b, seed)?).map(|(x, y)| x - y).collect()))
+        let side = |side: &[Vec<bool>], seed: usize| side.get(seed.min(side.len().checked_sub(1)?)).cloned();
+        let less = |(a, b): (&bool, &bool)| i8::from(*a) - i8::from(*b);
+        let pairs: Option<Vec<Vec<i8>>> = (0..seeds)
+            .map(|seed| Some(side(a, seed)?.iter().zip(&side(b, seed)?).map(less).collect()))
             .collect();
-        let pairs = pairs?;
-        let examples = pairs.iter().map(Vec::len).min().filter(|n| *n > 0)?;
-        // By example, then seed: a drawn example is read for all drawn seeds.
-        let mut random = ChaCha8Rng::seed_from_u64(0x1ed5);
-        let mut resampled = Vec::with_capacity(RESAMPLES);
-        for _ in 0..RESAMPLES {
-            let drawn: Vec<usize> = (0..seeds).map(|_| random.random_range(0..seeds)).collect();
-            let mut sum = 0.0;
-            for _ in 0..examples {
-                let example = random.random_range(0..examples);
-                sum += drawn.iter().map(|&seed| pairs[seed][example]).sum::<f64>();
-            }
-            resampled.push(sum / (seeds * examples) as f64);
-        }
-        let all: f64 = pairs.iter().map(|p| p[..examples].iter().sum::<f64>()).sum();
-        Some(Self { mean: all / (seeds * examples) as f64, resampled })
+        let mut each = pairs?;
+        let rows = each.iter().map(Vec::len).min().filter(|n| *n > 0)?;
+        each.iter_mut().for_each(|seed| seed.truncate(rows));
+        let all: i64 = each.iter().flatten().map(|d| i64::from(*d)).sum();
+        Some(Self { mean: all as f64 / (seeds * rows) as f64, each })
     }
 
     /// Its 95 % percentile interval.
     pub(crate) fn interval(&self) -> Interval {
-        Interval {
-            mean: self.mean,
-            low: quantile(&self.resampled, 0.025),
-            high: quantile(&self.resampled, 0.975),
-        }
+        self.interval_by(RESAMPLES)
+    }
+
+    fn interval_by(&self, resamples: usize) -> Interval {
+        let mut drawn = resampled(std::slice::from_ref(self), resamples).remove(0);
+        let (low, high) = (quantile(&mut drawn, 0.025), quantile(&mut drawn, 0.975));
+        Interval { mean: self.mean, low, high, seeds: self.each.len() }
     }
 }
 
+/// Each one's mean in each resample; those of one shape are drawn alike.
+fn resampled(all: &[Difference], resamples: usize) -> Vec<Vec<f64>> {
+    let mut shapes = BTreeMap::<(usize, usize), Vec<usize>>::new();
+    for (i, d) in all.iter().enumerate() {
+        shapes.entry((d.each.len(), d.each[0].len())).or_default().push(i);
+    }
+    let mut means = vec![Vec::new(); all.len()];
+    for alike in shapes.into_values() {
+        let each: Vec<&[Vec<i8>]> = alike.iter().map(|i| all[*i].each.as_slice()).collect();
+        for (i, drawn) in alike.into_iter().zip(resample::means(&each, resamples)) {
+            means[i] = drawn;
+        }
+    }
+    means
+}
+
 /// Intervals of differences to one and the same, which hold with all differences among them at once, 95 times of a hundred as
-/// far as examples go (a handful of seeds is too few to promise it of them):
+/// far as rows go (a handful of seeds is too few to promise it of them):
 /// so many deviations to either side as the largest of all is off in 95 % of the resamples (Tukey's range test by Romano and
 /// Wolf's resampling, 2005). So it may be the best of all, picked from the same data.
 pub(crate) fn together(all: &[Difference]) -> Vec<Interval> {
+    together_by(all, RESAMPLES)
+}
+
+fn together_by(all: &[Difference], resamples: usize) -> Vec<Interval> {
     // What is off, resample by resample; of the one itself nothing is.
-    let mut off: Vec<Vec<f64>> =
-        all.iter().map(|d| d.resampled.iter().map(|x| x - d.mean).collect()).collect();
-    off.push(vec![0.0; RESAMPLES]);
-    let deviation = |a: &[f64], b: &[f64]| {
-        let squares = a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
-        (squares / RESAMPLES as f64).sqrt()
-    };
-    let mut largest = vec![0f64; RESAMPLES];
+    let mut off = resampled(all, resamples);
+    for (off, d) in off.iter_mut().zip(all) {
+        off.iter_mut().for_each(|x| *x -= d.mean);
+    }
+    let nothing = vec![0.0; resamples];
+    off.push(nothing.clone());
+    let mut largest = nothing.clone();
     for (i, a) in off.iter().enumerate() {
         for b in &off[..i] {
             let deviation = deviation(a, b);
             // Equal answers are never off.
-            let pairs = largest.iter_mut().zip(a.iter().zip(b)).filter(|_| deviation > 1e-12);
-            pairs.for_each(|(largest, (a, b))| *largest = largest.max((a - b).abs() / deviation));
+            if deviation > 1e-12 {
+                take_larger(&mut largest, a, b, deviation);
+            }
         }
     }
-    let reach = quantile(&largest, 0.95);
+    let reach = quantile(&mut largest, 0.95);
     let interval = |(d, off): (&Difference, &Vec<f64>)| {
-        let width = reach * deviation(off, &[0.0; RESAMPLES]);
-        Interval { mean: d.mean, low: d.mean - width, high: d.mean + width }
+        let width = reach * deviation(off, &nothing);
+        Interval { mean: d.mean, low: d.mean - width, high: d.mean + width, seeds: d.each.len() }
     };
     all.iter().zip(&off).map(interval).collect()
 }
 
-fn quantile(values: &[f64], share: f64) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted[((sorted.len() - 1) as f64 * share).round() as usize]
+/// As in `resample.rs`, loops without iterators: both are gone through for each two methods.
+fn deviation(a: &[f64], b: &[f64]) -> f64 {
+    let (mut squares, mut i, n) = (0.0, 0, a.len());
+    while i < n {
+        let off = a[i] - b[i];
+        squares += off * off;
+        i += 1;
+    }
+    (squares / n as f64).sqrt()
+}
+
+fn take_larger(largest: &mut [f64], a: &[f64], b: &[f64], deviation: f64) {
+    let (mut i, n) = (0, largest.len());
+    while i < n {
+        let off = (a[i] - b[i]).abs() / deviation;
+        if off > largest[i] {
+            largest[i] = off;
+        }
+        i += 1;
+    }
+}
+
+/// Puts the values into another order.
+fn quantile(values: &mut [f64], share: f64) -> f64 {
+    let at = ((values.len() - 1) as f64 * share).round() as usize;
+    *values.select_nth_unstable_by(at, f64::total_cmp).1
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rand::seq::SliceRandom;
+    use rand::{RngExt as _, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
 
     #[test]
     fn means_medians_deviations() {
@@ -120,10 +155,33 @@ mod tests {
     }
 
     /// Right answers with this chance, of so many rows and seeds.
-    fn answers(p: f64, seeds: usize, rows: usize, stream: u64) -> Vec<Vec<f64>> {
+    fn answers(p: f64, seeds: usize, rows: usize, stream: u64) -> Vec<Vec<bool>> {
         let mut random = ChaCha8Rng::seed_from_u64(stream);
-        let answer = |random: &mut ChaCha8Rng| f64::from(u8::from(random.random_bool(p)));
-        (0..seeds).map(|_| (0..rows).map(|_| answer(&mut random)).collect()).collect()
+        (0..seeds).map(|_| (0..rows).map(|_| random.random_bool(p)).collect()).collect()
+    }
+
+    /// A binomial distribution, whose quantiles are known: of fewer resamples they would be so by luck.
+    #[test]
+    fn bounds_are_not_those_of_the_draw() {
+        let some = vec![(0..100).map(|row| row % 10 < 3).collect::<Vec<_>>()];
+        let d = Difference::of(&some, &[vec![false; 100]]).unwrap();
+        assert_eq!(d.interval(), Interval { mean: 0.3, low: 0.21, high: 0.39, seeds: 1 });
+    }
+
+    #[test]
+    fn the_order_of_rows_decides_nothing() {
+        let all: Vec<_> = (0..6).map(|i| answers(0.7, 3, 60, i)).collect();
+        let mut order: Vec<usize> = (0..60).collect();
+        let mut found = Vec::new();
+        for _ in 0..3 {
+            let seed = |seed: &Vec<bool>| order.iter().map(|row| seed[*row]).collect::<Vec<_>>();
+            let all: Vec<Vec<_>> = all.iter().map(|run| run.iter().map(seed).collect()).collect();
+            let others: Vec<_> = all[1..].iter().filter_map(|run| Difference::of(run, &all[0])).collect();
+            let alone: Vec<_> = others.iter().map(|d| d.interval_by(500)).collect();
+            found.push((alone, together_by(&others, 500)));
+            order.shuffle(&mut ChaCha8Rng::seed_from_u64(9));
+        }
+        assert!(found.iter().all(|of| *of == found[0]), "{found:?}");
     }
 
     #[test]
@@ -132,7 +190,7 @@ mod tests {
         let mut covered = 0;
         for trial in 0..100 {
             let (a, b) = (answers(0.75, 3, 150, 2 * trial), answers(0.7, 3, 150, 2 * trial + 1));
-            let d = Difference::of(&a, &b).unwrap().interval();
+            let d = Difference::of(&a, &b).unwrap().interval_by(2000);
             covered += i32::from(d.low <= 0.05 && 0.05 <= d.high);
         }
         assert!((88..=100).contains(&covered), "{covered}");
@@ -148,7 +206,11 @@ mod tests {
         let d = Difference::of(&worse, &a).unwrap().interval();
         assert!(!d.is_tie() && d.high < 0.0 && d.low < d.mean && d.mean < d.high, "{d:?}");
         // No training: one row of answers beside three.
-        assert!(Difference::of(&worse[..1], &a).unwrap().interval().high < 0.0);
+        let floor = Difference::of(&worse[..1], &a).unwrap().interval();
+        assert!(floor.high < 0.0 && floor.seeds == 3);
+        // One seed on both sides: what another would change is not known.
+        let one = Difference::of(&a[..1], &a[..1]).unwrap().interval();
+        assert!(one.is_of_rows_alone() && !one.is_tie(), "{one:?}");
         assert_eq!(Difference::of(&[], &a), None);
         assert_eq!(Difference::of(&[vec![]], &[vec![]]), None);
     }
@@ -159,12 +221,13 @@ mod tests {
         let (mut alone, mut at_once) = (0, 0);
         for trial in 0..8 {
             let all: Vec<_> = (0..10).map(|i| answers(0.7, 1, 60, 100 * trial + i)).collect();
-            let right = |a: &Vec<Vec<f64>>| a.iter().flatten().sum::<f64>();
-            let best = (0..10).max_by(|&a, &b| right(&all[a]).total_cmp(&right(&all[b]))).unwrap();
+            let right = |a: &Vec<Vec<bool>>| a.iter().flatten().filter(|right| **right).count();
+            let best = (0..10).max_by_key(|i| right(&all[*i])).unwrap();
             let others = (0..10).filter(|&i| i != best);
             let others: Vec<_> = others.filter_map(|i| Difference::of(&all[i], &all[best])).collect();
-            alone += i32::from(others.iter().any(|d| !d.interval().is_tie()));
-            at_once += i32::from(together(&others).iter().any(|d| !d.is_tie()));
+            let behind = |d: &Interval| d.high < 0.0;
+            alone += i32::from(others.iter().any(|d| behind(&d.interval_by(2000))));
+            at_once += i32::from(together_by(&others, 2000).iter().any(behind));
         }
         assert!(alone >= 3 && at_once <= 1, "of 8: one by one {alone}, at once {at_once}");
     }
@@ -181,7 +244,10 @@ mod tests {
         assert!(single.high < all[0].high && all[0].low < single.low, "{single:?} {:?}", all[0]);
         // Equal answers have no deviation.
         let same = Difference::of(&best, &best).unwrap();
-        assert_eq!(together(&[same, others[0].clone()])[0], Interval { mean: 0.0, low: 0.0, high: 0.0 });
+        assert_eq!(
+            together(&[same, others[0].clone()])[0],
+            Interval { mean: 0.0, low: 0.0, high: 0.0, seeds: 3 }
+        );
         assert_eq!(together(&[]), []);
     }
 }

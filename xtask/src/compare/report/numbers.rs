@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn a_difference_bears_its_sign() {
         let shown = Measure::Accuracy.shown();
-        let of = |mean, low, high| interval(&Interval { mean, low, high }, &shown);
+        let of = |mean, low, high| interval(&Interval { mean, low, high, seeds: 3 }, &shown);
         assert_eq!(of(-0.012, -0.024, 0.001), "−1.2 [−2.4, 0.1]");
         assert_eq!(of(0.012, -0.001, 0.02), "+1.2 [−0.1, 2.0]");
         assert_eq!(of(0.0, 0.0, 0.0), "0.0 [0.0, 0.0]");

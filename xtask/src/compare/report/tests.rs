@@ -243,7 +243,7 @@ fn what_has_no_numbers_is_said_to_have_none() {
 fn too_few_rows_are_called_so() {
     let mut comparison = sample();
     let floor = comparison.cells.iter_mut().find(|cell| cell.method == "none").unwrap();
-    floor.behind = Some(Interval { mean: -0.2, low: -0.5, high: 0.1 });
+    floor.behind = Some(Interval { mean: -0.2, low: -0.5, high: 0.1, seeds: 3 });
     let told = summary(&comparison);
     assert!(
         told.contains("Even the untrained model ties with it: these rows are too few to tell."),
