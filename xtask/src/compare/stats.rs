@@ -163,7 +163,7 @@ mod tests {
     /// A binomial distribution, whose quantiles are known: of fewer resamples they would be so by luck.
     #[test]
     fn bounds_are_not_those_of_the_draw() {
-        let some = vec![(0..100).map(|row| row % 10 < 3).collect::<Vec<_>>()];
+        let some = [(0..100).map(|row| row % 10 < 3).collect::<Vec<_>>()];
         let d = Difference::of(&some, &[vec![false; 100]]).unwrap();
         assert_eq!(d.interval(), Interval { mean: 0.3, low: 0.21, high: 0.39, seeds: 1 });
     }

@@ -3,7 +3,7 @@
 use super::numbers::{at_most, number, of, spread, with_unit};
 use super::text::{count, list};
 use super::view::{Entrant, Section};
-use crate::compare::results::{Comparison, Measure, Pair};
+use crate::compare::results::{Comparison, Interval, Measure, Pair};
 
 /// How far the plan has come; none if it is done.
 pub(super) fn runs_left(comparison: &Comparison) -> Option<String> {
@@ -22,7 +22,7 @@ pub(super) fn headline(section: &Section<'_>) -> String {
     let mut said = highest(section, best, score);
     let (floor, ties): (Vec<_>, Vec<_>) = section.ties().partition(|entrant| entrant.cell.method == "none");
     let ties: Vec<String> = ties.into_iter().map(|entrant| entrant.name.clone()).collect();
-    let others = section.ours().filter(|e| e.is_adapter() && e.cell.behind.is_some()).count();
+    let others: Vec<_> = section.ours().filter(|e| e.is_adapter()).filter_map(|e| e.cell.behind).collect();
     let intervals = if ties.len() == 1 {
         "the interval of the difference includes 0"
     } else {
@@ -30,7 +30,9 @@ pub(super) fn headline(section: &Section<'_>) -> String {
     };
     if !ties.is_empty() {
         said += &format!(" It ties with {}: {intervals}.", list(&ties, 6));
-    } else if others > 0 {
+    } else if !others.is_empty() && others.iter().all(Interval::is_of_rows_alone) {
+        said += " Who ties with it one seed does not tell.";
+    } else if !others.is_empty() && !others.iter().any(Interval::is_of_rows_alone) {
         said += " No other adapter ties with it.";
     }
     if !floor.is_empty() {
@@ -163,7 +165,8 @@ fn peers(section: &Section<'_>) -> Option<String> {
     let peer = &section.pairs.first()?.peer;
     let pairs: Vec<&Pair> = section.pairs.iter().copied().filter(|pair| pair.peer == *peer).collect();
     let mut said = Vec::new();
-    let intervals: Vec<_> = pairs.iter().filter_map(|pair| pair.accuracy).collect();
+    let intervals = pairs.iter().filter_map(|pair| pair.accuracy);
+    let intervals: Vec<_> = intervals.filter(|interval| !interval.is_of_rows_alone()).collect();
     if !intervals.is_empty() {
         let ties = intervals.iter().filter(|interval| interval.is_tie()).count();
         said.push(format!("the accuracies tie in {ties} of {}", count(intervals.len(), "pair")));

@@ -14,7 +14,7 @@ pub(super) fn summary(comparison: &Comparison) -> String {
 fn part(section: &Section<'_>) -> String {
     let measures: Vec<Measure> =
         section.score.into_iter().chain([Measure::TokensPerSecond, Measure::PeakBytes]).collect();
-    let mut rows = vec![head(&measures)];
+    let mut rows = vec![head(section, &measures)];
     rows.extend(section.entrants.iter().map(|entrant| row(entrant, &measures)));
     let wide = |column: usize| {
         rows.iter().filter_map(|r| r.get(column)).map(|f| f.chars().count()).max().unwrap_or(0)
@@ -33,13 +33,14 @@ fn part(section: &Section<'_>) -> String {
     format!("{}\n\n{}", headline(section), table.join("\n"))
 }
 
-fn head(measures: &[Measure]) -> Vec<String> {
+fn head(section: &Section<'_>, measures: &[Measure]) -> Vec<String> {
     let mut names = vec!["method".to_owned()];
     for (nth, measure) in measures.iter().enumerate() {
         let shown = measure.shown();
         names.push(format!("{} {}", shown.name, shown.unit).trim_end().to_owned());
         if nth == 0 {
-            names.push("less the best's".into());
+            let one = if section.rows_alone() { ", one seed" } else { "" };
+            names.push(format!("less the best's{one}"));
         }
     }
     names.push(String::new());

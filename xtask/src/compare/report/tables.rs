@@ -3,7 +3,10 @@
 use super::numbers::{NOTHING, at_most, difference_unit, interval, number, of, short, spread};
 use super::table::{Field, Head, Row, Table};
 use super::view::{Entrant, Section};
-use crate::compare::results::{Comparison, Measure, Shown};
+use crate::compare::results::{Comparison, Interval, Measure, Shown};
+
+/// Beside an interval of one seed.
+const ROWS_ALONE: &str = "one seed: rows alone";
 
 const SUMMARY: [Measure; 10] = [
     Measure::Accuracy,
@@ -55,7 +58,7 @@ pub(super) fn summary(section: &Section<'_>) -> Table {
         let shown = measure.shown();
         head.push(Head::number(shown.name, shown.unit));
         if Some(*measure) == score {
-            head.push(Head::number("less the best’s", difference_unit(&shown)));
+            head.push(Head::number(less(section), difference_unit(&shown)));
         }
     }
     head.extend(["α", "learning rate", "seeds"].map(|name| Head::number(name, "")));
@@ -78,9 +81,26 @@ pub(super) fn summary(section: &Section<'_>) -> Table {
         fields.extend([setting(cell.alpha), setting(cell.lr), seeds.into()]);
         fields
     });
-    let note = "★ has the best score of the adapters that have the most seeds; ≈ ties with it: the interval of the difference (in brackets, over seeds and rows; \
-                all of a set hold at once with 95 %) includes 0. ± is the standard deviation over the seeds. Bold: the best mean of its column.";
-    Table { title: "Scores and costs".into(), note: note.into(), head, rows }
+    let how = match section.rows_alone() {
+        true => {
+            "in brackets the interval of the difference, over rows alone: what another seed would change one does not tell, \
+                 and so no tie is called"
+        }
+        false => {
+            "≈ ties with it: the interval of the difference (in brackets, over seeds and rows) includes 0. Of one seed it is \
+                  over rows alone, and no tie is called"
+        }
+    };
+    let note = format!(
+        "★ has the best score of the adapters that have the most seeds; {how}. All intervals of a set hold at once with 95 %. \
+         ± is the standard deviation over the seeds. Bold: the best mean of its column."
+    );
+    Table { title: "Scores and costs".into(), note, head, rows }
+}
+
+/// What the column of the differences is called.
+fn less(section: &Section<'_>) -> &'static str {
+    if section.rows_alone() { "less the best’s, one seed" } else { "less the best’s" }
 }
 
 /// All other measures; none if there are none.
@@ -128,9 +148,7 @@ pub(super) fn pairs(section: &Section<'_>) -> Option<Table> {
     ];
     let row = |pair: &&crate::compare::results::Pair| {
         let ratio = |value: Option<f64>| Field::from(value.map_or(NOTHING.into(), |v| number(v, 2, false)));
-        let accuracy = pair.accuracy.map_or(Field::from(NOTHING), |of| {
-            format!("{}{}", if of.is_tie() { "≈ " } else { "" }, interval(&of, &accuracy)).into()
-        });
+        let accuracy = pair.accuracy.map_or(Field::from(NOTHING), |of| between(&of, of.is_tie(), &accuracy));
         Row {
             fields: vec![
                 format!("{} r={}", pair.method, pair.rank).into(),
@@ -146,7 +164,8 @@ pub(super) fn pairs(section: &Section<'_>) -> Option<Table> {
         }
     };
     let rows: Vec<_> = section.pairs.iter().map(row).collect();
-    let note = "Trained from the same start on the same batches. ≈: a tie, the 95 % interval includes 0.";
+    let note = "Trained from the same start on the same batches. ≈: a tie, the 95 % interval over seeds and rows includes 0. \
+                Of one seed it is over rows alone, and no tie is called.";
     (!rows.is_empty()).then(|| Table {
         title: "Ours against the peers".into(),
         note: note.into(),
@@ -245,8 +264,15 @@ fn difference(entrant: &Entrant<'_>, shown: &Shown) -> Field {
     match entrant.cell.behind {
         None if entrant.cell.best => "★".into(),
         None => NOTHING.into(),
-        Some(behind) => {
-            format!("{}{}", if entrant.ties() { "≈ " } else { "" }, interval(&behind, shown)).into()
-        }
+        Some(behind) => between(&behind, entrant.ties(), shown),
+    }
+}
+
+/// A difference, whether it is a tie, and whether that can be told.
+fn between(of: &Interval, is_tie: bool, shown: &Shown) -> Field {
+    Field {
+        text: format!("{}{}", if is_tie { "≈ " } else { "" }, interval(of, shown)),
+        aside: if of.is_of_rows_alone() { ROWS_ALONE.into() } else { String::new() },
+        bold: false,
     }
 }

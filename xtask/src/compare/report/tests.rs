@@ -239,6 +239,38 @@ fn what_has_no_numbers_is_said_to_have_none() {
     let [html, ..] = written(&Comparison::default());
     assert!(!html.contains("<section aria"));
 }
+
+/// Over rows alone no interval says what another seed would change.
+#[test]
+fn one_seed_calls_no_ties() {
+    let mut comparison = sample();
+    for cell in &mut comparison.cells {
+        cell.seeds.truncate(1);
+        cell.behind = cell.behind.map(|of| Interval { seeds: 1, ..of });
+    }
+    for pair in &mut comparison.pairs {
+        pair.accuracy = pair.accuracy.map(|of| Interval { seeds: 1, ..of });
+    }
+    let [html, markdown, ..] = written(&comparison);
+    let told = summary(&comparison);
+    for text in [&html, &markdown, &told] {
+        for verdict in
+            ["≈ ", "It ties with", "No other adapter", "the accuracies tie", "over seeds and rows)"]
+        {
+            assert!(!text.contains(verdict), "{verdict}: {text}");
+        }
+        assert!(text.contains("one seed"), "{text}");
+    }
+    assert!(told.contains("Who ties with it one seed does not tell."), "{told}");
+    assert!(markdown.contains("one seed: rows alone"), "{markdown}");
+    // One of several: of that one it is said.
+    let mut comparison = sample();
+    let behind = comparison.cells.iter_mut().find_map(|cell| cell.behind.as_mut()).unwrap();
+    behind.seeds = 1;
+    let [_, markdown, ..] = written(&comparison);
+    assert_eq!(markdown.matches(" one seed: rows alone ").count(), 1, "{markdown}");
+}
+
 #[test]
 fn too_few_rows_are_called_so() {
     let mut comparison = sample();

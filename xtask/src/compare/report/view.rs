@@ -117,6 +117,12 @@ impl<'a> Section<'a> {
         self.ours().filter(|entrant| entrant.ties())
     }
 
+    /// Whether there are differences from the best, and none of them is over more than one seed.
+    pub(super) fn rows_alone(&self) -> bool {
+        let mut behind = self.entrants.iter().filter_map(|entrant| entrant.cell.behind).peekable();
+        behind.peek().is_some() && behind.all(|interval| interval.is_of_rows_alone())
+    }
+
     /// Each series' entrant of the best score; where none has a score, its last.
     pub(super) fn best_of_series(&self) -> Vec<&Entrant<'a>> {
         let mut best: BTreeMap<&str, &Entrant<'a>> = BTreeMap::new();
