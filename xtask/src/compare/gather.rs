@@ -1,12 +1,13 @@
 //! From what the runs found to the cells of a comparison.
 
+use super::machines::Place;
 use super::outcome::Failure;
 use super::results::{Cell, Measure, Values};
 use super::run::Settings;
 use super::stats::{self, Difference};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -29,6 +30,7 @@ pub(crate) struct Read {
     pub(crate) layers: Vec<Vec<f64>>,
     pub(crate) labels: Vec<String>,
     pub(crate) commands: Vec<String>,
+    pub(crate) place: Place,
 }
 
 pub(crate) struct Step {
@@ -111,7 +113,7 @@ pub(crate) fn read(seed: Option<u64>, found: &Value, dir: &Path) -> Result<Read>
     let over = |of: fn(&Step) -> f64| stats::median(steps.iter().map(of).collect());
     put(Measure::TokensPerSecond, over(|s| s.tokens / s.seconds));
     put(Measure::GradientNorm, over(|s| s.gradient));
-    Ok(Read { seed, measures, right, steps, layers, labels, commands })
+    Ok(Read { seed, measures, right, steps, layers, labels, commands, place: Place::of(found) })
 }
 
 /// Whether a run's merge was verified beside another base than the one that was trained: the 16-bit one, where that had four
@@ -151,6 +153,10 @@ pub(crate) fn cell(settings: &Settings, runs: &[Read], failures: Vec<String>) ->
             measures.insert(measure, stats::values(each));
         }
     }
+    let places = |of: fn(&Place) -> Option<&String>| -> Vec<String> {
+        let all: BTreeSet<&String> = runs.iter().filter_map(|run| of(&run.place)).collect();
+        all.into_iter().cloned().collect()
+    };
     let depth = runs.iter().flat_map(|run| run.layers.first()).map(Vec::len).min().unwrap_or(0);
     let layer = |layer: usize| {
         let of =
@@ -173,6 +179,9 @@ pub(crate) fn cell(settings: &Settings, runs: &[Read], failures: Vec<String>) ->
         behind: None,
         failures,
         commands: runs.first().map_or(Vec::new(), |run| run.commands.clone()),
+        machines: places(|place| Some(&place.machine)),
+        devices: places(|place| place.device.as_ref()),
+        shared: runs.iter().any(|run| run.place.shared),
     }
 }
 
@@ -219,6 +228,7 @@ mod tests {
             layers: vec![],
             labels: vec![],
             commands: vec![],
+            place: Place::default(),
         }
     }
 
@@ -239,6 +249,26 @@ mod tests {
         assert!((behind(&floor, &all).unwrap().interval().mean + 0.3).abs() < 1e-12);
         assert!((behind(&all, &floor).unwrap().interval().mean - 0.3).abs() < 1e-12);
         assert!(behind(&[with(Some(9), 2)], &all).is_none());
+    }
+
+    /// One run that shared its machine, or was done on another one, is enough.
+    #[test]
+    fn a_cell_tells_where_its_runs_were_done() {
+        let on = |machine: &str, device: Option<&str>, shared| {
+            let place = Place { machine: machine.into(), device: device.map(str::to_owned), shared };
+            Read { place, ..run(1, &[1.0]) }
+        };
+        let plan = super::super::jobs::tests::plan(
+            "variants = ['lora']\nranks = [8]\nlearning_rates = [1e-3]\nseeds = [1]",
+        );
+        let settings = super::super::jobs::tests::grid(&plan).grid(|_, _| 1e-3).remove(0).settings;
+        let runs = [on("b", None, false), on("a", Some("Cpu"), false), on("b", Some("Cpu"), true)];
+        let both = cell(&settings, &runs, Vec::new());
+        assert_eq!(
+            (both.machines, both.devices, both.shared),
+            (vec!["a".into(), "b".into()], vec!["Cpu".into()], true)
+        );
+        assert!(!cell(&settings, &runs[..2], Vec::new()).shared);
     }
 
     /// What older runs measured of a merge is not what is measured now, where the base was rounded.

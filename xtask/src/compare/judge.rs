@@ -30,6 +30,7 @@ pub(crate) fn judge(cells: &mut [Cell], runs: &[&[Read]]) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::machines::Place;
     use super::*;
     use std::collections::BTreeMap;
 
@@ -43,6 +44,7 @@ mod tests {
             layers: Vec::new(),
             labels: Vec::new(),
             commands: Vec::new(),
+            place: Place::default(),
         };
         right.iter().enumerate().map(run).collect()
     }

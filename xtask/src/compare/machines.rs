@@ -9,14 +9,33 @@ use std::collections::{BTreeMap, BTreeSet};
 /// More builds than these are counted.
 const MOST: usize = 6;
 
+/// Where a run was done, as far as it tells.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) machine: String,
+    /// A peer tells none.
+    pub(crate) device: Option<String>,
+    /// With others beside it, each with its part of the processors.
+    pub(crate) shared: bool,
+}
+
+impl Place {
+    pub(crate) fn of(run: &Value) -> Self {
+        Self {
+            machine: run["machine"].as_str().map_or_else(bench::cpu, str::to_owned),
+            device: run["train"]["device"].as_str().map(str::to_owned),
+            shared: run["threads"].is_u64(),
+        }
+    }
+}
+
 /// For the report, in a line; `present`: the build at hand.
 pub(crate) fn line<'a>(ended: impl IntoIterator<Item = &'a Ended>, present: &str) -> String {
     let runs: Vec<&Value> =
         ended.into_iter().filter_map(|e| e.outcome.as_ref().ok().map(|(found, _)| found)).collect();
     let mut machines = BTreeMap::<String, BTreeSet<String>>::new();
     for run in &runs {
-        let machine = run["machine"].as_str().map_or_else(bench::cpu, str::to_owned);
-        machines.entry(machine).or_default().extend(device(run));
+        machines.entry(Place::of(run).machine).or_default().extend(device(run));
     }
     if machines.is_empty() {
         machines.insert(bench::cpu(), BTreeSet::new());
@@ -87,6 +106,16 @@ mod tests {
             "A, 2 cores; A, 2 cores, AVX2; B, 8 cores, CUDA device 0; threads of a run: all and 1; \
              3 of 4 runs by other builds than the present one: b, c and one not told"
         );
+    }
+
+    #[test]
+    fn a_place_is_what_the_run_tells() {
+        let there =
+            json!({"machine": "B, 8 cores", "build": "b", "threads": 1, "train": {"device": "Cuda(0)"}});
+        let place = Place { machine: "B, 8 cores".into(), device: Some("Cuda(0)".into()), shared: true };
+        assert_eq!(Place::of(&there), place);
+        let peer = json!({"machine": "B, 8 cores", "threads": null, "train": {"parameters": 7}});
+        assert_eq!(Place::of(&peer), Place { device: None, shared: false, ..place });
     }
 
     /// Those behind the document are of earlier days, and tell less.

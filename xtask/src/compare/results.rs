@@ -66,6 +66,11 @@ pub(crate) struct Cell {
     pub(crate) failures: Vec<String>,
     /// The command lines of the first seed.
     pub(crate) commands: Vec<String>,
+    /// Where its runs were done, and on which devices as far as they tell.
+    pub(crate) machines: Vec<String>,
+    pub(crate) devices: Vec<String>,
+    /// Some of them beside others, each with its part of the processors.
+    pub(crate) shared: bool,
 }
 
 impl Cell {
@@ -126,6 +131,13 @@ pub(crate) enum Measure {
     GradientNorm,
     /// exp(entropy of the update's normalised singular values), mean over modules (Roy and Vetterli 2007).
     EffectiveRank,
+}
+
+impl Measure {
+    /// Whether other runs beside it change it.
+    pub(crate) fn is_time(self) -> bool {
+        [Self::TokensPerSecond, Self::TrainSeconds, Self::SecondsToTarget, Self::LoadSeconds].contains(&self)
+    }
 }
 
 /// How a measure is shown.

@@ -118,24 +118,31 @@ fn cheapest(section: &Section<'_>) -> Option<String> {
         let found = alike.iter().copied().filter(|e| value(e).is_some());
         found.max_by(|a, b| value(a).partial_cmp(&value(b)).unwrap_or(std::cmp::Ordering::Equal))
     };
-    let (small, fast) = (least(Measure::PeakBytes)?, least(Measure::TokensPerSecond)?);
     let told = |e: &Entrant<'_>, measure: Measure| {
         e.finite(measure).map_or_else(String::new, |value| with_unit(value, &measure.shown()))
     };
-    let (memory, speed) = (told(small, Measure::PeakBytes), told(fast, Measure::TokensPerSecond));
-    if alike.len() == 1 {
-        return Some(format!("It trains at {speed} and takes {memory} of memory at most."));
-    }
-    if small.name == fast.name {
-        return Some(format!(
-            "Of the best and its ties, {} needs the least memory, {memory}, and trains fastest, {speed}.",
-            small.name
-        ));
-    }
-    Some(format!(
-        "Of the best and its ties, {} needs the least memory, {memory}, and {} trains fastest, {speed}.",
-        small.name, fast.name
-    ))
+    let of = |measure: Measure| {
+        let entrant = least(measure).filter(|_| section.not_comparable(measure).is_none())?;
+        Some((entrant, told(entrant, measure)))
+    };
+    let ties = "Of the best and its ties,";
+    Some(match (of(Measure::PeakBytes), of(Measure::TokensPerSecond), alike.len() == 1) {
+        (Some((_, memory)), Some((_, speed)), true) => {
+            format!("It trains at {speed} and takes {memory} of memory at most.")
+        }
+        (Some((_, memory)), None, true) => format!("It takes {memory} of memory at most."),
+        (Some((small, memory)), Some((fast, speed)), false) if small.name == fast.name => {
+            format!("{ties} {} needs the least memory, {memory}, and trains fastest, {speed}.", small.name)
+        }
+        (Some((small, memory)), Some((fast, speed)), false) => format!(
+            "{ties} {} needs the least memory, {memory}, and {} trains fastest, {speed}.",
+            small.name, fast.name
+        ),
+        (Some((small, memory)), None, false) => {
+            format!("{ties} {} needs the least memory, {memory}.", small.name)
+        }
+        (None, ..) => return None,
+    })
 }
 
 /// What rsLoRA's scale is for: the gradient should not fall as the rank grows.
@@ -174,10 +181,13 @@ fn peers(section: &Section<'_>) -> Option<String> {
     if let Some((_, worst)) = range(pairs.iter().filter_map(|pair| pair.worst_loss_difference)) {
         said.push(format!("the training losses differ by {} % at most", at_most(worst)));
     }
-    if let Some(speed) = range(pairs.iter().filter_map(|pair| pair.speed_ratio)) {
+    let comparable = |measure: Measure| section.not_comparable(measure).is_none();
+    let speeds = range(pairs.iter().filter_map(|pair| pair.speed_ratio));
+    if let Some(speed) = speeds.filter(|_| comparable(Measure::TokensPerSecond)) {
         said.push(format!("ours trains {} times as fast", told(speed)));
     }
-    if let Some(memory) = range(pairs.iter().filter_map(|pair| pair.memory_ratio)) {
+    let memories = range(pairs.iter().filter_map(|pair| pair.memory_ratio));
+    if let Some(memory) = memories.filter(|_| comparable(Measure::PeakBytes)) {
         said.push(format!("ours takes {} times the memory", told(memory)));
     }
     (!said.is_empty()).then(|| format!("Beside {peer}, {}.", list(&said, said.len())))

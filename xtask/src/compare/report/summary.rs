@@ -37,7 +37,8 @@ fn head(section: &Section<'_>, measures: &[Measure]) -> Vec<String> {
     let mut names = vec!["method".to_owned()];
     for (nth, measure) in measures.iter().enumerate() {
         let shown = measure.shown();
-        names.push(format!("{} {}", shown.name, shown.unit).trim_end().to_owned());
+        let why = section.not_comparable(*measure).map_or_else(String::new, |why| format!(" ({why})"));
+        names.push(format!("{} {}", shown.name, shown.unit).trim_end().to_owned() + &why);
         if nth == 0 {
             let one = if section.rows_alone() { ", one seed" } else { "" };
             names.push(format!("less the best's{one}"));

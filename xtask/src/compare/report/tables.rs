@@ -56,7 +56,7 @@ pub(super) fn summary(section: &Section<'_>) -> Table {
     let score = section.score.filter(|score| measures.contains(score));
     for measure in &measures {
         let shown = measure.shown();
-        head.push(Head::number(shown.name, shown.unit));
+        head.push(self::head(section, *measure));
         if Some(*measure) == score {
             head.push(Head::number(less(section), difference_unit(&shown)));
         }
@@ -98,6 +98,21 @@ pub(super) fn summary(section: &Section<'_>) -> Table {
     Table { title: "Scores and costs".into(), note, head, rows }
 }
 
+/// What compares nothing is marked so.
+fn head(section: &Section<'_>, measure: Measure) -> Head {
+    let (name, unit) = (measure.shown().name, measure.shown().unit);
+    match section.not_comparable(measure) {
+        Some(why) => Head::number(&format!("{name}, {why}"), unit),
+        None => Head::number(name, unit),
+    }
+}
+
+/// Likewise of a ratio.
+fn ratio_head(section: &Section<'_>, name: &str, measure: Measure) -> Head {
+    let why = section.not_comparable(measure).map_or_else(String::new, |why| format!(", {why}"));
+    Head::number(&format!("{name}, ours over theirs{why}"), "")
+}
+
 /// What the column of the differences is called.
 fn less(section: &Section<'_>) -> &'static str {
     if section.rows_alone() { "less the best’s, one seed" } else { "less the best’s" }
@@ -108,7 +123,7 @@ pub(super) fn further(section: &Section<'_>) -> Option<Table> {
     let rest: Vec<_> = Measure::ALL.into_iter().filter(|measure| !SUMMARY.contains(measure)).collect();
     let measures = present(section, &rest);
     let mut head = vec![Head::words("method")];
-    head.extend(measures.iter().map(|m| Head::number(m.shown().name, m.shown().unit)));
+    head.extend(measures.iter().map(|m| self::head(section, *m)));
     let leads = Leads::new(section, &measures);
     let rows = rows(section, |entrant| measures.iter().map(|m| value(entrant, *m, &leads)).collect());
     let note = "Merge: adapter against merged model. Forgetting: loss on general text less the untrained model’s. \
@@ -143,8 +158,8 @@ pub(super) fn pairs(section: &Section<'_>) -> Option<Table> {
         Head::number("seeds", ""),
         Head::number("accuracy, ours less theirs", difference_unit(&accuracy)),
         Head::number("losses differ at most", "%"),
-        Head::number("speed, ours over theirs", ""),
-        Head::number("memory, ours over theirs", ""),
+        ratio_head(section, "speed", Measure::TokensPerSecond),
+        ratio_head(section, "memory", Measure::PeakBytes),
     ];
     let row = |pair: &&crate::compare::results::Pair| {
         let ratio = |value: Option<f64>| Field::from(value.map_or(NOTHING.into(), |v| number(v, 2, false)));
@@ -243,7 +258,8 @@ impl Leads {
             let best = values.iter().copied().reduce(|a, b| if b * better > a * better { b } else { a })?;
             (better != 0.0 && values.iter().any(|v| *v != best)).then_some((*measure, best))
         };
-        Self(measures.iter().filter_map(best).collect())
+        let comparable = measures.iter().filter(|measure| section.not_comparable(**measure).is_none());
+        Self(comparable.filter_map(best).collect())
     }
 
     fn is(&self, entrant: &Entrant<'_>, measure: Measure, value: f64) -> bool {

@@ -240,6 +240,46 @@ fn what_has_no_numbers_is_said_to_have_none() {
     assert!(!html.contains("<section aria"));
 }
 
+/// Speeds of a busy machine, or of several, are no finding.
+#[test]
+fn what_compares_nothing_is_marked_and_not_said() {
+    // Whether the column of speeds has a lead.
+    let bold = |markdown: &str| {
+        let fields = |line: &str| line.split('|').map(str::to_owned).collect::<Vec<_>>();
+        let mut lines = markdown.lines().skip_while(|line| !line.starts_with("| method | accuracy"));
+        let head = fields(lines.next().unwrap());
+        let at = head.iter().position(|name| name.contains("speed")).unwrap();
+        lines.take_while(|line| line.starts_with('|')).any(|line| fields(line)[at].contains("**"))
+    };
+    let [_, markdown, _, _] = written(&sample());
+    assert!(
+        bold(&markdown) && markdown.contains("trains fastest") && markdown.contains("| speed (tokens/s) |")
+    );
+    for (shared, other, why) in [(true, "a", "shared machine"), (false, "b", "several machines")] {
+        let mut comparison = sample();
+        for cell in comparison.cells.iter_mut().filter(|cell| cell.method != "none") {
+            cell.machines = vec!["a".into()];
+        }
+        let last = comparison.cells.iter_mut().rfind(|cell| cell.set == "fpb").unwrap();
+        (last.shared, last.machines) = (shared, vec![other.into()]);
+        let [_, markdown, _, _] = written(&comparison);
+        let (fpb, banking) = markdown.split_once("## banking").unwrap();
+        assert!(!bold(fpb) && bold(banking), "{why}");
+        for words in ["fastest", "times as fast"] {
+            assert!(!fpb.contains(words), "{why}: {words}: {fpb}");
+        }
+        assert!(banking.contains("trains fastest") || banking.contains("It trains at"), "{banking}");
+        assert_eq!(fpb.contains("needs the least memory"), shared, "{fpb}");
+        assert_eq!(fpb.contains("times the memory"), shared, "{fpb}");
+        for column in
+            ["| speed, WHY (tokens/s) |", "| training time, WHY (s) |", "| speed, ours over theirs, WHY |"]
+        {
+            assert!(fpb.contains(&column.replace("WHY", why)), "{column}: {fpb}");
+        }
+        assert!(summary(&comparison).contains(&format!("speed tokens/s ({why})")));
+    }
+}
+
 /// Over rows alone no interval says what another seed would change.
 #[test]
 fn one_seed_calls_no_ties() {

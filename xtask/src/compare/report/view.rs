@@ -3,8 +3,9 @@
 use super::figures::look::{Look, Looks};
 use super::numbers::short;
 use super::text::count;
+use crate::compare::plan::NONE;
 use crate::compare::results::{Cell, Comparison, Measure, Pair, Tried};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// All there is on one set.
 pub(super) struct Section<'a> {
@@ -121,6 +122,21 @@ impl<'a> Section<'a> {
     pub(super) fn rows_alone(&self) -> bool {
         let mut behind = self.entrants.iter().filter_map(|entrant| entrant.cell.behind).peekable();
         behind.peek().is_some() && behind.all(|interval| interval.is_of_rows_alone())
+    }
+
+    /// Why a measure compares nothing here: times where runs shared a machine; times and memory where there were several. None
+    /// where it does.
+    pub(super) fn not_comparable(&self, measure: Measure) -> Option<&'static str> {
+        let trained = || self.entrants.iter().map(|entrant| entrant.cell).filter(|c| c.method != NONE);
+        let several =
+            |of: fn(&Cell) -> &Vec<String>| trained().flat_map(of).collect::<BTreeSet<_>>().len() > 1;
+        let several = several(|cell| &cell.machines) || several(|cell| &cell.devices);
+        match measure.is_time() {
+            true if several => Some("several machines"),
+            true if trained().any(|cell| cell.shared) => Some("shared machine"),
+            false if several && measure == Measure::PeakBytes => Some("several machines"),
+            _ => None,
+        }
     }
 
     /// Each series' entrant of the best score; where none has a score, its last.

@@ -12,7 +12,8 @@ use crate::compare::results::Measure;
 pub(super) fn figure(section: &Section<'_>) -> Option<Figure> {
     let score = section.score?;
     let costs = [Measure::PeakBytes, Measure::TrainSeconds];
-    let panels: Vec<_> = costs.into_iter().filter_map(|cost| panel(section, score, cost)).collect();
+    let costs = costs.into_iter().filter(|cost| section.not_comparable(*cost).is_none());
+    let panels: Vec<_> = costs.filter_map(|cost| panel(section, score, cost)).collect();
     let text = "Each mark is a method at one rank. The line joins those of ours that no other beats in both (the Pareto \
                 front); they bear their names where there is room.";
     Figure::new("What the score costs", text, panels)
