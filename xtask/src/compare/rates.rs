@@ -2,7 +2,7 @@
 
 use super::gather::{self, Ended};
 use super::plan::{Data, Plan};
-use super::results::Tried;
+use super::results::{End, Tried};
 use anyhow::{Result, bail};
 use serde_json::Value;
 use std::cmp::Ordering;
@@ -50,7 +50,20 @@ fn rates(plan: &Plan, ended: &[Ended]) -> (BTreeMap<(String, String), f64>, Vec<
             loss: number("/eval/loss").filter(|loss| loss.is_finite()),
             accuracy: number("/eval/labels/accuracy"),
             chosen: false,
+            at_end: None,
         });
+    }
+    let rate = |t: &Tried| (t.set.clone(), t.method.clone(), t.lr);
+    let all: Vec<_> = tried.iter().map(rate).collect();
+    for t in &mut tried {
+        let beside = |beyond: fn(f64, f64) -> bool| {
+            all.iter().any(|(set, method, lr)| *set == t.set && *method == t.method && beyond(*lr, t.lr))
+        };
+        t.at_end = match (beside(|lr, of| lr < of), beside(|lr, of| lr > of)) {
+            (true, false) => Some(End::Highest),
+            (false, true) => Some(End::Lowest),
+            _ => None,
+        };
     }
     let mut best: BTreeMap<(String, String), f64> = BTreeMap::new();
     for set in plan.data.iter().map(Data::name) {
@@ -98,6 +111,9 @@ mod tests {
         let chosen: Vec<f64> = rates.into_values().collect();
         assert_eq!(chosen, [1e-3, 1e-4], "dora, lora");
         assert_eq!(tried.iter().map(|t| t.chosen).collect::<Vec<_>>(), [false, true, true, false]);
+        // A rate at which it diverged is one that was tried.
+        let (high, low) = (Some(End::Highest), Some(End::Lowest));
+        assert_eq!(tried.iter().map(|t| t.at_end).collect::<Vec<_>>(), [high, low, high, low]);
 
         // Without the last, dora's rate might be another.
         let last = all.pop();
@@ -115,5 +131,17 @@ mod tests {
         all[1].outcome = Err(failed("a file that is not finite", false));
         let error = choose(&plan, &all, 4, false).unwrap_err().to_string();
         assert!(error.starts_with("2 runs that choose a rate failed; "), "{error}");
+    }
+    #[test]
+    fn a_rate_between_others_is_at_no_end() {
+        let plan = plan("variants = ['lora']\nranks = [8]\nlearning_rates = [1e-3, 1e-2, 1e-4]\nseeds = [1]");
+        let ended = |job: super::super::jobs::Job| Ended {
+            settings: job.settings,
+            outcome: Ok((json!({"eval": {"loss": 0.5}}), "a folder".into())),
+        };
+        let all: Vec<_> = grid(&plan).tuning().into_iter().map(ended).collect();
+        let (_, tried) = rates(&plan, &all);
+        let ends: Vec<_> = tried.iter().map(|t| t.at_end).collect();
+        assert_eq!(ends[..3], [None, Some(End::Highest), Some(End::Lowest)]);
     }
 }

@@ -281,4 +281,14 @@ pub(crate) struct Tried {
     pub(crate) loss: Option<f64>,
     pub(crate) accuracy: Option<f64>,
     pub(crate) chosen: bool,
+    /// The lowest or the highest of those that were tried, so that a better one may lie beyond.
+    pub(crate) at_end: Option<End>,
+}
+
+/// Of the rates that were tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum End {
+    Lowest,
+    Highest,
 }

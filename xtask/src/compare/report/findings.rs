@@ -1,9 +1,9 @@
 //! What the numbers say, in sentences.
 
-use super::numbers::{at_most, number, of, spread, with_unit};
+use super::numbers::{at_most, number, of, short, spread, with_unit};
 use super::text::{count, list};
 use super::view::{Entrant, Section};
-use crate::compare::results::{Comparison, Interval, Measure, Pair};
+use crate::compare::results::{Comparison, End, Interval, Measure, Pair};
 
 /// How far the plan has come; none if it is done.
 pub(super) fn runs_left(comparison: &Comparison) -> Option<String> {
@@ -104,7 +104,7 @@ fn highest(section: &Section<'_>, best: &Entrant<'_>, score: Measure) -> String 
 
 /// The rest: a sentence each.
 pub(super) fn further(section: &Section<'_>) -> Vec<String> {
-    let said = [cheapest(section), gradients(section), peers(section), failures(section)];
+    let said = [cheapest(section), gradients(section), ends(section), peers(section), failures(section)];
     said.into_iter().flatten().collect()
 }
 
@@ -164,6 +164,24 @@ fn gradients(section: &Section<'_>) -> Option<String> {
             "From rank {low} to {high} the gradient norm changes by a factor of {} with lora and of {} with rslora.",
             times(lora),
             times(rslora)
+        )
+    })
+}
+
+/// Whose rate is the last that was tried: by a wider grid they might score better, and who ties with whom change.
+fn ends(section: &Section<'_>) -> Option<String> {
+    let at = |end: End, name: &str| {
+        let chosen = section.tuning.iter().filter(|tried| tried.chosen && tried.at_end == Some(end));
+        let who: Vec<String> =
+            chosen.map(|tried| format!("{} ({})", tried.method, short(tried.lr))).collect();
+        (!who.is_empty()).then(|| format!("the {name} that was tried for {}", list(&who, who.len())))
+    };
+    let said: Vec<String> =
+        [at(End::Highest, "highest"), at(End::Lowest, "lowest")].into_iter().flatten().collect();
+    (!said.is_empty()).then(|| {
+        format!(
+            "The best learning rate is {}: a better one may lie beyond the grid.",
+            list(&said, said.len())
         )
     })
 }

@@ -187,6 +187,7 @@ pub(super) fn sample() -> Comparison {
                 loss: Some(loss),
                 accuracy: Some(0.79),
                 chosen,
+                at_end: None,
             });
         }
     }

@@ -204,7 +204,11 @@ pub(super) fn tuning(section: &Section<'_>) -> Option<Table> {
         let name = tried.rank.map_or(tried.method.clone(), |rank| format!("{} r={rank}", tried.method));
         let rate = Field {
             text: short(tried.lr),
-            aside: if tried.chosen { "✓ chosen".into() } else { String::new() },
+            aside: match (tried.chosen, tried.at_end) {
+                (true, Some(_)) => "✓ chosen, at the grid’s end".into(),
+                (true, None) => "✓ chosen".into(),
+                (false, _) => String::new(),
+            },
             bold: tried.chosen,
         };
         let accuracy = tried.accuracy.map_or(NOTHING.into(), |value| of(value, &accuracy));
@@ -216,7 +220,8 @@ pub(super) fn tuning(section: &Section<'_>) -> Option<Table> {
         });
         before = &tried.method;
     }
-    let note = "On the validation part, which no score above has seen.";
+    let note = "On the validation part, which no score above has seen. A rate at the grid’s end is the lowest or the highest that was \
+                tried: a better one may lie beyond.";
     (!rows.is_empty()).then(|| Table { title: "Learning rates tried".into(), note: note.into(), head, rows })
 }
 

@@ -2,7 +2,7 @@
 
 use super::sample::{awkward, sample};
 use super::{summary, write};
-use crate::compare::results::{Cell, Comparison, Interval, Measure};
+use crate::compare::results::{Cell, Comparison, End, Interval, Measure};
 use roxmltree::{Document, Node, ParsingOptions};
 use std::collections::BTreeSet;
 use std::fs;
@@ -278,6 +278,19 @@ fn what_compares_nothing_is_marked_and_not_said() {
         }
         assert!(summary(&comparison).contains(&format!("speed tokens/s ({why})")));
     }
+}
+
+#[test]
+fn a_rate_at_the_end_of_the_grid_is_told() {
+    let mut comparison = sample();
+    let [_, markdown, ..] = written(&comparison);
+    assert!(markdown.contains("✓ chosen |") && !markdown.contains("a better one may lie beyond the grid."));
+    let chosen = comparison.tuning.iter_mut().find(|tried| tried.chosen).unwrap();
+    chosen.at_end = Some(End::Highest);
+    let [_, markdown, ..] = written(&comparison);
+    let said = "The best learning rate is the highest that was tried for lora (0.001): a better one may lie beyond the grid.";
+    assert_eq!(markdown.matches(said).count(), 1, "{markdown}");
+    assert_eq!(markdown.matches("✓ chosen, at the grid’s end |").count(), 1, "{markdown}");
 }
 
 /// Over rows alone no interval says what another seed would change.
