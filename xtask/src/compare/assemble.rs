@@ -113,6 +113,7 @@ fn one_set(part: &Parts, groups: &[&Group]) -> (Set, Vec<Cell>) {
         train: part.train_rows,
         held_out: part.held_out_rows,
         labels: labels.unwrap_or_default(),
+        commonest: groups.iter().flat_map(|g| &g.runs).find_map(|run| run.commonest.clone()),
         target_loss: target,
     };
     (set, cells)

@@ -2,7 +2,7 @@
 
 use super::machines::Place;
 use super::outcome::Failure;
-use super::results::{Cell, Measure, Values};
+use super::results::{Cell, Commonest, Measure, Values};
 use super::run::Settings;
 use super::stats::{self, Difference};
 use anyhow::{Context, Result, ensure};
@@ -29,6 +29,7 @@ pub(crate) struct Read {
     pub(crate) steps: Vec<Step>,
     pub(crate) layers: Vec<Vec<f64>>,
     pub(crate) labels: Vec<String>,
+    pub(crate) commonest: Option<Commonest>,
     pub(crate) commands: Vec<String>,
     pub(crate) place: Place,
 }
@@ -62,6 +63,7 @@ pub(crate) fn read(seed: Option<u64>, found: &Value, dir: &Path) -> Result<Read>
     let rows = fs::read_to_string(dir.join("rows.jsonl")).context("rows.jsonl")?;
     ensure!(!rows.is_empty(), "rows.jsonl is empty");
     let (mut right, mut labels) = (Vec::new(), Vec::new());
+    let mut wanted = BTreeMap::<String, usize>::new();
     for line in rows.lines() {
         let row: Value = serde_json::from_str(line).context("rows.jsonl")?;
         let is_right = match row["label"].as_str() {
@@ -69,6 +71,9 @@ pub(crate) fn read(seed: Option<u64>, found: &Value, dir: &Path) -> Result<Read>
             None => row["right"].as_bool(),
         };
         right.extend(is_right);
+        if let (Some(_), Some(reference)) = (row["label"].as_str(), row["reference"].as_str()) {
+            *wanted.entry(reference.to_owned()).or_default() += 1;
+        }
         if labels.is_empty() {
             labels = row["scores"].as_object().map_or(Vec::new(), |s| s.keys().cloned().collect());
         }
@@ -113,7 +118,10 @@ pub(crate) fn read(seed: Option<u64>, found: &Value, dir: &Path) -> Result<Read>
     let over = |of: fn(&Step) -> f64| stats::median(steps.iter().map(of).collect());
     put(Measure::TokensPerSecond, over(|s| s.tokens / s.seconds));
     put(Measure::GradientNorm, over(|s| s.gradient));
-    Ok(Read { seed, measures, right, steps, layers, labels, commands, place: Place::of(found) })
+    let (all, place) = (wanted.values().sum::<usize>() as f64, Place::of(found));
+    let commonest = wanted.into_iter().max_by_key(|(_, rows)| *rows);
+    let commonest = commonest.map(|(label, rows)| Commonest { label, share: rows as f64 / all });
+    Ok(Read { seed, measures, right, steps, layers, labels, commonest, commands, place })
 }
 
 /// Whether a run's merge was verified beside another base than the one that was trained: the 16-bit one, where that had four
@@ -227,6 +235,7 @@ mod tests {
             right: vec![],
             layers: vec![],
             labels: vec![],
+            commonest: None,
             commands: vec![],
             place: Place::default(),
         }
@@ -249,6 +258,19 @@ mod tests {
         assert!((behind(&floor, &all).unwrap().interval().mean + 0.3).abs() < 1e-12);
         assert!((behind(&all, &floor).unwrap().interval().mean - 0.3).abs() < 1e-12);
         assert!(behind(&[with(Some(9), 2)], &all).is_none());
+    }
+
+    #[test]
+    fn the_commonest_label_is_that_of_the_rows_that_have_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let commonest = |rows: &str| {
+            fs::write(dir.path().join("rows.jsonl"), rows).unwrap();
+            read(Some(1), &Value::Null, dir.path()).unwrap().commonest
+        };
+        let row = |label: &str| format!("{{\"reference\": \"{label}\", \"label\": \"a\"}}\n");
+        let rows = [row("b"), row("a"), row("b"), row("c")].concat();
+        assert_eq!(commonest(&rows), Some(Commonest { label: "b".into(), share: 0.5 }));
+        assert_eq!(commonest("{\"reference\": \"free text\", \"right\": true}\n"), None);
     }
 
     /// One run that shared its machine, or was done on another one, is enough.

@@ -43,6 +43,7 @@ mod tests {
             steps: Vec::new(),
             layers: Vec::new(),
             labels: Vec::new(),
+            commonest: None,
             commands: Vec::new(),
             place: Place::default(),
         };

@@ -36,8 +36,18 @@ pub(crate) struct Set {
     pub(crate) held_out: usize,
     /// The answers to choose from; empty where there are too many.
     pub(crate) labels: Vec<String>,
+    /// What a constant answer would score; none where there are no labels.
+    pub(crate) commonest: Option<Commonest>,
     /// Time is measured to this training loss (nats a token, mean of five steps).
     pub(crate) target_loss: Option<f64>,
+}
+
+/// The label that most of the held-out rows have.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Commonest {
+    pub(crate) label: String,
+    /// Of the rows.
+    pub(crate) share: f64,
 }
 
 /// One method at one setting on one set, over its seeds.

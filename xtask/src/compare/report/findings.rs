@@ -104,8 +104,37 @@ fn highest(section: &Section<'_>, best: &Entrant<'_>, score: Measure) -> String 
 
 /// The rest: a sentence each.
 pub(super) fn further(section: &Section<'_>) -> Vec<String> {
-    let said = [cheapest(section), gradients(section), ends(section), peers(section), failures(section)];
+    let said = [
+        constant(section),
+        cheapest(section),
+        gradients(section),
+        ends(section),
+        peers(section),
+        failures(section),
+    ];
     said.into_iter().flatten().collect()
+}
+
+/// What all are to be held against: the untrained model may be below it.
+fn constant(section: &Section<'_>) -> Option<String> {
+    let commonest = section.commonest?;
+    let name = |e: &Entrant<'_>| match e.cell.method.as_str() {
+        "none" => "the untrained model".to_owned(),
+        _ => e.name.clone(),
+    };
+    let score = |e: &Entrant<'_>| e.finite(Measure::Accuracy);
+    let below = section.ours().filter(|e| score(e).is_some_and(|score| score <= commonest.share));
+    let below: Vec<String> = below.map(name).collect();
+    let verb = if below.len() == 1 { "is" } else { "are" };
+    let below = match &*below {
+        [] => String::new(),
+        some => format!("; {} {verb} not above that", list(some, 6)),
+    };
+    let share = with_unit(commonest.share, &Measure::Accuracy.shown());
+    Some(format!(
+        "The commonest label alone, {}, is right in {share} of the held-out rows{below}.",
+        commonest.label
+    ))
 }
 
 /// Among those that score alike, who costs least.

@@ -1,6 +1,6 @@
 //! A comparison as one would come out: two sets, five methods, three seeds, a failure, a peer.
 
-use crate::compare::results::{Cell, Comparison, Interval, Measure, Pair, Set, Tried, Values};
+use crate::compare::results::{Cell, Commonest, Comparison, Interval, Measure, Pair, Set, Tried, Values};
 use std::collections::BTreeMap;
 
 const RANKS: [u64; 7] = [4, 8, 16, 32, 64, 128, 256];
@@ -161,11 +161,13 @@ pub(super) fn sample() -> Comparison {
         plan: "name = \"sentiment\"\nranks = [4, 8, 16, 32, 64, 128, 256]\nseeds = [1, 2, 3]\n".into(),
         ..Comparison::default()
     };
+    let commonest = Commonest { label: "neutral".into(), share: 0.559 };
     for (name, labels) in [("fpb", vec!["negative", "neutral", "positive"]), ("banking", Vec::new())] {
         comparison.sets.push(Set {
             name: name.into(),
             train: 3876,
             held_out: 970,
+            commonest: (!labels.is_empty()).then(|| commonest.clone()),
             labels: labels.into_iter().map(String::from).collect(),
             target_loss: Some(0.5),
         });

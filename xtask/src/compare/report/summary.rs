@@ -2,8 +2,9 @@
 
 use super::findings::{self, headline};
 use super::numbers::{NOTHING, interval, of, spread};
+use super::tables::COMMONEST;
 use super::view::{Entrant, Section, sections};
-use crate::compare::results::{Comparison, Measure};
+use crate::compare::results::{Commonest, Comparison, Measure};
 
 pub(super) fn summary(comparison: &Comparison) -> String {
     let parts = sections(comparison).into_iter().map(|section| part(&section));
@@ -15,6 +16,7 @@ fn part(section: &Section<'_>) -> String {
     let measures: Vec<Measure> =
         section.score.into_iter().chain([Measure::TokensPerSecond, Measure::PeakBytes]).collect();
     let mut rows = vec![head(section, &measures)];
+    rows.extend(section.commonest.map(|commonest| constant(commonest, &measures)));
     rows.extend(section.entrants.iter().map(|entrant| row(entrant, &measures)));
     let wide = |column: usize| {
         rows.iter().filter_map(|r| r.get(column)).map(|f| f.chars().count()).max().unwrap_or(0)
@@ -46,6 +48,22 @@ fn head(section: &Section<'_>, measures: &[Measure]) -> Vec<String> {
     }
     names.push(String::new());
     names
+}
+
+/// What it would score to say the commonest label of every row.
+fn constant(commonest: &Commonest, measures: &[Measure]) -> Vec<String> {
+    let mut fields = vec![COMMONEST.to_owned()];
+    for (nth, measure) in measures.iter().enumerate() {
+        fields.push(match measure {
+            Measure::Accuracy => of(commonest.share, &measure.shown()),
+            _ => NOTHING.into(),
+        });
+        if nth == 0 {
+            fields.push(String::new());
+        }
+    }
+    fields.push(String::new());
+    fields
 }
 
 fn row(entrant: &Entrant<'_>, measures: &[Measure]) -> Vec<String> {

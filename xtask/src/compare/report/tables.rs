@@ -5,6 +5,9 @@ use super::table::{Field, Head, Row, Table};
 use super::view::{Entrant, Section};
 use crate::compare::results::{Comparison, Interval, Measure, Shown};
 
+/// What it would score to say one and the same of every row.
+pub(super) const COMMONEST: &str = "commonest label";
+
 /// Beside an interval of one seed.
 const ROWS_ALONE: &str = "one seed: rows alone";
 
@@ -63,7 +66,7 @@ pub(super) fn summary(section: &Section<'_>) -> Table {
     }
     head.extend(["α", "learning rate", "seeds"].map(|name| Head::number(name, "")));
     let leads = Leads::new(section, &measures);
-    let rows = rows(section, |entrant| {
+    let mut rows = rows(section, |entrant| {
         let cell = entrant.cell;
         let mut fields = Vec::new();
         for measure in &measures {
@@ -81,6 +84,16 @@ pub(super) fn summary(section: &Section<'_>) -> Table {
         fields.extend([setting(cell.alpha), setting(cell.lr), seeds.into()]);
         fields
     });
+    if let Some(commonest) = section.commonest {
+        // Of the other measures a constant answer has none.
+        let mut fields = vec![Field::from(NOTHING); head.len()];
+        fields[0] = Field { text: COMMONEST.into(), aside: commonest.label.clone(), ..Field::default() };
+        let score = measures.iter().position(|measure| *measure == Measure::Accuracy);
+        if let Some(field) = score.and_then(|at| fields.get_mut(1 + at)) {
+            *field = of(commonest.share, &Measure::Accuracy.shown()).into();
+        }
+        rows.insert(0, Row { fields, ..Row::default() });
+    }
     let how = match section.rows_alone() {
         true => {
             "in brackets the interval of the difference, over rows alone: what another seed would change one does not tell, \

@@ -293,6 +293,20 @@ fn a_rate_at_the_end_of_the_grid_is_told() {
     assert_eq!(markdown.matches("✓ chosen, at the grid’s end |").count(), 1, "{markdown}");
 }
 
+/// The untrained model may be far below it.
+#[test]
+fn a_constant_answer_stands_beside_the_methods() {
+    let comparison = sample();
+    let [_, markdown, ..] = written(&comparison);
+    assert_eq!(markdown.matches("| commonest label neutral | 55.9 | – |").count(), 1, "{markdown}");
+    let said = "The commonest label alone, neutral, is right in 55.9 % of the held-out rows; the untrained model is not above \
+                that.";
+    assert_eq!(markdown.matches(said).count(), 1, "{markdown}");
+    let told = summary(&comparison);
+    let mut lines = told.lines().filter(|line| line.starts_with("commonest label"));
+    assert!(lines.next().unwrap().contains(" 55.9 ") && lines.next().is_none(), "{told}");
+}
+
 /// Over rows alone no interval says what another seed would change.
 #[test]
 fn one_seed_calls_no_ties() {

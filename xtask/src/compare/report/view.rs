@@ -4,7 +4,7 @@ use super::figures::look::{Look, Looks};
 use super::numbers::short;
 use super::text::count;
 use crate::compare::plan::NONE;
-use crate::compare::results::{Cell, Comparison, Measure, Pair, Tried};
+use crate::compare::results::{Cell, Commonest, Comparison, Measure, Pair, Tried};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// All there is on one set.
@@ -15,6 +15,8 @@ pub(super) struct Section<'a> {
     pub(super) tuning: Vec<&'a Tried>,
     /// What decides who is best.
     pub(super) score: Option<Measure>,
+    /// What a constant answer would score.
+    pub(super) commonest: Option<&'a Commonest>,
 }
 
 /// A cell and its names.
@@ -60,6 +62,7 @@ fn section<'a>(comparison: &'a Comparison, name: &'a str, looks: &mut Looks) -> 
         pairs: comparison.pairs.iter().filter(|pair| pair.set == name).collect(),
         tuning: comparison.tuning.iter().filter(|tried| tried.set == name).collect(),
         score,
+        commonest: comparison.sets.iter().find(|set| set.name == name).and_then(|set| set.commonest.as_ref()),
     }
 }
 
