@@ -112,6 +112,7 @@ fn one_set(part: &Parts, groups: &[&Group]) -> (Set, Vec<Cell>) {
         name: part.name.clone(),
         train: part.train_rows,
         held_out: part.held_out_rows,
+        common: part.common,
         labels: labels.unwrap_or_default(),
         commonest: groups.iter().flat_map(|g| &g.runs).find_map(|run| run.commonest.clone()),
         target_loss: target,

@@ -226,7 +226,9 @@ esac
             let (held_out, validation) = judged.split_once(' ').unwrap_or((judged, judged));
             let [held_out, validation] = [of(held_out), of(validation)];
             let (train, fit) = (of(train), of(train));
-            [Parts { name: "x".into(), train, held_out, fit, validation, train_rows: 1, held_out_rows: 1 }]
+            let (train_rows, held_out_rows, common) = (1, 1, 0);
+            let name = "x".into();
+            [Parts { name, train, held_out, fit, validation, train_rows, held_out_rows, common }]
         };
         let said = |plan: &Plan, train: &str, judged: &str| {
             faults(plan, &parts(train, judged), &lora, Path::new("model")).unwrap()

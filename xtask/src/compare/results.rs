@@ -34,6 +34,8 @@ pub(crate) struct Set {
     pub(crate) name: String,
     pub(crate) train: usize,
     pub(crate) held_out: usize,
+    /// Of the held-out rows those whose question was trained on too.
+    pub(crate) common: usize,
     /// The answers to choose from; empty where there are too many.
     pub(crate) labels: Vec<String>,
     /// What a constant answer would score; none where there are no labels.

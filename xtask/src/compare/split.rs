@@ -4,6 +4,7 @@ use super::plan::Data;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -19,6 +20,8 @@ pub(crate) struct Parts {
     pub(crate) validation: PathBuf,
     pub(crate) train_rows: usize,
     pub(crate) held_out_rows: usize,
+    /// Of the held-out rows those whose question is trained on too: of two files there may be some.
+    pub(crate) common: usize,
 }
 
 /// Splits `data` into files under `dir`. Of one file, the rows whose question's sha256 begins with a byte that 5
@@ -42,6 +45,8 @@ fn parts(data: &Data, dir: &Path, may_write: bool) -> Result<Parts> {
         }
         Data::Given { train: a, held_out: b } => (train, held_out) = (rows(a)?, rows(b)?),
     }
+    let trained: BTreeSet<&[u8; 32]> = train.iter().map(|row| &row.asked).collect();
+    let common = held_out.iter().filter(|row| trained.contains(&row.asked)).count();
     let name = data.name();
     let (validation, fit): (Vec<_>, Vec<_>) = train.iter().partition(|row| row.hash[1] % 5 == 0);
     let whole = [("training", train.len()), ("held-out", held_out.len())];
@@ -83,13 +88,16 @@ fn parts(data: &Data, dir: &Path, may_write: bool) -> Result<Parts> {
         validation: write("validation.jsonl", &validation, data.train())?,
         train_rows: train.len(),
         held_out_rows: held_out.len(),
+        common,
         name,
     })
 }
 
 struct Row {
     text: String,
-    /// Of the question, or of all where there is none apart.
+    /// Of the question, or of all that is learnt where there is none apart.
+    asked: [u8; 32],
+    /// What decides for which part it is.
     hash: [u8; 2],
 }
 
@@ -97,12 +105,24 @@ fn rows(file: &Path) -> Result<Vec<Row>> {
     let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     let lines =
         text.trim_start_matches('\u{feff}').lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let sha256 = |text: &str| -> [u8; 32] { Sha256::digest(text).into() };
+    let mut first = BTreeMap::new();
     lines
         .map(|(n, line)| {
             let row: Value =
                 serde_json::from_str(line).with_context(|| format!("{}:{}", file.display(), n + 1))?;
-            let hash = Sha256::digest(question(&row).unwrap_or_else(|| line.to_owned()));
-            Ok(Row { text: line.to_owned(), hash: [hash[0], hash[1]] })
+            let (asked, hash) = match question(&row) {
+                Some(question) => {
+                    let asked = sha256(&question);
+                    (asked, asked)
+                }
+                // By its line a text was always dealt out, with its other fields: it goes where its first line does.
+                None => {
+                    let asked = sha256(row["text"].as_str().unwrap_or(line));
+                    (asked, *first.entry(asked).or_insert_with(|| sha256(line)))
+                }
+            };
+            Ok(Row { text: line.to_owned(), asked, hash: [hash[0], hash[1]] })
         })
         .collect()
 }
@@ -159,6 +179,47 @@ mod tests {
                 assert!(lines.chunks(2).all(together), "{text}");
             }
         }
+    }
+
+    /// Whatever else its rows have; where each is there once, as older builds dealt them out.
+    #[test]
+    fn a_text_is_on_one_side() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("set.jsonl");
+        let line = |i: i32, source: &str| format!("{{\"text\": \"text {i}\", \"source\": \"{source}\"}}\n");
+        let first: String = (0..60).map(|i| line(i, "a")).collect();
+        fs::write(&file, &first).unwrap();
+        let lines = |parts: &Parts, source: &str| -> [Vec<String>; 2] {
+            [&parts.train, &parts.held_out].map(|part| {
+                let text = fs::read_to_string(part).unwrap();
+                text.lines().filter(|line| line.contains(source)).map(str::to_owned).collect()
+            })
+        };
+        let before = lines(&split(&Data::Split(file.clone()), dir.path()).unwrap(), "");
+        let by_line = |line: &String| Sha256::digest(line)[0] % 5 == 0;
+        assert!(!before[0].iter().any(by_line) && before[1].iter().all(by_line));
+        let second: String = (0..60).map(|i| line(i, "b")).collect();
+        fs::write(&file, first + &second).unwrap();
+        let parts = split(&Data::Split(file), dir.path()).unwrap();
+        assert_eq!(parts.common, 0);
+        assert_eq!(lines(&parts, "\"a\""), before);
+        let with_b =
+            before.map(|lines| lines.iter().map(|line| line.replace("\"a\"", "\"b\"")).collect::<Vec<_>>());
+        assert_eq!(lines(&parts, "\"b\""), with_b);
+    }
+
+    /// Of one file they never are; of two, somebody has to say so.
+    #[test]
+    fn questions_that_are_trained_on_are_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let [train, held_out] = ["train.jsonl", "heldout.jsonl"].map(|name| dir.path().join(name));
+        let line =
+            |i: i32, answer: &str| format!("{{\"context\": \"question {i}\", \"target\": \"{answer}\"}}\n");
+        fs::write(&train, (0..60).map(|i| line(i, "a")).collect::<String>()).unwrap();
+        fs::write(&held_out, (50..70).map(|i| line(i, "b")).collect::<String>()).unwrap();
+        let parts = split(&Data::Given { train: train.clone(), held_out }, dir.path()).unwrap();
+        assert_eq!((parts.common, parts.held_out_rows), (10, 20));
+        assert_eq!(split(&Data::Split(train), dir.path()).unwrap().common, 0);
     }
 
     #[test]

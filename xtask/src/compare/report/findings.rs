@@ -105,6 +105,7 @@ fn highest(section: &Section<'_>, best: &Entrant<'_>, score: Measure) -> String 
 /// The rest: a sentence each.
 pub(super) fn further(section: &Section<'_>) -> Vec<String> {
     let said = [
+        common(section),
         constant(section),
         cheapest(section),
         gradients(section),
@@ -115,9 +116,15 @@ pub(super) fn further(section: &Section<'_>) -> Vec<String> {
     said.into_iter().flatten().collect()
 }
 
+/// What was trained on judges nobody.
+fn common(section: &Section<'_>) -> Option<String> {
+    let set = section.set.filter(|set| set.common > 0)?;
+    Some(format!("{} of the {} held-out rows ask what was trained on too.", set.common, set.held_out))
+}
+
 /// What all are to be held against: the untrained model may be below it.
 fn constant(section: &Section<'_>) -> Option<String> {
-    let commonest = section.commonest?;
+    let commonest = section.commonest()?;
     let name = |e: &Entrant<'_>| match e.cell.method.as_str() {
         "none" => "the untrained model".to_owned(),
         _ => e.name.clone(),

@@ -167,6 +167,7 @@ pub(super) fn sample() -> Comparison {
             name: name.into(),
             train: 3876,
             held_out: 970,
+            common: 0,
             commonest: (!labels.is_empty()).then(|| commonest.clone()),
             labels: labels.into_iter().map(String::from).collect(),
             target_loss: Some(0.5),

@@ -16,7 +16,7 @@ fn part(section: &Section<'_>) -> String {
     let measures: Vec<Measure> =
         section.score.into_iter().chain([Measure::TokensPerSecond, Measure::PeakBytes]).collect();
     let mut rows = vec![head(section, &measures)];
-    rows.extend(section.commonest.map(|commonest| constant(commonest, &measures)));
+    rows.extend(section.commonest().map(|commonest| constant(commonest, &measures)));
     rows.extend(section.entrants.iter().map(|entrant| row(entrant, &measures)));
     let wide = |column: usize| {
         rows.iter().filter_map(|r| r.get(column)).map(|f| f.chars().count()).max().unwrap_or(0)

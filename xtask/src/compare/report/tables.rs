@@ -84,7 +84,7 @@ pub(super) fn summary(section: &Section<'_>) -> Table {
         fields.extend([setting(cell.alpha), setting(cell.lr), seeds.into()]);
         fields
     });
-    if let Some(commonest) = section.commonest {
+    if let Some(commonest) = section.commonest() {
         // Of the other measures a constant answer has none.
         let mut fields = vec![Field::from(NOTHING); head.len()];
         fields[0] = Field { text: COMMONEST.into(), aside: commonest.label.clone(), ..Field::default() };

@@ -307,6 +307,17 @@ fn a_constant_answer_stands_beside_the_methods() {
     assert!(lines.next().unwrap().contains(" 55.9 ") && lines.next().is_none(), "{told}");
 }
 
+#[test]
+fn rows_that_were_trained_on_are_told() {
+    let mut comparison = sample();
+    let said = "7 of the 970 held-out rows ask what was trained on too.";
+    for (common, want) in [(0, false), (7, true)] {
+        comparison.sets[0].common = common;
+        let [_, markdown, ..] = written(&comparison);
+        assert_eq!(markdown.contains(said), want, "{markdown}");
+    }
+}
+
 /// Over rows alone no interval says what another seed would change.
 #[test]
 fn one_seed_calls_no_ties() {

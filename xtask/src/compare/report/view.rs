@@ -4,7 +4,7 @@ use super::figures::look::{Look, Looks};
 use super::numbers::short;
 use super::text::count;
 use crate::compare::plan::NONE;
-use crate::compare::results::{Cell, Commonest, Comparison, Measure, Pair, Tried};
+use crate::compare::results::{Cell, Commonest, Comparison, Measure, Pair, Set, Tried};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// All there is on one set.
@@ -15,8 +15,8 @@ pub(super) struct Section<'a> {
     pub(super) tuning: Vec<&'a Tried>,
     /// What decides who is best.
     pub(super) score: Option<Measure>,
-    /// What a constant answer would score.
-    pub(super) commonest: Option<&'a Commonest>,
+    /// None where the comparison has cells alone.
+    pub(super) set: Option<&'a Set>,
 }
 
 /// A cell and its names.
@@ -62,7 +62,7 @@ fn section<'a>(comparison: &'a Comparison, name: &'a str, looks: &mut Looks) -> 
         pairs: comparison.pairs.iter().filter(|pair| pair.set == name).collect(),
         tuning: comparison.tuning.iter().filter(|tried| tried.set == name).collect(),
         score,
-        commonest: comparison.sets.iter().find(|set| set.name == name).and_then(|set| set.commonest.as_ref()),
+        set: comparison.sets.iter().find(|set| set.name == name),
     }
 }
 
@@ -119,6 +119,11 @@ impl<'a> Section<'a> {
     /// Whose difference from the best says nothing.
     pub(super) fn ties(&self) -> impl Iterator<Item = &Entrant<'a>> {
         self.ours().filter(|entrant| entrant.ties())
+    }
+
+    /// What a constant answer would score.
+    pub(super) fn commonest(&self) -> Option<&'a Commonest> {
+        self.set?.commonest.as_ref()
     }
 
     /// Whether there are differences from the best, and none of them is over more than one seed.
