@@ -33,13 +33,16 @@ impl Settings {
         digest(&Self { variant, targets, extra, layers, ..self.clone() })
     }
 
-    /// By what older builds knew it: as it is spelt, and `full` beside other parts with a rank.
-    fn former(&self) -> [String; 2] {
+    /// By what older builds knew it: as it is spelt, and `full` beside other parts with a rank; by another name of the set too.
+    fn former(&self) -> Vec<String> {
         let (rank, alpha) = self.point.unzip();
-        [
-            digest(self),
-            digest(&Self { rank: self.rank.or(rank), alpha: self.alpha.or(alpha), ..self.clone() }),
-        ]
+        let ranked = |s: &Self| Self { rank: s.rank.or(rank), alpha: s.alpha.or(alpha), ..s.clone() };
+        let mut names = vec![digest(self), digest(&ranked(self))];
+        if let Some(set) = &self.former_set {
+            let named = Self { set: set.clone(), ..self.clone() };
+            names.extend([named.hash(), digest(&named), digest(&ranked(&named))]);
+        }
+        names
     }
 
     /// Where what came of it lies among `runs`: it may have been done by an older build.
@@ -49,7 +52,7 @@ impl Settings {
         if ended(&home) {
             return home;
         }
-        self.former().map(|name| runs.join(name)).into_iter().find(ended).unwrap_or(home)
+        self.former().iter().map(|name| runs.join(name)).find(ended).unwrap_or(home)
     }
 }
 
@@ -224,7 +227,11 @@ mod tests {
         };
         let full = run("full+qlora", "");
         let ranked = Settings { rank: Some(4), alpha: Some(8.0), ..full.clone() };
-        for (settings, older) in [(run("rslora+qlora", ""), run("rslora+qlora", "")), (full, ranked)] {
+        // From a plan that was called from its own folder.
+        let moved = Settings { former_set: Some("train".into()), ..run("lora", "") };
+        let then = Settings { set: "train".into(), ..moved.clone() };
+        let spelt = run("rslora+qlora", "");
+        for (settings, older) in [(spelt.clone(), spelt), (full, ranked), (moved, then)] {
             let (now, then) = (settings.hash(), digest(&older));
             assert_ne!(now, then);
             assert_eq!(settings.home(runs.path()), runs.path().join(&now), "where it is to lie");

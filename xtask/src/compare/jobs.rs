@@ -1,6 +1,6 @@
 //! Which runs a plan means.
 
-use super::plan::{NONE, Parts, Plan, is_full, split};
+use super::plan::{Data, NONE, Parts, Plan, is_full, split};
 use super::run::{Federation, Fingerprint, Measure, Settings};
 use super::split::Parts as Split;
 use anyhow::Result;
@@ -32,6 +32,7 @@ impl Grid<'_> {
             train: files.train.clone(),
             held_out: files.held_out.clone(),
             set: set.to_owned(),
+            former_set: plan.data.iter().find(|data| data.name() == set).and_then(Data::former_name),
             variant: NONE.into(),
             start: None,
             rank: None,

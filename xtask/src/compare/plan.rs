@@ -168,6 +168,13 @@ impl Data {
         };
         part.map_or_else(|| "data".into(), |name| name.to_string_lossy().into_owned())
     }
+
+    /// What older builds called it where the plan was called from its own folder, if that is something else.
+    pub(crate) fn former_name(&self) -> Option<String> {
+        let Self::Given { train, .. } = self else { return None };
+        let name = train.file_stem()?.to_string_lossy().into_owned();
+        (name != self.name()).then_some(name)
+    }
 }
 
 impl Plan {
@@ -175,7 +182,7 @@ impl Plan {
     pub(crate) fn read(path: &Path) -> Result<(Self, String)> {
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         let mut plan = Self::parse(&text).with_context(|| path.display().to_string())?;
-        plan.under(path.parent().unwrap_or(Path::new("")));
+        plan.under(&home(path)?);
         Ok((plan, text))
     }
 
@@ -324,6 +331,12 @@ fn twice_in<T: Ord + std::fmt::Display>(list: &str, items: &[T], refuse: &mut im
     for item in items {
         refuse(!seen.insert(item), format!("{list}: {item} is there twice"));
     }
+}
+
+/// The folder of a plan, from wherever it is called: a set may be named after it.
+pub(crate) fn home(path: &Path) -> Result<PathBuf> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::canonicalize(folder).with_context(|| folder.display().to_string())
 }
 
 /// One error that lists all of them.

@@ -1,13 +1,30 @@
 //! What a plan is refused for.
 
-use super::plan::{DEFAULT, Plan};
+use super::plan::{DEFAULT, Plan, home};
 use std::fs;
+use std::path::Path;
 
 #[test]
 fn the_default_plan_is_sound() {
     let mut plan = Plan::parse(DEFAULT).unwrap();
     plan.under(crate::sh::root());
     assert_eq!(plan.faults(), Vec::<String>::new());
+}
+
+/// A set of two files has the name of its folder, and a run that of its set.
+#[test]
+fn a_plan_is_one_from_wherever_it_is_called() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("news");
+    fs::create_dir_all(folder.join("below")).unwrap();
+    let text = "name = 'x'\ndata = [{ train = 'train.jsonl', held_out = 'heldout.jsonl' }]\nvariants = ['lora']\nranks = [8]\n\
+                learning_rates = [1e-3]\nseeds = [1]";
+    fs::write(folder.join("p.toml"), text).unwrap();
+    let [a, b] = ["p.toml", "below/../p.toml"].map(|path| Plan::read(&folder.join(path)).unwrap().0);
+    assert_eq!((a.data[0].name(), b.data[0].name()), ("news".into(), "news".into()));
+    assert_eq!(a.data[0].train(), b.data[0].train());
+    assert_eq!(b.data[0].former_name().as_deref(), Some("train"));
+    assert_eq!(home(Path::new("p.toml")).unwrap(), fs::canonicalize(".").unwrap());
 }
 
 #[test]

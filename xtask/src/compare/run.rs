@@ -17,6 +17,9 @@ pub(crate) struct Settings {
     pub(crate) train: Fingerprint,
     pub(crate) held_out: Fingerprint,
     pub(crate) set: String,
+    /// Older builds may have called it so.
+    #[serde(skip)]
+    pub(crate) former_set: Option<String>,
     /// As in `lora train`, or [`NONE`].
     pub(crate) variant: String,
     /// LoftQ, ... by `lora init`.
