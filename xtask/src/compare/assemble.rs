@@ -124,8 +124,8 @@ fn one_set(part: &Parts, groups: &[&Group]) -> (Set, Vec<Cell>) {
 fn pairs(groups: &[&Group]) -> Vec<Pair> {
     let mut pairs = Vec::new();
     for theirs in groups.iter().filter(|g| g.settings.peer.is_some()) {
-        let alike =
-            |s: &Settings| Settings { seed: None, peer: None, measure: theirs.settings.measure, ..s.clone() };
+        let measure = theirs.settings.measure;
+        let alike = |s: &Settings| Settings { seed: None, peer: None, general: None, measure, ..s.clone() };
         let ours = |g: &&&Group| g.settings.peer.is_none() && alike(&g.settings) == alike(&theirs.settings);
         let Some(ours) = groups.iter().find(ours) else { continue };
         let mut both: Vec<(&Read, &Read)> = Vec::new();

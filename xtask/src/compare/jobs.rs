@@ -14,6 +14,8 @@ pub(crate) struct Grid<'a> {
     pub(crate) model: Fingerprint,
     /// Name and files, set by set.
     pub(crate) sets: Vec<(String, Files)>,
+    /// The texts that forgetting is measured on (`run::general`).
+    pub(crate) general: Option<String>,
 }
 
 /// A run, and the run of ours that a peer repeats.
@@ -49,6 +51,7 @@ impl Grid<'_> {
             layers: Vec::new(),
             federation: None,
             measure: Measure { generate: plan.generate, general: true, merge: false, trace: false },
+            general: self.general.clone(),
             peer: None,
         }
     }
@@ -106,6 +109,7 @@ impl Grid<'_> {
                     (settings.train, settings.held_out) = (set.1.fit.clone(), set.1.validation.clone());
                     settings.measure =
                         Measure { generate: false, general: false, merge: false, trace: false };
+                    settings.general = None;
                     jobs.push(Job { settings, ours: None });
                 }
             }
@@ -142,7 +146,8 @@ impl Grid<'_> {
                         let ours = settings.clone();
                         jobs.push(Job { settings, ours: None });
                         if beside {
-                            let peer = Settings { peer: Some("peft".into()), ..ours.clone() };
+                            // It measures no forgetting.
+                            let peer = Settings { peer: Some("peft".into()), general: None, ..ours.clone() };
                             jobs.push(Job { settings: peer, ours: Some(ours) });
                         }
                     }
@@ -194,7 +199,32 @@ pub(crate) mod tests {
             }
         };
         let sets = ["a", "b"].map(|set| (set.to_owned(), files(set))).into();
-        Grid { plan, program: "lora 0".into(), model: file("model"), sets }
+        Grid { plan, program: "lora 0".into(), model: file("model"), sets, general: None }
+    }
+
+    /// A floor on some texts and a method on others would give a forgetting of neither.
+    #[test]
+    fn other_texts_are_other_runs_where_forgetting_is_measured() {
+        let plan = plan(
+            "variants = ['lora']\nranks = [8]\nlearning_rates = [1e-3, 1e-4]\nseeds = [1]\npeers = ['lora']",
+        );
+        let hashes = |general: Option<&str>| {
+            let grid = Grid { general: general.map(str::to_owned), ..grid(&plan) };
+            let of = |jobs: Vec<Job>| jobs.iter().map(|job| job.settings.hash()).collect::<Vec<_>>();
+            [of(grid.floors()), of(grid.tuning()), of(grid.grid(|_, _| 1e-3))]
+        };
+        let ([floors, tuning, runs], [other_floors, other_tuning, others]) =
+            (hashes(None), hashes(Some("of others")));
+        assert!(floors.iter().zip(&other_floors).all(|(a, b)| a != b));
+        assert_eq!(tuning, other_tuning);
+        for (nth, (a, b)) in runs.iter().zip(&others).enumerate() {
+            assert_eq!(a == b, nth % 2 == 1, "the peer's stands behind ours");
+        }
+        // Runs that name no texts were measured on these.
+        let file = crate::sh::root().join("xtask/data/general.jsonl");
+        assert_eq!(super::super::run::general(&file).unwrap(), None);
+        let changed = tempfile::NamedTempFile::new().unwrap();
+        assert!(super::super::run::general(changed.path()).unwrap().is_some());
     }
 
     /// Two alphas that are one at a rank are one run.

@@ -125,8 +125,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     plan::refuse(&foresee::faults(&plan, &parts, &lora, &model)?)?;
     let sets = parts.iter().map(|p| Ok((p.name.clone(), Files::of(p)?))).collect::<Result<Vec<_>>>()?;
     let program = sh::capture(sh::ours(&lora).arg("--version"))?.trim().to_owned();
-    let grid = Grid { plan: &plan, program, model: Fingerprint::of(&model)?, sets };
     let general = sh::root().join("xtask/data/general.jsonl");
+    let texts = run::general(&general)?;
+    let grid = Grid { plan: &plan, program, model: Fingerprint::of(&model)?, sets, general: texts };
     let threads = threads(args.jobs);
     let (plain, build) = (ours.plain.clone(), ours.build.clone());
     let mut runner = Runner { lora, plain, build, threads, runs, general, python: None };

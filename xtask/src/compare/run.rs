@@ -42,6 +42,9 @@ pub(crate) struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) federation: Option<Federation>,
     pub(crate) measure: Measure,
+    /// The texts that forgetting is measured on, as [`general`] tells them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) general: Option<String>,
     /// Trained by the peer, from the trace of our run with the same settings.
     pub(crate) peer: Option<String>,
 }
@@ -100,6 +103,15 @@ impl Fingerprint {
     fn text(&self) -> String {
         self.path.display().to_string()
     }
+}
+
+/// The texts of the runs that name none; other texts have another hash, and this stays what it is.
+const FIRST_TEXTS: &str = "23df3b4e77568f4a";
+
+/// By what the texts that forgetting is measured on are known; none: those that runs which name none were measured on.
+pub(crate) fn general(texts: &Path) -> Result<Option<String>> {
+    let found = Fingerprint::of(texts)?.sha256;
+    Ok((found != FIRST_TEXTS).then_some(found))
 }
 
 /// In a traced run's folder: the start and the batches, and what a peer is asked, written last of what it needs.
