@@ -53,6 +53,24 @@ impl Difference {
         self.interval_by(RESAMPLES)
     }
 
+    /// How far the mean is off in a resample: over all that there are, not over those that were drawn.
+    fn deviation(&self) -> f64 {
+        let (seeds, rows) = (self.each.len() as f64, self.each[0].len() as f64);
+        // What the square of the drawn seeds' mean comes to, of the square of their sum and the sum of their squares.
+        let square = |of_sum: f64, of_each: f64| ((1.0 - 1.0 / seeds) * of_sum + of_each) / (seeds * seeds);
+        let sum = |row: usize| self.each.iter().map(|seed| i64::from(seed[row])).sum::<i64>();
+        let of_sums: i64 = (0..self.each[0].len()).map(|row| sum(row).pow(2)).sum();
+        let of_each: i64 = self.each.iter().flatten().map(|d| i64::from(*d).pow(2)).sum();
+        let mean = |seed: &Vec<i8>| seed.iter().map(|d| i64::from(*d)).sum::<i64>() as f64 / rows;
+        let means: Vec<f64> = self.each.iter().map(mean).collect();
+        let squares: f64 = means.iter().map(|mean| mean * mean).sum();
+        let off: f64 = means.iter().map(|mean| (mean - self.mean).powi(2)).sum();
+        // What the rows do once the seeds are drawn, and what the seeds do.
+        let of_rows = square(of_sums as f64, of_each as f64) / rows;
+        let by_rows = (of_rows - square((seeds * self.mean).powi(2), squares)) / rows;
+        (by_rows + off / (seeds * seeds)).max(0.0).sqrt()
+    }
+
     fn interval_by(&self, resamples: usize) -> Interval {
         let mut drawn = resampled(std::slice::from_ref(self), resamples).remove(0);
         let (low, high) = (quantile(&mut drawn, 0.025), quantile(&mut drawn, 0.975));
@@ -90,9 +108,8 @@ fn together_by(all: &[Difference], resamples: usize) -> Vec<Interval> {
     for (off, d) in off.iter_mut().zip(all) {
         off.iter_mut().for_each(|x| *x -= d.mean);
     }
-    let nothing = vec![0.0; resamples];
-    off.push(nothing.clone());
-    let mut largest = nothing.clone();
+    let mut largest = vec![0.0; resamples];
+    off.push(largest.clone());
     for (i, a) in off.iter().enumerate() {
         for b in &off[..i] {
             let deviation = deviation(a, b);
@@ -103,11 +120,11 @@ fn together_by(all: &[Difference], resamples: usize) -> Vec<Interval> {
         }
     }
     let reach = quantile(&mut largest, 0.95);
-    let interval = |(d, off): (&Difference, &Vec<f64>)| {
-        let width = reach * deviation(off, &nothing);
+    let interval = |d: &Difference| {
+        let width = reach * d.deviation();
         Interval { mean: d.mean, low: d.mean - width, high: d.mean + width, seeds: d.each.len() }
     };
-    all.iter().zip(&off).map(interval).collect()
+    all.iter().map(interval).collect()
 }
 
 /// As in `resample.rs`, loops without iterators: both are gone through for each two methods.
@@ -166,6 +183,18 @@ mod tests {
         let some = [(0..100).map(|row| row % 10 < 3).collect::<Vec<_>>()];
         let d = Difference::of(&some, &[vec![false; 100]]).unwrap();
         assert_eq!(d.interval(), Interval { mean: 0.3, low: 0.21, high: 0.39, seeds: 1 });
+    }
+
+    #[test]
+    fn deviations_are_those_of_many_resamples() {
+        for seeds in [1, 2, 3, 5] {
+            let (a, b) = (answers(0.8, seeds, 60, 1), answers(0.5, seeds, 60, 2));
+            let d = Difference::of(&a, &b).unwrap();
+            let drawn = resampled(std::slice::from_ref(&d), 20_000).remove(0);
+            let squares: f64 = drawn.iter().map(|mean| (mean - d.mean).powi(2)).sum();
+            let found = (squares / 20_000.0).sqrt();
+            assert!((d.deviation() / found - 1.0).abs() < 0.03, "{seeds}: {} {found}", d.deviation());
+        }
     }
 
     #[test]
