@@ -26,6 +26,7 @@ fn runner<'a>(args: &'a Args, home: &Path) -> Runner<'a> {
         validation: home.join("validation"),
         train_rows: 1,
         held_out_rows: 1,
+        common: 0,
     };
     Runner {
         args,
