@@ -178,6 +178,19 @@ fn several_texts_are_drawn_each_by_its_own_odds() {
     }
 }
 
+/// In f32 such numbers are 0: the temperature divided 0 by it, the sum kept no token.
+#[test]
+fn numbers_next_to_nothing_take_the_likeliest() {
+    let _one = RANDOM.lock();
+    let model = model(Kind::Float, "llama3");
+    let likeliest = generate(&model, &[5, 6, 7], 8, &[], Sampling::Greedy, |_| true).unwrap();
+    for (temperature, top_p) in [(1e-50, 1.0), (1.0, 1e-300), (1e-300, 1e-50), (f64::MIN_POSITIVE, 0.5)] {
+        let sampling = Sampling::Random { temperature, top_k: 0, top_p };
+        let drawn = generate(&model, &[5, 6, 7], 8, &[], sampling, |_| true).unwrap();
+        assert_eq!(drawn, likeliest, "{temperature} {top_p}");
+    }
+}
+
 #[test]
 fn texts_that_do_not_go_on_are_refused() {
     let model = model(Kind::Float, "llama3");

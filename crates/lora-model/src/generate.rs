@@ -162,6 +162,8 @@ fn choose(logits: &Tensor, sampling: Sampling) -> Result<Vec<i64>> {
         Vec::try_from(t.reshape([-1])).map_err(|e: tch::TchError| Error::internal(e.to_string()))
     };
     let Sampling::Random { temperature, top_k, top_p } = sampling else { return numbers(&likeliest) };
+    // The sums are in f32, in which neither may be 0.
+    let [temperature, top_p] = [temperature, top_p].map(|x| x.max(f64::from(f32::MIN_POSITIVE)));
     // Of the likeliest it is 0, whatever the temperature.
     let mut logits = (logits - most) / temperature;
     if top_k > 0 && top_k < logits.size()[1] {
