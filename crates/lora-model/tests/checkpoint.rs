@@ -212,6 +212,50 @@ fn shards_are_one_checkpoint_in_any_type() {
     assert_eq!(bits(&again), words(&f32s));
 }
 
+/// Bytes of `file` that are in memory by a mapping.
+#[cfg(target_os = "linux")]
+fn mapped(file: &Path) -> u64 {
+    let path = fs::canonicalize(file).unwrap();
+    let (mut sum, mut own) = (0, false);
+    for line in fs::read_to_string("/proc/self/smaps").unwrap().lines() {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("Rss:") if own => sum += 1024 * words.next().unwrap().parse::<u64>().unwrap(),
+            Some(first) if !first.ends_with(':') => own = line.ends_with(path.to_str().unwrap()),
+            _ => {}
+        }
+    }
+    sum
+}
+
+/// Neither what is looked at in a few places nor what becomes another type brings the mapped file into memory.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_is_not_kept_is_not_mapped() {
+    // More than one piece.
+    let n = (4 << 20) + 3;
+    let number = |i: usize| (i % 251) as f32 - 100.0;
+    let bytes: Vec<u8> = (0..n).flat_map(|i| ((number(i).to_bits() >> 16) as u16).to_le_bytes()).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("model.safetensors");
+    fs::write(dir.path().join("config.json"), CONFIG).unwrap();
+    fs::write(&file, safetensors(&[("a", "BF16", &[n], &bytes)])).unwrap();
+    let model = open(dir.path()).unwrap();
+    let places: Vec<i64> = (0..256).map(|i| i * (n as i64 - 1) / 255).collect();
+    let wanted: Vec<f32> = places.iter().map(|&place| number(place as usize)).collect();
+    assert_eq!(model.numbers_at("a", &places).unwrap(), wanted);
+    assert!(model.numbers_at("a", &[n as i64]).is_err() && model.numbers_at("a", &[-1]).is_err());
+    let all: Vec<f32> = (0..n).map(number).collect();
+    for tensor in
+        [model.load("a", Kind::Float), model.read("a", Kind::Float), model.read("a", Kind::BFloat16)]
+    {
+        assert!(Vec::<f32>::try_from(tensor.unwrap().to_kind(Kind::Float)).unwrap() == all);
+    }
+    assert_eq!(mapped(&file), 0);
+    let _kept = model.load("a", Kind::BFloat16).unwrap();
+    assert!(mapped(&file) > 0);
+}
+
 /// As in transformers a head that is not the embedding is tied to nothing, whatever the configuration says.
 #[test]
 fn a_tied_head_holds_the_embedding_or_is_none() {

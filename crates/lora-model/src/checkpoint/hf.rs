@@ -9,7 +9,7 @@ use serde_json::json;
 use tch::{Kind, Tensor};
 
 use super::packed::Packed;
-use super::safetensors::{Entry, Mapped, Unique, kind_of};
+use super::safetensors::{Entry, Get, Mapped, Unique, kind_of};
 use super::{Checkpoint, finite, no_such_tensor, numbers_at};
 use crate::ModelConfig;
 use crate::llama::HEAD;
@@ -105,14 +105,11 @@ impl HfCheckpoint {
         Some((shard, shard.tensors.get(name)?))
     }
 
-    /// The tensor in `kind`, got out of its file by `get`.
-    fn tensor(
-        &self,
-        name: &str,
-        kind: Kind,
-        get: fn(&Mapped, &Entry, Kind) -> Result<Tensor>,
-    ) -> Result<Tensor> {
-        if let Some(packed) = self.packed(name, kind)? {
+    /// The tensor in `kind`, got out of its file by `get` where it is stored so: what is made out of what is stored would
+    /// have the mapped file beside it.
+    fn tensor(&self, name: &str, kind: Kind, get: Get) -> Result<Tensor> {
+        if let Some(packed) = self.packed.get(name) {
+            let packed = packed.read(&self.shards, name, kind, Mapped::read)?;
             return finite(packed.dense(kind), kind).map_err(|e| e.at(name).at(self.dir.display()));
         }
         let (shard, entry) = self.entry(name).ok_or_else(|| no_such_tensor(name, &self.dir))?;
@@ -121,7 +118,12 @@ impl HfCheckpoint {
             let what = format!("weights of type {} (F64, F32, F16 and BF16 are read)", entry.dtype);
             place(Error::unsupported(what).hint("save the model in bf16 or f32"))
         })?;
-        get(shard, entry, stored).and_then(|t| finite(t, kind)).map_err(place)
+        let tensor = if stored == kind {
+            get(shard, entry, stored).and_then(|t| finite(t, kind))
+        } else {
+            shard.cast(entry, (stored, kind))
+        };
+        tensor.map_err(place)
     }
 }
 
@@ -169,14 +171,17 @@ impl Checkpoint for HfCheckpoint {
 
     fn numbers_at(&self, name: &str, places: &[i64]) -> Result<Vec<f32>> {
         match self.entry(name).and_then(|(shard, entry)| Some((shard, entry, kind_of(entry.dtype)?))) {
-            Some((shard, entry, kind)) => numbers_at(&shard.view(entry, kind)?, places),
+            Some((shard, entry, kind)) => {
+                let place = |e: Error| e.at(format!("{}, tensor `{name}`", shard.path.display()));
+                shard.numbers_at(entry, kind, places).map_err(place)
+            }
             // Packed, or of a type that is not read: that is told.
             None => numbers_at(&self.load(name, self.kind(name).unwrap_or(Kind::Float))?, places),
         }
     }
 
     fn packed(&self, name: &str, kind: Kind) -> Result<Option<Box<dyn BaseWeight>>> {
-        self.packed.get(name).map(|packed| packed.read(&self.shards, name, kind)).transpose()
+        self.packed.get(name).map(|packed| packed.read(&self.shards, name, kind, Mapped::view)).transpose()
     }
 
     fn prefers_packed(&self) -> bool {

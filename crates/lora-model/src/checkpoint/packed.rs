@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use lora_core::{BaseWeight, Error, Packing, Parts, Result};
 use tch::{Kind, Tensor};
 
-use super::safetensors::{Mapped, part_kind};
+use super::safetensors::{Get, Mapped, part_kind};
 
 /// A weight and where its parts are.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ impl Packed {
                 continue;
             }
             let part_names: Vec<&str> = parts.keys().copied().collect();
-            let load = |part: &str| load(shards, parts.get(part), &name, part);
+            let load = |part: &str| load(shards, parts.get(part), (name.as_str(), part), Mapped::view);
             let described = describe(&Parts { names: &part_names, load: &load }, packings)
                 .map_err(|e| e.at(place(shards, parts.get(""), &name)))?;
             if let Some((packing, (shape, kind))) = described {
@@ -49,10 +49,16 @@ impl Packed {
         Ok(found)
     }
 
-    /// The weight, on the CPU; `name` is its own.
-    pub(super) fn read(&self, shards: &[Mapped], name: &str, kind: Kind) -> Result<Box<dyn BaseWeight>> {
+    /// The weight, on the CPU, its parts got out of their files by `get`; `name` is its own.
+    pub(super) fn read(
+        &self,
+        shards: &[Mapped],
+        name: &str,
+        kind: Kind,
+        get: Get,
+    ) -> Result<Box<dyn BaseWeight>> {
         let names: Vec<&str> = self.parts.keys().map(String::as_str).collect();
-        let load = |part: &str| load(shards, self.parts.get(part), name, part);
+        let load = |part: &str| load(shards, self.parts.get(part), (name, part), get);
         let weight = self.packing.read(&Parts { names: &names, load: &load }, kind);
         weight.map_err(|e| e.at(place(shards, self.parts.get(""), name)))
     }
@@ -94,7 +100,7 @@ fn place(shards: &[Mapped], at: Option<&usize>, name: &str) -> String {
 }
 
 /// A part, from shard number `at`.
-fn load(shards: &[Mapped], at: Option<&usize>, name: &str, part: &str) -> Result<Tensor> {
+fn load(shards: &[Mapped], at: Option<&usize>, (name, part): (&str, &str), get: Get) -> Result<Tensor> {
     let found = at.and_then(|&at| {
         let shard = shards.get(at)?;
         Some((shard, shard.tensors.get(&full(name, part))?))
@@ -102,5 +108,5 @@ fn load(shards: &[Mapped], at: Option<&usize>, name: &str, part: &str) -> Result
     let (shard, entry) = found.ok_or_else(|| Error::data(format!("its `{part}` is missing")))?;
     let kind = part_kind(entry.dtype)
         .ok_or_else(|| Error::unsupported(format!("its `{part}` is of type {}", entry.dtype)))?;
-    shard.view(entry, kind)
+    get(shard, entry, kind)
 }

@@ -12,7 +12,7 @@ use lora_core::{Error, Result, is_plausible_header};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use tch::{Device, Kind, Tensor};
 
-use super::all_finite;
+use super::{all_finite, finite, numbers_at};
 
 /// The format's own limit.
 const MAX_HEADER: u64 = 100_000_000;
@@ -41,6 +41,9 @@ impl Entry {
         })
     }
 }
+
+/// A way to get a tensor out of its file as it is stored: [`Mapped::view`] or [`Mapped::read`].
+pub(super) type Get = fn(&Mapped, &Entry, Kind) -> Result<Tensor>;
 
 /// Numbers that are looked at together.
 const PIECE: i64 = 4 << 20;
@@ -90,6 +93,38 @@ impl Mapped {
             file.read_exact(bytes).map_err(io)?;
         }
         Ok(bytes.f_view_dtype(kind)?.f_view(&entry.shape[..])?)
+    }
+
+    /// The tensor, stored as `stored`, in another type, if all of it is finite there. Little more than the result is in
+    /// memory: what is cast is read by pieces, and of the mapping nothing is looked at.
+    pub(super) fn cast(&self, entry: &Entry, (stored, kind): (Kind, Kind)) -> Result<Tensor> {
+        let out = Tensor::f_empty(&entry.shape, (kind, Device::Cpu))?;
+        let (flat, mut at) = (out.f_view([-1])?, 0);
+        for piece in entry.pieces(stored, PIECE) {
+            let values = finite(self.read(&piece, stored)?, kind)?;
+            let n = values.numel() as i64;
+            flat.f_narrow(0, at, n)?.f_copy_(&values)?;
+            at += n;
+        }
+        Ok(out)
+    }
+
+    /// The tensor's numbers at these places, read one by one: a look through the mapping brings all that lies around them
+    /// into memory, to stay.
+    pub(super) fn numbers_at(&self, entry: &Entry, kind: Kind, places: &[i64]) -> Result<Vec<f32>> {
+        let Some(file) = &self.file else { return numbers_at(&self.view(entry, kind)?, places) };
+        let io = |e| Error::io("read", &self.path, e);
+        let size = kind.elt_size_in_bytes();
+        let mut bytes = Tensor::f_empty([(places.len() * size) as i64], (Kind::Uint8, Device::Cpu))?;
+        let mut file = file.try_clone().map_err(io)?;
+        let numbers = tch_ext::elements_mut::<u8>(&mut bytes).unwrap_or_default().chunks_exact_mut(size);
+        for (number, &place) in numbers.zip(places) {
+            let at = place.checked_mul(size as i64).filter(|at| (0..entry.nbytes).contains(at));
+            let at = at.ok_or_else(|| Error::usage(format!("there is no number {place}")))?;
+            file.seek(SeekFrom::Start((entry.start + at).unsigned_abs())).map_err(io)?;
+            file.read_exact(number).map_err(io)?;
+        }
+        Ok(Vec::try_from(bytes.f_view_dtype(kind)?.f_to_kind(Kind::Float)?)?)
     }
 
     /// Whether all of the tensor is finite, without the mapping: of a large embedding that is only mapped, no more is
