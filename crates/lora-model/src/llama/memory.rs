@@ -32,6 +32,13 @@ impl StepSize {
         Self { tokens, keys: keys_worked_on(pieces), supervised, recompute: 0 }
     }
 
+    /// So many texts of `length` tokens, all of them supervised: as [`of_pieces`](Self::of_pieces) has them, without a list.
+    pub fn of_texts(count: usize, length: i64) -> Self {
+        let count = count as i64;
+        let Self { tokens, keys, supervised, .. } = Self::of_pieces(&Piece::texts(&[length]), length);
+        Self { tokens: count * tokens, keys: count * keys, supervised: count * supervised, recompute: 0 }
+    }
+
     /// The larger of each.
     #[must_use]
     pub fn most(self, other: Self) -> Self {
@@ -180,6 +187,22 @@ impl Size<'_> {
             kept,
             backward: most,
             copies: qkv.copies + o.copies + gate_up.copies + down.copies,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_one_length_are_as_their_pieces() {
+        for count in [0, 1, 2, 7] {
+            for length in [0, 1, 63, 64, 65, 1000] {
+                let pieces = Piece::texts(&vec![length; count]);
+                let listed = StepSize::of_pieces(&pieces, count as i64 * length);
+                assert_eq!(StepSize::of_texts(count, length), listed, "{count} x {length}");
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lora_model::{Piece, StepSize};
+use lora_model::StepSize;
 
 use super::{Plan, Planner};
 use crate::batches::{Batches, size_of};
@@ -69,8 +69,7 @@ impl Load {
         let texts = (config.batch_size * config.accumulate) as f64;
         let tokens = texts * length as f64;
         let work = Work { tokens, positions: tokens, supervised: tokens, squares: tokens * length as f64 };
-        let size = |n: usize| StepSize::of_pieces(&Piece::texts(&vec![length; n]), n as i64 * length);
-        let pass = |n: usize| (n, Passes { largest: size(n), work });
+        let pass = |n: usize| (n, Passes { largest: StepSize::of_texts(n, length), work });
         Self::new(divisors(config.batch_size).map(pass).collect(), config)
     }
 
