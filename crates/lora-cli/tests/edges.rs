@@ -113,6 +113,21 @@ fn the_rotary_base_is_written_in_both_spellings() {
     assert_eq!(config["rope_parameters"], scaled);
 }
 
+#[test]
+fn named_chat_templates_come_along() {
+    let bench = Bench::new();
+    let name = "additional_chat_templates/tool_use.jinja";
+    fs::create_dir(bench.path("model/additional_chat_templates")).unwrap();
+    bench.write(&format!("model/{name}"), "{{ tools }}");
+    bench.lora("train --model model --data data.jsonl --out out --rank 2 --max-steps 1 --dtype f32").ok();
+    let merge = "merge --model model --adapter out --out merged --dtype f32";
+    // It is the model's, and may be written over.
+    for merge in [merge.to_owned(), format!("{merge} --overwrite")] {
+        bench.lora(&merge).ok();
+        assert_eq!(fs::read_to_string(bench.path(&format!("merged/{name}"))).unwrap(), "{{ tools }}");
+    }
+}
+
 /// The default is narrower than many a base.
 #[test]
 fn a_merge_says_what_it_rounds() {

@@ -11,12 +11,12 @@ use tch::{Kind, Tensor};
 use crate::checkpoint::{Checkpoint, check_skip, stays_dense};
 use crate::llama::{HEAD, linear_names};
 use crate::shapes::EMBEDDING;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{TEMPLATES, Tokenizer, template_files};
 
 /// About the most that one file holds.
 const SHARD: u64 = 1 << 30;
 
-/// What an HF folder may hold beside its weights; copied as it is, and so is the licence.
+/// What an HF folder may hold beside its weights; copied as it is, and so are named chat templates and the licence.
 const COMPANIONS: [&str; 9] = [
     "added_tokens.json",
     "chat_template.jinja",
@@ -38,7 +38,10 @@ pub fn is_model_file(source: &Path, target: &Path) -> impl Fn(&Path) -> bool + u
         let name = path.to_string_lossy();
         let shard = name.strip_prefix("model-").is_some_and(|n| n.ends_with(".safetensors"));
         let same = || matches!((fs::read(&own), fs::read(&there)), (Ok(own), Ok(there)) if own == there);
+        let template =
+            path.parent() == Some(Path::new(TEMPLATES)) && path.extension().is_some_and(|end| end == "jinja");
         shard
+            || template
             || matches!(&*name, "config.json" | "model.safetensors" | "model.safetensors.index.json")
             || COMPANIONS.contains(&&*name)
             || name == LICENSE && same()
@@ -209,11 +212,11 @@ fn companions(checkpoint: &dyn Checkpoint, tokenizer: Option<&Tokenizer>, out: &
     if !checkpoint.source().is_dir() {
         return tokenizer.map_or(Ok(()), |tokenizer| tokenizer.save(out.path()));
     }
-    for name in COMPANIONS.into_iter().chain([LICENSE]) {
-        let from = checkpoint.source().join(name);
-        if from.is_file() {
-            out.write(name, fs::read(&from).map_err(|e| Error::io("read", &from, e))?)?;
-        }
+    let source = checkpoint.source();
+    let own = COMPANIONS.into_iter().chain([LICENSE]).map(|name| source.join(name));
+    for from in own.filter(|path| path.is_file()).chain(template_files(source)?) {
+        let name = from.strip_prefix(source).unwrap_or(&from);
+        out.write(name, fs::read(&from).map_err(|e| Error::io("read", &from, e))?)?;
     }
     Ok(())
 }

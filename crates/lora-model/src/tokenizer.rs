@@ -18,6 +18,7 @@ use tokenizers::{AddedToken, PostProcessorWrapper, Tokenizer as Inner};
 use crate::chat::ChatTemplate;
 use crate::gguf_tokenizer;
 
+pub(crate) use self::folder::{TEMPLATES, template_files};
 use self::seam::Seam;
 pub use self::stream::TextStream;
 
@@ -30,6 +31,8 @@ pub struct Tokenizer {
     eos: Vec<i64>,
     vocab_size: usize,
     chat: Option<ChatTemplate>,
+    /// For conversations with tools, if that is another one.
+    tool_use: Option<ChatTemplate>,
     /// Of a tokenizer that puts a blank before every text.
     seam: Option<Seam>,
     /// The contents of `tokenizer_config.json`, for [`Tokenizer::save`].
@@ -72,20 +75,33 @@ pub(crate) struct Parts {
     pub(crate) config: Map<String, Json>,
 }
 
+impl Parts {
+    /// A chat template with what it is given in transformers.
+    fn chat(&self, source: &str) -> Result<ChatTemplate> {
+        let text = |token: &Option<String>| token.clone().unwrap_or_default();
+        let template = ChatTemplate::new(source, &text(&self.bos), &text(&self.eos))?;
+        Ok(match &self.pad {
+            Some(pad) => template.with_variable("pad_token", Json::from(pad.as_str())),
+            None => template,
+        })
+    }
+}
+
 impl Tokenizer {
     /// Opens the tokenizer of a model: a folder in Hugging Face's layout (`tokenizer.json`,
-    /// `tokenizer_config.json`, `chat_template.jinja`, `generation_config.json`; only the first is required),
-    /// or a `.gguf` file.
+    /// `tokenizer_config.json`, `chat_template.jinja`, `additional_chat_templates`, `generation_config.json`; only the first is
+    /// required), or a `.gguf` file.
     ///
     /// # Errors
     /// Io, when a file cannot be read; data, when one is malformed; unsupported, for a GGUF vocabulary of a
     /// kind that this build does not know.
     pub fn open(model: &Path) -> Result<Self> {
-        let parts = if model.is_dir() { folder::read(model) } else { gguf_tokenizer::read(model) }?;
-        Self::from_parts(parts).map_err(|e| e.at(model.display()))
+        let (parts, tool_use) =
+            if model.is_dir() { folder::read(model)? } else { (gguf_tokenizer::read(model)?, None) };
+        Self::from_parts(parts, tool_use.as_deref()).map_err(|e| e.at(model.display()))
     }
 
-    pub(crate) fn from_parts(mut parts: Parts) -> Result<Self> {
+    pub(crate) fn from_parts(mut parts: Parts, tool_use: Option<&str>) -> Result<Self> {
         let inner = &mut parts.inner;
         // Lengths are the trainer's business; a padding length from a file could ask for any amount of memory.
         inner.with_padding(None);
@@ -94,7 +110,7 @@ impl Tokenizer {
             |text: &Option<String>| text.as_deref().and_then(|text| inner.token_to_id(text)).map(i64::from);
         let (bos, pad) = (id(&parts.bos), id(&parts.pad));
         let mut eos = Vec::new();
-        for id in id(&parts.eos).into_iter().chain(parts.more_eos) {
+        for id in id(&parts.eos).into_iter().chain(parts.more_eos.iter().copied()) {
             if !eos.contains(&id) {
                 eos.push(id);
             }
@@ -102,24 +118,10 @@ impl Tokenizer {
         let vocab = inner.get_vocab(true);
         let vocab_size = vocab.values().max().map_or(0, |&max| max as usize + 1);
         let seam = Seam::find(inner, &vocab);
-        let text = |token: &Option<String>| token.clone().unwrap_or_default();
-        let chat = parts.template.as_deref().map(|source| {
-            let template = ChatTemplate::new(source, &text(&parts.bos), &text(&parts.eos))?;
-            Ok::<_, Error>(match &parts.pad {
-                Some(pad) => template.with_variable("pad_token", Json::from(pad.as_str())),
-                None => template,
-            })
-        });
-        Ok(Self {
-            bos,
-            pad,
-            eos,
-            vocab_size,
-            chat: chat.transpose()?,
-            seam,
-            config: parts.config,
-            inner: parts.inner,
-        })
+        let chat = parts.template.as_deref().map(|source| parts.chat(source)).transpose()?;
+        let tool_use = tool_use.map(|source| parts.chat(source)).transpose()?;
+        let Parts { inner, config, .. } = parts;
+        Ok(Self { inner, bos, pad, eos, vocab_size, chat, tool_use, seam, config })
     }
 
     /// The ids of `text`. `add_special` adds what the tokenizer puts around a text (BOS, mostly); the text of a
@@ -207,8 +209,14 @@ impl Tokenizer {
         self.chat.as_ref()
     }
 
-    /// Writes `tokenizer.json`, `tokenizer_config.json` and, with a template, `chat_template.jinja` into `dir`,
-    /// such that transformers' `AutoTokenizer` loads them and gives the same ids.
+    /// The chat template for a conversation with these tools, null ones being none: a model may have one named `tool_use`.
+    pub fn chat_template_for(&self, tools: Option<&Json>) -> Option<&ChatTemplate> {
+        let given = tools.is_some_and(|tools| !tools.is_null());
+        self.tool_use.as_ref().filter(|_| given).or(self.chat.as_ref())
+    }
+
+    /// Writes `tokenizer.json`, `tokenizer_config.json` and, with templates, `chat_template.jinja` and that for tools into
+    /// `dir`, such that transformers' `AutoTokenizer` loads them and gives the same ids.
     ///
     /// # Errors
     /// Io, when a file cannot be written.
@@ -216,12 +224,17 @@ impl Tokenizer {
         let internal = |e: &dyn std::fmt::Display| Error::internal(e.to_string()).at("tokenizer");
         let tokenizer = self.inner.to_string(false).map_err(|e| internal(&e))?;
         let config = serde_json::to_string_pretty(&self.config).map_err(|e| internal(&e))?;
-        let template = self.chat.as_ref().map(|chat| ("chat_template.jinja", chat.source().to_owned()));
-        std::fs::create_dir_all(dir).map_err(|e| Error::io("create the folder", dir, e))?;
-        for (name, text) in
-            [("tokenizer.json", tokenizer), ("tokenizer_config.json", config)].into_iter().chain(template)
-        {
-            let path = dir.join(name);
+        let mut files =
+            vec![(dir.join("tokenizer.json"), tokenizer), (dir.join("tokenizer_config.json"), config)];
+        for (name, template) in [
+            ("chat_template.jinja".to_owned(), &self.chat),
+            (format!("{TEMPLATES}/tool_use.jinja"), &self.tool_use),
+        ] {
+            files.extend(template.iter().map(|template| (dir.join(&name), template.source().to_owned())));
+        }
+        for (path, text) in files {
+            let folder = path.parent().unwrap_or(dir);
+            std::fs::create_dir_all(folder).map_err(|e| Error::io("create the folder", folder, e))?;
             std::fs::write(&path, text).map_err(|e| Error::io("write", &path, e))?;
         }
         Ok(())

@@ -226,7 +226,7 @@ fn before<'a>(mut text: &'a str, ends: &[&str]) -> &'a str {
 
 /// The model's chat template, for one conversation.
 pub(crate) fn template(tokenizer: &Tokenizer, chat: &Conversation) -> Result<ChatTemplate> {
-    let mut template = tokenizer.chat_template().cloned().ok_or_else(|| {
+    let mut template = tokenizer.chat_template_for(chat.tools.as_ref()).cloned().ok_or_else(|| {
         Error::unsupported("the row has `messages`, but the model has no chat template")
             .hint("use `prompt` + `completion` rows, or add chat_template.jinja to the model's folder")
     })?;

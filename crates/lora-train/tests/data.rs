@@ -349,6 +349,26 @@ fn a_template_is_given_a_rows_tools() {
     }
 }
 
+/// And rendered by the template for tools, if there is one.
+#[test]
+fn a_row_with_tools_goes_by_the_template_for_tools() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("additional_chat_templates")).unwrap();
+    let path = dir.path().join("additional_chat_templates/tool_use.jinja");
+    std::fs::write(path, "tools {{ tools | length }}: {{ messages[0].content }}{{ eos_token }}").unwrap();
+    let tokenizer = with_template(dir.path(), "plain: {{ messages[0].content }}{{ eos_token }}");
+    let file = dir.path().join("rows.jsonl");
+    let text = |tools: Value| {
+        let row = json!({"messages": [{"role": "assistant", "content": "Yes."}], "tools": tools});
+        std::fs::write(&file, row.to_string()).unwrap();
+        let options = DataOptions { max_length: 100, long: Long::Refused };
+        let data = Dataset::read(&file, &tokenizer, options).unwrap();
+        tokenizer.decode(&data.samples[0].ids, false).unwrap()
+    };
+    assert_eq!(text(json!(null)), "plain: Yes.");
+    assert_eq!(text(json!([{"name": "f"}])), "tools 1: Yes.");
+}
+
 /// And what it sets of the template's variables.
 #[test]
 fn a_template_is_given_a_rows_variables() {

@@ -23,7 +23,7 @@ pub fn gguf(bytes: &[u8]) -> Result<Box<dyn Checkpoint>> {
 /// # Errors
 /// Those of [`Tokenizer::open`].
 pub fn gguf_tokenizer(bytes: &[u8]) -> Result<Tokenizer> {
-    Tokenizer::from_parts(gguf_tokenizer::of(&Gguf::from_bytes(bytes)?)?)
+    Tokenizer::from_parts(gguf_tokenizer::of(&Gguf::from_bytes(bytes)?)?, None)
 }
 
 /// A safetensors file as the weights of a model with this configuration.

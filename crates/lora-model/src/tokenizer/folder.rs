@@ -6,7 +6,7 @@
 //! in transformers 5 (5.23), which leaves `add_bos_token` and `add_eos_token` of `tokenizer_config.json` out where there is a
 //! `tokenizer.json`. transformers 4 obeyed them in Llama's classes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use lora_core::{Error, Result};
 use serde_json::{Map, Value as Json};
@@ -26,7 +26,11 @@ const NAMED: [&str; 7] =
 /// Lists of more of them: the first that holds any.
 const MORE: [&str; 2] = ["extra_special_tokens", "additional_special_tokens"];
 
-pub(super) fn read(dir: &Path) -> Result<Parts> {
+/// Where named chat templates lie, each in a file.
+pub(crate) const TEMPLATES: &str = "additional_chat_templates";
+
+/// And the chat template for conversations with tools, if that is another one.
+pub(super) fn read(dir: &Path) -> Result<(Parts, Option<String>)> {
     let path = dir.join("tokenizer.json");
     let bytes = std::fs::read(&path).map_err(|e| {
         let missing = e.kind() == std::io::ErrorKind::NotFound;
@@ -53,10 +57,11 @@ pub(super) fn read(dir: &Path) -> Result<Parts> {
         let settings = read_json(&dir.join(name))?.unwrap_or_default();
         more_eos.extend(eos_ids(&settings).map_err(|e| e.at(dir.join(name).display()))?);
     }
-    let template = read_template(dir, &config)?;
+    let [template, tool_use] = read_templates(dir, &config)?;
     // A base model's folder often has a template for chats, and as its end that of texts alone.
-    more_eos.extend(template.iter().flat_map(|source| ends_in_template(&inner, source)));
-    Ok(Parts { inner, bos, pad, eos, more_eos, template, config })
+    let both = template.iter().chain(&tool_use);
+    more_eos.extend(both.flat_map(|source| ends_in_template(&inner, source)));
+    Ok((Parts { inner, bos, pad, eos, more_eos, template, config }, tool_use))
 }
 
 /// A JSON object; `None` when there is no such file.
@@ -157,20 +162,42 @@ fn eos_ids(settings: &Map<String, Json>) -> Result<Vec<i64>> {
     ids.ok_or_else(|| Error::data("neither an id nor a list of ids").at("`eos_token_id`"))
 }
 
-/// The template file, or the configuration's `chat_template`: a text, or a list of named ones.
-fn read_template(dir: &Path, config: &Map<String, Json>) -> Result<Option<String>> {
-    let path = dir.join("chat_template.jinja");
-    match std::fs::read_to_string(&path) {
-        Ok(text) => return Ok(Some(text)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        Err(e) => return Err(Error::io("read the chat template", &path, e)),
+/// The chat template and the one for conversations with tools: of files, or else of the configuration, where there is a text or
+/// there are named ones.
+fn read_templates(dir: &Path, config: &Map<String, Json>) -> Result<[Option<String>; 2]> {
+    let (own, more) = (dir.join("chat_template.jinja"), template_files(dir)?);
+    if own.exists() || !more.is_empty() {
+        let read = |path: &PathBuf| {
+            std::fs::read_to_string(path).map_err(|e| Error::io("read the chat template", path, e))
+        };
+        let named = |name: &str| more.iter().find(|path| path.file_stem().is_some_and(|stem| stem == name));
+        let default = named("default").or(Some(&own).filter(|own| own.exists()));
+        return Ok([default.map(read).transpose()?, named("tool_use").map(read).transpose()?]);
     }
-    match config.get("chat_template") {
-        Some(Json::String(text)) => Ok(Some(text.clone())),
-        Some(Json::Array(named)) => {
-            let default = named.iter().find(|t| t.get("name").and_then(Json::as_str) == Some("default"));
-            Ok(default.and_then(|t| t.get("template")).and_then(Json::as_str).map(str::to_owned))
+    let named = |name: &str| match config.get("chat_template")? {
+        Json::String(text) if name == "default" => Some(text.as_str()),
+        Json::Array(named) => {
+            let own = |template: &&Json| template.get("name").and_then(Json::as_str) == Some(name);
+            named.iter().find(own)?.get("template")?.as_str()
         }
-        _ => Ok(None),
+        Json::Object(named) => named.get(name)?.as_str(),
+        _ => None,
+    };
+    Ok(["default", "tool_use"].map(|name| named(name).map(str::to_owned)))
+}
+
+/// The files of named chat templates in a model's folder.
+pub(crate) fn template_files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let folder = dir.join(TEMPLATES);
+    if !folder.is_dir() {
+        return Ok(Vec::new());
     }
+    let io = |e| Error::io("read", &folder, e);
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(&folder).map_err(io)? {
+        files.push(entry.map_err(io)?.path());
+    }
+    files.retain(|path| path.extension().is_some_and(|end| end == "jinja") && path.is_file());
+    files.sort();
+    Ok(files)
 }

@@ -107,6 +107,44 @@ fn a_configuration_may_name_tokens_that_are_nowhere_else() {
     assert_eq!(tokenizer.encode("<e1><unk>", false).unwrap(), [463, 462]);
 }
 
+/// As in transformers 5 (5.23): templates are files, or else in the configuration, and `tool_use` is for conversations with
+/// tools.
+#[test]
+fn conversations_with_tools_have_a_template_of_their_own() {
+    let of = |tokenizer: &Tokenizer| {
+        let lists = [None, Some(json!(null)), Some(json!([])), Some(json!([{"name": "f"}]))];
+        lists.map(|tools| {
+            let template = tokenizer.chat_template_for(tools.as_ref());
+            template.map_or("none".to_owned(), |template| template.source().to_owned())
+        })
+    };
+    let listed = json!([{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]);
+    for templates in [listed.clone(), json!({"default": "D", "tool_use": "T"})] {
+        let tokenizer = beside(&[("tokenizer_config.json", json!({"chat_template": templates}))]);
+        assert_eq!(of(&tokenizer), ["D", "D", "T", "T"]);
+    }
+    assert_eq!(of(&beside(&[("tokenizer_config.json", json!({"chat_template": "S"}))])), ["S"; 4]);
+
+    let dir = tempfile::tempdir().unwrap();
+    let put = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+    fs::copy(data("smollm/tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
+    put("tokenizer_config.json", &json!({"chat_template": listed}).to_string());
+    fs::create_dir(dir.path().join("additional_chat_templates")).unwrap();
+    put("additional_chat_templates/tool_use.jinja", "<|im_end|>");
+    put("additional_chat_templates/notes.txt", "none");
+    // What the configuration has is then not asked.
+    let tokenizer = Tokenizer::open(dir.path()).unwrap();
+    assert_eq!(of(&tokenizer), ["none", "none", "<|im_end|>", "<|im_end|>"]);
+    assert_eq!(tokenizer.eos_ids(), [2]);
+    put("chat_template.jinja", "F");
+    let tokenizer = Tokenizer::open(dir.path()).unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    tokenizer.save(copy.path()).unwrap();
+    for tokenizer in [tokenizer, Tokenizer::open(copy.path()).unwrap()] {
+        assert_eq!(of(&tokenizer), ["F", "F", "<|im_end|>", "<|im_end|>"]);
+    }
+}
+
 /// The old file of special tokens goes before a configuration without a list of added tokens; beside one with such a list it is
 /// not read.
 #[test]
