@@ -27,6 +27,7 @@ mod linears;
 mod low_rank;
 mod pairs;
 mod projection;
+mod python;
 mod recipe;
 mod start;
 mod storage;
@@ -50,6 +51,7 @@ pub use linears::{
 };
 pub use low_rank::LowRank;
 pub use projection::{Held, Input, LayerSize, each_text, project, project_onto};
+pub use python::python_repr;
 pub use recipe::{DENSE, LORA, LayerSpec, NewStorage, Part, Recipe, Scaling, Top, Update, Variant};
 pub use start::{Start, Started};
 pub use storage::{AsIs, Packing, Parts, Storage};

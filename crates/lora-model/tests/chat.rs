@@ -223,11 +223,33 @@ fn tojson_writes_as_python() {
         show("(ensure_ascii=true, sort_keys=true)", json!({"b": "é😀", "a": 1})),
         r#"{"a": 1, "b": "\u00e9\ud83d\ude00"}"#
     );
+    assert_eq!(
+        show("", json!([1e-5, 1e-7, -1e16, 1e23, 1e5, 0.0001, u64::MAX])),
+        "[1e-05, 1e-07, -1e+16, 1e+23, 100000.0, 0.0001, 18446744073709551615]"
+    );
     assert_eq!(show("(separators=[',', ':'])", json!({"b": [1, 2]})), r#"{"b":[1,2]}"#);
     assert_eq!(
         show("(indent=2)", json!({"b": [1, {"c": 2}], "d": {}})),
         "{\n  \"b\": [\n    1,\n    {\n      \"c\": 2\n    }\n  ],\n  \"d\": {}\n}"
     );
+}
+
+/// As `str` of Python 3.11 has them.
+#[test]
+fn numbers_are_printed_as_python_prints_them() {
+    for (value, text) in [
+        (json!(1e16), "1e+16"),
+        (json!(-1.5e-7), "-1.5e-07"),
+        (json!(0.1), "0.1"),
+        (json!(2.0), "2.0"),
+        (json!(3), "3"),
+        (json!(null), "None"),
+        (json!("1e16"), "1e16"),
+    ] {
+        let template = ChatTemplate::new("{{ value }}", "", "").unwrap().with_variable("value", value);
+        assert_eq!(template.render(&[], false).unwrap(), text);
+    }
+    assert_eq!(ChatTemplate::new("{{ 1e16 }}", "", "").unwrap().render(&[], false).unwrap(), "1e+16");
 }
 
 fn fails(source: &str) -> Error {

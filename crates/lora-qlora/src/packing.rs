@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use lora_core::{BaseWeight, Error, Packing, Parts, Result};
+use lora_core::{BaseWeight, Error, Packing, Parts, Result, python_repr};
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 use tch_ext::elements;
@@ -151,7 +151,7 @@ pub(crate) fn parts(weight: &FourBit) -> Vec<(String, Tensor)> {
             add("absmax", here(&nested.codes));
             add("nested_absmax", here(&nested.absmax));
             add("nested_quant_map", Tensor::from_slice(&nested.map[..]));
-            let offset = python(nested.offset.double_value(&[]));
+            let offset = python_repr(nested.offset.double_value(&[]));
             state += &format!(
                 ", \"nested_blocksize\": {NEST}, \"nested_dtype\": \"float32\", \"nested_offset\": {offset}"
             );
@@ -161,22 +161,6 @@ pub(crate) fn parts(weight: &FourBit) -> Vec<(String, Tensor)> {
     add("quant_map", Tensor::from_slice(&weight.book));
     add(&format!("{STATE}{name}"), Tensor::from_slice(state.as_bytes()));
     parts
-}
-
-/// A number as Python's `repr` has it: the shortest digits that are this number, of two such the even ones; an
-/// exponent of at least two digits below 1e-4 and from 1e16 on.
-fn python(x: f64) -> String {
-    let decimals = |text: &str| text.split(['.', 'e']).nth(1).map_or(0, str::len);
-    if x == 0.0 || (1e-4..1e16).contains(&x.abs()) {
-        let shortest = format!("{x:?}");
-        return format!("{x:.*}", decimals(&shortest));
-    }
-    let shortest = format!("{x:e}");
-    let (digits, exponent) = shortest.split_once('e').unwrap_or((&shortest, "0"));
-    let even = format!("{x:.*e}", if digits.contains('.') { decimals(digits) } else { 0 });
-    let digits = even.split('e').next().unwrap_or(digits);
-    let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |e| ('-', e));
-    format!("{digits}e{sign}{exponent:0>2}")
 }
 
 fn fault(what: String) -> Error {
@@ -214,24 +198,4 @@ fn bytes(t: Tensor) -> Result<Tensor> {
 fn padded(packed: Tensor, len: usize) -> Tensor {
     let short = len - packed.numel();
     if short == 0 { packed } else { packed.constant_pad_nd([0, short as i64]) }
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn numbers_are_written_as_python_writes_them() {
-        for (x, text) in [
-            (2.56182861328125, "2.56182861328125"),
-            (234.499_786_376_953_12, "234.49978637695312"),
-            (1.0, "1.0"),
-            (0.0, "0.0"),
-            (1e-5, "1e-05"),
-            (0.00012345, "0.00012345"),
-            (1.5e-7, "1.5e-07"),
-            (2.5e16, "2.5e+16"),
-            (1e300, "1e+300"),
-        ] {
-            assert_eq!(super::python(x), text);
-        }
-    }
 }

@@ -3,10 +3,10 @@
 use std::error::Error as StdError;
 use std::fmt;
 
-use lora_core::{Error, Result};
+use lora_core::{Error, Result, python_repr};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
-use minijinja::{AutoEscape, Environment, Error as JinjaError, ErrorKind, State, Value};
+use minijinja::{AutoEscape, Environment, Error as JinjaError, ErrorKind, State, Value, escape_formatter};
 use time::format_description::parse_strftime_owned;
 use time::{OffsetDateTime, UtcOffset};
 
@@ -23,7 +23,16 @@ pub(super) fn environment() -> Result<Environment<'static>> {
     env.set_unknown_method_callback(call_method);
     env.add_function("raise_exception", raise_exception);
     env.add_filter("tojson", json::to_json);
+    env.set_formatter(|out, state, value| match float(value) {
+        Some(x) => out.write_str(&python_repr(x)).map_err(JinjaError::from),
+        None => escape_formatter(out, state, value),
+    });
     Ok(env)
+}
+
+/// A number that is a float to Python.
+pub(super) fn float(value: &Value) -> Option<f64> {
+    if value.is_number() && !value.is_integer() { f64::try_from(value.clone()).ok() } else { None }
 }
 
 /// The text a template refused the conversation with.

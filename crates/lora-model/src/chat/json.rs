@@ -1,9 +1,10 @@
 //! The `tojson` filter: `json.dumps` as transformers sets it up.
 
+use lora_core::python_repr;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error as JinjaError, ErrorKind, State, Value};
 
-use super::environment::JinjaResult;
+use super::environment::{JinjaResult, float};
 
 /// Deeper than any tool description, and far from the end of the stack.
 const MAX_DEPTH: usize = 100;
@@ -105,7 +106,12 @@ impl Writer<'_> {
     }
 
     fn scalar(&mut self, value: &Value) -> JinjaResult<()> {
-        let json = serde_json::to_string(value).map_err(|e| bad(&e.to_string()))?;
+        let json = match float(value) {
+            Some(x) if x.is_nan() => "NaN".to_owned(),
+            Some(x) if x.is_infinite() => format!("{}Infinity", if x < 0.0 { "-" } else { "" }),
+            Some(x) => python_repr(x),
+            None => serde_json::to_string(value).map_err(|e| bad(&e.to_string()))?,
+        };
         self.state.consume_fuel(json.len() as u64 / 16)?;
         for c in json.chars() {
             if c.is_ascii() || !self.ascii {
