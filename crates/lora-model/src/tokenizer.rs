@@ -76,14 +76,12 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
-    /// A chat template with what it is given in transformers.
+    /// A chat template with what it is given in transformers: the texts of the special tokens that have a name.
     fn chat(&self, source: &str) -> Result<ChatTemplate> {
         let text = |token: &Option<String>| token.clone().unwrap_or_default();
         let template = ChatTemplate::new(source, &text(&self.bos), &text(&self.eos))?;
-        Ok(match &self.pad {
-            Some(pad) => template.with_variable("pad_token", Json::from(pad.as_str())),
-            None => template,
-        })
+        let named = folder::named(&self.config);
+        Ok(named.fold(template, |template, (name, token)| template.with_variable(name, token.into())))
     }
 }
 

@@ -107,10 +107,8 @@ fn add_tokens(inner: &mut Inner, config: &Map<String, Json>) -> Result<()> {
 fn specials(inner: &Inner, config: &Map<String, Json>) -> Result<Vec<AddedToken>> {
     let named = NAMED.iter().filter_map(|name| token(config, name).transpose());
     let mut specials = named.collect::<Result<Vec<_>>>()?;
-    let own = config.iter().filter(|(name, _)| name.ends_with("_token") && !NAMED.contains(&name.as_str()));
-    let more = config.get(MORE[0]).and_then(Json::as_object).into_iter().flatten();
-    // Other settings end so, too: `add_bos_token`.
-    specials.extend(own.chain(more).filter_map(|(_, value)| Some(added(value)?.special(true))));
+    // The named ones are among them: what comes twice is added once.
+    specials.extend(with_names(config).map(|(_, token)| token.special(true)));
     let mut lists = MORE.iter().filter_map(|name| Some((name, config.get(*name)?.as_array()?)));
     if let Some((name, list)) = lists.find(|(_, list)| !list.is_empty()) {
         let bad = || Error::data("not a list of tokens").at(format!("`{name}`"));
@@ -120,6 +118,18 @@ fn specials(inner: &Inner, config: &Map<String, Json>) -> Result<Vec<AddedToken>
         specials.extend(listed.into_iter().filter(is_new));
     }
     Ok(specials)
+}
+
+/// What has the name of a token, and is one: other settings end so, too (`add_bos_token`).
+fn with_names(config: &Map<String, Json>) -> impl Iterator<Item = (&str, AddedToken)> {
+    let own = config.iter().filter(|(name, _)| name.ends_with("_token"));
+    let more = config.get(MORE[0]).and_then(Json::as_object).into_iter().flatten();
+    own.chain(more).filter_map(|(name, value)| Some((name.as_str(), added(value)?)))
+}
+
+/// The names of special tokens, and their texts.
+pub(super) fn named(config: &Map<String, Json>) -> impl Iterator<Item = (&str, String)> {
+    with_names(config).map(|(name, token)| (name, token.content))
 }
 
 /// A special token by its name.

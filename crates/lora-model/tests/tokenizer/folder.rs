@@ -107,6 +107,19 @@ fn a_configuration_may_name_tokens_that_are_nowhere_else() {
     assert_eq!(tokenizer.encode("<e1><unk>", false).unwrap(), [463, 462]);
 }
 
+/// As in transformers 5 (5.23).
+#[test]
+fn a_template_is_given_all_special_tokens_that_have_a_name() {
+    let extra = json!({"one": "<e1>"});
+    let config = json!({"unk_token": "<unk>", "sep_token": token("<sep>", false, true), "image_token": "<image>",
+        "pad_token": "<pad>", "cls_token": null, "add_bos_token": true, "extra_special_tokens": extra,
+        "chat_template": "{{ unk_token }}{{ sep_token }}{{ pad_token }}{{ image_token }}{{ one }}|\
+                          {{ cls_token is defined }}, {{ add_bos_token is defined }}"});
+    let tokenizer = beside(&[("tokenizer_config.json", config)]);
+    let text = tokenizer.chat_template().unwrap().render(&[], false).unwrap();
+    assert_eq!(text, "<unk><sep><pad><image><e1>|False, False");
+}
+
 /// As in transformers 5 (5.23): templates are files, or else in the configuration, and `tool_use` is for conversations with
 /// tools.
 #[test]
