@@ -23,8 +23,8 @@ pub use arena::{Arena, Norms};
 pub use batches::{Batch, Batches};
 pub use data::{DataOptions, Dataset, Long, Sample, read_ids};
 pub use eval::{
-    Answer, Choices, Classified, Evaluation, Question, answers, label_scores, labels_of, likeliest, macro_f1,
-    mean_loss, reference, summed_loss,
+    Answer, Choices, Classified, Evaluation, MOST_TOKENS, Question, answers, in_one_pass, label_scores,
+    labels_of, likeliest, macro_f1, mean_loss, reference, summed_loss,
 };
 pub use limit::{Work, matmul_rate, required_flops};
 pub use optim::{AdamW, AdamWConfig, CUDA_SOURCES};

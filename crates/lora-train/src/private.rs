@@ -130,6 +130,10 @@ impl Source for Drawn<'_> {
         expected as f64 / self.data.samples.len() as f64
     }
 
+    fn tokens_a_pass(&self) -> usize {
+        self.config.tokens_a_pass(&self.data.samples)
+    }
+
     /// The file of a run holds losses of rows, and what a ledger has seen is not done again.
     fn skip(&mut self, _: u64) -> Result<()> {
         match self.config.save {

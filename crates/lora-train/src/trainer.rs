@@ -10,8 +10,8 @@ use tch_ext::Region;
 
 use crate::arena::{Arena, Norms};
 use crate::batches::{Batch, Batches};
-use crate::data::Dataset;
-use crate::eval::mean_loss;
+use crate::data::{Dataset, Sample};
+use crate::eval::mean_loss_within;
 use crate::limit::Work;
 use crate::optim::{AdamW, AdamWConfig};
 use crate::recorder::Recorder;
@@ -130,6 +130,9 @@ pub(crate) trait Source {
     /// Passes over the data a step.
     fn epochs(&self) -> f64;
 
+    /// As [`TrainConfig::tokens_a_pass`].
+    fn tokens_a_pass(&self) -> usize;
+
     /// Leaves out the first so many steps, which are done.
     fn skip(&mut self, steps: u64) -> Result<()>;
 
@@ -205,7 +208,8 @@ pub(crate) fn run(
 
         let due = config.eval_every.is_some_and(|n| (step + 1) % n.max(1) == 0) || step + 1 == steps;
         if let (true, Some(held_out)) = (due, held_out) {
-            let loss = mean_loss(model, held_out, config.batch_size)?;
+            // What is planned is a step: what is read here is not to take more.
+            let loss = mean_loss_within(model, held_out, (config.batch_size, source.tokens_a_pass()))?;
             done.tally.eval_loss = Some(loss);
             each(&Event::Eval { step: step + 1, loss })?;
         }
@@ -252,6 +256,10 @@ impl Source for Shuffled<'_> {
 
     fn epochs(&self) -> f64 {
         1.0 / self.config.steps_an_epoch(self.data.samples.len()) as f64
+    }
+
+    fn tokens_a_pass(&self) -> usize {
+        self.config.tokens_a_pass(&self.data.samples)
     }
 
     fn skip(&mut self, steps: u64) -> Result<()> {
@@ -314,6 +322,12 @@ impl TrainConfig {
         self.batch_size.max(1).saturating_mul(self.accumulate.max(1))
     }
 
+    /// Tokens that a pass over some of these samples has in the mean: the largest has no fewer.
+    pub(crate) fn tokens_a_pass(&self, samples: &[Sample]) -> usize {
+        let tokens: usize = samples.iter().map(|sample| sample.ids.len()).sum();
+        tokens / samples.len().div_ceil(self.batch_size.max(1)).max(1)
+    }
+
     /// Optimiser steps in a pass over so many samples; the last of them may be of fewer.
     pub fn steps_an_epoch(&self, samples: usize) -> u64 {
         samples.div_ceil(self.texts()) as u64
@@ -356,5 +370,23 @@ impl TrainConfig {
             return Ok(());
         }
         Err(Error::faults(ErrorKind::Usage, "these settings cannot train", faults))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_pass_has_no_fewer_tokens_than_the_mean() {
+        let sample = |length: usize| Sample { ids: vec![1; length], labels: vec![1; length], line: 1 };
+        let samples: Vec<_> = [8, 100, 8, 8, 50].map(sample).into();
+        for (batch_size, tokens) in [(1, 34), (2, 58), (4, 87), (5, 174), (9, 174)] {
+            let config = TrainConfig { batch_size, ..TrainConfig::default() };
+            assert_eq!(config.tokens_a_pass(&samples), tokens);
+            let drawn = Batches::new(&samples, batch_size, 1).next_step(samples.len());
+            let largest = drawn.iter().map(|pass| pass.iter().map(|s| s.ids.len()).sum::<usize>()).max();
+            assert!(largest >= Some(tokens), "{batch_size}");
+        }
     }
 }

@@ -5,7 +5,8 @@ use std::io::Write;
 use anyhow::Result;
 use lora::model::Tokenizer;
 use lora::train::{
-    Answer, Choices, Dataset, Question, Row, Sample, answers, label_scores, likeliest, reference, summed_loss,
+    Answer, Choices, Dataset, MOST_TOKENS, Question, Row, Sample, answers, in_one_pass, label_scores,
+    likeliest, reference, summed_loss,
 };
 use lora::{Error, OutputFile};
 use serde_json::{Value, json};
@@ -13,9 +14,6 @@ use serde_json::{Value, json};
 use super::Args;
 use crate::commands::{aside, say};
 use crate::open::Opened;
-
-/// What a pass keeps of its tokens (keys and values, for a model of 8 billion weights 0.13 MB each) stays small beside a model.
-const MOST_TOKENS: usize = 4096;
 
 /// What came of a row.
 pub(super) struct Seen {
@@ -162,11 +160,7 @@ fn longest(row: usize, labels: usize, answer: usize, context: usize) -> usize {
 
 /// How many of these rows, of so many tokens, are read at once.
 fn pass(most: usize, lengths: impl Iterator<Item = usize>) -> usize {
-    let tokens = lengths.scan(0, |sum, length| {
-        *sum += length;
-        Some(*sum)
-    });
-    tokens.take(most.max(1)).take_while(|sum| *sum <= MOST_TOKENS).count().max(1)
+    in_one_pass((most, MOST_TOKENS), lengths)
 }
 
 /// The number of the row's own answer among the labels.
