@@ -61,7 +61,7 @@ pub(super) fn check(config: &ModelConfig) -> Result<()> {
     let arch = names::arch(config);
     let what = match &config.rope_scaling {
         RopeScaling::Llama3 { .. } | RopeScaling::Factors(_) if arch != "llama" => {
-            "a table of rotary factors (`rope_type` llama3 or longrope)"
+            "table of rotary factors (`rope_type` llama3 or longrope)"
         }
         _ if arch == "qwen3" && config.qkv_bias => "biases of attention (`attention_bias`)",
         _ => return Ok(()),
