@@ -101,9 +101,10 @@ impl Promise {
         (dimension, run, configuration): (usize, &str, &[u8]),
     ) -> Result<Release> {
         let budget = Budget { unit, epsilon: self.epsilon, delta: terms.delta, accounting: Accounting::Pld };
+        let ledger = Ledger::open(&self.ledger, &budget)?;
         let config = ReleaseConfig {
             clip: self.clip,
-            mechanism: Mechanism::new(terms.noise, terms.rate)?,
+            mechanism: ledger.settled(Mechanism::new(terms.noise, terms.rate)?),
             records,
             dimension,
             divisor: batch as f64,
@@ -112,7 +113,6 @@ impl Promise {
             data,
             configuration: Sha256::digest(configuration).into(),
         };
-        let ledger = Ledger::open(&self.ledger, &budget)?;
         Ok(Release::new(config, Secret::kept_in(&self.secret_file())?, ledger)?)
     }
 

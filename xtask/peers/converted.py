@@ -7,9 +7,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-# The demo's model (xtask/src/setup.rs). Its folders had their names before others had any.
-DEMO = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-
 
 def folder_of(gguf: Path, cache: Path, dtype: str) -> Path:
     """The folder in `cache` for what is made of this file in this type."""
@@ -17,8 +14,7 @@ def folder_of(gguf: Path, cache: Path, dtype: str) -> Path:
     with gguf.open("rb") as file:
         while part := file.read(1 << 20):
             sha256.update(part)
-    digits = sha256.hexdigest()
-    return cache / (f"hf-{dtype}" if digits == DEMO else f"hf-{dtype}-{digits[:16]}")
+    return cache / f"hf-{dtype}-{sha256.hexdigest()[:16]}"
 
 
 def once(folder: Path, make: Callable[[Path], None]) -> Path:

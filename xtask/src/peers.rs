@@ -67,12 +67,6 @@ fn interpreter(venv: &Path) -> PathBuf {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_demos_model_is_one_for_the_peers_too() {
-        let script = include_str!("../peers/converted.py");
-        assert!(script.contains(&format!("DEMO = {:?}", crate::setup::MODEL_SHA256)));
-    }
-
     /// Whatever it is called; and of several peers that want it at once one converts it.
     #[cfg(unix)]
     #[test]

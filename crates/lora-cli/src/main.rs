@@ -48,6 +48,7 @@ enum Verb {
 fn with_negatives(command: clap::Command) -> clap::Command {
     let numbers = [
         TypeId::of::<f64>(),
+        TypeId::of::<i32>(),
         TypeId::of::<i64>(),
         TypeId::of::<u16>(),
         TypeId::of::<u64>(),

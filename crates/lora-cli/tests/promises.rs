@@ -159,6 +159,10 @@ fn whose_ledger_it_is_is_said() {
             ["--dp-ledgers", "is a folder that holds these rows"],
         ),
         (format!("{SIMULATE} --dp-ledgers tried"), ["error", "--dp-epsilon"]),
+        // The one is removed at the end, the others are written anew.
+        (format!("{dealt} --dp-ledgers out.kept"), ["lies in out.kept", "ledgers outlive a run"]),
+        (format!("{dealt} --dp-ledgers out/ledgers"), ["lies in out,", "ledgers outlive a run"]),
+        (format!("{dealt} --dp-ledgers out.clients/a"), ["lies in out.clients", "ledgers outlive a run"]),
     ] {
         refused(&bench, &words, 2, &said);
     }
@@ -173,7 +177,7 @@ fn whose_ledger_it_is_is_said() {
     // As an earlier version kept them: nothing is charged twice.
     fs::rename(bench.path("tried"), bench.path("out.privacy")).unwrap();
     let words = format!("{dealt} --overwrite");
-    refused(&bench, &words, 2, &["an earlier version", "--dp-ledgers out.privacy"]);
+    refused(&bench, &words, 2, &["ledgers of such a run", "--dp-ledgers out.privacy; or"]);
     bench.lora(&format!("{words} --dp-ledgers out.privacy")).ok();
     assert_eq!(json(&bench, "out.privacy/client-1.jsonl").len(), 2);
 }

@@ -204,6 +204,7 @@ fn absurd_counts_are_refused() {
         ("--batch-size 18446744073709551615", "texts a step"),
         ("--threads 100000", "--threads must be from 1 to"),
         ("--threads 0", "--threads must be from 1 to"),
+        ("--threads -1", "--threads must be from 1 to"),
     ] {
         refused(&bench, &format!("{train} {words}"), 2, &[said]);
         refused(&bench, &format!("plan --model model --rank 2 {words}"), 2, &[said]);

@@ -228,6 +228,8 @@ fn what_bounds_nothing_is_refused() {
         ..Settings::new("x", Rule::FedEx, 1)
     };
     assert_eq!(faults.check_private().unwrap_err().to_string().lines().count(), 4);
+    let own = Settings { weights: Weights::Equal, ..Settings::new("x", Rule::FedSa, 1) };
+    assert!(own.check_private().unwrap_err().to_string().contains("factors that nothing is added to"));
     let mut f = federation(Rule::Ffa);
     let dimension = f.dimension();
     let mut release = Release::unprotected(

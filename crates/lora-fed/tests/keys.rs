@@ -1,7 +1,8 @@
 //! A step's randomness: the same for a replay, unrelated for anything else, and what RFC 5869 and RFC 8439 say.
 
 use lora_fed::privacy::{PoissonSampler, Secret, StepInputs, StepKey};
-use rand::Rng;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha20Rng;
 
 const INPUTS: StepInputs<'_> =
     StepInputs { run: "golden", step: 7, data: b"d", configuration: b"c", weights: b"w" };
@@ -68,10 +69,11 @@ fn a_name_is_nothing_without_the_secret() {
     assert_ne!(name, key.id(&Secret::from_bytes([1; 32])));
     // SHA-256 of the inputs, which it was.
     assert_ne!(name, "976824f7c209d275556de3cbd7f5799692558c2a29375589d7140e7857940719");
-    assert!(["name", "ledger"].iter().all(|purpose| {
-        let bytes = bytes(&INPUTS, &secret(), purpose, 0);
-        bytes != hex(&name) && bytes != hex(&name[32..])
-    }));
+    // Nor is it the key of any randomness.
+    let mut as_key = [0; 16];
+    let seed: Vec<u8> = [hex(&name), hex(&name[32..])].concat();
+    ChaCha20Rng::from_seed(seed.try_into().unwrap()).fill_bytes(&mut as_key);
+    assert!(["name", "ledger", "noise"].iter().all(|p| bytes(&INPUTS, &secret(), p, 0) != as_key));
 }
 
 #[test]

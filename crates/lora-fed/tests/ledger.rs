@@ -86,15 +86,15 @@ fn a_former_ledger_goes_on() {
     let (_folder, path) = folder();
     fs::write(&path, FORMER).unwrap();
     let mut ledger = open(&path);
-    ledger.allow(&key(0, "w"), mechanism()).unwrap();
-    assert_eq!(ledger.charge(&key(0, "w"), mechanism()).unwrap(), Charge::Replayed);
+    ledger.allow(&key(1, "w"), mechanism()).unwrap();
     assert_eq!(ledger.charge_release(&key(1, "w"), mechanism(), &[7; 32]).unwrap(), Charge::Replayed);
     let other = ledger.charge_release(&key(1, "w"), mechanism(), &[8; 32]);
     assert!(matches!(other, Err(PrivacyError::OtherRelease { step: 1 })), "{other:?}");
     assert_eq!((ledger.charges(), fs::read_to_string(&path).unwrap()), (2, FORMER.to_owned()));
-    assert_eq!(ledger.charge(&key(0, "x"), mechanism()).unwrap(), Charge::New);
+    // Of what was released there is no hash: under another secret it would be other noise, and free.
+    assert_eq!(ledger.charge(&key(0, "w"), mechanism()).unwrap(), Charge::New);
     drop(ledger);
-    assert_eq!(open(&path).charge(&key(0, "x"), mechanism()).unwrap(), Charge::Replayed);
+    assert_eq!(open(&path).charge(&key(0, "w"), mechanism()).unwrap(), Charge::Replayed);
     // The same steps in a ledger of today, under two secrets.
     let former: Vec<&str> = FORMER.lines().filter_map(|line| line.split('"').nth(5)).skip(1).collect();
     assert!(former.len() == 2 && former.iter().all(|name| name.len() == 64), "{former:?}");
@@ -282,6 +282,11 @@ fn steps_of_another_kind_are_refused() {
         assert_eq!(fs::read(&path).unwrap(), before);
         assert_eq!(ledger.charge(&key(0, "w"), kind(1.5, 0.3)).unwrap(), Charge::Replayed);
         assert_eq!(ledger.charge(&key(1, "w"), kind(1.5, 0.3)).unwrap(), Charge::New);
+        // Another machine's last digits are no other kind.
+        assert_eq!(ledger.settled(kind(1.5 * (1.0 + 1e-12), 0.3)), kind(1.5, 0.3));
+        for other in [kind(1.501, 0.3), kind(1.5, 0.31)] {
+            assert_eq!(ledger.settled(other), other);
+        }
         // Gaussians that draw nothing.
         let (_folder, path) = folder();
         let mut ledger = open_with(&path, &budget);

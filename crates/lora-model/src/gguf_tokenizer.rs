@@ -18,6 +18,7 @@ use tokenizers::AddedToken;
 
 use crate::checkpoint::Gguf;
 use crate::tokenizer::{Parts, add_specials, parse, surround};
+use ends::is_an_end;
 pub(crate) use ends::{ends_in_template, more_ends};
 pub(crate) use splits::{Split, steps};
 
@@ -31,6 +32,9 @@ pub(crate) const BYTE: i64 = 6;
 
 /// Trying every cut of a token takes time with the square of its length. Real ones have up to 50 bytes.
 pub(crate) const LONGEST: usize = 512;
+
+/// The key of a chat template named `tool_use`, as gguf-py's `add_chat_template` has it.
+pub(crate) const TOOL_USE: &str = "tokenizer.chat_template.tool_use";
 
 /// The vocabulary as the file gives it.
 struct Vocabulary<'a> {
@@ -51,8 +55,11 @@ struct Kind {
     add_bos: bool,
 }
 
-pub(crate) fn read(path: &Path) -> Result<Parts> {
-    of(&Gguf::open(path)?)
+/// What a file says of its tokenizer; and the chat template for conversations with tools, if that is another one.
+pub(crate) fn read(path: &Path) -> Result<(Parts, Option<String>)> {
+    let gguf = Gguf::open(path)?;
+    let tool_use = gguf.opt(Gguf::str, TOOL_USE).map_err(|e| e.at(path.display()))?.map(str::to_owned);
+    Ok((of(&gguf)?, tool_use))
 }
 
 /// The tokenizer in `gguf`.
@@ -65,16 +72,17 @@ pub(crate) fn of(gguf: &Gguf) -> Result<Parts> {
         return Err(place(Error::data(what).at("`tokenizer.ggml.tokens`")));
     }
     let ends = more_ends(gguf).map_err(place)?;
-    let vocabulary = Vocabulary { gguf, tokens, types: with_ends(types, tokens.len(), &ends), ends };
+    let vocabulary = Vocabulary { gguf, tokens, types: with_ends(types, tokens, &ends), ends };
     vocabulary.parts().map_err(place)
 }
 
-/// What ends a text is a mark and no text, whatever the file says: llama.cpp overrides the type too. As plain text it
-/// would be cut into pieces, and no row would have the id that generation stops at.
-fn with_ends(types: &[i64], tokens: usize, ends: &[i64]) -> Vec<i64> {
-    let mut types = if types.is_empty() { vec![NORMAL; tokens] } else { types.to_vec() };
-    for &id in ends {
-        if let Some(kind) = usize::try_from(id).ok().and_then(|at| types.get_mut(at))
+/// What ends a text by its own is a mark and no text, whatever the file says: llama.cpp overrides the type too (of what a key
+/// alone names it does not). As plain text it would be cut into pieces, and no row would have the id that generation stops at.
+fn with_ends(types: &[i64], tokens: &[String], ends: &[i64]) -> Vec<i64> {
+    let mut types = if types.is_empty() { vec![NORMAL; tokens.len()] } else { types.to_vec() };
+    for at in ends.iter().filter_map(|&id| usize::try_from(id).ok()) {
+        if tokens.get(at).is_some_and(|text| is_an_end(text))
+            && let Some(kind) = types.get_mut(at)
             && matches!(*kind, NORMAL | USER_DEFINED | UNUSED)
         {
             *kind = CONTROL;

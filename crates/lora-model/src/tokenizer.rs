@@ -95,7 +95,7 @@ impl Tokenizer {
     /// kind that this build does not know.
     pub fn open(model: &Path) -> Result<Self> {
         let (parts, tool_use) =
-            if model.is_dir() { folder::read(model)? } else { (gguf_tokenizer::read(model)?, None) };
+            if model.is_dir() { folder::read(model)? } else { gguf_tokenizer::read(model)? };
         Self::from_parts(parts, tool_use.as_deref()).map_err(|e| e.at(model.display()))
     }
 

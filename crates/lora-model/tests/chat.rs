@@ -246,8 +246,10 @@ fn numbers_are_printed_as_python_prints_them() {
         (json!(null), "None"),
         (json!("1e16"), "1e16"),
     ] {
-        let template = ChatTemplate::new("{{ value }}", "", "").unwrap().with_variable("value", value);
-        assert_eq!(template.render(&[], false).unwrap(), text);
+        for source in ["{{ value }}", "{{ value | string }}", "{{ 'a' ~ (value | string) }}"] {
+            let template = ChatTemplate::new(source, "", "").unwrap().with_variable("value", value.clone());
+            assert_eq!(template.render(&[], false).unwrap().trim_start_matches('a'), text, "{source}");
+        }
     }
     assert_eq!(ChatTemplate::new("{{ 1e16 }}", "", "").unwrap().render(&[], false).unwrap(), "1e+16");
 }

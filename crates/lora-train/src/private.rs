@@ -131,7 +131,7 @@ impl Source for Drawn<'_> {
         expected as f64 / self.data.samples.len() as f64
     }
 
-    /// Not of these rows: what is shown of others must not hang on them.
+    /// The lengths of private rows decide nothing that is shown, and so not how held-out rows are read.
     fn tokens_a_pass(&self) -> usize {
         MOST_TOKENS
     }

@@ -208,7 +208,7 @@ pub(crate) fn run(
 
         let due = config.eval_every.is_some_and(|n| (step + 1) % n.max(1) == 0) || step + 1 == steps;
         if let (true, Some(held_out)) = (due, held_out) {
-            // What is planned is a step: what is read here is not to take more.
+            // What is planned is a step: what is read here is not to take more, but where privacy has it so.
             let loss = mean_loss_within(model, held_out, (config.batch_size, source.tokens_a_pass()))?;
             done.tally.eval_loss = Some(loss);
             each(&Event::Eval { step: step + 1, loss })?;

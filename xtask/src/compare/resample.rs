@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-/// So many that a bound's own error, about a hundredth of a point, is far below what is printed.
+/// So many that a bound's own error, some hundredths of a point, is below what is printed.
 pub(super) const RESAMPLES: usize = 100_000;
 
 /// Differences in one word, and the bits of each: a sum over all rows and seeds must have room.
@@ -12,7 +12,7 @@ const BITS: usize = 32;
 /// The mean of each of `all` in each resample. Each is `[seed][row]`, from -1 to 1, and all are of one shape, so that one
 /// draw of seeds and rows counts for all of them. The order of the rows makes no difference.
 pub(super) fn means(all: &[&[Vec<i8>]], resamples: usize) -> Vec<Vec<f64>> {
-    let mut means: Vec<Vec<f64>> = vec![Vec::new(); all.len()];
+    let mut means: Vec<Vec<f64>> = vec![vec![0.0; resamples]; all.len()];
     let (Some(seeds), Some(rows)) = (all.first().map(|d| d.len()), all.first().and_then(|d| d.first()))
     else {
         return means;
@@ -21,22 +21,22 @@ pub(super) fn means(all: &[&[Vec<i8>]], resamples: usize) -> Vec<Vec<f64>> {
     let packed = packed(all, seeds, rows);
     let mut random = Random(0x1ed5);
     // Which seeds, and how often: what is drawn of them is summed up but once.
-    let mut drawn = BTreeMap::<Vec<usize>, usize>::new();
-    for _ in 0..resamples {
+    let mut drawn = BTreeMap::<Vec<usize>, Vec<usize>>::new();
+    for draw in 0..resamples {
         let mut some: Vec<usize> = (0..seeds).map(|_| random.below(seeds)).collect();
         some.sort_unstable();
-        *drawn.entry(some).or_default() += 1;
+        drawn.entry(some).or_default().push(draw);
     }
     let ones = (seeds * rows) as f64;
     let mut at = vec![0u32; rows];
-    for (some, times) in drawn {
+    for (some, draws) in drawn {
         let columns = columns(&packed, &some);
-        for _ in 0..times {
+        for draw in draws {
             random.fill(&mut at);
             for (column, means) in columns.iter().zip(means.chunks_mut(LANES)) {
                 let mut sum = sum(column, &at);
                 for means in means {
-                    means.push((f64::from(sum as u32) - ones) / ones);
+                    means[draw] = (f64::from(sum as u32) - ones) / ones;
                     sum >>= BITS;
                 }
             }

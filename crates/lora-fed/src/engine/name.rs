@@ -9,7 +9,7 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 
 /// Where versions before had it, of secure runs alone.
-const NAME: &str = "name";
+pub(super) const NAME: &str = "name";
 
 impl Federation {
     /// Writes down a name that no other run has: the settings' own and a random part.

@@ -7,7 +7,7 @@
 //! else is told of either.
 
 use super::{Engine, Federation, Round, Settings, Task, Told, Weights, bytes, bytes_of_task};
-use crate::aggregate::Upload;
+use crate::aggregate::{Rule, Upload};
 use crate::privacy::Release;
 use lora_core::{Error, ErrorKind, Result};
 use sha2::{Digest, Sha256};
@@ -26,6 +26,8 @@ impl Settings {
             !rule.is_linear(),
             format!("{rule} is no sum of what clients send, so one clip does not bound it"),
         );
+        // Whose changed were drawn.
+        refuse(rule == Rule::FedSa, format!("{rule} leaves each client factors that nothing is added to"));
         let equal = self.weights == Weights::Equal;
         refuse(!equal, "clients count the same: a number of rows is theirs to keep".into());
         refuse(self.robust.is_some(), "a robust rule looks at single replies".into());

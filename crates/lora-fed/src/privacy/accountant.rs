@@ -152,6 +152,8 @@ fn total_variation(history: &[Steps]) -> f64 {
 /// The noise multipliers that [`sigma_for`] considers.
 const LEAST_SIGMA: f64 = 0.01;
 const LARGEST_SIGMA: f64 = 1e9;
+/// How near to the least one it comes.
+pub(super) const SIGMA_WITHIN: f64 = 1e-4;
 
 /// The least noise multiplier, to a ten-thousandth, with which `steps` steps of rate `q` stay within `epsilon` at
 /// `delta`; what is returned was itself accounted for and never exceeds them.
@@ -192,7 +194,7 @@ pub fn sigma_for(accounting: Accounting, epsilon: f64, delta: f64, q: f64, steps
     }
     // By secants of the logarithms through the last two, aimed a little to the side that is further off.
     let (mut before, mut last) = (little, enough);
-    while enough.0 > little.0 * (1.0 + 1e-4) {
+    while enough.0 > little.0 * (1.0 + SIGMA_WITHIN) {
         let slope = (last.1 / before.1).ln() / (last.0 / before.0).ln();
         let aside = if last.1 <= epsilon { 1.0 - 4e-5 } else { 1.0 + 4e-5 };
         let guess = last.0 * (epsilon / last.1).powf(1.0 / slope) * aside;

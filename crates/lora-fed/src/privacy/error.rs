@@ -167,7 +167,8 @@ impl PrivacyError {
             }
             Self::OtherRelease { .. } => {
                 "do it on the machine and with the threads of the first time; or delete LEDGER.secret: then it is \
-                 another release, with noise of its own, and is charged anew"
+                 another release, with noise of its own, and is charged anew (of a step that an earlier version charged, begin a run of \
+                 another name instead)"
             }
             Self::Unreachable { .. } => {
                 "allow a larger epsilon or delta, fewer steps, or a lower sampling rate"
@@ -179,7 +180,7 @@ impl PrivacyError {
                 "what was released before is within the budget; more noise, or a lower rate, allows more steps"
             }
             Self::OtherKind { .. } => {
-                "go on with as many expected rows a step, and as many steps, as at first: steps of another kind that are chosen \
+                "go on with as many expected records a step, and as many steps, as at first: steps of another kind that are chosen \
                  when some were seen are not bounded by what both kinds spend"
             }
             Self::Corrupt { .. } => {

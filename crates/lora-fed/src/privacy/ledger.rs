@@ -10,7 +10,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::accountant::{Accountant, Accounting, steps_for};
+use super::accountant::{Accountant, Accounting, SIGMA_WITHIN, steps_for};
 use super::budget::{Budget, Unit};
 use super::error::{PrivacyError, Result, require_delta, require_epsilon};
 use super::journal::Journal;
@@ -159,7 +159,9 @@ impl Ledger {
     /// The charge of a step that is there, if it is: with the hash of what was released, where that was told.
     fn known(&self, key: &StepKey, line: &Line) -> Option<&Option<String>> {
         let charge = self.charged.get(&line.identity());
-        charge.or_else(|| self.charged.get(&line.called(key.former_id())))
+        // A former name holds under any secret: without a hash, other noise would be free.
+        let former = || self.charged.get(&line.called(key.former_id())).filter(|hash| hash.is_some());
+        charge.or_else(former)
     }
 
     /// Charges a step. When this returns without an error the charge is on the disk, and the step may be released.
@@ -214,6 +216,15 @@ impl Ledger {
             Some(found) if spends(wanted) => Err(PrivacyError::OtherKind { step, found, wanted }),
             _ => Ok(()),
         }
+    }
+
+    /// The kind of the steps that are there, if `wanted` is it but for the noise's last digits: another machine may find others
+    /// for the same budget. Else `wanted` itself.
+    pub fn settled(&self, wanted: Mechanism) -> Mechanism {
+        let off = |m: &Mechanism| (m.sigma() / wanted.sigma() - 1.0).abs();
+        let there = self.spent.history().iter().map(|steps| steps.mechanism);
+        let near = there.filter(|m| m.q() == wanted.q() && off(m) <= SIGMA_WITHIN);
+        near.min_by(|a, b| off(a).total_cmp(&off(b))).unwrap_or(wanted)
     }
 
     /// A grant of at least one step.

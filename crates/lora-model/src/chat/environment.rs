@@ -23,6 +23,10 @@ pub(super) fn environment() -> Result<Environment<'static>> {
     env.set_unknown_method_callback(call_method);
     env.add_function("raise_exception", raise_exception);
     env.add_filter("tojson", json::to_json);
+    env.add_filter("string", |state: &State<'_, '_>, value: &Value| match float(value) {
+        Some(x) => Ok(Value::from(python_repr(x))),
+        None => minijinja::filters::string(state, value),
+    });
     env.set_formatter(|out, state, value| match float(value) {
         Some(x) => out.write_str(&python_repr(x)).map_err(JinjaError::from),
         None => escape_formatter(out, state, value),

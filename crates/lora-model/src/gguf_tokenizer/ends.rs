@@ -40,6 +40,11 @@ const FILLING: [(&str, &[&str]); 3] = [
     ("fim_sep", &["<|file_sep|>"]),
 ];
 
+/// Whether a token of this text ends one, whatever a file says of it.
+pub(crate) fn is_an_end(text: &str) -> bool {
+    TEXTS.contains(&text) || FILLING.iter().any(|(_, texts)| texts.contains(&text))
+}
+
 /// Ids beside EOS that end a turn or a text, by their keys and by their texts.
 pub(crate) fn more_ends(gguf: &Gguf) -> Result<Vec<i64>> {
     let tokens = gguf.opt(Gguf::strs, "tokenizer.ggml.tokens")?.unwrap_or_default();

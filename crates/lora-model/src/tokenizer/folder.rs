@@ -29,7 +29,7 @@ const MORE: [&str; 2] = ["extra_special_tokens", "additional_special_tokens"];
 /// Where named chat templates lie, each in a file.
 pub(crate) const TEMPLATES: &str = "additional_chat_templates";
 
-/// And the chat template for conversations with tools, if that is another one.
+/// What a folder says of its tokenizer; and the chat template for conversations with tools, if that is another one.
 pub(super) fn read(dir: &Path) -> Result<(Parts, Option<String>)> {
     let path = dir.join("tokenizer.json");
     let bytes = std::fs::read(&path).map_err(|e| {

@@ -10,6 +10,7 @@ use super::Tokenizer;
 use super::folder::token;
 use crate::ModelConfig;
 use crate::checkpoint::Metadata;
+use crate::gguf_tokenizer::TOOL_USE;
 use vocabulary::{File, Vocabulary};
 
 impl Tokenizer {
@@ -46,6 +47,10 @@ impl Tokenizer {
         self.specials(config, file.model.unk_token.as_deref(), to)?;
         if let Some(template) = &self.chat {
             to.put("tokenizer.chat_template", template.source());
+        }
+        if let Some(template) = &self.tool_use {
+            to.put("tokenizer.chat_templates", vec!["tool_use"]);
+            to.put(TOOL_USE, template.source());
         }
         Ok(())
     }

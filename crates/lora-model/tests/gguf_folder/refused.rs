@@ -85,7 +85,10 @@ fn other_vocabularies() {
 #[test]
 fn tokens_that_look_beside_them() {
     for flag in ["lstrip", "rstrip", "single_word"] {
-        let error = refused("smollm", |json| json["added_tokens"][3][flag] = json!(true));
+        let error = refused("smollm", |json| {
+            json["added_tokens"][3][flag] = json!(true);
+            json["added_tokens"][3]["special"] = json!(false);
+        });
         assert!(error.to_string().contains("\"<think>\" takes the blanks"), "{flag}: {error}");
         assert!(error.hint_text().unwrap().contains(flag), "{error}");
     }

@@ -42,6 +42,24 @@ fn tokenizers_come_back() {
     }
 }
 
+/// As gguf-py's `add_chat_template` writes named ones.
+#[test]
+fn the_template_for_tools_comes_back() {
+    let (dir, _) = folder_of("smollm", 0, &json!({}));
+    fs::create_dir(dir.path().join("additional_chat_templates")).unwrap();
+    for (name, text) in
+        [("chat_template.jinja", "plain"), ("additional_chat_templates/tool_use.jinja", "{{ tools }}")]
+    {
+        fs::write(dir.path().join(name), text).unwrap();
+    }
+    let (_, to) = written(dir.path(), None).unwrap();
+    let tokenizer = Tokenizer::open(&to).unwrap();
+    let template = |tools: Option<&Value>| tokenizer.chat_template_for(tools).unwrap().source().to_owned();
+    assert_eq!((template(None), template(Some(&json!([1])))), ("plain".into(), "{{ tools }}".into()));
+    let names = Gguf::open(&to).unwrap().meta("tokenizer.chat_templates").cloned();
+    assert!(format!("{names:?}").contains("[\"tool_use\"]"), "{names:?}");
+}
+
 /// A folder as transformers wrote it, with every chat template: the same conversation, the same ids.
 #[test]
 fn conversations_come_back() {

@@ -38,7 +38,7 @@ pub struct Evaluation {
 /// model of 8 billion weights 0.13 MB each) stays small beside a model.
 pub const MOST_TOKENS: usize = 4096;
 
-/// How many texts of these lengths are read at once: at most so many of them, and of their tokens, but one.
+/// How many texts of these lengths are read at once: at most so many texts, and so many tokens, but never fewer than one text.
 pub fn in_one_pass((texts, tokens): (usize, usize), lengths: impl Iterator<Item = usize>) -> usize {
     let sums = lengths.scan(0, |sum, length| {
         *sum += length;

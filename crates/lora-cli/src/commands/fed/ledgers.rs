@@ -36,13 +36,24 @@ impl LedgerArgs {
         if let Some(folder) = &self.dp_ledgers {
             let rows = clients.iter().map(|(_, rows)| rows.as_path()).chain(data).chain(out.eval.as_deref());
             let rows: Vec<_> = rows.map(|rows| ("these rows", Some(rows))).collect();
-            return Ok(paths::apart(&[("--dp-ledgers", Some(folder.as_path()))], &rows)?);
+            paths::apart(&[("--dp-ledgers", Some(folder.as_path()))], &rows)?;
+            // What is there is written anew, or removed at the end.
+            let own = [out.out.clone(), sibling(&out.out, "kept"), sibling(&out.out, "clients")];
+            if let Some(own) = own.iter().find(|own| paths::real(folder).starts_with(paths::real(own))) {
+                let what = format!("--dp-ledgers lies in {}, which the run itself fills", own.display());
+                let e = Error::usage(what).at(folder.display());
+                return Err(e.hint("ledgers outlive a run: give them a folder of their own").into());
+            }
+            return Ok(());
         }
         let former = sibling(&out.out, "privacy");
         if former.is_dir() {
             let e =
-                Error::usage("here are ledgers as an earlier version kept them, and no others know of them");
-            let hint = format!("go on with them: --dp-ledgers {}", former.display());
+                Error::usage("here are ledgers of such a run, and those beside the rows do not know of them");
+            let hint = format!(
+                "go on with them: --dp-ledgers {}; or, if that run is over, move the folder away",
+                former.display()
+            );
             return Err(e.at(former.display()).hint(hint).into());
         }
         if data.is_some() {

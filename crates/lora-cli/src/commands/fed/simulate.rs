@@ -204,6 +204,10 @@ impl Args {
         how: &[u8],
     ) -> Result<Option<Release>> {
         let (Some(epsilon), Some(drawn)) = (self.client_epsilon, self.drawn) else { return Ok(None) };
+        // Nobody is asked any more where a run is ended.
+        if self.out.end {
+            return Ok(None);
+        }
         settings.check_private()?;
         let ledger = sibling(&self.out.out, "clients.privacy.jsonl");
         let promise = Promise { epsilon, delta: Some(DELTA), clip: self.client_clip, ledger };

@@ -2,15 +2,14 @@
 
 use super::talk::Talk;
 use super::{FEWEST, Quorum, RING, TRIES, context, lattice, round_id, sent};
+use crate::engine::name::NAME;
 use crate::engine::state::{SECURE, decode, encode, settle};
 use crate::engine::{Engine, Federation, Noise, Round, Settings, Weights, bytes_of_task};
-use crate::hex::hex;
-use crate::secagg::{Directory, IdentityKey, Own, Plan, SecAggError, Server, Session, Sum};
+use crate::secagg::{Directory, IdentityKey, Own, Plan, Server, Session, Sum};
 use crate::store::Store;
 use lora_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
-const NAME: &str = "name";
 const TRY: &str = "try";
 
 /// Who collects: its key, and whom it knows.
@@ -97,24 +96,16 @@ impl Settings {
 }
 
 impl Federation {
-    /// Gives the run a name that no other has, its own and a random part, which the store keeps: one that goes on has the same,
-    /// and one that begins anew another. Parties take part in no round of a name twice, and remember it when the run is over.
-    /// To be called behind [`Federation::resume`], which knows a run by the name that it was made with.
+    /// As [`Federation::named_in`]; of a run that a version before began in plain, and that has no name of its own, one is
+    /// written. Parties take part in no round of a name twice, and remember it when the run is over.
     ///
     /// # Errors
     /// What the store meets; [`Error::data`] if the operating system gives no randomness.
     pub fn name_in(&mut self, store: &mut Store) -> Result<()> {
-        if let Some(name) = store.get(SECURE, NAME)? {
-            self.settings.run =
-                String::from_utf8(name).map_err(|_| Error::data("the run's name in the store is no text"))?;
-            return Ok(());
+        if store.get(SECURE, NAME)?.is_none() {
+            store.write(|changes| self.write_name(changes))?;
         }
-        let mut random = [0; 16];
-        getrandom::fill(&mut random).map_err(|_| SecAggError::Entropy)?;
-        let name = format!("{} {}", self.settings.run, hex(&random));
-        store.put(SECURE, NAME, name.as_bytes())?;
-        self.settings.run = name;
-        Ok(())
+        self.named_in(store)
     }
 
     /// A round of which the coordinator sees the sum alone; see [`Coordinator`]. What came of it is in `store` before the

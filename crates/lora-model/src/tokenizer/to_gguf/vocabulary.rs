@@ -53,8 +53,10 @@ impl File {
         if affixes.into_iter().flatten().any(|affix| !affix.is_empty()) {
             return Err(foreign("BPE whose tokens say where in a word they stand".into()));
         }
-        // llama.cpp has such tokens, and knows them by the names of a few models.
-        if let Some(token) = file.added_tokens.iter().find(|t| t.lstrip || t.rstrip || t.single_word) {
+        // llama.cpp has such tokens, and knows them by the names of a few models. Of special ones, which stand between texts, its own
+        // converter drops it too.
+        let found = |t: &&Added| !t.special && (t.lstrip || t.rstrip || t.single_word);
+        if let Some(token) = file.added_tokens.iter().find(found) {
             let what =
                 format!("{:?} takes the blanks beside it, or is found between words alone", token.content);
             return Err(Error::unsupported(what).at("the tokenizer's added tokens").hint(
