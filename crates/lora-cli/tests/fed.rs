@@ -5,15 +5,8 @@ mod common;
 
 use std::fs;
 
-use common::Bench;
+use common::{Bench, SIMULATE};
 use serde_json::Value;
-
-const SIMULATE: &str = "fed simulate --model model --dtype f32 --client a=data.jsonl --client b=data.jsonl --out out --batch-size 2 --rank 2";
-
-fn json(bench: &Bench, name: &str) -> Vec<Value> {
-    let text = fs::read_to_string(bench.path(name)).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
 
 #[test]
 fn a_simulation_from_end_to_end() {
@@ -22,7 +15,7 @@ fn a_simulation_from_end_to_end() {
         let words = format!("{SIMULATE} --rule {rule} --rounds 2 --eval data.jsonl --variant dora");
         let out = bench.lora(&words).ok();
         assert!(out.contains("round 2/2  2 of 2 clients"), "{out}");
-        let rounds = json(&bench, "out.rounds.jsonl");
+        let rounds = bench.lines("out.rounds.jsonl");
         assert_eq!(rounds.len(), 2);
         assert!(rounds.iter().all(|r| r["held_out_loss"].as_f64().unwrap() > 0.0), "{rounds:?}");
         // Nothing is left but what was asked for, and PEFT's reader of ours takes it.
@@ -67,7 +60,7 @@ fn a_run_goes_on_by_its_own_variant_over_its_own_base_from_its_own_start() {
     fs::write(&file, own).unwrap();
     let out = bench.lora(&words).ok();
     assert!(out.contains("goes on after round 1") && out.contains("round 2/2  2 of 2 clients"), "{out}");
-    assert_eq!(json(&bench, "out.rounds.jsonl").len(), 2);
+    assert_eq!(bench.lines("out.rounds.jsonl").len(), 2);
 }
 
 /// One whose clients can go no further, here for their ledgers, is ended by what its rounds have learnt.
@@ -85,7 +78,7 @@ fn a_run_that_is_stuck_can_be_ended() {
     assert!(run.err.contains("with --end writes the adapter of the rounds that are done (1)"), "{}", run.err);
     let out = bench.lora(&format!("{words} --end")).ok();
     assert!(out.contains("goes on after round 1") && out.contains("adapter written to out"), "{out}");
-    assert!(!bench.path("out.state").exists() && json(&bench, "out.rounds.jsonl").len() == 1);
+    assert!(!bench.path("out.state").exists() && bench.lines("out.rounds.jsonl").len() == 1);
     bench.lora("eval --model model --dtype f32 --adapter out --data data.jsonl --max-tokens 0").ok();
 }
 
@@ -131,10 +124,10 @@ fn secure_sums_come_to_the_same() {
     let words =
         format!("{SIMULATE} --client c=data.jsonl --rule ffa --weights equal --rounds 2 --eval data.jsonl");
     bench.lora(&words).ok();
-    let plain = json(&bench, "out.rounds.jsonl");
+    let plain = bench.lines("out.rounds.jsonl");
     let out = bench.lora(&format!("{words} --secure --overwrite --jobs 2")).ok();
     assert!(out.contains("round 2/2  3 of 3 clients"), "{out}");
-    let secure = json(&bench, "out.rounds.jsonl");
+    let secure = bench.lines("out.rounds.jsonl");
     for (a, b) in plain.iter().zip(&secure) {
         let [a, b] = [a, b].map(|round| round["held_out_loss"].as_f64().unwrap());
         assert!((a - b).abs() < 1e-6, "{a} {b}");

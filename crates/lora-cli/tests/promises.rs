@@ -5,15 +5,8 @@ mod common;
 
 use std::fs;
 
-use common::{Bench, refused};
+use common::{Bench, SIMULATE, refused};
 use serde_json::Value;
-
-const SIMULATE: &str = "fed simulate --model model --dtype f32 --client a=data.jsonl --client b=data.jsonl --out out --batch-size 2 --rank 2";
-
-fn json(bench: &Bench, name: &str) -> Vec<Value> {
-    let text = fs::read_to_string(bench.path(name)).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
 
 /// The rule that is taken where none is named is a sum of what is sent: others are refused here.
 #[test]
@@ -26,7 +19,7 @@ fn a_bound_on_clients_is_kept_in_a_ledger() {
     for line in out.lines().filter(|line| line.starts_with("round ")) {
         assert!(line.ends_with(" a client") && !line.contains(" of ") && !line.contains("loss"), "{line}");
     }
-    let rounds = json(&bench, "out.rounds.jsonl");
+    let rounds = bench.lines("out.rounds.jsonl");
     assert_eq!(rounds.len(), 2);
     for round in &rounds {
         let clients = round["clients"].as_array().unwrap();
@@ -34,7 +27,7 @@ fn a_bound_on_clients_is_kept_in_a_ledger() {
         assert!(clients[0]["metrics"].as_object().unwrap().is_empty(), "{round}");
         assert!(clients[0]["bytes_down"].as_u64() > clients[0]["bytes_up"].as_u64(), "{round}");
     }
-    let ledger = || json(&bench, "out.clients.privacy.jsonl").len();
+    let ledger = || bench.lines("out.clients.privacy.jsonl").len();
     assert_eq!(ledger(), 3);
     // The same again costs nothing. Where clients learn otherwise it is another run with noise of its own, for which nothing is
     // left.
@@ -113,14 +106,14 @@ fn a_simulation_keeps_its_clients_promises() {
     let words = format!("{words} --rounds 2 --max-steps 1 --dp-epsilon 4");
     let out = bench.lora(&format!("{words} --out out")).ok();
     assert!(out.contains("round 2/2  2 of 2 clients") && out.contains("beside the clients' rows"), "{out}");
-    let ledgers = || ["data", "b"].map(|rows| json(&bench, &format!("{rows}.jsonl.privacy.jsonl")));
+    let ledgers = || ["data", "b"].map(|rows| bench.lines(&format!("{rows}.jsonl.privacy.jsonl")));
     let first = ledgers();
     for ledger in &first {
         assert_eq!(ledger.len(), 3);
         // The noise of two steps, and no more than they need.
         assert_eq!(ledger[1]["sigma"], ledger[2]["sigma"]);
     }
-    let rounds = json(&bench, "out.rounds.jsonl");
+    let rounds = bench.lines("out.rounds.jsonl");
     let spent = rounds[1]["clients"][0]["metrics"]["epsilon"].as_f64().unwrap();
     assert!(spent > 3.0 && spent <= 4.0, "{rounds:?}");
     // The same again costs nothing. Any other run has what is left, and that is nothing.
@@ -139,7 +132,7 @@ fn a_simulation_keeps_its_clients_promises() {
     // Unless it is asked for.
     let out = bench.lora(&format!("{words} --out other --dp-ledgers tried")).ok();
     assert!(out.contains("by ledgers in tried alone"), "{out}");
-    assert_eq!((json(&bench, "tried/b.jsonl").len(), ledgers()), (3, first));
+    assert_eq!((bench.lines("tried/b.jsonl").len(), ledgers()), (3, first));
 }
 
 /// What would keep a promise by a ledger that is not that of the rows is asked for by name.
@@ -179,7 +172,7 @@ fn whose_ledger_it_is_is_said() {
     let words = format!("{dealt} --overwrite");
     refused(&bench, &words, 2, &["ledgers of such a run", "--dp-ledgers out.privacy; or"]);
     bench.lora(&format!("{words} --dp-ledgers out.privacy")).ok();
-    assert_eq!(json(&bench, "out.privacy/client-1.jsonl").len(), 2);
+    assert_eq!(bench.lines("out.privacy/client-1.jsonl").len(), 2);
 }
 
 /// What a promise to rows asks of a node, said before a key is read.

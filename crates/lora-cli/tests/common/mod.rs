@@ -29,6 +29,9 @@ fn goldens() -> PathBuf {
 const QUIET: [(&str, &str); 3] =
     [("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "passive"), ("COLUMNS", "100")];
 
+/// A federation of two clients.
+pub(crate) const SIMULATE: &str = "fed simulate --model model --dtype f32 --client a=data.jsonl --client b=data.jsonl --out out --batch-size 2 --rank 2";
+
 /// A temporary folder holding `model/` and `data.jsonl`.
 pub(crate) struct Bench(TempDir);
 
@@ -145,6 +148,12 @@ impl Bench {
         let mut command = std::process::Command::new(program());
         command.current_dir(self.0.path()).args(words.split_whitespace()).envs(QUIET);
         command.stdout(Stdio::null()).stderr(stderr).spawn().unwrap()
+    }
+
+    /// A file of JSON lines.
+    pub(crate) fn lines(&self, name: &str) -> Vec<Value> {
+        let text = fs::read_to_string(self.path(name)).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     /// As [`lora`](Self::lora), with standard output going elsewhere.
