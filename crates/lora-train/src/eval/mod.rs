@@ -80,3 +80,18 @@ pub fn summed_loss(model: &dyn Model, samples: &[&Sample]) -> Result<(f64, i64)>
     let (loss, n) = model.loss(batch.texts(), batch.labels(), Mode::Eval)?;
     Ok((loss.double_value(&[]), n))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pass_has_so_many_texts_and_tokens_at_most_but_a_text() {
+        let pass = |texts, tokens, lengths: &[usize]| in_one_pass((texts, tokens), lengths.iter().copied());
+        assert_eq!(pass(2, 100, &[10, 10, 10]), 2);
+        assert_eq!(pass(9, 25, &[10, 10, 10]), 2);
+        assert_eq!(pass(9, 20, &[10, 10, 10]), 2);
+        assert_eq!(pass(9, 5, &[10, 10]), 1);
+        assert_eq!(pass(0, 0, &[10]), 1);
+    }
+}
